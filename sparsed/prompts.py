@@ -1,0 +1,260 @@
+"""Demo prompts: documents filled up to a number of tokens, a question about them, and its only right answer.
+
+Made of names that the bundled model never saw in training (see sparsed.world), deterministic by seed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from sparsed.world import KINDS, Document, Pieces, Question, World, numbered, prompt_pieces
+
+__all__ = ["KINDS", "LENGTHS", "Prompt", "build_prompt", "exact_match", "facts_right", "token_budget"]
+
+_BUDGETS = {
+    "short_context": 256, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536,
+}
+LENGTHS = tuple(_BUDGETS)
+"""Prompt lengths by name; "4k" is 4,096 tokens of the loaded tokenizer, chat template included."""
+
+SHORTEST, LONGEST = 192, 65_536
+_FILLER = 0.15
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with its gold answer.
+
+    Attributes:
+        text: the user's message, documents and question (the chat template is added by the model).
+        question: the question alone.
+        answer: the gold answer.
+        kind: question kind, a key of KINDS.
+        length: the length asked for: a name of LENGTHS, or the number of tokens.
+        tokens: tokens as the model sees them, chat template included.
+        seed: what it was made from.
+        depth: where the first needed document stands, 0 (start) to 1 (end); None if none is needed.
+        verdict: "yes" or "no" for comparisons, otherwise empty.
+    """
+
+    text: str
+    question: str
+    answer: str
+    kind: str
+    length: str
+    tokens: int
+    seed: int
+    depth: float | None = None
+    verdict: str = ""
+
+
+def token_budget(length: str | int) -> int:
+    """Tokens of a length given by name or number.
+
+    Raises:
+        ValueError: an unknown name, or a number outside 192 … 65,536.
+    """
+    if isinstance(length, str) and length in _BUDGETS:
+        return _BUDGETS[length]
+    try:
+        tokens = int(length)
+    except ValueError:
+        raise ValueError(f"Prompt length {length!r} is unknown; choose one of {', '.join(LENGTHS)}.") from None
+    if not SHORTEST <= tokens <= LONGEST:
+        raise ValueError(f"A prompt of {tokens:,} tokens is out of range; ask for {SHORTEST} to {LONGEST:,} tokens.")
+    return tokens
+
+
+def build_prompt(source: Any, length: str | int = "short_context", kind: str = "about", seed: int = 0) -> Prompt:
+    """Build a prompt of a given number of tokens.
+
+    Args:
+        source: a loaded model, or a tokenizer with a chat template.
+        length: a name of LENGTHS or a number of tokens, chat template included, generation not.
+        kind: a key of KINDS. A small sum at "short_context" comes without documents.
+        seed: the same seed and tokenizer give the same prompt.
+
+    Returns:
+        A prompt within 1 % of the length and never above it (with the bundled tokenizer: exactly; "short_context"
+        may be shorter).
+
+    Raises:
+        ValueError: unknown length or kind, or a tokenizer without chat template.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"Question kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+    budget = token_budget(length)
+    counter = _Counter(getattr(source, "tokenizer", source))
+    for attempt in range(40):
+        rng = random.Random(f"prompt-{seed}-{kind}-{budget}-{attempt}")
+        world = World(rng, held_out=True)
+        if kind == "arithmetic" and length == "short_context":
+            question = world.ask(kind)
+            assert question is not None, "a sum needs no documents"
+            built = _Built([], question, counter.prompt(prompt_pieces([], question.question)))
+        else:
+            made = _build(world, counter, budget, kind)
+            if made is None:
+                continue
+            built = made
+        return Prompt(
+            text="".join(prompt_pieces(built.documents, built.question.question)),
+            question="".join(built.question.question),
+            answer="".join(built.question.answer),
+            kind=kind, length=str(length), tokens=built.tokens, seed=seed,
+            depth=_depth(built.documents, built.question), verdict=built.question.verdict,
+        )
+    raise ValueError(f"No question of kind {kind!r} fits into {budget} tokens of this tokenizer; choose a longer prompt.")
+
+
+@dataclass
+class _Built:
+    documents: list[Document]
+    question: Question
+    tokens: int
+
+
+class _Counter:
+    """Counts tokens: pieces one by one (an estimate, except for the bundled tokenizer) and whole prompts (exactly)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("This tokenizer has no chat template, so the length of a prompt cannot be counted.")
+        self._tokenizer = tokenizer
+        self._sizes: dict[str, int] = {}
+
+    def pieces(self, pieces: Pieces) -> int:
+        sizes = self._sizes
+        for piece in pieces:
+            if piece not in sizes:
+                sizes[piece] = len(self._tokenizer.encode(piece, add_special_tokens=False))
+        return sum(sizes[piece] for piece in pieces)
+
+    def prompt(self, pieces: Pieces) -> int:
+        messages = [{"role": "user", "content": "".join(pieces)}]
+        encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return len(encoded["input_ids"])
+
+
+def _build(world: World, counter: _Counter, budget: int, kind: str) -> _Built | None:
+    """Documents and a question of the kind in at most ``budget`` tokens, or None if this draw has no such question."""
+    reserve = 48  # for the question and the chat template
+    empty = counter.prompt(prompt_pieces([Document(["."])], ["?"]))
+    while (room := budget - empty - reserve - _cost(counter, world.documents)) > 100:
+        before = len(world.documents)
+        world.fill(counter.pieces, room, _FILLER)
+        if len(world.documents) == before:
+            break
+    question = _richest(world, kind)
+    if question is None:
+        return None
+    documents = list(world.documents)
+    needed = {id(entity) for entity in question.entities}
+    # What is not counted piece by piece; whole prompts are slow to count, so only the first and the last one are.
+    fixed = counter.prompt(prompt_pieces(documents, question.question)) - _cost(counter, documents)
+    for attempt in range(60):
+        missing = budget - fixed - _cost(counter, documents)
+        if missing == 0 or (attempt > 30 and 0 < missing <= budget // 200):
+            break
+        extra = _filler_of(world, counter, missing - _number_cost(counter, len(documents) + 1))
+        if missing > 0 and extra is not None:
+            documents.insert(world.rng.randrange(len(documents) + 1), extra)
+        else:
+            spare = [d for d in documents if d.entity is None or id(d.entity) not in needed]
+            if not spare:
+                return None
+            documents.remove(world.rng.choice([d for d in spare if d.entity is None] or spare))
+    tokens = counter.prompt(prompt_pieces(documents, question.question))
+    for _ in range(60):
+        # Another tokenizer than ours may merge across pieces, so that the sum is off by a few tokens: near is enough.
+        if tokens <= budget:
+            return _Built(documents, question, tokens) if tokens >= budget * 0.99 else None
+        spare = [d for d in documents if d.entity is None]
+        if not spare:
+            return None
+        documents.remove(spare[-1])
+        tokens = counter.prompt(prompt_pieces(documents, question.question))
+    return None
+
+
+def _cost(counter: _Counter, documents: list[Document]) -> int:
+    """Tokens of numbered documents, counted piece by piece."""
+    return counter.pieces(numbered(documents))
+
+
+def _richest(world: World, kind: str) -> Question | None:
+    """A question of the kind; "about" takes the longest answer of a few, because it is the one to watch."""
+    wanted = 4 if kind == "about" else 1
+    found: list[Question] = []
+    for _ in range(300):
+        question = world.ask(kind)
+        if question is not None:
+            found.append(question)
+            if len(found) == wanted:
+                break
+    return max(found, key=lambda question: len("".join(question.answer)), default=None)
+
+
+def _number_cost(counter: _Counter, number: int) -> int:
+    return counter.pieces(["Document", f" {number}", ":", "\n"])
+
+
+def _filler_of(world: World, counter: _Counter, tokens: int) -> Document | None:
+    """A filler document of exactly ``tokens`` tokens by the counter (of fewer, if they are many), or None."""
+    if tokens < 3:
+        return None
+    size = tokens if tokens <= 90 else world.rng.randrange(30, 61)
+    by_size: dict[int, list[Pieces]] = {}
+    for _ in range(80):
+        sentence = world.filler_sentence()
+        by_size.setdefault(counter.pieces([" " + sentence[0], *sentence[1:]]), []).append(sentence)
+    text: Pieces = []
+    for part in _parts_of(size, sorted(by_size), world.rng):
+        sentence = world.rng.choice(by_size[part])
+        text += [" " + sentence[0], *sentence[1:]]
+    if not text:
+        return None
+    text[0] = text[0].lstrip(" ")
+    return Document(text)
+
+
+def _parts_of(total: int, sizes: list[int], rng: random.Random) -> list[int]:
+    """A random way to write ``total`` as a sum of sizes; empty where there is none."""
+    reachable: list[set[int]] = [set() for _ in range(total + 1)]
+    for value in range(1, total + 1):
+        reachable[value] = {size for size in sizes if size == value or (size < value and reachable[value - size])}
+    parts: list[int] = []
+    left = total
+    while left and reachable[left]:
+        parts.append(rng.choice(sorted(reachable[left])))
+        left -= parts[-1]
+    return parts
+
+
+def _depth(documents: list[Document], question: Question) -> float | None:
+    needed = {id(entity) for entity in question.entities}
+    places = [index for index, document in enumerate(documents) if id(document.entity) in needed and document.entity]
+    return places[0] / max(1, len(documents) - 1) if places else None
+
+
+def exact_match(text: str, gold: str) -> bool:
+    """Whether an answer is the gold answer, white space at the ends aside."""
+    return text.strip() == gold.strip()
+
+
+def facts_right(text: str, gold: str) -> tuple[int, int, int]:
+    """How many facts of a gold answer of several sentences are stated.
+
+    Returns:
+        (facts stated right, facts of the gold answer, sentences stated that are no fact of it).
+    """
+    said, true = _sentences(text), _sentences(gold)
+    right = sum(sentence in said for sentence in true)
+    return right, len(true), sum(sentence not in true for sentence in said)
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence.strip(" .") for sentence in text.split(". ") if sentence.strip(" .")]
+
