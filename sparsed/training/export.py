@@ -1,0 +1,48 @@
+"""Turn a training run into a folder that ``sparsed.load`` reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from sparsed.training.data import CANVAS, MAX_POSITION
+from sparsed.training.tokenizer import MASK, save
+from sparsed.training.trainer import mini_config
+
+
+def export(run: Path, tokenizer: Tokenizer, out: Path) -> None:
+    """Write config.json, tokenizer files, weights and the training record.
+
+    Args:
+        run: folder of a training run (model.safetensors, checkpoint.json, log.json).
+        tokenizer: the tokenizer it was trained with.
+        out: folder to write; made if missing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    save(tokenizer, out)
+    config = mini_config(tokenizer.get_vocab_size()).to_dict()
+    config.update(
+        architectures=["LlamaForCausalLM"], dtype="bfloat16",
+        sparsed={
+            "label": "mini (4.5 M parameters, bundled)", "mask_token": MASK, "trained_length": MAX_POSITION,
+            "steps": CANVAS, "gen_length": CANVAS, "block_length": CANVAS,
+            "algorithm": "low_confidence", "temperature": 0.0,
+        },
+    )
+    (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.copyfile(run / "model.safetensors", out / "model.safetensors")
+    state = json.loads((run / "checkpoint.json").read_text())
+    record = {
+        "recipe": state["recipe"], "processes": state["processes"], "steps": state["step"],
+        "seconds": round(state["seconds"], 1), "plan": _run_lengths(state["plan"][: state["step"]]),
+        "log": json.loads((run / "log.json").read_text()),
+    }
+    (out / "training.json").write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _run_lengths(plan: list[int]) -> dict[str, int]:
+    """Steps taken at every row length."""
+    return {str(length): plan.count(length) for length in sorted(set(plan))}

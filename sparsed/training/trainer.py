@@ -1,0 +1,404 @@
+"""The trainer: masked diffusion on rows of documents and questions, on one process or several (``torchrun``).
+
+One optimiser step sees ``tokens`` tokens a process. The network is transformers' own Llama; only the order in
+which its layers are called is restated here (:func:`hidden_states`), so that everything outside attention works
+on a flat [tokens, hidden] tensor whose shape never changes and is compiled once for every row length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from sparsed.training.data import TURN_KINDS, Batches, RowMaker, stack
+from sparsed.training.tokenizer import END, MASK, SPECIAL_TOKENS
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: its share of the whole training time and the weight of each row length."""
+
+    share: float
+    lengths: dict[int, float]
+
+
+CURRICULUM = (
+    Stage(0.05, {256: 1.0}),
+    Stage(0.12, {512: 0.7, 256: 0.3}),
+    Stage(0.10, {1024: 0.7, 512: 0.3}),
+    Stage(0.10, {2048: 0.6, 1024: 0.3, 512: 0.1}),
+    Stage(0.13, {4096: 0.5, 2048: 0.25, 1024: 0.15, 512: 0.1}),
+    Stage(0.20, {8192: 0.3, 4096: 0.25, 16384: 0.1, 2048: 0.15, 1024: 0.1, 512: 0.1}),
+    Stage(0.30, {65536: 0.03, 32768: 0.09, 16384: 0.15, 8192: 0.18, 4096: 0.2, 2048: 0.15, 1024: 0.1, 512: 0.06, 256: 0.04}),
+)
+LENGTHS = sorted({length for stage in CURRICULUM for length in stage.lengths})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of a training run; saved beside the weights.
+
+    Attributes:
+        seconds: wall-clock budget; the learning rate reaches zero when it or the plan of steps is used up.
+        tokens: tokens per process and step.
+        end_weight: loss weight of end tokens after the first.
+        prompt_weight: loss weight of masked prompt tokens.
+    """
+
+    seconds: float = 600.0
+    tokens: int = 65_536
+    learning_rate: float = 2e-3
+    warmup: int = 300
+    decay_from: float = 0.45
+    weight_decay: float = 0.0
+    end_weight: float = 0.15
+    prompt_weight: float = 0.15
+    seed: int = 0
+
+
+def mini_config(vocabulary: int) -> LlamaConfig:
+    """The bundled model's shape: 4.46 M parameters."""
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=65536 + 64,
+        rms_norm_eps=1e-6, tie_word_embeddings=True, initializer_range=0.02,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+    config.is_causal = False
+    return config
+
+
+def _project(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    shape = (1, hidden.shape[1], -1, attention.head_dim)
+    q, k, v = (
+        projection(normed).view(shape).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    return q.to(v.dtype), k.to(v.dtype), v
+
+
+def _feed(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    hidden = hidden + layer.self_attn.o_proj(attended)
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+def hidden_states(network: LlamaForCausalLM, ids: Tensor, positions: Tensor, compiled: dict[str, Any] | None = None) -> Tensor:
+    """Last hidden states of bidirectional rows.
+
+    Args:
+        network: the Llama to train.
+        ids: int64 [rows, length].
+        positions: int64 [rows, length].
+        compiled: compiled stand-ins for the two halves of a layer.
+
+    Returns:
+        Hidden states [rows · length, hidden], after the final norm.
+    """
+    project, feed = (compiled or {}).get("project", _project), (compiled or {}).get("feed", _feed)
+    rows, length = ids.shape
+    model = network.model
+    hidden = model.embed_tokens(ids.reshape(1, -1))
+    cos, sin = model.rotary_emb(hidden, positions.reshape(1, -1))
+    for layer in model.layers:
+        q, k, v = project(layer, hidden, cos, sin)
+        heads, dim = q.shape[1], q.shape[3]
+        q, k, v = (x[0].view(heads, rows, length, dim).transpose(0, 1) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        hidden = feed(layer, hidden, attended.transpose(1, 2).reshape(1, rows * length, heads * dim))
+    return model.norm(hidden)[0]
+
+
+def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Mask a batch as the diffusion process would.
+
+    Every canvas draws its own way of masking: all of it (1/4), a span (1/4), or each token with a probability
+    drawn from U(0, 1). On half of the rows up to 12 % of the given text is masked as well.
+
+    Returns:
+        Loss weights float32 [rows, length] (0 where nothing is masked) and the masked ids int64 [rows, length].
+    """
+    ids, turns, offsets = batch["ids"].long(), batch["turns"].long(), batch["offsets"].long()
+    rows, length = ids.shape
+    device = ids.device
+    count = int(turns.max()) + 1
+    draw = torch.rand(rows, count, 4, device=device)
+    way, ratio = draw[..., 0].gather(1, turns), draw[..., 1].gather(1, turns)
+    low = (draw[..., 2] ** 2 * 40).gather(1, turns)
+    high = low + 1 + draw[..., 3].gather(1, turns) * (64 - low)
+    uniform = torch.rand(rows, length, device=device) < ratio
+    span = (offsets >= low) & (offsets < high)
+    canvas = turns > 0
+    hide = canvas & torch.where(way < 0.25, True, torch.where(way < 0.5, span, uniform))
+    share = 0.12 * torch.rand(rows, 1, device=device) * (torch.rand(rows, 1, device=device) < 0.5)
+    given = ~canvas & (ids >= len(SPECIAL_TOKENS)) & (torch.rand(rows, length, device=device) < share)
+    is_end = ids == end
+    later_end = is_end & F.pad(is_end[:, :-1], (1, 0))
+    weights = hide * torch.where(later_end, recipe.end_weight, 1.0) + given * recipe.prompt_weight
+    return weights, torch.where(hide | given, mask, ids)
+
+
+def loss_of(network: LlamaForCausalLM, batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe, compiled: dict[str, Any] | None) -> Tensor:
+    """Weighted cross-entropy on masked tokens, a scalar."""
+    weights, masked = mask_rows(batch, mask, end, recipe)
+    hidden = hidden_states(network, masked, batch["positions"].long(), compiled)
+    chosen = weights.flatten().nonzero().squeeze(1)
+    logits = F.linear(hidden[chosen], network.lm_head.weight)
+    losses = F.cross_entropy(logits.float(), batch["ids"].flatten()[chosen].long(), reduction="none")
+    weight = weights.flatten()[chosen]
+    return (losses * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def probe(network: LlamaForCausalLM, sets: dict[str, dict[str, Tensor]], mask: int, end: int) -> dict[str, float]:
+    """Share of answer tokens (first end token included) predicted right on wholly masked canvases, per set."""
+    out = {}
+    for name, batch in sets.items():
+        ids, canvas = batch["ids"].long(), batch["turns"] > 0
+        hidden = hidden_states(network, torch.where(canvas, mask, ids), batch["positions"].long())
+        is_end = ids == end
+        asked = canvas & ~(is_end & F.pad(is_end[:, :-1], (1, 0)))
+        guesses = F.linear(hidden[asked.flatten()], network.lm_head.weight).argmax(-1)
+        out[name] = round((guesses == ids[asked]).float().mean().item(), 4)
+    return out
+
+
+class Trainer:
+    """A training run that can stop at any checkpoint and go on from it.
+
+    Args:
+        recipe: the numbers.
+        folder: where checkpoints, the log and the plan are written (by the first process).
+        tokenizer: the bundled model's tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, tokenizer: Tokenizer, workers: int = 8, start_from: Path | None = None) -> None:
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.recipe, self.folder, self.tokenizer, self.workers = recipe, folder, tokenizer, workers
+        self.mask, self.end = tokenizer.token_to_id(MASK), tokenizer.token_to_id(END)
+        torch.manual_seed(recipe.seed)
+        self.network = LlamaForCausalLM._from_config(mini_config(tokenizer.get_vocab_size()), attn_implementation="sdpa")
+        if start_from is not None:
+            state = load_file(str(start_from))
+            state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+            self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        self.network.to(self.device)
+        self.parameters = list(self.network.parameters())
+        total = sum(p.numel() for p in self.parameters)
+        self.gradient = torch.zeros(total, device=self.device)
+        offset = 0
+        for parameter in self.parameters:
+            parameter.grad = self.gradient[offset : offset + parameter.numel()].view_as(parameter)
+            offset += parameter.numel()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        self.compiled: dict[str, Any] | None = None
+        if self.device.type == "cuda":
+            torch._dynamo.config.recompile_limit = 64
+            self.compiled = {"project": torch.compile(_project, dynamic=False), "feed": torch.compile(_feed, dynamic=False)}
+        torch.manual_seed(recipe.seed * 1000 + self.rank)
+        self.log: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Train until the plan or the budget of seconds is used up, then save the weights."""
+        started = time.perf_counter()
+        state = self.folder / "checkpoint.json"
+        first, used, plan = 0, 0.0, None
+        if state.exists():
+            saved = json.loads(state.read_text())
+            first, used, plan = saved["step"], saved["seconds"], saved["plan"]
+            self._resume()
+        if plan is None:
+            plan = self._plan()
+        sets = self._probe_sets() if self.rank == 0 else {}
+        started -= used
+        waited = 0.0
+        progress = self._progress(first, len(plan), started)
+        next_report = time.perf_counter() + 5
+        mean_loss, seen = torch.zeros((), device=self.device), 0
+        step = first
+        for step, batch in enumerate(self._batches(plan, first), start=first):
+            if step % 20 == 0:
+                progress = self._progress(step, len(plan), started)
+                if progress >= 1:
+                    break
+            rate = self._rate(step, progress)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.gradient.zero_()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                loss = loss_of(self.network, batch, self.mask, self.end, self.recipe, self.compiled)
+            loss.backward()
+            if self.world > 1:
+                dist.all_reduce(self.gradient)
+                self.gradient /= self.world
+            norm = self.gradient.norm()
+            self.gradient *= (1.0 / norm.clamp(min=1.0)).nan_to_num(0.0)
+            self.gradient.nan_to_num_(0.0)
+            self.optimizer.step()
+            mean_loss += loss.detach()
+            seen += 1
+            if self.rank == 0 and time.perf_counter() > next_report:
+                now = time.perf_counter()
+                entry: dict[str, Any] = {
+                    "step": step, "of": len(plan), "seconds": round(now - started, 1), "length": plan[step],
+                    "loss": round(mean_loss.item() / seen, 4), "rate": round(rate, 6), "progress": round(progress, 3),
+                }
+                mean_loss.zero_()
+                seen = 0
+                if len(self.log) % 4 == 3:
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                        entry["probe"] = probe(self.network, sets, self.mask, self.end)
+                    self._save(step + 1, now - started, plan)
+                self.log.append(entry)
+                print(json.dumps(entry), flush=True)
+                next_report = time.perf_counter() + max(5.0, min(15.0, self.recipe.seconds / 60))
+        if self.rank == 0:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                final = probe(self.network, sets, self.mask, self.end)
+            self.log.append({"step": step, "seconds": round(time.perf_counter() - started, 1), "probe": final})
+            print(json.dumps(self.log[-1]), flush=True)
+            self._save(step, time.perf_counter() - started, plan)
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def _rate(self, step: int, progress: float) -> float:
+        """Warm-up, a constant, then a linear descent to zero."""
+        recipe = self.recipe
+        down = min(1.0, (1 - progress) / (1 - recipe.decay_from))
+        return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * max(0.0, down)
+
+    def _progress(self, step: int, steps: int, started: float) -> float:
+        """Part of the run that is over, by steps or by the first process's clock, the same on every process."""
+        value = torch.tensor([max(step / steps, (time.perf_counter() - started) / self.recipe.seconds)], device=self.device)
+        if self.world > 1:
+            dist.broadcast(value, 0)
+        return value.item()
+
+    def _plan(self) -> list[int]:
+        """The row length of every step, from the curriculum's shares of time and the measured time of a step."""
+        times = self._step_times()
+        rng = random.Random(f"plan-{self.recipe.seed}")
+        plan: list[int] = []
+        for stage in CURRICULUM:
+            lengths, weights = list(stage.lengths), list(stage.lengths.values())
+            mean = sum(times[length] * weight for length, weight in stage.lengths.items()) / sum(weights)
+            plan += rng.choices(lengths, weights, k=max(1, round(stage.share * self.recipe.seconds / mean)))
+        return plan
+
+    def _step_times(self) -> dict[int, float]:
+        """Seconds of a step for every length, measured on this machine and averaged over the processes."""
+        maker = RowMaker(self.tokenizer, random.Random("times"))
+        seconds = torch.zeros(len(LENGTHS), device=self.device)
+        for index, length in enumerate(LENGTHS):
+            batch = self._to_device(stack(maker, length, max(1, self.recipe.tokens // length)))
+            for attempt in range(5):
+                if attempt == 2:
+                    self._synchronize()
+                    began = time.perf_counter()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                    loss = loss_of(self.network, batch, self.mask, self.end, self.recipe, self.compiled)
+                loss.backward()
+            self._synchronize()
+            seconds[index] = (time.perf_counter() - began) / 3 * 1.08
+        if self.world > 1:
+            dist.all_reduce(seconds)
+            seconds /= self.world
+        times = dict(zip(LENGTHS, seconds.tolist(), strict=True))
+        if self.rank == 0:
+            print("seconds a step:", {length: round(value, 4) for length, value in times.items()}, flush=True)
+        return times
+
+    def _batches(self, plan: list[int], first: int) -> Iterator[dict[str, Tensor]]:
+        data = Batches(self.tokenizer.to_str(), plan, self.recipe.tokens, f"{self.recipe.seed}-{self.rank}", first)
+        loader = DataLoader(
+            data, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in loader:
+            yield self._to_device(batch)
+
+    def _probe_sets(self) -> dict[str, dict[str, Tensor]]:
+        maker = RowMaker(self.tokenizer, random.Random("probe"), held_out=True)
+        wanted = {512: 32, 4096: 16, 16384: 4} if self.device.type == "cuda" else {256: 4}
+        sets = {}
+        for length, count in wanted.items():
+            for kind in TURN_KINDS:
+                if kind == "arithmetic" and length > 512:
+                    continue
+                sets[f"{kind}@{length}"] = self._to_device(stack(maker, length, count, kind, skips=False))
+        return sets
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _save(self, step: int, seconds: float, plan: list[int]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        moments = {}
+        for index, parameter in enumerate(self.parameters):
+            slot = self.optimizer.state.get(parameter, {})
+            moments.update({f"{index}.{name}": value.detach().reshape(-1).contiguous() for name, value in slot.items()})
+            moments[f"{index}.weight"] = parameter.detach().contiguous()
+        save_file(moments, str(self.folder / "checkpoint.safetensors"))
+        save_weights(self.network, self.folder)
+        body = {"step": step, "seconds": seconds, "processes": self.world, "recipe": asdict(self.recipe), "plan": plan}
+        (self.folder / "checkpoint.json").write_text(json.dumps(body))
+        (self.folder / "log.json").write_text(json.dumps(self.log))
+
+    def _resume(self) -> None:
+        saved = load_file(str(self.folder / "checkpoint.safetensors"), device=str(self.device))
+        for index, parameter in enumerate(self.parameters):
+            parameter.data.copy_(saved[f"{index}.weight"])
+            if f"{index}.exp_avg" in saved:
+                self.optimizer.state[parameter] = {
+                    "step": saved[f"{index}.step"].reshape(()),
+                    "exp_avg": saved[f"{index}.exp_avg"].view_as(parameter).clone(),
+                    "exp_avg_sq": saved[f"{index}.exp_avg_sq"].view_as(parameter).clone(),
+                }
+        log = self.folder / "log.json"
+        self.log = json.loads(log.read_text()) if log.exists() else []
+
+
+def save_weights(network: LlamaForCausalLM, folder: Path) -> None:
+    """Write the weights as bfloat16 safetensors under transformers' own names (tied output head left out)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to(torch.bfloat16).cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    if not all(math.isfinite(tensor.float().abs().max().item()) for tensor in state.values()):
+        raise RuntimeError("The weights hold infinite or missing values; the run diverged and was not saved.")
+    save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
