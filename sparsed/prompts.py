@@ -14,7 +14,14 @@ from sparsed.world import KINDS, Document, Pieces, Question, World, numbered, pr
 __all__ = ["KINDS", "LENGTHS", "Prompt", "build_prompt", "exact_match", "facts_right", "token_budget"]
 
 _BUDGETS = {
-    "short_context": 256, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536,
+    "short_context": 256,
+    "1k": 1024,
+    "2k": 2048,
+    "4k": 4096,
+    "8k": 8192,
+    "16k": 16384,
+    "32k": 32768,
+    "64k": 65536,
 }
 LENGTHS = tuple(_BUDGETS)
 """Prompt lengths by name; "4k" is 4,096 tokens of the loaded tokenizer, chat template included."""
@@ -103,10 +110,16 @@ def build_prompt(source: Any, length: str | int = "short_context", kind: str = "
             text="".join(prompt_pieces(built.documents, built.question.question)),
             question="".join(built.question.question),
             answer="".join(built.question.answer),
-            kind=kind, length=str(length), tokens=built.tokens, seed=seed,
-            depth=_depth(built.documents, built.question), verdict=built.question.verdict,
+            kind=kind,
+            length=str(length),
+            tokens=built.tokens,
+            seed=seed,
+            depth=_depth(built.documents, built.question),
+            verdict=built.question.verdict,
         )
-    raise ValueError(f"No question of kind {kind!r} fits into {budget} tokens of this tokenizer; choose a longer prompt.")
+    raise ValueError(
+        f"No question of kind {kind!r} fits into {budget} tokens of this tokenizer; choose a longer prompt."
+    )
 
 
 @dataclass
@@ -257,4 +270,3 @@ def facts_right(text: str, gold: str) -> tuple[int, int, int]:
 
 def _sentences(text: str) -> list[str]:
     return [sentence.strip(" .") for sentence in text.split(". ") if sentence.strip(" .")]
-

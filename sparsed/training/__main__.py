@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     train.add_argument("--tokens", type=int, default=65_536, help="tokens a process and step")
     train.add_argument("--learning-rate", type=float, default=2e-3)
     train.add_argument("--workers", type=int, default=8, help="data-loader processes")
+    train.add_argument("--longest", type=int, default=65_536, help="leave out longer rows (slow machines)")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--start-from", type=Path, help="weights to begin with (model.safetensors)")
     export = commands.add_parser("export", help="write a folder that sparsed.load reads")
@@ -38,10 +39,11 @@ def main(argv: list[str] | None = None) -> None:
 
     loaded = Tokenizer.from_file(str(args.tokenizer))
     if args.command == "train":
-        from sparsed.training.trainer import Recipe, Trainer
+        from sparsed.training.trainer import CURRICULUM, Recipe, Trainer, shortened
 
         recipe = Recipe(seconds=args.seconds, tokens=args.tokens, learning_rate=args.learning_rate, seed=args.seed)
-        Trainer(recipe, args.out, loaded, args.workers, args.start_from).run()
+        curriculum = shortened(CURRICULUM, args.longest)
+        Trainer(recipe, args.out, loaded, args.workers, args.start_from, curriculum).run()
     else:
         from sparsed.training.export import export as export_run
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sparsed.training.tokenizer import ASSISTANT, END, USER, PieceEncoder
+from sparsed.training.tokenizer import ASSISTANT, END, USER, PieceEncoder, special_id
 from sparsed.world import Question, World, prompt_pieces
 
 CANVAS = 64
@@ -21,8 +21,14 @@ MAX_POSITION = 66_000
 """Positions seen in training; rows shorter than this are spread over it by random skips (PoSE)."""
 
 TURN_KINDS = {
-    "fact": 0.22, "inverse": 0.13, "two_hop": 0.18, "older": 0.13, "same": 0.14, "about": 0.12,
-    "unanswerable": 0.04, "arithmetic": 0.04,
+    "fact": 0.22,
+    "inverse": 0.13,
+    "two_hop": 0.18,
+    "older": 0.13,
+    "same": 0.14,
+    "about": 0.12,
+    "unanswerable": 0.04,
+    "arithmetic": 0.04,
 }
 MAX_TURNS = 150
 
@@ -53,7 +59,7 @@ class RowMaker:
 
     def __init__(self, tokenizer: Tokenizer, rng: random.Random, held_out: bool = False) -> None:
         self.encoder = PieceEncoder(tokenizer)
-        self.end, self.user, self.assistant = (tokenizer.token_to_id(token) for token in (END, USER, ASSISTANT))
+        self.end, self.user, self.assistant = (special_id(tokenizer, token) for token in (END, USER, ASSISTANT))
         self.rng, self.held_out = rng, held_out
 
     def row(self, length: int, kind: str | None = None) -> Row:
@@ -112,7 +118,7 @@ class RowMaker:
         for _ in range(8):
             if talk and rng.random() < 0.1:
                 return world.small_talk()
-            chosen = "arithmetic" if talk else rng.choices(list(TURN_KINDS), TURN_KINDS.values())[0]
+            chosen = "arithmetic" if talk else rng.choices(list(TURN_KINDS), list(TURN_KINDS.values()))[0]
             question = world.ask(chosen)
             if question is None:
                 continue
@@ -164,7 +170,9 @@ class Batches(IterableDataset[dict[str, torch.Tensor]]):
             yield stack(maker, self.plan[step], max(1, self.tokens // self.plan[step]))
 
 
-def stack(maker: RowMaker, length: int, count: int, kind: str | None = None, skips: bool = True) -> dict[str, torch.Tensor]:
+def stack(
+    maker: RowMaker, length: int, count: int, kind: str | None = None, skips: bool = True
+) -> dict[str, torch.Tensor]:
     """``count`` rows of ``length`` tokens as int32 tensors [count, length]."""
     rows = [maker.row(length, kind) for _ in range(count)]
     positions = [skipped_positions(maker.rng, length) if skips else np.arange(length) for _ in rows]

@@ -25,19 +25,29 @@ def export(run: Path, tokenizer: Tokenizer, out: Path) -> None:
     save(tokenizer, out)
     config = mini_config(tokenizer.get_vocab_size()).to_dict()
     config.update(
-        architectures=["LlamaForCausalLM"], dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
         sparsed={
-            "label": "mini (4.5 M parameters, bundled)", "mask_token": MASK, "trained_length": MAX_POSITION,
-            "steps": CANVAS, "gen_length": CANVAS, "block_length": CANVAS,
-            "algorithm": "low_confidence", "temperature": 0.0,
+            "label": "mini (4.5 M parameters, bundled)",
+            "mask_token": MASK,
+            "trained_length": MAX_POSITION,
+            "steps": CANVAS,
+            "gen_length": CANVAS,
+            "block_length": CANVAS,
+            "algorithm": "low_confidence",
+            "temperature": 0.0,
+            "short_select": 0.6,
         },
     )
     (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copyfile(run / "model.safetensors", out / "model.safetensors")
     state = json.loads((run / "checkpoint.json").read_text())
     record = {
-        "recipe": state["recipe"], "processes": state["processes"], "steps": state["step"],
-        "seconds": round(state["seconds"], 1), "plan": _run_lengths(state["plan"][: state["step"]]),
+        "recipe": state["recipe"],
+        "processes": state["processes"],
+        "steps": state["step"],
+        "seconds": round(state["seconds"], 1),
+        "plan": _run_lengths(state["plan"][: state["step"]]),
         "log": json.loads((run / "log.json").read_text()),
     }
     (out / "training.json").write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")

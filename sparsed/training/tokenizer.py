@@ -64,11 +64,24 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=END, mask_token=MASK,
-        additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False, model_max_length=65536 + 64,
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=END,
+        mask_token=MASK,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        model_max_length=65536 + 64,
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+
+
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a special token. Raises ValueError if the tokenizer lacks it."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"The tokenizer has no token {token}; make one with python -m sparsed.training tokenizer.")
+    return int(number)
 
 
 class PieceEncoder(dict[str, list[int]]):

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sparsed.training.data import TURN_KINDS, Batches, RowMaker, stack
-from sparsed.training.tokenizer import END, MASK, SPECIAL_TOKENS
+from sparsed.training.tokenizer import END, MASK, SPECIAL_TOKENS, special_id
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,20 @@ CURRICULUM = (
     Stage(0.10, {2048: 0.6, 1024: 0.3, 512: 0.1}),
     Stage(0.13, {4096: 0.5, 2048: 0.25, 1024: 0.15, 512: 0.1}),
     Stage(0.20, {8192: 0.3, 4096: 0.25, 16384: 0.1, 2048: 0.15, 1024: 0.1, 512: 0.1}),
-    Stage(0.30, {65536: 0.03, 32768: 0.09, 16384: 0.15, 8192: 0.18, 4096: 0.2, 2048: 0.15, 1024: 0.1, 512: 0.06, 256: 0.04}),
+    Stage(
+        0.30,
+        {65536: 0.03, 32768: 0.09, 16384: 0.15, 8192: 0.18, 4096: 0.2, 2048: 0.15, 1024: 0.1, 512: 0.06, 256: 0.04},
+    ),
 )
-LENGTHS = sorted({length for stage in CURRICULUM for length in stage.lengths})
+
+
+def shortened(curriculum: tuple[Stage, ...], longest: int) -> tuple[Stage, ...]:
+    """The curriculum without rows longer than ``longest`` tokens, for machines on which those take too long."""
+    kept = (Stage(s.share, {n: weight for n, weight in s.lengths.items() if n <= longest}) for s in curriculum)
+    stages = tuple(stage for stage in kept if stage.lengths)
+    if not stages:
+        raise ValueError(f"No row of the curriculum has at most {longest} tokens; the shortest has 256.")
+    return stages
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,20 @@ class Recipe:
 def mini_config(vocabulary: int) -> LlamaConfig:
     """The bundled model's shape: 4.46 M parameters."""
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=65536 + 64,
-        rms_norm_eps=1e-6, tie_word_embeddings=True, initializer_range=0.02,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=65536 + 64,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
     config.is_causal = False
@@ -103,7 +124,9 @@ def _feed(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
-def hidden_states(network: LlamaForCausalLM, ids: Tensor, positions: Tensor, compiled: dict[str, Any] | None = None) -> Tensor:
+def hidden_states(
+    network: LlamaForCausalLM, ids: Tensor, positions: Tensor, compiled: dict[str, Any] | None = None
+) -> Tensor:
     """Last hidden states of bidirectional rows.
 
     Args:
@@ -158,7 +181,14 @@ def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> 
     return weights, torch.where(hide | given, mask, ids)
 
 
-def loss_of(network: LlamaForCausalLM, batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe, compiled: dict[str, Any] | None) -> Tensor:
+def loss_of(
+    network: LlamaForCausalLM,
+    batch: dict[str, Tensor],
+    mask: int,
+    end: int,
+    recipe: Recipe,
+    compiled: dict[str, Any] | None,
+) -> Tensor:
     """Weighted cross-entropy on masked tokens, a scalar."""
     weights, masked = mask_rows(batch, mask, end, recipe)
     hidden = hidden_states(network, masked, batch["positions"].long(), compiled)
@@ -190,19 +220,37 @@ class Trainer:
         recipe: the numbers.
         folder: where checkpoints, the log and the plan are written (by the first process).
         tokenizer: the bundled model's tokenizer.
+        workers: data-loader processes.
+        start_from: weights to begin with, a model.safetensors.
+        curriculum: row lengths over time.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, tokenizer: Tokenizer, workers: int = 8, start_from: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        tokenizer: Tokenizer,
+        workers: int = 8,
+        start_from: Path | None = None,
+        curriculum: tuple[Stage, ...] = CURRICULUM,
+    ) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.recipe, self.folder, self.tokenizer, self.workers = recipe, folder, tokenizer, workers
-        self.mask, self.end = tokenizer.token_to_id(MASK), tokenizer.token_to_id(END)
+        self.curriculum = curriculum
+        self.mask, self.end = special_id(tokenizer, MASK), special_id(tokenizer, END)
         torch.manual_seed(recipe.seed)
-        self.network = LlamaForCausalLM._from_config(mini_config(tokenizer.get_vocab_size()), attn_implementation="sdpa")
+        self.network = LlamaForCausalLM._from_config(
+            mini_config(tokenizer.get_vocab_size()), attn_implementation="sdpa"
+        )
         if start_from is not None:
             state = load_file(str(start_from))
             state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
@@ -216,14 +264,19 @@ class Trainer:
             parameter.grad = self.gradient[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay,
+            self.parameters,
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=recipe.weight_decay,
             fused=self.device.type == "cuda",
         )
         self.compiled: dict[str, Any] | None = None
         if self.device.type == "cuda":
             torch._dynamo.config.recompile_limit = 64
-            self.compiled = {"project": torch.compile(_project, dynamic=False), "feed": torch.compile(_feed, dynamic=False)}
-        torch.manual_seed(recipe.seed * 1000 + self.rank)
+            self.compiled = {
+                "project": torch.compile(_project, dynamic=False),
+                "feed": torch.compile(_feed, dynamic=False),
+            }
         self.log: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -239,7 +292,6 @@ class Trainer:
             plan = self._plan()
         sets = self._probe_sets() if self.rank == 0 else {}
         started -= used
-        waited = 0.0
         progress = self._progress(first, len(plan), started)
         next_report = time.perf_counter() + 5
         mean_loss, seen = torch.zeros((), device=self.device), 0
@@ -253,6 +305,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.gradient.zero_()
+            # Seeded by the step, so that a resumed run masks what an uninterrupted one would have masked.
+            torch.manual_seed((self.recipe.seed * 1000 + self.rank) * 1_000_003 + step)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 loss = loss_of(self.network, batch, self.mask, self.end, self.recipe, self.compiled)
             loss.backward()
@@ -268,8 +322,13 @@ class Trainer:
             if self.rank == 0 and time.perf_counter() > next_report:
                 now = time.perf_counter()
                 entry: dict[str, Any] = {
-                    "step": step, "of": len(plan), "seconds": round(now - started, 1), "length": plan[step],
-                    "loss": round(mean_loss.item() / seen, 4), "rate": round(rate, 6), "progress": round(progress, 3),
+                    "step": step,
+                    "of": len(plan),
+                    "seconds": round(now - started, 1),
+                    "length": plan[step],
+                    "loss": round(mean_loss.item() / seen, 4),
+                    "rate": round(rate, 6),
+                    "progress": round(progress, 3),
                 }
                 mean_loss.zero_()
                 seen = 0
@@ -298,7 +357,9 @@ class Trainer:
 
     def _progress(self, step: int, steps: int, started: float) -> float:
         """Part of the run that is over, by steps or by the first process's clock, the same on every process."""
-        value = torch.tensor([max(step / steps, (time.perf_counter() - started) / self.recipe.seconds)], device=self.device)
+        value = torch.tensor(
+            [max(step / steps, (time.perf_counter() - started) / self.recipe.seconds)], device=self.device
+        )
         if self.world > 1:
             dist.broadcast(value, 0)
         return value.item()
@@ -308,7 +369,7 @@ class Trainer:
         times = self._step_times()
         rng = random.Random(f"plan-{self.recipe.seed}")
         plan: list[int] = []
-        for stage in CURRICULUM:
+        for stage in self.curriculum:
             lengths, weights = list(stage.lengths), list(stage.lengths.values())
             mean = sum(times[length] * weight for length, weight in stage.lengths.items()) / sum(weights)
             plan += rng.choices(lengths, weights, k=max(1, round(stage.share * self.recipe.seconds / mean)))
@@ -317,8 +378,9 @@ class Trainer:
     def _step_times(self) -> dict[int, float]:
         """Seconds of a step for every length, measured on this machine and averaged over the processes."""
         maker = RowMaker(self.tokenizer, random.Random("times"))
-        seconds = torch.zeros(len(LENGTHS), device=self.device)
-        for index, length in enumerate(LENGTHS):
+        lengths = sorted({length for stage in self.curriculum for length in stage.lengths})
+        seconds = torch.zeros(len(lengths), device=self.device)
+        for index, length in enumerate(lengths):
             batch = self._to_device(stack(maker, length, max(1, self.recipe.tokens // length)))
             for attempt in range(5):
                 if attempt == 2:
@@ -332,7 +394,7 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(seconds)
             seconds /= self.world
-        times = dict(zip(LENGTHS, seconds.tolist(), strict=True))
+        times = dict(zip(lengths, seconds.tolist(), strict=True))
         if self.rank == 0:
             print("seconds a step:", {length: round(value, 4) for length, value in times.items()}, flush=True)
         return times
@@ -340,7 +402,10 @@ class Trainer:
     def _batches(self, plan: list[int], first: int) -> Iterator[dict[str, Tensor]]:
         data = Batches(self.tokenizer.to_str(), plan, self.recipe.tokens, f"{self.recipe.seed}-{self.rank}", first)
         loader = DataLoader(
-            data, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None,
+            data,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:

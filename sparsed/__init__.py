@@ -1,0 +1,70 @@
+"""SparseD for diffusion language models: full attention first, then each head's own sparse pattern, reused.
+
+    import sparsed
+
+    model = sparsed.load("mini")
+    for step in sparsed.denoise(model, "Who founded the library in Orlin?"):
+        print(step.index, step.phase, step.seconds)
+
+Importing this package imports neither torch nor transformers: the names below that need them load on first
+use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sparsed.config import SamplerConfig, SparseDConfig
+
+if TYPE_CHECKING:
+    from sparsed.attention.pattern import BlockLayout as BlockLayout
+    from sparsed.attention.pattern import LayerPattern as LayerPattern
+    from sparsed.attention.pattern import Pattern as Pattern
+    from sparsed.denoising import Result as Result
+    from sparsed.denoising import Run as Run
+    from sparsed.denoising import Step as Step
+    from sparsed.denoising import denoise as denoise
+    from sparsed.denoising import generate as generate
+    from sparsed.models.loading import Model as Model
+    from sparsed.models.loading import load as load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockLayout",
+    "LayerPattern",
+    "Model",
+    "Pattern",
+    "Result",
+    "Run",
+    "SamplerConfig",
+    "SparseDConfig",
+    "Step",
+    "denoise",
+    "generate",
+    "load",
+]
+
+_LAZY = {
+    "BlockLayout": "sparsed.attention.pattern",
+    "LayerPattern": "sparsed.attention.pattern",
+    "Pattern": "sparsed.attention.pattern",
+    "Result": "sparsed.denoising",
+    "Run": "sparsed.denoising",
+    "Step": "sparsed.denoising",
+    "denoise": "sparsed.denoising",
+    "generate": "sparsed.denoising",
+    "Model": "sparsed.models.loading",
+    "load": "sparsed.models.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

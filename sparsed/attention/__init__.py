@@ -1,0 +1,1 @@
+"""Attention: dense, block importance and selection, patterns, sparse backends, and the dispatch."""

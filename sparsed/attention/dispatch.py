@@ -1,0 +1,131 @@
+"""The one function that transformers calls for attention, and the state of a run that reaches it.
+
+The state travels through the keyword arguments of the model's forward: modules hold nothing, so any number of
+runs can share one set of weights and interleave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsed.attention.baselines import sliding_window
+from sparsed.attention.dense import dense_attention
+from sparsed.attention.importance import block_importance
+from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+from sparsed.attention.selection import select_blocks
+from sparsed.config import SparseDConfig
+
+NAME = "sparsed"
+Phase = Literal["dense", "select", "sparse"]
+SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
+
+# name → (module, function). A backend's module is imported when a run asks for it.
+_BACKENDS = {"gather": ("sparsed.attention.gather", "gather_attention")}
+BACKENDS = tuple(_BACKENDS)
+DENSE_BACKEND = "sdpa"
+
+
+def pick_backend(name: str) -> str:
+    """The backend to run: "auto" becomes the fastest one here. Raises ValueError for an unknown name."""
+    if name == "auto":
+        return "gather"
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {name!r}.")
+    return name
+
+
+def load_backend(name: str, block_size: int) -> SparseAttention:
+    """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
+    module, function = _BACKENDS[pick_backend(name)]
+    return partial(getattr(import_module(module), function), block_size=block_size)
+
+
+@dataclass
+class AttentionState:
+    """What one run's attention knows and remembers.
+
+    phase: what the next forward does: "dense", "select" (dense, and every layer's pattern is made) or
+    "sparse". config: resolved; with layout and backend it is None for a run that stays dense. layers: layer
+    index → the layer's pattern. importance: layer index → float16 [batch, query_heads, n, n], if kept.
+    """
+
+    phase: Phase = "dense"
+    config: SparseDConfig | None = None
+    layout: BlockLayout | None = None
+    backend: SparseAttention | None = None
+    layers: dict[int, LayerPattern] = field(default_factory=dict)
+    importance: dict[int, Tensor] = field(default_factory=dict)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
+        if self.phase == "sparse":
+            assert self.backend is not None, "a sparse phase needs a backend"
+            return self.backend(q, k, v, self.layers[layer], scale)
+        out = dense_attention(q, k, v, scale)
+        if self.phase == "select":
+            self.layers[layer] = self._select(layer, q, k, scale)
+        return out
+
+    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> LayerPattern:
+        config, layout = self.config, self.layout
+        assert config is not None and layout is not None and config.select is not None
+        if config.pattern == "sliding_window":
+            return sliding_window(layout, config.select, q.shape[0], q.shape[1], q.device)
+        importance = block_importance(q, k, scale, layout.block_size)
+        if config.keep_importance:
+            # Moved to the CPU in `pattern`, once for all layers and outside the step's clock.
+            self.importance[layer] = importance.to(torch.float16)
+        return select_blocks(importance, layout, config.select)
+
+    def pattern(self) -> Pattern:
+        """The pattern of all layers, after a "select" forward."""
+        assert self.config is not None and self.layout is not None and self.config.select is not None
+        kept = tuple(self.importance[layer].cpu() for layer in sorted(self.importance)) or None
+        self.importance.clear()
+        layers = tuple(self.layers[layer] for layer in sorted(self.layers))
+        return Pattern(layout=self.layout, layers=layers, select=self.config.select, importance=kept)
+
+
+def sparsed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    sparsed_state: AttentionState | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: [batch, heads, length, head_dim] in, [batch, length, heads,
+    head_dim] out.
+
+    Without a state (a forward outside a run) it is dense and bidirectional.
+    """
+    if attention_mask is not None:
+        raise ValueError("SparseD attention takes no attention mask: every token sees the whole sequence.")
+    # Rotation may happen in float32 (LLaDA's does); attention runs in the model's own dtype.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    state = sparsed_state if sparsed_state is not None else AttentionState()
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return state.attend(layer, query, key, value, scaling).transpose(1, 2), None
+
+
+def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+    """transformers' mask interface: there is no mask; padding, which would need one, is refused."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError("SparseD attention takes no padding: rows of a batch must have the same length.")
+
+
+def register() -> None:
+    """Makes attn_implementation="sparsed" known to transformers. Calling it again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, sparsed_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)

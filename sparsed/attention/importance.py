@@ -1,0 +1,60 @@
+"""Block importance: the mean attention weight of every (query block, key block) pair (SparseD, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Bytes of float32 scores at a time (at least one query block's rows). On a CPU they should stay in the
+# cache from the product to the last sum; elsewhere they only have to be enough to fill the device.
+_CPU_BYTES = 8 << 20
+_DEVICE_BYTES = 512 << 20
+
+
+@torch.no_grad()
+def block_importance(q: Tensor, k: Tensor, scale: float, block_size: int) -> Tensor:
+    """softmax(scale · q kᵀ) over all keys, averaged over the rows and columns of every block pair that exist.
+
+    q: [batch, query_heads, length, head_dim]; k: [batch, key_heads, length, head_dim], query_heads a
+    multiple of key_heads (grouped-query attention). Returns float32 [batch, query_heads, n, n], n =
+    ceil(length / block_size); scores, weights and means are float32 whatever the dtype of q and k. The
+    partly filled last block is averaged over the rows and columns it has. Memory: n² plus the scores of a
+    few query blocks. A row of the result, each entry times the columns of its block, sums to 1.
+    """
+    batch, heads, length, _ = q.shape
+    group = heads // k.shape[1]
+    blocks = -(-length // block_size)
+    padded = blocks * block_size
+    budget = _CPU_BYTES if q.device.type == "cpu" else _DEVICE_BYTES
+    at_once = min(blocks, max(1, budget // (4 * block_size * padded)))
+
+    out = torch.empty(batch, heads, blocks, blocks, dtype=torch.float32, device=q.device)
+    buffer = torch.empty(at_once * block_size, padded, dtype=torch.float32, device=q.device)
+    for b in range(batch):
+        for h in range(heads):
+            if h % group == 0:
+                keys = k[b, h // group].float().t().contiguous()
+            for first in range(0, blocks, at_once):
+                end = min(first + at_once, blocks)
+                # exp2 is several times faster than exp on a CPU; its base goes into the scale.
+                rows = q[b, h, first * block_size : end * block_size].float() * (scale * math.log2(math.e))
+                weights = buffer[: len(rows)]
+                torch.mm(rows, keys, out=weights[:, :length])
+                weights[:, length:] = -torch.inf
+                weights.sub_(weights.amax(-1, keepdim=True)).exp2_()
+                sums = weights.view(-1, blocks, block_size).sum(-1)
+                sums /= sums.sum(-1, keepdim=True)
+                whole = len(rows) // block_size
+                torch.mean(
+                    sums[: whole * block_size].view(whole, block_size, blocks),
+                    1,
+                    out=out[b, h, first : first + whole],
+                )
+                if whole < end - first:
+                    out[b, h, end - 1] = sums[whole * block_size :].mean(0)
+
+    out[..., :-1] /= block_size
+    out[..., -1] /= length - (blocks - 1) * block_size
+    return out

@@ -1,0 +1,530 @@
+"""python -m sparsed bench: whole runs of full attention and SparseD on this machine, timed side by side.
+
+Both lanes run in one process on the same weights and prompt, never at the same time. Each step is timed
+alone, and the lane that has used less time makes the next step, so that whatever else the machine does falls
+on both alike. The selection is part of SparseD's time. The attention of one layer is timed apart, on the
+queries, keys and values that the model makes of the prompt and the masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.dense import dense_attention
+from sparsed.attention.dispatch import AttentionState, load_backend
+from sparsed.attention.importance import block_importance
+from sparsed.attention.pattern import BlockLayout, LayerPattern
+from sparsed.attention.selection import select_blocks
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.denoising import Run, denoise
+
+if TYPE_CHECKING:
+    from sparsed.models.loading import Model
+
+# The bundled model's shape, for machines or moments without its weights.
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "mini": {
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 66_048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "tie_word_embeddings": True,
+    }
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Durations in milliseconds: how many, their median, and the quartiles around it."""
+
+    count: int
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        """From durations in seconds; at least one."""
+        ordered = sorted(1000 * x for x in seconds)
+        low, median, high = ordered[0], statistics.median(ordered), ordered[-1]
+        if len(ordered) > 3:
+            low, _, high = statistics.quantiles(ordered, n=4, method="inclusive")
+        return cls(len(ordered), round(median, 3), round(low, 3), round(high, 3))
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} ({self.low:.1f}–{self.high:.1f})"
+
+
+@dataclass(frozen=True)
+class AttentionTimes:
+    """One layer's attention on the model's own queries, keys and values, milliseconds.
+
+    speedup: dense / sparse. selection_in_dense: importance and selection, in dense attentions.
+    """
+
+    dense: Spread
+    sparse: Spread
+    selection: Spread
+    speedup: float
+    selection_in_dense: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One whole comparison. Steps in milliseconds, runs in seconds, memory in bytes.
+
+    dense_step: the steps of the dense lane. select_step, sparse_step: of the SparseD lane; None if the run
+    has no such step. dense_run, sparsed_run: the sum of a run's steps, one a repeat. speedup: the median over
+    the repeats of dense / SparseD. same_tokens: share of the generated tokens, up to the longer answer's end,
+    on which the lanes agree. peak_memory: largest resident size of the process so far.
+    """
+
+    length: str
+    prompt_tokens: int
+    dtype: str
+    steps: int
+    switch_step: int | None
+    select: float
+    block_size: int
+    requested_density: float | None
+    executed_density: float | None
+    dense_step: Spread
+    select_step: Spread | None
+    sparse_step: Spread | None
+    dense_run: list[float]
+    sparsed_run: list[float]
+    speedup: float
+    attention: AttentionTimes
+    same_tokens: float
+    peak_memory: int | None
+
+
+def race(runs: Sequence[Run], first: int = 0) -> list[float]:
+    """Runs every lane to its end; the lane with the least time so far makes the next step. Seconds a lane.
+
+    first: the lane that begins (all start with no time used). Lanes never run at the same time.
+    """
+    spent = [0.0] * len(runs)
+    made = [0] * len(runs)
+    order = [(first + i) % len(runs) for i in range(len(runs))]
+    while waiting := [i for i in order if made[i] < runs[i].total]:
+        lane = min(waiting, key=lambda i: spent[i])
+        spent[lane] += next(runs[lane]).seconds
+        made[lane] += 1
+    return spent
+
+
+def measure(
+    model: Model,
+    prompt: str | Tensor,
+    length: str,
+    sampler: SamplerConfig,
+    attention: SparseDConfig,
+    *,
+    backend: str = "auto",
+    repeats: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+) -> Measurement:
+    """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
+
+    Raises ValueError for settings that `denoise` refuses.
+    """
+    dense_runs: list[float] = []
+    sparsed_runs: list[float] = []
+    steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
+    same = 1.0
+    for repeat in range(repeats):
+        dense = denoise(model, prompt, sampler=sampler, attention="dense")
+        sparsed = denoise(model, prompt, sampler=sampler, attention=attention, backend=backend)
+        if repeat == 0:
+            for note in sparsed.notes:
+                say(f"note: {note}")
+        for run in (dense, sparsed):
+            run.warm_up()
+        _settle(model)
+        seconds = race([dense, sparsed], first=repeat % 2)
+        dense_runs.append(seconds[0])
+        sparsed_runs.append(seconds[1])
+        steps["dense lane"] += [step.seconds for step in dense.steps]
+        for step in sparsed.steps:
+            steps[step.phase].append(step.seconds)
+        same = _agreement(dense.steps[-1].tokens, sparsed.steps[-1].tokens, model.eos_id)
+        say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
+    settings = sparsed.attention
+    assert isinstance(settings, SparseDConfig) and settings.select is not None
+    assert settings.block_size is not None
+    pattern = sparsed.pattern
+    return Measurement(
+        length=length,
+        prompt_tokens=sparsed.prompt_length,
+        dtype=_name(model.dtype),
+        steps=sparsed.total,
+        switch_step=sparsed.switch_step,
+        select=settings.select,
+        block_size=settings.block_size,
+        requested_density=None if pattern is None else pattern.requested_density,
+        executed_density=None if pattern is None else pattern.executed_density,
+        dense_step=Spread.of(steps["dense lane"]),
+        select_step=Spread.of(steps["select"]) if steps["select"] else None,
+        sparse_step=Spread.of(steps["sparse"]) if steps["sparse"] else None,
+        dense_run=[round(x, 4) for x in dense_runs],
+        sparsed_run=[round(x, 4) for x in sparsed_runs],
+        speedup=round(statistics.median(a / b for a, b in zip(dense_runs, sparsed_runs)), 3),
+        attention=_attention_times(model, prompt, sampler, attention, backend),
+        same_tokens=round(same, 4),
+        peak_memory=_peak_memory(model),
+    )
+
+
+class _Recorder(AttentionState):
+    """Attention that stays dense and keeps what one layer was given."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__("dense")
+        self.layer = layer
+        self.given: tuple[Tensor, Tensor, Tensor, float] | None = None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if layer == self.layer:
+            self.given = (q, k, v, scale)
+        return super().attend(layer, q, k, v, scale)
+
+
+@torch.inference_mode()
+def _attention_times(
+    model: Model,
+    prompt: str | Tensor,
+    sampler: SamplerConfig,
+    attention: SparseDConfig,
+    backend: str,
+) -> AttentionTimes:
+    """The middle layer's attention, with the strides the model gives its queries, keys and values.
+
+    Dense, sparse and selection take turns, so that noise meets all three.
+    """
+    run = denoise(model, prompt, sampler=sampler, attention=attention, backend=backend)
+    settings = run.attention
+    assert isinstance(settings, SparseDConfig), "this lane is not dense"
+    select, block_size = settings.select, settings.block_size
+    assert select is not None and block_size is not None, "a run's config is resolved"
+    layout = BlockLayout(run.length, run.prompt_length, block_size)
+    ids = model.encode(prompt)
+    canvas = torch.cat([ids, ids.new_full((len(ids), run.length - run.prompt_length), model.mask_id)], dim=1)
+    recorder = _Recorder(model.network.config.num_hidden_layers // 2)
+    model.network.model(input_ids=canvas, use_cache=False, sparsed_state=recorder)
+    assert recorder.given is not None, "the model has this layer"
+    q, k, v, scale = recorder.given
+    sparse = load_backend(run.backend, block_size)
+
+    def choose() -> LayerPattern:
+        return select_blocks(block_importance(q, k, scale, block_size), layout, select)
+
+    pattern = choose()
+    timed: dict[str, Callable[[], object]] = {
+        "dense": lambda: dense_attention(q, k, v, scale),
+        "sparse": lambda: sparse(q, k, v, pattern, scale),
+        "selection": choose,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for work in timed.values():
+        work()
+    # About four seconds, and never fewer than five rounds.
+    spent, rounds = 0.0, 0
+    while rounds < 5 or (spent < 4 and rounds < 30):
+        rounds += 1
+        for name, work in timed.items():
+            _synchronize(model)
+            start = perf_counter()
+            work()
+            _synchronize(model)
+            seconds[name].append(perf_counter() - start)
+            spent += seconds[name][-1]
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    return AttentionTimes(
+        dense=Spread.of(seconds["dense"]),
+        sparse=Spread.of(seconds["sparse"]),
+        selection=Spread.of(seconds["selection"]),
+        speedup=round(middle["dense"] / middle["sparse"], 3),
+        selection_in_dense=round(middle["selection"] / middle["dense"], 3),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers belong to: processor, cores, threads, memory, GPU and versions."""
+    info = _cpu_info()
+    flags = info.get("flags", "").split()
+    about: dict[str, Any] = {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": "amx_bf16" in flags,
+        "avx512_bf16": "avx512_bf16" in flags,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    return about
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code; raises ValueError for settings that make no sense."""
+    options = _parser().parse_args(argv)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {options.threads}.")
+        torch.set_num_threads(options.threads)
+    if options.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
+    about = machine()
+    _print_machine(about)
+    sampler = SamplerConfig(steps=options.steps, gen_length=options.gen_length)
+    attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
+    dtypes: list[str | None] = options.dtype or [None]
+    results = []
+    for dtype in dtypes:
+        model = _load(options, dtype)
+        print(f"\n{model.label}, {_name(model.dtype)} on {model.device}", flush=True)
+        for length in options.lengths:
+            prompt = _prompt(model, length, options)
+            result = measure(
+                model,
+                prompt,
+                str(length),
+                sampler,
+                attention,
+                backend=options.backend,
+                repeats=options.repeats,
+                say=partial(_say, length),
+            )
+            results.append(result)
+        del model
+        gc.collect()
+    print()
+    _print_table(results)
+    if options.json:
+        record = {"machine": about, "results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"\nwritten to {options.json}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sparsed bench", description=__doc__)
+    parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
+    parser.add_argument(
+        "--shape", choices=sorted(_SHAPES), help="random weights of this shape, no checkpoint"
+    )
+    parser.add_argument("--lengths", nargs="+", default=["4k", "8k", "16k"], help="4k, 8k … or tokens")
+    parser.add_argument("--random-tokens", action="store_true", help="random token ids as the prompt")
+    parser.add_argument("--kind", default="about", help="kind of question in the prompt")
+    parser.add_argument("--prompt-seed", type=int, default=0, help="which of the built prompts")
+    parser.add_argument("--steps", type=int, default=64, help="denoising steps")
+    parser.add_argument("--gen-length", type=int, help="generated tokens (default: the model's)")
+    parser.add_argument("--skip", type=float, default=0.2, help="share of the steps before the selection")
+    parser.add_argument("--select", type=float, default=0.3, help="share of key blocks kept on each side")
+    parser.add_argument("--block-size", type=int, default=128, help="attention block size: 32, 64 or 128")
+    parser.add_argument("--backend", default="auto", help="sparse backend")
+    parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
+    parser.add_argument("--dtype", nargs="+", help="float32, bfloat16, float16 (default: the fastest here)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
+    parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    return parser
+
+
+def _load(options: argparse.Namespace, dtype: str | None) -> Model:
+    from sparsed.models.loading import load
+
+    if options.shape is None:
+        return load(options.model, device=options.device, dtype=dtype)
+    return _random_model(options.shape, options.device, dtype)
+
+
+def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
+    """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sparsed.attention import dispatch
+    from sparsed.models.catalogue import GENERIC_DEFAULTS
+    from sparsed.models.loading import Model
+    from sparsed.models.probe import fastest_cpu_dtype
+
+    if dtype is None:
+        dtype = _name(fastest_cpu_dtype())
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}.")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dispatch.register()
+    config = LlamaConfig(**_SHAPES[shape])
+    config.is_causal = False
+    config._attn_implementation = dispatch.NAME
+    torch.manual_seed(0)
+    network = LlamaForCausalLM(config)
+    # Converted weight by weight: the rotary frequencies stay float32, as in a loaded model.
+    for weight in network.parameters():
+        weight.data = weight.data.to(_DTYPES[dtype])
+    return Model(
+        name=shape,
+        label=f"{shape} (random weights)",
+        network=network.to(place).eval().requires_grad_(False),  # type: ignore[arg-type]
+        tokenizer=None,  # type: ignore[arg-type]
+        device=place,
+        dtype=_DTYPES[dtype],
+        mask_id=config.vocab_size - 1,
+        eos_id=0,
+        defaults=GENERIC_DEFAULTS,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _prompt(model: Model, length: str, options: argparse.Namespace) -> str | Tensor:
+    from sparsed.prompts import build_prompt, token_budget
+
+    size = int(length) if length.isdigit() else length
+    if not options.random_tokens and options.shape is None:
+        return build_prompt(model, size, options.kind, options.prompt_seed).text
+    generator = torch.Generator().manual_seed(options.prompt_seed)
+    return torch.randint(1, model.mask_id, (1, token_budget(size)), generator=generator)
+
+
+def _agreement(first: Tensor, second: Tensor, end: int) -> float:
+    """Share of equal tokens [batch, gen_length], up to and with the end token of the longer answer."""
+    equal = total = 0
+    for a, b in zip(first.tolist(), second.tolist()):
+        length = max(row.index(end) + 1 if end in row else len(row) for row in (a, b))
+        equal += sum(x == y for x, y in zip(a[:length], b[:length]))
+        total += length
+    return equal / total
+
+
+def _synchronize(model: Model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    elif model.device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _settle(model: Model) -> None:
+    """Lets the last run's memory go before the next one is timed."""
+    gc.collect()
+    _synchronize(model)
+
+
+def _peak_memory(model: Model) -> int | None:
+    """Bytes: on CUDA what torch has held at most, else the largest resident size of this process."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo, where there is such a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _say(length: str, text: str) -> None:
+    print(f"  {length}: {text}", flush=True)
+
+
+def _print_machine(about: dict[str, Any]) -> None:
+    units = [name for name in ("amx", "avx512_bf16") if about[name]]
+    print(
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['cpu_capability']}",
+        end="",
+    )
+    print(f" ({', '.join(units)})" if units else "")
+    if "gpu" in about:
+        print(about["gpu"])
+    print(f"torch {about['torch']}, Python {about['python']}, {about['system']}", flush=True)
+
+
+def _table(results: Sequence[Measurement]) -> list[list[str]]:
+    """Head and rows of the summary. Times of steps and of attention: median (quartiles) in milliseconds."""
+    head = [
+        "prompt",
+        "dtype",
+        "dense step",
+        "select step",
+        "sparse step",
+        "dense run s",
+        "SparseD run s",
+        "speed-up",
+        "attention: dense",
+        "sparse",
+        "speed-up",
+        "selection / dense",
+        "density",
+        "same tokens",
+        "peak memory",
+    ]
+    rows = [head]
+    for r in results:
+        rows.append(
+            [
+                f"{r.length} ({r.prompt_tokens})",
+                r.dtype,
+                str(r.dense_step),
+                "–" if r.select_step is None else str(r.select_step),
+                "–" if r.sparse_step is None else str(r.sparse_step),
+                f"{statistics.median(r.dense_run):.2f}",
+                f"{statistics.median(r.sparsed_run):.2f}",
+                f"{r.speedup:.2f}×",
+                str(r.attention.dense),
+                str(r.attention.sparse),
+                f"{r.attention.speedup:.2f}×",
+                f"{r.attention.selection_in_dense:.2f}",
+                "–" if r.executed_density is None else f"{r.executed_density:.3f}",
+                f"{100 * r.same_tokens:.0f} %",
+                "–" if r.peak_memory is None else f"{r.peak_memory / 2**30:.2f} GiB",
+            ]
+        )
+    return rows
+
+
+def _print_table(results: Sequence[Measurement]) -> None:
+    rows = _table(results)
+    print("Milliseconds, median (quartiles), unless a column says otherwise.")
+    # Upright: one line a quantity, one column a measurement, so that it fits a terminal.
+    columns = list(zip(*rows))
+    widths = [max(len(cell) for cell in row) for row in rows]
+    for column in columns:
+        cells = [column[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(column[1:], widths[1:]))]
+        print("  ".join(cells))

@@ -1,0 +1,321 @@
+"""The denoising loop: a run is an iterator of steps.
+
+Step s = ⌈steps · skip⌉ makes the pattern; the steps before it use full attention, the steps after it the
+pattern (the paper's "skipping" and "sparse reuse"). Everything a run knows lives in its `Run`; the model
+holds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.dispatch import DENSE_BACKEND, AttentionState, Phase, load_backend, pick_backend
+from sparsed.attention.pattern import BlockLayout, Pattern
+from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.samplers import make_sampler
+
+if TYPE_CHECKING:
+    from sparsed.models.loading import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One denoising step, after it was made.
+
+    index: counted from 0. total: steps of the whole run. phase: "dense", "select" (dense, and the pattern was
+    made) or "sparse". tokens: int64 [batch, gen_length] on the CPU, masks included. committed: bool, same
+    shape, the positions unmasked in this step. confidence: float32, same shape, the confidence of the
+    committed tokens, NaN elsewhere. seconds: wall time of the forward and the sampler alone, the device
+    synchronised before and after.
+    """
+
+    index: int
+    total: int
+    phase: Phase
+    tokens: Tensor
+    committed: Tensor
+    confidence: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run. text: one string a batch row. tokens: int64 [batch, length + gen_length] on the CPU.
+
+    switch_step: the first sparse step, counted from 0, or None. pattern: None for a dense run. seconds: sum
+    over steps.
+    """
+
+    text: list[str]
+    tokens: Tensor
+    steps: list[Step]
+    switch_step: int | None
+    pattern: Pattern | None
+    seconds: float
+    backend: str
+
+
+class Run(Iterator[Step]):
+    """A denoising run: iterate over it for its steps, or ask for its `result()`. Made by `denoise`.
+
+    total: number of steps. switch_step: first sparse step, counted from 0; None if there is none. pattern:
+    None until the select step was made. probes: step index → the pattern a fresh selection after that step
+    gives. backend: what runs the sparse phase, or "sdpa" for a dense run. attention, sampler: resolved.
+    prompt_length, length: tokens. notes: sentences a user should see before the run starts. steps: the steps
+    made so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Tensor,
+        sampler: SamplerConfig,
+        attention: SparseDConfig | Literal["dense"],
+        backend: str,
+        probe_steps: Iterable[int] = (),
+    ) -> None:
+        # Every field of a resolved config is set; the names below tell the type checker so.
+        steps, gen_length, seed = sampler.steps, sampler.gen_length, sampler.seed
+        assert steps is not None and gen_length is not None and seed is not None, "resolve the config first"
+        batch, self.prompt_length = prompt.shape
+        self.model = model
+        self.total = steps
+        self.length = self.prompt_length + gen_length
+        self.sampler = sampler
+        self.attention = attention
+        self.pattern: Pattern | None = None
+        self.probes: dict[int, Pattern] = {}
+        self.steps: list[Step] = []
+        self._select_step = steps
+        self.switch_step: int | None = None
+        if isinstance(attention, SparseDConfig):
+            assert attention.skip is not None and attention.block_size is not None, "resolve the config first"
+            self.backend = pick_backend(backend)
+            self._select_step = select_step(steps, attention.skip)
+            self.switch_step = switch_step(steps, attention.skip)
+            layout = BlockLayout(self.length, self.prompt_length, attention.block_size)
+            sparse = load_backend(self.backend, attention.block_size)
+            state = AttentionState("dense", attention, layout, sparse)
+        else:
+            self.backend = DENSE_BACKEND
+            state = AttentionState("dense")
+        self._state: AttentionState | None = state
+        self._probe_steps = frozenset(probe_steps)
+        self._sampler = make_sampler(sampler, model.mask_id)
+        masks = torch.full((batch, gen_length), model.mask_id, dtype=torch.int64, device=model.device)
+        self._canvas: Tensor | None = torch.cat([prompt, masks], dim=1)
+        # MPS has no float64, which the sampler's noise needs: there the CPU draws it.
+        home = torch.device("cpu") if model.device.type == "mps" else model.device
+        self._generator = torch.Generator(home).manual_seed(seed)
+        self.notes = self._warnings()
+
+    def __iter__(self) -> Run:
+        return self
+
+    def __next__(self) -> Step:
+        """Makes the next step. Raises RuntimeError if the model's logits are not finite."""
+        # Local names: another thread may close the run while this step is being made.
+        canvas, state = self._canvas, self._state
+        index = len(self.steps)
+        if canvas is None or state is None or index == self.total:
+            raise StopIteration
+        try:
+            step = self._make_step(index, canvas, state)
+            self.steps.append(step)
+            if step.phase == "select":
+                self.pattern = state.pattern()
+            if index in self._probe_steps:
+                self.probes[index] = self._probe(canvas, state)
+        except BaseException:
+            self.close()
+            raise
+        return step
+
+    def warm_up(self) -> None:
+        """One untimed forward for each phase of this run, where kernels compile or tune themselves (GPUs).
+
+        It leaves the run as it was. On a CPU there is nothing to warm up and nothing is done.
+        """
+        canvas, state = self._canvas, self._state
+        if canvas is None or state is None or self.model.device.type == "cpu":
+            return
+        scratch = AttentionState("dense", state.config, state.layout, state.backend)
+        phases: list[Phase] = ["dense"]
+        if self._select_step < self.total:
+            phases += ["select", "sparse"]
+        spare = torch.Generator(self._generator.device).manual_seed(0)
+        with torch.inference_mode():
+            generation = canvas[:, self.prompt_length :]
+            eligible = self._sampler.eligible(generation, 0)
+            for phase in phases:
+                scratch.phase = phase
+                logits = self._logits(canvas, eligible, scratch)
+                self._sampler.commit(generation, eligible, logits, 0, spare)
+        _synchronize(self.model.device)
+
+    def result(self) -> Result:
+        """The finished run; makes the steps still to come. Raises RuntimeError if it was closed before."""
+        for _ in self:
+            pass
+        if len(self.steps) < self.total:
+            raise RuntimeError(
+                f"The run was stopped after {len(self.steps)} of {self.total} steps: it has no result."
+            )
+        assert self._canvas is not None, "close() keeps the canvas of a finished run"
+        tokens = self._canvas.to("cpu", copy=True)
+        return Result(
+            text=[self.model.decode(row) for row in tokens[:, self.prompt_length :]],
+            tokens=tokens,
+            steps=list(self.steps),
+            switch_step=self.switch_step,
+            pattern=self.pattern,
+            seconds=sum(step.seconds for step in self.steps),
+            backend=self.backend,
+        )
+
+    def close(self) -> None:
+        """Ends the run and lets go of its attention state; the steps made so far, and the pattern, can still
+        be read.
+
+        A run that is neither closed nor finished is freed with its last reference.
+        """
+        self._state = None
+        if len(self.steps) < self.total:
+            self._canvas = None
+
+    def _phase(self, index: int) -> Phase:
+        if index < self._select_step:
+            return "dense"
+        return "select" if index == self._select_step else "sparse"
+
+    def _make_step(self, index: int, canvas: Tensor, state: AttentionState) -> Step:
+        device = self.model.device
+        state.phase = self._phase(index)
+        _synchronize(device)
+        start = perf_counter()
+        with torch.inference_mode():
+            generation = canvas[:, self.prompt_length :]
+            eligible = self._sampler.eligible(generation, index)
+            logits = self._logits(canvas, eligible, state)
+            commit = self._sampler.commit(generation, eligible, logits, index, self._generator)
+            generation.copy_(commit.tokens)
+        _synchronize(device)
+        seconds = perf_counter() - start
+        # One number a row tells: NaN and +inf both reach the maximum.
+        if len(logits) and not bool(logits.amax(-1).isfinite().all()):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise RuntimeError(
+                f"The model's logits are not finite at step {index + 1} of {self.total} ({state.phase} "
+                f"attention): its weights are damaged, or too large for {dtype}."
+            )
+        # A position that was given the mask token is still masked.
+        committed = commit.written & (commit.tokens != self.model.mask_id)
+        return Step(
+            index=index,
+            total=self.total,
+            phase=state.phase,
+            tokens=commit.tokens.to("cpu", copy=True),
+            committed=committed.cpu(),
+            confidence=torch.where(committed, commit.confidence, torch.nan).cpu(),
+            seconds=seconds,
+        )
+
+    def _hidden(self, canvas: Tensor, state: AttentionState) -> Tensor:
+        """The last hidden states [batch, length, width] of one forward in the state's phase."""
+        return self.model.network.model(
+            input_ids=canvas, use_cache=False, sparsed_state=state
+        ).last_hidden_state
+
+    def _logits(self, canvas: Tensor, eligible: Tensor, state: AttentionState) -> Tensor:
+        """Logits [eligible positions, vocabulary]; the head runs on no other position."""
+        hidden = self._hidden(canvas, state)
+        return self.model.network.lm_head(hidden[:, self.prompt_length :][eligible])
+
+    def _probe(self, canvas: Tensor, state: AttentionState) -> Pattern:
+        probe = AttentionState("select", state.config, state.layout)
+        with torch.inference_mode():
+            self._hidden(canvas, probe)
+        return probe.pattern()
+
+    def _warnings(self) -> list[str]:
+        notes = []
+        attention, sampler = self.attention, self.sampler
+        if isinstance(attention, SparseDConfig) and self.switch_step is None:
+            notes.append(
+                f"This run never becomes sparse: with {self.total} steps and skip {attention.skip}, "
+                f"full attention lasts to the end. Lower skip or take more steps."
+            )
+        if self.length > self.model.max_positions:
+            notes.append(
+                f"The sequence has {self.length} tokens; {self.model.name} was trained on at most "
+                f"{self.model.max_positions}, so expect worse answers."
+            )
+        assert sampler.gen_length is not None
+        if self.total > sampler.gen_length:
+            notes.append(f"{self.total} steps for {sampler.gen_length} tokens: some steps commit nothing.")
+        return notes
+
+
+def denoise(
+    model: Model,
+    prompt: str | list[dict[str, str]] | Tensor,
+    *,
+    sampler: SamplerConfig | None = None,
+    attention: SparseDConfig | Literal["dense"] | None = None,
+    backend: str = "auto",
+    probe_steps: Iterable[int] = (),
+) -> Run:
+    """A denoising run over prompt + gen_length masks. Nothing is computed before the first step is asked for.
+
+    prompt: a string or chat messages (chat template applied), or token ids [length] or [batch, length], used
+    as they are. sampler, attention: what is None takes the model's defaults; attention "dense" is full
+    attention throughout. backend: "auto" or the name of a sparse backend (a dense run does not use it).
+    probe_steps: after each of these steps, counted from 0, the pattern is selected afresh for comparison,
+    outside every clock (`Run.probes`).
+
+    Raises ValueError for settings out of range or that do not fit together, an empty prompt, or an unknown
+    backend.
+    """
+    ids = model.encode(prompt)
+    settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
+    assert settings.gen_length is not None and settings.steps is not None
+    pick_backend(backend)
+    probes = tuple(probe_steps)
+    for step in probes:
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < settings.steps:
+            raise ValueError(f"probe_steps must lie between 0 and {settings.steps - 1}, not {step!r}.")
+    if attention is None:
+        attention = SparseDConfig()
+    if isinstance(attention, SparseDConfig):
+        attention = attention.resolve(ids.shape[1] + settings.gen_length, model.short_select)
+    elif attention != "dense":
+        raise ValueError(f"attention must be a SparseDConfig or 'dense', not {attention!r}.")
+    elif probes:
+        raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
+    return Run(model, ids, settings, attention, backend, probes)
+
+
+def generate(
+    model: Model,
+    prompt: str | list[dict[str, str]] | Tensor,
+    *,
+    sampler: SamplerConfig | None = None,
+    attention: SparseDConfig | Literal["dense"] | None = None,
+    backend: str = "auto",
+) -> Result:
+    """`denoise` run to its end; see there for the arguments and what they raise."""
+    return denoise(model, prompt, sampler=sampler, attention=attention, backend=backend).result()
+
+
+def _synchronize(device: torch.device) -> None:
+    """Waits until the device has done all its work, so that the clock sees it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,1 @@
+"""Models: the catalogue of what can be loaded, and loading."""

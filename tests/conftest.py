@@ -1,0 +1,93 @@
+"""Fixtures: a tiny random model in mini's format, written by the tests themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>")
+
+
+def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """Random weights (bf16, tied) and a tokenizer of single bytes, in the format of mini's folder."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|endoftext|>",
+                "pad_token": "<|endoftext|>",
+                "mask_token": "<|mask|>",
+                "chat_template": CHAT_TEMPLATE,
+                "clean_up_tokenization_spaces": False,
+            }
+        )
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        # Large weights: attention is far from uniform, and predictions differ from place to place.
+        initializer_range=0.35,
+        bos_token_id=None,
+        eos_token_id=len(letters),
+        pad_token_id=len(letters),
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved["sparsed"] = {
+        "mask_token": "<|mask|>",
+        "steps": 16,
+        "gen_length": 32,
+        "block_length": 32,
+        "trained_length": 400,
+    }
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder; read only."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def make_checkpoint() -> Callable[..., Path]:
+    """`write_tiny_checkpoint`, for tests that damage what it writes."""
+    return write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path):
+    """The tiny model in float32 on the CPU. Runs keep their own state, so the tests share it."""
+    import sparsed
+
+    return sparsed.load(tiny_folder, device="cpu", dtype="float32")

@@ -1,0 +1,132 @@
+"""The configs: what they accept, what they fill in, and where the switch stands."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+
+from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+
+DEFAULTS = SamplerConfig(
+    steps=64, gen_length=64, block_length=64, algorithm="low_confidence", temperature=0.0, seed=0
+)
+
+
+@pytest.mark.parametrize("steps", [*range(1, 41), 64, 100, 128, 1000, 1024])
+def test_switch_is_the_step_after_the_decimal_product_rounded_up(steps: int) -> None:
+    for thousandths in range(0, 1001):
+        # Whole numbers alone: ceil(steps * thousandths / 1000) without any float.
+        expected = -(-steps * thousandths // 1000)
+        skip = thousandths / 1000
+        assert select_step(steps, skip) == expected
+        assert switch_step(steps, skip) == (expected + 1 if expected < steps - 1 else None)
+
+
+def test_products_use_the_decimal_as_written() -> None:
+    assert math.ceil(0.55 * 100) == 56
+    assert select_step(100, 0.55) == 55
+    assert select_step(3, 1e-05) == 1
+    assert select_step(128, 0.2) == 26 and switch_step(128, 0.2) == 27
+    assert Fraction(str(0.2)) * 5 == 1 and select_step(5, 0.2) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "skip", "switch"),
+    [(64, 0.0, 1), (1, 0.0, None), (2, 0.0, 1), (64, 1.0, None), (4, 0.75, None), (4, 0.5, 3), (5, 0.6, 4)],
+)
+def test_switch_at_the_edges(steps: int, skip: float, switch: int | None) -> None:
+    assert switch_step(steps, skip) == switch
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"steps": 6.5}, "steps must be a whole number, not 6.5"),
+        ({"steps": True}, "steps must be a whole number, not True"),
+        ({"gen_length": -4}, "gen_length must be at least 1, not -4"),
+        ({"block_length": 0}, "block_length must be at least 1, not 0"),
+        ({"algorithm": "greedy"}, "algorithm must be one of 'low_confidence', 'random', not 'greedy'"),
+        ({"temperature": -0.1}, "temperature must be 0 or above and finite, not -0.1"),
+        ({"temperature": math.nan}, "temperature must be 0 or above and finite, not nan"),
+        ({"temperature": math.inf}, "temperature must be 0 or above and finite, not inf"),
+        ({"temperature": "0"}, "temperature must be a number, not '0'"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"seed": 2**63}, "seed must be below 2\\^63"),
+    ],
+)
+def test_sampler_says_what_is_wrong(values: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SamplerConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"skip": -0.01}, "skip must lie between 0 and 1, not -0.01"),
+        ({"skip": 1.01}, "skip must lie between 0 and 1, not 1.01"),
+        ({"skip": math.nan}, "skip must lie between 0 and 1, not nan"),
+        ({"skip": "0.2"}, "skip must be a number, not '0.2'"),
+        ({"select": 0}, "select must be above 0 and at most 1, not 0"),
+        ({"select": 1.5}, "select must be above 0 and at most 1, not 1.5"),
+        ({"select": math.nan}, "select must be above 0 and at most 1, not nan"),
+        ({"block_size": 48}, "block_size must be one of 32, 64, 128, not 48"),
+        ({"block_size": 32.0}, "block_size must be one of 32, 64, 128, not 32.0"),
+        ({"selection": "best"}, "selection must be one of 'paper', not 'best'"),
+        ({"keep_importance": 1}, "keep_importance must be one of False, True, not 1"),
+        ({"pattern": "causal"}, "pattern must be one of 'sparsed', 'sliding_window', not 'causal'"),
+    ],
+)
+def test_sparsed_says_what_is_wrong(values: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SparseDConfig(**values)
+
+
+def test_sampler_takes_what_is_unset_from_the_model() -> None:
+    assert SamplerConfig().resolve(DEFAULTS) == DEFAULTS
+    asked = SamplerConfig(
+        steps=8, gen_length=32, block_length=16, algorithm="random", temperature=0.5, seed=3
+    )
+    assert asked.resolve(DEFAULTS) == asked
+    assert SamplerConfig(temperature=1).resolve(DEFAULTS).steps == 64
+
+
+def test_defaults_give_way_to_the_generation_length() -> None:
+    resolved = SamplerConfig(gen_length=24).resolve(DEFAULTS)
+    assert (resolved.steps, resolved.gen_length, resolved.block_length) == (24, 24, 24)
+    longer = SamplerConfig(gen_length=128).resolve(DEFAULTS)
+    assert (longer.steps, longer.block_length) == (64, 64)
+    odd = SamplerConfig(gen_length=100).resolve(DEFAULTS)
+    assert (odd.steps, odd.block_length) == (64, 100)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6, 12])
+@pytest.mark.parametrize("gen_length", [1, 2, 6, 7, 12, 24])
+def test_lengths_and_steps_must_divide(gen_length: int, steps: int) -> None:
+    for block_length in range(1, 26):
+        config = SamplerConfig(steps=steps, gen_length=gen_length, block_length=block_length)
+        if block_length not in [b for b in range(1, 25) if any(b * n == gen_length for n in range(1, 25))]:
+            with pytest.raises(ValueError, match=f"{gen_length} is not a multiple of {block_length}"):
+                config.resolve(DEFAULTS)
+        elif not any((gen_length // block_length) * share == steps for share in range(1, 13)):
+            with pytest.raises(ValueError, match=f"steps must be a multiple of .* {steps} is not"):
+                config.resolve(DEFAULTS)
+        else:
+            assert config.resolve(DEFAULTS).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)]
+)
+def test_sparsed_defaults_follow_the_length(length: int, select: float, block_size: int) -> None:
+    expected = SparseDConfig(0.2, select, block_size, "paper", False, "sparsed")
+    assert SparseDConfig().resolve(length) == expected
+
+
+def test_sparsed_keeps_what_was_set() -> None:
+    asked = SparseDConfig(skip=0.0, select=0.7, block_size=64, keep_importance=True, pattern="sliding_window")
+    resolved = asked.resolve(100_000)
+    assert (resolved.skip, resolved.select, resolved.block_size) == (0.0, 0.7, 64)
+    assert resolved.keep_importance is True and resolved.pattern == "sliding_window"

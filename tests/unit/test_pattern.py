@@ -1,0 +1,136 @@
+"""Blocks and their sides, and what a pattern says about itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from sparsed.attention.baselines import sliding_window
+from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+from sparsed.attention.selection import blocks_to_keep, select_blocks
+
+
+def sides_by_the_text(length: int, prompt: int, size: int) -> list[bool]:
+    """For each key block, is it on the generation side? Read off the definition, one block at a time."""
+    starts = list(range(0, length, size))
+    generation = [start >= prompt for start in starts]
+    if not any(generation):
+        generation[-1] = True
+    return generation
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+def test_sides_follow_the_definition(size: int) -> None:
+    for length, prompt in itertools.product(range(1, 26), range(26)):
+        if prompt > length:
+            continue
+        layout = BlockLayout(length, prompt, size)
+        generation = sides_by_the_text(length, prompt, size)
+        assert layout.blocks == len(generation)
+        assert [j >= layout.prompt_blocks for j in range(layout.blocks)] == generation
+        assert layout.generation_blocks == sum(generation) >= 1
+        ranges = layout.ranges
+        assert len(ranges) == layout.blocks and ranges[0][0] == 0 and ranges[-1][1] == length
+        assert all(end - start == size for start, end in ranges[:-1])
+        assert ranges[-1][1] - ranges[-1][0] == layout.last_block_rows
+
+
+@pytest.mark.parametrize(
+    ("length", "prompt", "size", "prompt_blocks", "generation_blocks"),
+    [
+        (4096 + 64, 4096, 128, 32, 1),  # the generation starts on a block boundary and is half a block
+        (4090 + 64, 4090, 128, 32, 1),  # block 31 straddles and is prompt
+        (
+            4000 + 64,
+            4000,
+            128,
+            31,
+            1,
+        ),  # all of the generation lies in blocks that start before it: 31 is generation
+        (128 + 128, 128, 128, 1, 1),
+        (20 + 12, 20, 32, 0, 1),  # a single block: generation, and no prompt block
+        (30 + 64, 30, 32, 1, 2),  # a prompt shorter than a block
+        (96 + 1, 96, 32, 3, 1),  # a last block of one row
+        (64, 0, 32, 0, 2),
+    ],
+)
+def test_sides_of_known_layouts(
+    length: int, prompt: int, size: int, prompt_blocks: int, generation_blocks: int
+) -> None:
+    layout = BlockLayout(length, prompt, size)
+    assert (layout.prompt_blocks, layout.generation_blocks) == (prompt_blocks, generation_blocks)
+
+
+@pytest.mark.parametrize(("length", "prompt", "size"), [(0, 0, 8), (8, 9, 8), (8, -1, 8), (8, 4, 0)])
+def test_impossible_layouts_are_refused(length: int, prompt: int, size: int) -> None:
+    with pytest.raises(ValueError, match="must"):
+        BlockLayout(length, prompt, size)
+
+
+def padded_layer() -> LayerPattern:
+    indices = torch.tensor([[0, 2, -1], [1, -1, -1], [0, 1, 2]], dtype=torch.int32)[None, None]
+    return LayerPattern(indices, torch.tensor([[[2, 1, 3]]], dtype=torch.int32))
+
+
+def test_mask_leaves_padding_out() -> None:
+    layer = padded_layer()
+    expected = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    assert torch.equal(layer.mask()[0, 0], expected)
+    pattern = Pattern(BlockLayout(10, 8, 4), (layer,), 0.5)
+    assert torch.equal(pattern.mask(0, 0), expected)
+
+
+def test_densities() -> None:
+    layout = BlockLayout(10, 8, 4)  # blocks of 4, 4 and 2
+    pattern = Pattern(layout, (padded_layer(),), 0.5)
+    assert pattern.requested_density == pytest.approx(6 / 9)
+    assert pattern.executed_density == pytest.approx((4 * (4 + 2) + 4 * 4 + 2 * 10) / 100)
+
+
+def test_densities_of_everything_are_one() -> None:
+    layout = BlockLayout(37, 20, 8)
+    layer = select_blocks(torch.rand(2, 3, 5, 5), layout, 1.0)
+    pattern = Pattern(layout, (layer, layer), 1.0)
+    assert pattern.requested_density == 1.0
+    assert pattern.executed_density == 1.0
+
+
+def test_overlap_is_intersection_over_union_per_layer_and_head() -> None:
+    layout = BlockLayout(16, 12, 4)
+    first = select_blocks(torch.rand(2, 3, 4, 4), layout, 0.4)
+    second = select_blocks(torch.rand(2, 3, 4, 4), layout, 0.4)
+    a, b = Pattern(layout, (first, second), 0.4), Pattern(layout, (second, second), 0.4)
+    overlap = a.overlap(b)
+    assert overlap.shape == (2, 3) and overlap.dtype == torch.float32
+    assert torch.equal(overlap[1], torch.ones(3))
+    for head in range(3):
+        mine = {(r, i, int(j)) for r in range(2) for i in range(4) for j in first.indices[r, head, i]}
+        theirs = {(r, i, int(j)) for r in range(2) for i in range(4) for j in second.indices[r, head, i]}
+        assert float(overlap[0, head]) == pytest.approx(len(mine & theirs) / len(mine | theirs))
+
+
+def test_overlap_of_unlike_patterns_is_refused() -> None:
+    layout = BlockLayout(16, 12, 4)
+    layer = select_blocks(torch.rand(1, 2, 4, 4), layout, 0.5)
+    other = select_blocks(torch.rand(1, 3, 4, 4), layout, 0.5)
+    with pytest.raises(ValueError, match="layers"):
+        Pattern(layout, (layer,), 0.5).overlap(Pattern(layout, (layer, layer), 0.5))
+    with pytest.raises(ValueError, match="shapes"):
+        Pattern(layout, (layer,), 0.5).overlap(Pattern(layout, (other,), 0.5))
+
+
+@pytest.mark.parametrize("select", [0.1, 0.3, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize(("length", "prompt"), [(100, 80), (97, 96), (64, 60), (8, 3)])
+def test_sliding_window_keeps_the_nearest_blocks_at_sparsed_density(
+    length: int, prompt: int, select: float
+) -> None:
+    layout = BlockLayout(length, prompt, 8)
+    window = sliding_window(layout, select, 2, 3)
+    kept = blocks_to_keep(select, layout.prompt_blocks) + blocks_to_keep(select, layout.generation_blocks)
+    importance = torch.rand(2, 3, layout.blocks, layout.blocks)
+    assert torch.equal(window.counts, select_blocks(importance, layout, select).counts)
+    for i in range(layout.blocks):
+        nearest = sorted(sorted(range(layout.blocks), key=lambda j: (abs(i - j), j))[:kept])
+        assert (window.indices[:, :, i] == torch.tensor(nearest)).all()

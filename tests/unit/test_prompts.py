@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from sparsed.paths import data_dir
+from sparsed.prompts import KINDS, LENGTHS, build_prompt, exact_match, facts_right, token_budget
+
+TOKENS = {"short_context": 256, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(data_dir("assets") / "mini")
+
+
+def seen(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    chat = [{"role": "user", "content": text}]
+    return len(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+@pytest.mark.parametrize("length", TOKENS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_fills_its_length_as_the_model_sees_it(
+    tokenizer: PreTrainedTokenizerFast, length: str, kind: str
+) -> None:
+    prompt = build_prompt(tokenizer, length, kind, seed=7)
+    assert prompt.tokens == seen(tokenizer, prompt.text) <= TOKENS[length]
+    if (length, kind) != ("short_context", "arithmetic"):
+        assert prompt.tokens >= 0.99 * TOKENS[length]
+    assert prompt.text.endswith(prompt.question)
+    assert prompt.answer and prompt.answer not in prompt.question
+
+
+def test_the_longest_prompt_fills_its_length(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = build_prompt(tokenizer, "64k", "fact", seed=1)
+    assert 0.99 * 65536 <= seen(tokenizer, prompt.text) <= 65536
+
+
+def test_another_tokenizer_is_within_one_percent(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Words:
+        """Merges across pieces: a token for every two characters of the whole text."""
+
+        chat_template = "x"
+
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [0] * -(-len(text) // 2)
+
+        def apply_chat_template(self, chat: list[dict[str, str]], **_: object) -> dict[str, list[int]]:
+            return {"input_ids": self.encode(chat[0]["content"] + "<assistant>", False)}
+
+    for seed in range(5):
+        prompt = build_prompt(Words(), 4096, "two_hop", seed)
+        assert 0.99 * 4096 <= -(-len(prompt.text + "<assistant>") // 2) <= 4096
+
+
+def test_the_same_seed_gives_the_same_prompt_and_another_one_does_not(tokenizer: PreTrainedTokenizerFast) -> None:
+    first, again = (build_prompt(tokenizer, "1k", "about", 5) for _ in range(2))
+    assert first == again
+    assert build_prompt(tokenizer, "1k", "about", 6).text != first.text
+
+
+def test_needed_documents_stand_everywhere(tokenizer: PreTrainedTokenizerFast) -> None:
+    depths = [build_prompt(tokenizer, "1k", "fact", seed).depth for seed in range(40)]
+    known = [depth for depth in depths if depth is not None]
+    assert len(known) == 40 and min(known) < 0.2 and max(known) > 0.8
+
+
+def test_lengths_by_name_or_number() -> None:
+    assert [token_budget(name) for name in LENGTHS] == [256, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
+    assert token_budget(500) == token_budget("500") == 500
+    for wrong in ("5k", "", 0, -1, 65537):
+        with pytest.raises(ValueError, match="rompt"):
+            token_budget(wrong)
+
+
+def test_bad_requests_are_refused_in_a_sentence(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="riddle"):
+        build_prompt(tokenizer, "1k", "riddle")
+    with pytest.raises(ValueError, match="chat template"):
+        build_prompt(object(), "1k")
+
+
+def test_answers_are_compared_fact_by_fact() -> None:
+    gold = "Mira Tolvane is a baker. She lives in Orvika. She keeps a grey goose."
+    assert exact_match(f" {gold} ", gold) and not exact_match(gold[:-1], gold)
+    assert facts_right(gold, gold) == (3, 3, 0)
+    assert facts_right("Mira Tolvane is a baker. She lives in Rome.", gold) == (1, 3, 1)
+    assert facts_right("", gold) == (0, 3, 0)
