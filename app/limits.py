@@ -1,0 +1,259 @@
+"""What a request may ask for on this machine, and the sentence that says no.
+
+A dense denoising step over L tokens takes about `per_token`·L + `per_pair`·L² seconds: the linear layers grow
+with the length, attention with its square. Two short steps measured when the model is loaded give both
+numbers for this machine; everything here is arithmetic on them. Estimates are meant to be right within a
+factor of about two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Gathering key blocks costs something on top of the share of the scores that is computed.
+GATHER_OVERHEAD = 1.25
+# The select step computes the attention scores twice more (issue: "not slower than two dense attentions").
+SELECT_ATTENTIONS = 2.0
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
+    activation.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    head_dim: int
+    intermediate: int
+    weight_bytes: int
+    number_bytes: int
+
+    @property
+    def linear_flops(self) -> float:
+        """Floating point operations per token outside attention (two per weight)."""
+        return 2.0 * self.weight_bytes / self.number_bytes
+
+    @property
+    def pair_flops(self) -> float:
+        """Floating point operations per (query, key) pair, all layers: q·k and probability·v."""
+        return 4.0 * self.layers * self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per token and per (query, key) pair of one dense step on this machine."""
+
+    per_token: float
+    per_pair: float
+
+    def step(self, length: int) -> float:
+        """Seconds of one dense denoising step over `length` tokens."""
+        return self.per_token * length + self.per_pair * length**2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of both lanes of a race, and the peak of memory in bytes."""
+
+    dense_seconds: float
+    sparse_seconds: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole race: the lanes take turns on one device."""
+        return self.dense_seconds + self.sparse_seconds
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_seconds: the longest race. max_tokens: prompt and generation together. memory: bytes free, None if
+    unknown.
+
+    memory_share: the part of the free memory that a race may take.
+    """
+
+    max_seconds: float = 3600.0
+    max_tokens: int = 66_560
+    memory: int | None = None
+    memory_share: float = 0.9
+
+    @classmethod
+    def here(cls, environment: Mapping[str, str] | None = None) -> Limits:
+        """The limits of this machine; SPARSED_MAX_MINUTES and SPARSED_MAX_TOKENS override the defaults.
+
+        Raises ValueError when a variable is not a number above 0.
+        """
+        values = os.environ if environment is None else environment
+        return cls(
+            max_seconds=60 * _positive(values, "SPARSED_MAX_MINUTES", 60.0),
+            max_tokens=int(_positive(values, "SPARSED_MAX_TOKENS", 66_560)),
+            memory=available_memory(),
+        )
+
+
+def _positive(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be a number above 0.") from None
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {text!r}; it must be a number above 0.")
+    return value
+
+
+def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
+    """The speed behind measured dense steps, given as (tokens, seconds).
+
+    One point, or two that contradict the model (a negative part, because the clock jitters): all operations
+    are taken to run at the speed of the longest point. Raises ValueError without a point.
+    """
+    if not measured:
+        raise ValueError("There is no measured step; at least one is needed.")
+    points = sorted(measured)
+    (short, a), (long, b) = points[0], points[-1]
+    if long > short:
+        per_pair = (b / long - a / short) / (long - short)
+        per_token = a / short - per_pair * short
+        if per_pair > 0 and per_token > 0:
+            return Speed(per_token, per_pair)
+    per_flop = b / (shape.linear_flops * long + shape.pair_flops * long**2)
+    return Speed(shape.linear_flops * per_flop, shape.pair_flops * per_flop)
+
+
+def memory_needed(shape: Shape, length: int, block_size: int) -> int:
+    """Peak bytes of a race over `length` tokens: weights, one layer's activations, the block mask and
+    importances.
+
+    The lanes share the weights and never run at the same time, so the larger of the two counts.
+    """
+    width = 8 * shape.hidden + 3 * shape.intermediate + 6 * shape.heads * shape.head_dim
+    activations = length * width * max(shape.number_bytes, 4)
+    blocks = -(-length // block_size)
+    # float32 importances of one layer, its sort, and the kept indices of all layers; plus the rows of one
+    # query block.
+    pattern = shape.heads * blocks * blocks * 16 + shape.layers * shape.heads * blocks * blocks * 4
+    rows = shape.heads * block_size * length * 4 * 2
+    return shape.weight_bytes + activations + pattern + rows
+
+
+def estimate(
+    shape: Shape,
+    speed: Speed,
+    *,
+    length: int,
+    steps: int,
+    switch_step: int | None,
+    density: float,
+    block_size: int,
+) -> Estimate:
+    """Time and memory of a race over `length` tokens (prompt and generation together).
+
+    switch_step: the first sparse step counted from 0, None when the sparse lane never switches. density: the
+    share of key blocks kept.
+    """
+    dense = steps * speed.step(length)
+    sparse = dense
+    if switch_step is not None:
+        attention = speed.per_pair * length**2
+        saved = attention * (1 - min(1.0, GATHER_OVERHEAD * density))
+        sparse = dense - (steps - switch_step) * saved + SELECT_ATTENTIONS * attention
+    return Estimate(dense, sparse, memory_needed(shape, length, block_size))
+
+
+def reason(estimated: Estimate | None, limits: Limits, *, length: int) -> str:
+    """In a few words why a race over `length` tokens may not run here; empty when it may."""
+    if length > limits.max_tokens:
+        return f"more than {limits.max_tokens:,} tokens"
+    if estimated is None:
+        return ""
+    if limits.memory is not None and estimated.memory > limits.memory_share * limits.memory:
+        return f"{estimated.memory / GIB:.1f} GiB of memory"
+    if estimated.seconds > limits.max_seconds:
+        return about(estimated.seconds)
+    return ""
+
+
+def refusal(estimated: Estimate | None, limits: Limits, *, length: int, steps: int) -> str | None:
+    """Why this race may not run here, and which knob to turn; None when it may.
+
+    estimated: None while this machine's speed is not known; then only the length is checked.
+    """
+    if not reason(estimated, limits, length=length):
+        return None
+    if length > limits.max_tokens or estimated is None:
+        return (
+            f"{length:,} tokens are more than this page takes ({limits.max_tokens:,}). Choose a shorter prompt length, "
+            "or shorten your text."
+        )
+    if limits.memory is not None and estimated.memory > limits.memory_share * limits.memory:
+        return (
+            f"{length:,} tokens would need about {estimated.memory / GIB:.1f} GiB of memory; this machine has "
+            f"{limits.memory / GIB:.1f} GiB free. Choose a shorter prompt length."
+        )
+    fewer = int(steps * limits.max_seconds / estimated.seconds)
+    knob = f", or {fewer} steps or fewer" if fewer >= 8 else ""
+    return (
+        f"{length:,} tokens in {steps} steps would take {about(estimated.seconds)} on this machine; the limit is "
+        f"{span(limits.max_seconds)}. Choose a shorter prompt length{knob} (SPARSED_MAX_MINUTES moves the limit)."
+    )
+
+
+def about(seconds: float) -> str:
+    """A rough time in words: "under 1 s", "about 8 s", "about 2 min", "about 1 h 25 min"."""
+    if seconds < 1:
+        return "under 1 s"
+    return f"about {span(seconds)}"
+
+
+def span(seconds: float) -> str:
+    """A time in round numbers: "8 s", "25 s", "2 min", "45 min", "1 h 25 min"."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 57.5:
+        return f"{5 * round(seconds / 5)} s"
+    if seconds < 570:
+        return f"{max(1, round(seconds / 60))} min"
+    minutes = 5 * round(seconds / 300)
+    hours, rest = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that a run could take now: free memory, or less where a container limits it.
+
+    None where the system does not say (Windows).
+    """
+    candidates = []
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                candidates.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        pass
+    if not candidates:
+        try:
+            candidates.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (AttributeError, OSError, ValueError):
+            pass
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            candidates.append(int((group / limit).read_text()) - int((group / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(0, min(candidates)) if candidates else None

@@ -1,0 +1,328 @@
+"""A fair race on one device: runs the lanes one step at a time and merges their steps into one stream.
+
+The lanes never run at the same time. Each step is timed alone by the engine (`Step.seconds`), and the lane
+that has used less time so far goes next: both clocks advance together, as if each lane had the machine to
+itself. The lanes run in one worker thread, so that drawing the page does not hold up the engine; the page
+collects at most `updates_per_second` updates, and every update carries all steps since the last one, so no
+step is lost or repeated.
+
+Nothing here knows gradio, torch or the page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+UPDATES_PER_SECOND = 8.0
+
+State = Literal["running", "done", "stopped", "failed"]
+
+
+class StepLike(Protocol):
+    """What the race needs of a `sparsed` Step."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class RunLike(Protocol):
+    """What the race needs of a `sparsed` Run: an iterator of steps that can be closed."""
+
+    def __next__(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One runner: `key` names it in the stream, `run` yields its steps."""
+
+    key: str
+    run: RunLike
+
+
+@dataclass(frozen=True)
+class LaneStep:
+    """One denoising step of one lane."""
+
+    lane: str
+    step: Any
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the page gets at once: every step since the last update, in the order in which they ran.
+
+    state: "running", or how the race ended: "done", "stopped" or "failed".
+    finished: keys of the lanes that have reached their end.
+    error, error_lane: set when state is "failed".
+    """
+
+    steps: tuple[LaneStep, ...]
+    state: State
+    finished: tuple[str, ...]
+    error: Exception | None = None
+    error_lane: str | None = None
+
+
+class Race:
+    """Runs `lanes` to their ends, in turns, in one worker thread.
+
+    lanes: at least one; the lane with the least seconds so far goes next, and among equals the one at or
+    after
+        `first` (so `first` = 0, 1, 0, … from race to race alternates who begins).
+    on_end: called once, in the worker thread, when no step can run any more: the device is free again.
+
+    Collect the stream with `for update in race` or `async for update in race.updates()`; the last update is
+    the only one whose state is not "running", and it carries no steps (a server may send its last value
+    twice). `stop()` ends the race within the step that is running.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        first: int = 0,
+        updates_per_second: float = UPDATES_PER_SECOND,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        if not lanes:
+            raise ValueError("A race needs at least one lane.")
+        if not updates_per_second > 0:
+            raise ValueError(f"updates_per_second is {updates_per_second}; it must be above 0.")
+        self.lanes = tuple(lanes)
+        self._first = first % len(self.lanes)
+        self._pause = 1.0 / updates_per_second
+        self._on_end = on_end
+        self._changed = threading.Condition()
+        self._pending: list[LaneStep] = []
+        self._finished: list[str] = []
+        self._ended: State | None = None
+        self._delivered_end = False
+        self._error: Exception | None = None
+        self._error_lane: str | None = None
+        self._stop = threading.Event()
+        self._wake: Callable[[], None] | None = None
+        self._worker: threading.Thread | None = None
+
+    # ---- the engine's side ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the worker; a second call does nothing."""
+        with self._changed:
+            if self._worker is not None or self._ended is not None:
+                return
+            self._worker = threading.Thread(target=self._work, name="race", daemon=True)
+        self._worker.start()
+
+    def _work(self) -> None:
+        clocks = [0.0] * len(self.lanes)
+        running = set(range(len(self.lanes)))
+        ended: State = "done"
+        try:
+            while running:
+                if self._stop.is_set():
+                    ended = "stopped"
+                    break
+                turn = min(running, key=lambda i: (clocks[i], (i - self._first) % len(self.lanes)))
+                lane = self.lanes[turn]
+                try:
+                    step = next(lane.run)
+                except StopIteration:
+                    running.discard(turn)
+                    with self._changed:
+                        self._finished.append(lane.key)
+                    continue
+                # Whatever the engine raises (out of memory, a kernel's error) must reach the visitor as a
+                # sentence and leave the device free for the next run: this thread is the edge where that is
+                # decided.
+                except Exception as error:  # noqa: BLE001
+                    ended = "failed"
+                    self._error, self._error_lane = error, lane.key
+                    break
+                clocks[turn] += step.seconds
+                with self._changed:
+                    self._pending.append(LaneStep(lane.key, step))
+                self._notify()
+        finally:
+            for lane in self.lanes:
+                # A run that failed may fail again while closing; the device must become free all the same.
+                with contextlib.suppress(Exception):
+                    lane.run.close()
+            try:
+                if self._on_end is not None:
+                    self._on_end()
+            finally:
+                with self._changed:
+                    self._ended = ended
+                self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            wake = self._wake
+            self._changed.notify_all()
+        if wake is not None:
+            wake()
+
+    # ---- the page's side -----------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask the race to end after the step that is running now. Safe from any thread, any number of times.
+        """
+        self._stop.set()
+        with self._changed:
+            never_started = self._worker is None and self._ended is None
+            if never_started:
+                self._ended = "stopped"
+        if never_started:
+            for lane in self.lanes:
+                lane.run.close()
+            if self._on_end is not None:
+                self._on_end()
+        self._notify()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Stop, and wait up to `timeout` seconds (None: until the step ends) for the device to be free.
+
+        Returns True when no step is running any more.
+        """
+        self.stop()
+        worker = self._worker
+        if worker is None or worker is threading.current_thread():
+            return True
+        worker.join(timeout)
+        return not worker.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """True once no step can run any more."""
+        with self._changed:
+            return self._ended is not None
+
+    def _ready(self) -> bool:
+        return bool(self._pending) or self._ended is not None
+
+    def _take(self) -> Update | None:
+        """Everything since the last call, or None when there is nothing new. Call with the lock held."""
+        if self._delivered_end or not self._ready():
+            return None
+        finished = tuple(self._finished)
+        if self._pending:
+            steps, self._pending = tuple(self._pending), []
+            return Update(steps, "running", finished)
+        assert self._ended is not None, "nothing is pending, so the race is over"
+        self._delivered_end = True
+        return Update((), self._ended, finished, self._error, self._error_lane)
+
+    def __iter__(self) -> Iterator[Update]:
+        self.start()
+        next_at = 0.0
+        try:
+            while not self._delivered_end:
+                time.sleep(max(0.0, next_at - time.monotonic()))
+                with self._changed:
+                    self._changed.wait_for(self._ready)
+                    update = self._take()
+                if update is not None:
+                    next_at = time.monotonic() + self._pause
+                    yield update
+        finally:
+            self.stop()
+
+    async def updates(self) -> AsyncIterator[Update]:
+        """The same stream for an event loop: no thread waits while nothing happens."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            # The loop may be gone when a server shuts down in the middle of a step.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(changed.set)
+
+        with self._changed:
+            self._wake = wake
+        self.start()
+        next_at = 0.0
+        try:
+            while not self._delivered_end:
+                await asyncio.sleep(max(0.0, next_at - loop.time()))
+                changed.clear()
+                with self._changed:
+                    update = self._take()
+                if update is None:
+                    await changed.wait()
+                    continue
+                next_at = loop.time() + self._pause
+                yield update
+        finally:
+            with self._changed:
+                self._wake = None
+            self.stop()
+
+
+class DeviceQueue:
+    """First come, first served for one device: who waits, and who is next. Safe from any thread."""
+
+    def __init__(self, capacity: int = 32) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}; it must be at least 1.")
+        self.capacity = capacity
+        self._lock = threading.Lock()
+        self._line: list[Ticket] = []
+        self._turns = 0
+
+    def join(self) -> Ticket:
+        """A place at the end of the line. Raises ValueError when the line is full."""
+        with self._lock:
+            if len(self._line) >= self.capacity:
+                raise ValueError(
+                    f"{len(self._line)} runs are already waiting for this device, which is as many as it takes. "
+                    "Please try again in a few minutes."
+                )
+            ticket = Ticket(self)
+            self._line.append(ticket)
+            return ticket
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._line)
+
+    def next_turn(self) -> int:
+        """0, 1, 2, … : the number of races that have begun here before this one."""
+        with self._lock:
+            turn, self._turns = self._turns, self._turns + 1
+            return turn
+
+    def _position(self, ticket: Ticket) -> int:
+        with self._lock:
+            return self._line.index(ticket) if ticket in self._line else 0
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._lock:
+            if ticket in self._line:
+                self._line.remove(ticket)
+
+
+class Ticket:
+    """A place in a `DeviceQueue`; `position` 0 means the device is yours until `leave()`."""
+
+    def __init__(self, queue: DeviceQueue) -> None:
+        self._queue = queue
+
+    @property
+    def position(self) -> int:
+        """How many runs are before this one."""
+        return self._queue._position(self)
+
+    def leave(self) -> None:
+        """Give the place, or the device, back. Any number of times."""
+        self._queue._leave(self)

@@ -1,0 +1,198 @@
+"""One race from request to last snapshot, as an asynchronous stream of plain values. Knows the desk, not
+gradio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app import charts, limits, request
+from app.canvas import Canvas
+from app.desk import Desk, Loaded, SelectedPattern, Visit, error_sentence, log_error
+from app.race import Lane, Race, Ticket
+from app.request import OWN_TEXT, Request
+from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, opening
+
+WAIT_SECONDS = 0.25
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
+# The dense lane runs torch's scaled_dot_product_attention, whichever kernel it picks.
+BACKEND_WORDS = {"sdpa": "torch SDPA"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows next. timeline: None while there is no step. selected: set once, at the select
+    step.
+    """
+
+    stage: Snapshot
+    timeline: charts.Figure | None = None
+    selected: SelectedPattern | None = None
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class Material:
+    """The prompt of a request, and what it will cost. gold: None for a visitor's own text."""
+
+    text: str
+    question: str
+    tokens: int
+    gold: str | None
+    asked: Request
+    estimated: limits.Estimate | None
+    refused: str | None
+
+
+def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
+    """Builds the prompt and checks it against the limits of this machine. Raises what the engine raises."""
+    if asked.kind == OWN_TEXT:
+        text, question, gold = asked.text, "", None
+        tokens = desk.engine.count(loaded.model, text)
+    else:
+        prompt = desk.prompt(loaded, asked.length, asked.kind, asked.question)
+        text, question, gold, tokens = prompt.text, prompt.question, prompt.answer, prompt.tokens
+    asked = asked.resolve(tokens, loaded.model)
+    estimated = desk.estimate(loaded, asked, tokens)
+    here = replace(desk.limits, memory=limits.available_memory())
+    refused = limits.refusal(estimated, here, length=tokens + asked.gen_length, steps=asked.steps)
+    return Material(text, question, tokens, gold, asked, estimated, refused)
+
+
+async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Shown, None]:
+    """Runs the race for `visit`. Ends within one step after `visit.stop()`; closing the stream stops the race
+    too.
+    """
+    visit.stopping = False
+    visit.running = True
+    ticket: Ticket | None = None
+    race: Race | None = None
+    try:
+        yield _shown(asked, "preparing", "Preparing the prompt …")
+        loaded = await asyncio.to_thread(desk.load, asked.model)
+        material = await asyncio.to_thread(gather, desk, asked, loaded)
+        asked = material.asked
+        if material.refused:
+            yield _shown(asked, "refused", material.refused, over=True)
+            return
+        ticket = desk.queue.join()
+        waiting = 0
+        while (position := ticket.position) and not visit.stopping:
+            if position != waiting:
+                runs = "one run is" if position == 1 else f"{position} runs are"
+                yield _shown(asked, "waiting", f"Waiting for the device: {runs} before yours.")
+                waiting = position
+            await asyncio.sleep(WAIT_SECONDS)
+        if visit.stopping:
+            yield _shown(asked, "stopped", "Stopped before it began.", over=True)
+            return
+        started = await asyncio.to_thread(_start, desk, asked, loaded, material, ticket)
+        visit.race = race = started.race
+        visit.selected = None
+        if visit.stopping:
+            race.stop()
+        async for shown in _stream(started, visit):
+            yield shown
+    except EXPECTED as error:
+        if not isinstance(error, ValueError):
+            log_error(error)
+        state = "refused" if isinstance(error, ValueError) else "failed"
+        yield _shown(asked, state, error_sentence(error), over=True)
+    finally:
+        visit.running = False
+        if race is not None:
+            race.stop()
+        elif ticket is not None:
+            ticket.leave()
+
+
+def _shown(asked: Request, state: str, message: str, *, over: bool = False) -> Shown:
+    """The stage without a step: masks, and a sentence."""
+    value = opening(
+        asked.gen_length,
+        asked.sampler.block_length or asked.gen_length,
+        total=asked.steps,
+        switch_step=asked.switch_step,
+        state=state,
+        message=message,
+    )
+    return Shown(value, over=over)
+
+
+@dataclass(frozen=True)
+class _Started:
+    race: Race
+    stage: Stage
+    sparse_run: Any
+
+
+def _start(desk: Desk, asked: Request, loaded: Loaded, material: Material, ticket: Ticket) -> _Started:
+    engine, model = desk.engine, loaded.model
+    runs: dict[str, Any] = {}
+    try:
+        for key, attention in ((DENSE, None), (SPARSE, asked.attention)):
+            runs[key] = engine.denoise(model, material.text, asked.sampler, attention, asked.backend)
+            # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
+            warm_up = getattr(runs[key], "warm_up", None)
+            if warm_up is not None:
+                warm_up()
+    except BaseException:
+        for run in runs.values():
+            run.close()
+        raise
+    end_id = int(model.eos_id)
+    lanes = [
+        LaneView(
+            key,
+            Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_id),
+            total=run.total,
+            switch_step=run.switch_step,
+            backend=BACKEND_WORDS.get(run.backend, run.backend),
+            parallel=asked.sampler.block_length or asked.gen_length,
+        )
+        for key, run in runs.items()
+    ]
+    stage = Stage(
+        lanes,
+        run_id=desk.next_run(),
+        end_id=end_id,
+        gold=material.gold,
+        judge=engine.verdict,
+        read=lambda tokens: engine.read_answer(model, tokens),
+        notes=list(dict.fromkeys([*request.notes(asked), *runs[SPARSE].notes])),
+    )
+    race = Race(
+        [Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=ticket.leave
+    )
+    return _Started(race, stage, runs[SPARSE])
+
+
+async def _stream(started: _Started, visit: Visit) -> AsyncIterator[Shown]:
+    stage, sparse = started.stage, started.stage.lanes[SPARSE]
+    found = False
+    async for update in started.race.updates():
+        new: SelectedPattern | None = None
+        if not found and started.sparse_run.pattern is not None:
+            found = True
+            new = visit.selected = SelectedPattern(started.sparse_run.pattern)
+        stage.message = _message(update.state, update.error, update.error_lane)
+        if update.error is not None:
+            log_error(update.error)
+        snapshot = stage.apply(update)
+        figure = charts.timeline(
+            {key: lane.times for key, lane in stage.lanes.items()},
+            {key: lane.phases for key, lane in stage.lanes.items()},
+            total=sparse.total,
+            switch_step=sparse.switch_step,
+        )
+        yield Shown(snapshot, figure, new, update.state != "running")
+
+
+def _message(state: str, error: Exception | None, lane: str | None) -> str:
+    if state == "failed" and error is not None:
+        from_lane = {DENSE: "Full attention", SPARSE: "SparseD"}.get(lane or "")
+        return error_sentence(error, from_lane)
+    return {"stopped": "Stopped. What was written so far stays here.", "done": "", "running": ""}[state]

@@ -1,0 +1,247 @@
+"""The race as the page shows it: collects the stream of steps into one plain value (JSON) for the stage
+component.
+
+Every snapshot is complete (both canvases, both clocks, every step's time), so a browser that skips one still
+shows the truth; `steps` alone is the difference to the snapshot before and holds each step of the run exactly
+once over the whole stream. Steps are counted from 1 here, as on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from app.canvas import Canvas, agreement
+from app.race import Update
+
+Snapshot = dict[str, Any]
+
+DENSE, SPARSE = "dense", "sparse"
+LABELS = {DENSE: "Full attention", SPARSE: "SparseD"}
+
+
+class LaneView:
+    """One lane: its canvas, its clock and its phase.
+
+    total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
+    None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
+    """
+
+    def __init__(
+        self, key: str, canvas: Canvas, *, total: int, switch_step: int | None, backend: str, parallel: int
+    ) -> None:
+        self.key = key
+        self.canvas = canvas
+        self.total = total
+        self.switch_step = switch_step
+        self.backend = backend
+        self.parallel = parallel
+        self.phase = "dense"
+        self.finished = False
+        self.times: list[float] = []
+        self.phases: list[str] = []
+        self.text: str | None = None
+        self.verdict: tuple[bool, str] | None = None
+
+    def apply(self, step: Any) -> None:
+        """Take over one step of this lane."""
+        self.canvas.apply(step)
+        self.phase = step.phase
+        self.times.append(float(step.seconds))
+        self.phases.append(step.phase)
+
+    @property
+    def seconds(self) -> float:
+        """The lane's own compute so far, in seconds."""
+        return sum(self.times)
+
+    def snapshot(self, state: str) -> Snapshot:
+        done = len(self.times)
+        seconds = self.seconds
+        return {
+            "key": self.key,
+            "label": LABELS.get(self.key, self.key),
+            "state": "done" if self.finished else state,
+            "phase": self.phase,
+            "phases": phase_ranges(self.total, self.switch_step),
+            "step": done,
+            "total": self.total,
+            "seconds": round(seconds, 3),
+            "ms_per_step": round(1000 * seconds / done, 1) if done else None,
+            "tokens_per_second": round(self.canvas.committed / seconds, 1) if seconds > 0 else None,
+            "backend": self.backend,
+            "parallel": self.parallel,
+            "cells": self.canvas.cells(),
+            "text": self.text,
+            "right": None if self.verdict is None else self.verdict[0],
+            "verdict": None if self.verdict is None else self.verdict[1],
+        }
+
+
+def phase_ranges(total: int, switch_step: int | None) -> list[list[Any]]:
+    """[phase, first step, last step], counted from 1: what the lane will do, known before it starts."""
+    if switch_step is None:
+        return [["dense", 1, total]]
+    ranges: list[list[Any]] = [["dense", 1, switch_step - 1]] if switch_step > 1 else []
+    return [*ranges, ["select", switch_step, switch_step], ["sparse", switch_step + 1, total]]
+
+
+def speedup(dense: Sequence[float], sparse: Sequence[float], *, finished: bool) -> Snapshot | None:
+    """How much faster the sparse lane is, from the seconds of each lane's steps; None before both have a
+    step.
+
+    While the race runs, both lanes are compared over the steps that both have done. At the end: whole runs.
+    """
+    steps = min(len(dense), len(sparse))
+    a = sum(dense) if finished else sum(dense[:steps])
+    b = sum(sparse) if finished else sum(sparse[:steps])
+    if not steps or a <= 0 or b <= 0:
+        return None
+    ratio = a / b
+    shown = f"{ratio:.2f}"
+    words = "the same speed" if shown == "1.00" else "faster" if ratio > 1 else "slower"
+    over = "whole runs" if finished else f"first {steps} steps" if steps > 1 else "first step"
+    return {
+        "ratio": round(ratio, 4),
+        "text": f"{shown}×",
+        "words": words if finished else f"{words} so far",
+        "detail": f"{over}: {clock(a)} with full attention, {clock(b)} with SparseD",
+    }
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: "0.84 s", "12.4 s", "3 min 05 s", "2 h 10 min"."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Stage:
+    """Both lanes, the speed-up, the agreement and the message line. One per run; nothing of it is shared.
+
+    decode: token ids → text. end_id: end-of-answer token. gold: the expected answer, or None. judge: (text,
+    gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
+    text. The gold answer is in no snapshot before both lanes have ended.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[LaneView],
+        *,
+        run_id: int = 0,
+        end_id: int,
+        gold: str | None = None,
+        judge: Callable[[str, str], tuple[bool, str]] | None = None,
+        read: Callable[[Sequence[int]], str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.lanes = {lane.key: lane for lane in lanes}
+        self.run_id = run_id
+        self.end_id = end_id
+        self.gold = gold
+        self.judge = judge
+        self.read = read
+        self.notes = list(notes)
+        self.state = "running"
+        self.message = ""
+        self._sequence = 0
+
+    def apply(self, update: Update) -> Snapshot:
+        """The snapshot after `update`."""
+        for lane_step in update.steps:
+            self.lanes[lane_step.lane].apply(lane_step.step)
+        for key in update.finished:
+            self._finish(self.lanes[key])
+        self.state = update.state
+        return self.snapshot(update)
+
+    def _finish(self, lane: LaneView) -> None:
+        if lane.finished:
+            return
+        lane.finished = True
+        tokens = [token for token in lane.canvas.tokens if token is not None]
+        if self.read is not None:
+            lane.text = self.read(tokens)
+        if self.gold is not None and self.judge is not None and lane.text is not None:
+            lane.verdict = self.judge(lane.text, self.gold)
+
+    @property
+    def finished(self) -> bool:
+        """True when every lane has reached its end."""
+        return all(lane.finished for lane in self.lanes.values())
+
+    def agreement(self) -> Snapshot | None:
+        """How much of the text is the same, token by token; None until both lanes have ended."""
+        if len(self.lanes) < 2 or not self.finished:
+            return None
+        first, second = list(self.lanes.values())[:2]
+        counted = agreement(first.canvas.tokens, second.canvas.tokens, self.end_id)
+        if counted is None:
+            return None
+        same, compared = counted
+        percent = 100 * same / compared
+        shown = "100" if same == compared else f"{min(percent, 99.9):.1f}"
+        return {
+            "same": same,
+            "compared": compared,
+            "text": f"{shown} %",
+            "words": "same text",
+            "detail": f"{same} of {compared} tokens are the same, the end token included",
+        }
+
+    def snapshot(self, update: Update | None = None) -> Snapshot:
+        """The whole stage as JSON; a new value each time."""
+        dense, sparse = self.lanes.get(DENSE), self.lanes.get(SPARSE)
+        ratio = speedup(dense.times, sparse.times, finished=self.finished) if dense and sparse else None
+        self._sequence += 1
+        return {
+            "run": self.run_id,
+            "sequence": self._sequence,
+            "state": self.state,
+            "message": self.message,
+            "notes": list(self.notes),
+            "speedup": ratio,
+            "agreement": self.agreement(),
+            "gold": self.gold if self.finished else None,
+            "lanes": [lane.snapshot(self.state) for lane in self.lanes.values()],
+            "steps": [
+                {
+                    "lane": item.lane,
+                    "step": item.step.index + 1,
+                    "phase": item.step.phase,
+                    "ms": round(1000 * item.step.seconds, 3),
+                }
+                for item in (update.steps if update else ())
+            ],
+        }
+
+
+def opening(
+    gen_length: int,
+    parallel: int,
+    *,
+    total: int,
+    switch_step: int | None,
+    state: str = "idle",
+    message: str = "",
+) -> Snapshot:
+    """The stage before a run: two canvases full of masks."""
+    lanes = [
+        LaneView(
+            key,
+            Canvas(gen_length, lambda _: "", -1),
+            total=total,
+            switch_step=switch_step if key == SPARSE else None,
+            backend="",
+            parallel=parallel,
+        )
+        for key in (DENSE, SPARSE)
+    ]
+    stage = Stage(lanes, end_id=-1)
+    stage.state, stage.message = state, message
+    return stage.snapshot()

@@ -1,0 +1,36 @@
+"""The page's fixed texts. HTML here is ours alone; nothing from a visitor or a model is ever put into it."""
+
+from __future__ import annotations
+
+PAPER = "https://arxiv.org/abs/2509.24014"
+CODE = "https://github.com/INV-WZQ/SparseD"
+
+TITLE = "SparseD live"
+TAGLINE = (
+    "A diffusion language model answers the same question twice: once with full attention, once with SparseD. "
+    "Watch both answers form, which blocks each head keeps, and what that saves on this machine."
+)
+
+START = "Press Run. The two lanes take turns on this machine, so each clock shows its own lane's work alone."
+
+HOW = """ <div class="sd-how"> <ol> <li><b>A canvas of masks.</b> A diffusion language model starts from masks
+only. In every denoising step it reads the whole sequence in both directions, guesses each masked token, and
+commits the ones it is surest of.</li> <li><b>Full attention first.</b> The first steps decide the answer, so
+SparseD leaves them alone: skip 0.2 means that the first fifth of the steps use full attention in both
+lanes.</li> <li><b>Every head chooses once.</b> At the select step the attention scores are averaged over
+blocks of queries and keys. Each head keeps, for every query block, its most important key blocks, ranked
+apart for the prompt and for the generation.</li> <li><b>Then the choice is reused.</b> Within a head the
+pattern hardly changes from step to step, so all later steps compute the kept blocks only. At 30&nbsp;% kept,
+attention does about a third of its work; the rest of the network costs what it did.</li> </ol> <p><b>How the
+race is timed.</b> Both lanes run on the same device, never at the same time. Each step is timed alone,
+selection included, and the lane that has used less time goes next. The speed-up while running compares the
+steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
+is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Reading the canvas.</b> A
+hatched cell is still masked, an underlined bold one was just committed, plain text is settled. Point at a
+cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
+"""
+
+FOOTER = f""" <footer class="sd-footer"> <p>An independent implementation of <a href="{PAPER}" target="_blank"
+rel="noopener">SparseD: Sparse Attention for Diffusion Language Models</a> (arXiv&nbsp;2509.24014); not by the
+paper's authors. The people, places and works in the prompts are invented.</p> </footer>
+"""

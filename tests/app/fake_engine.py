@@ -1,0 +1,209 @@
+"""A stand-in for the engine that needs no model: it follows the interface of `sparsed` and sleeps instead of
+computing.
+
+Every word is a token. Both lanes write the same answer, in an order drawn from the seed; a text that contains
+FAIL_WORD makes the sparse lane raise an error in its third step.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+
+from app.limits import Shape
+from sparsed.config import SamplerConfig, select_step, switch_step
+
+FAIL_WORD = "kaboom"
+END, MASK = 0, 1
+LAYERS, HEADS = 3, 2
+SEED_WORDS = (
+    "Mara Velin was born in Tolm in 1911 and worked as a glassblower . She lived in Orlin , near the river Sava ."
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    length: int
+    prompt_length: int
+    block_size: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.length // self.block_size)
+
+    @property
+    def prompt_blocks(self) -> int:
+        return min(-(-self.prompt_length // self.block_size), self.blocks - 1)
+
+
+class Pattern:
+    def __init__(self, layout: Layout, select: float, seed: int) -> None:
+        self.layout, self.select = layout, select
+        rng = np.random.default_rng(seed)
+        self._masks = rng.random((LAYERS, HEADS, layout.blocks, layout.blocks)) < select
+        self._masks[..., -1] = True
+        self.layers = [SimpleNamespace(counts=self._masks[i][None].sum(-1)) for i in range(LAYERS)]
+
+    def mask(self, layer: int, head: int, batch: int = 0) -> np.ndarray:
+        return self._masks[layer, head]
+
+
+@dataclass
+class Step:
+    index: int
+    total: int
+    phase: str
+    tokens: np.ndarray
+    committed: np.ndarray
+    confidence: np.ndarray
+    seconds: float
+
+
+class Run:
+    """Steps of `pace` seconds each, sparse ones a third shorter. Knows when two runs step at the same time.
+    """
+
+    stepping = threading.Lock()
+    overlaps = 0
+    steps_made = 0
+
+    def __init__(self, words, answer, sampler, attention, pace, fail):
+        self.sampler, self.attention, self.pace, self.fail = sampler, attention, pace, fail
+        self.total, self.prompt_length = sampler.steps, words
+        self.length = words + sampler.gen_length
+        self.backend = "sdpa" if attention is None else "gather"
+        self.switch_step = None if attention is None else switch_step(self.total, attention.skip)
+        self._select = self.total if attention is None else select_step(self.total, attention.skip)
+        self.pattern = None
+        self.notes = []
+        self.closed = False
+        self._answer = np.array((answer + [END] * sampler.gen_length)[: sampler.gen_length])
+        self._order = list(range(sampler.gen_length))
+        random.Random(sampler.seed).shuffle(self._order)
+        self._state = np.full(sampler.gen_length, MASK)
+        self._index = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Step:
+        if self.closed or self._index == self.total:
+            raise StopIteration
+        if not Run.stepping.acquire(blocking=False):
+            Run.overlaps += 1
+            Run.stepping.acquire()
+        try:
+            return self._step()
+        finally:
+            Run.stepping.release()
+
+    def _step(self) -> Step:
+        if self.fail and self._index == 2:
+            raise RuntimeError("the fake kernel failed on purpose")
+        index, self._index = self._index, self._index + 1
+        phase = "dense" if index < self._select else "select" if index == self._select else "sparse"
+        seconds = (
+            self.pace * {"dense": 1.0, "select": 1.4, "sparse": 0.66}[phase] * random.uniform(0.95, 1.05)
+        )
+        time.sleep(seconds)
+        count = len(self._order)
+        first, last = math.floor(count * index / self.total), math.floor(count * (index + 1) / self.total)
+        committed = np.zeros(count, dtype=bool)
+        committed[self._order[first:last]] = True
+        self._state = np.where(committed, self._answer, self._state)
+        confidence = np.where(committed, 0.9, np.nan)
+        if phase == "select":
+            layout = Layout(self.length, self.prompt_length, self.attention.block_size)
+            self.pattern = Pattern(layout, self.attention.select, self.sampler.seed)
+        Run.steps_made += 1
+        return Step(
+            index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class FakeEngine:
+    """See the module. pace: seconds of one dense step over 1000 tokens."""
+
+    pace: float = 0.02
+    load_seconds: float = 0.2
+    vocabulary: list[str] = field(default_factory=lambda: ["<end>", "<mask>"])
+
+    def models(self):
+        return {"mini": "mini (a stand-in)", "broken": "a model that cannot be loaded"}
+
+    def kinds(self):
+        return {"about": "Tell me about …", "fact": "One fact"}
+
+    def lengths(self):
+        return {"short_context": 256, "1k": 1024, "2k": 2048, "4k": 4096, "64k": 65536}
+
+    def load(self, name):
+        time.sleep(self.load_seconds)
+        if name == "broken":
+            raise ValueError("This stand-in for a model is broken on purpose.")
+        return SimpleNamespace(name=name, eos_id=END, mask_id=MASK, max_positions=66048)
+
+    def shape(self, model):
+        return Shape(
+            layers=LAYERS,
+            hidden=64,
+            heads=HEADS,
+            head_dim=32,
+            intermediate=128,
+            weight_bytes=10**6,
+            number_bytes=4,
+        )
+
+    def place(self, model):
+        return "CPU · pretended"
+
+    def backend(self, model):
+        return "gather"
+
+    def build_prompt(self, model, length, kind, seed):
+        words = (SEED_WORDS + " ") * (self.lengths()[length] // 25)
+        question = f"Tell me about Mara Velin ({seed})."
+        return SimpleNamespace(
+            text=words + question,
+            question=question,
+            answer=SEED_WORDS,
+            tokens=self.lengths()[length] - 4,
+            kind=kind,
+            length=length,
+            seed=seed,
+        )
+
+    def count(self, model, text):
+        return len(text.split())
+
+    def verdict(self, text, gold):
+        return (True, "as expected") if text == gold else (False, "not the expected answer")
+
+    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend):
+        text = SEED_WORDS if "Mara Velin" in prompt else prompt
+        answer = []
+        for position, word in enumerate(text.split()):
+            piece = word if position == 0 else f" {word}"
+            if piece not in self.vocabulary:
+                self.vocabulary.append(piece)
+            answer.append(self.vocabulary.index(piece))
+        words = len(prompt.split())
+        fail = attention is not None and FAIL_WORD in prompt
+        return Run(words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail)
+
+    def decode_tokens(self, model, tokens):
+        return "".join(self.vocabulary[token] for token in tokens)
+
+    def read_answer(self, model, tokens):
+        tokens = list(tokens)
+        return self.decode_tokens(model, tokens[: tokens.index(END)] if END in tokens else tokens)

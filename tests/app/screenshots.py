@@ -1,0 +1,97 @@
+"""Makes the pictures of README from a real run: `python tests/app/screenshots.py [--length 4k]`.
+
+Starts the page, runs one race in a headless Chromium, and writes assets/screenshot-light.png (in the middle of the
+run), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+LIMIT = 500_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--length", default="4k", help="prompt length of the run (default 4k)")
+    parser.add_argument("--question", type=int, default=0, help="question number")
+    parser.add_argument("--port", type=int, default=7899)
+    parser.add_argument("--out", type=Path, default=ROOT / "assets")
+    given = parser.parse_args()
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if found is None:
+        print("error: no Chromium or Chrome on the PATH", file=sys.stderr)
+        return 2
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py"), "--port", str(given.port)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        address = re.search(r"http\S+", server.stdout.readline())
+        assert address is not None, "app.py prints its address when it serves"
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+            take(browser, address.group(), given)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+    return 0
+
+
+def take(browser, address: str, given: argparse.Namespace) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(1_200_000)
+    page.goto(address)
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    page.click("#sd-settings button")
+    page.fill("#sd-question input", str(given.question))
+    page.keyboard.press("Tab")
+    page.click("#sd-settings button")
+    page.click("#sd-length input")
+    page.get_by_role("option", name=re.compile(f"^{given.length}")).first.click()
+    page.wait_for_timeout(3000)
+    page.evaluate(
+        "document.addEventListener('sparsed:stage', (e) => { window.stepsMade = e.detail.lanes.map((l) => l.step); })"
+    )
+    page.click("#sd-run")
+    page.mouse.move(0, 0)
+    page.wait_for_function("() => window.stepsMade && window.stepsMade[1] >= 44")
+    page.wait_for_timeout(400)
+    save(page, given.out / "screenshot-light.png")
+    page.wait_for_selector('.sd-stage[data-state="done"]')
+    page.click(".sd-theme")
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1200)
+    save(page, given.out / "screenshot-dark.png")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(1200)
+    save(page, given.out / "screenshot-phone.png", height=1900)
+
+
+def save(page, path: Path, height: int | None = None) -> None:
+    whole = page.evaluate("document.documentElement.scrollHeight")
+    width = page.viewport_size["width"]
+    page.screenshot(
+        path=path, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(height or whole, whole)}
+    )
+    size = path.stat().st_size
+    assert size < LIMIT, f"{path.name} has {size:,} bytes; at most {LIMIT:,}"
+    print(f"{path.name}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Serves the page for the browser tests: `python serve.py PORT fake` or `python serve.py PORT MODEL`.
+
+MODEL is what `sparsed.load` takes. Beside the page it answers /test/state (what the engine did) and
+/test/mask (what the last pattern is), so that a test can compare the page with the engine itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from starlette.responses import JSONResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+from app import desk, engine, limits, page  # noqa: E402
+
+
+class Watched:
+    """A run that notes when its steps begin, and whether another one was at work."""
+
+    def __init__(self, run: Any, log: Log) -> None:
+        self._run, self._log = run, log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+    def __iter__(self) -> Watched:
+        return self
+
+    def __next__(self) -> Any:
+        log = self._log
+        log.began.append(time.monotonic())
+        log.overlaps += log.working
+        log.working += 1
+        try:
+            return next(self._run)
+        finally:
+            log.working -= 1
+
+
+class Log:
+    """What the engine did in this server."""
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+        self.stopped_at: float | None = None
+        self.working = 0
+        self.overlaps = 0
+
+    def state(self) -> dict[str, Any]:
+        stop = self.stopped_at
+        after = 0 if stop is None else sum(began > stop for began in self.began)
+        return {"steps": len(self.began), "after_stop": after, "overlaps": self.overlaps}
+
+
+def main() -> None:
+    port, which = int(sys.argv[1]), sys.argv[2]
+    if which == "fake":
+        from fake_engine import FakeEngine
+
+        used: Any = FakeEngine()
+        name = "mini"
+    else:
+        used, name = engine.SparsedEngine(which), which
+    log, denoise = Log(), used.denoise
+    used.denoise = lambda *given: Watched(denoise(*given), log)
+    here = desk.Desk(used, name, limits.Limits(max_seconds=1200))
+    stop = here.stop
+
+    def noted_stop(visit: str | None) -> None:
+        log.stopped_at = time.monotonic()
+        stop(visit)
+
+    here.stop = noted_stop  # type: ignore[method-assign]
+
+    async def state(_: Any) -> JSONResponse:
+        return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": len(here._visits)})
+
+    async def mask(http: Any) -> JSONResponse:
+        """The kept key blocks of every query block, read from the engine's own indices."""
+        layer, head = int(http.query_params["layer"]), int(http.query_params["head"])
+        (pattern,) = [visit.selected.pattern for visit in here._visits.values() if visit.selected is not None]
+        kept = getattr(pattern.layers[layer], "indices", None)
+        rows = pattern.mask(layer, head) if kept is None else kept[0, head].tolist()
+        if kept is None:
+            rows = [[column for column, value in enumerate(row) if value] for row in rows.tolist()]
+        return JSONResponse([sorted(block for block in row if block >= 0) for row in rows])
+
+    demo = page.build_page(here, default_length="short_context", default_kind="about")
+    given = page.launch_options()
+    given["app_kwargs"]["routes"] += [Route("/test/state", state), Route("/test/mask", mask)]
+    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
+    here.open()
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()

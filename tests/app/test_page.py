@@ -1,0 +1,357 @@
+"""The page over a stand-in engine: what it shows, and how it behaves when things go wrong."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+
+HOSTILE = [
+    "<img src=x onerror=\"document.title='owned'\">",
+    "<script>document.title='owned'</script>",
+    "<svg onload=document.title='owned'>",
+    "{{constructor.constructor('document.title=1')()}}",
+    "${document.title='owned'}",
+    "<a href=javascript:alert(1)>link</a>",
+    "</pre></details><h1>big</h1>",
+    "\u202eltr\u200b\ufeff zero 🦊 é",
+]
+
+
+def state(page: Any) -> str:
+    return page.get_attribute(".sd-stage", "data-state")
+
+
+def wait_for(page: Any, *states: str) -> None:
+    page.wait_for_selector(", ".join(f'.sd-stage[data-state="{name}"]' for name in states))
+
+
+def run(page: Any) -> None:
+    page.click("#sd-run")
+    wait_for(page, "running")
+
+
+def run_to_end(page: Any) -> None:
+    page.evaluate("window.seen.length = 0")
+    page.click("#sd-run")
+    page.wait_for_function("() => ['done', 'stopped', 'failed'].includes(window.seen.at(-1)?.state)")
+
+
+def choose(page: Any, control: str, option: str) -> None:
+    """Pick an entry of one of gradio's dropdowns, as a visitor does."""
+    page.click(f"#{control} input")
+    page.get_by_role("option", name=re.compile(option)).first.click()
+
+
+def own_text(page: Any, text: str) -> None:
+    if not page.is_visible("#sd-text textarea"):
+        choose(page, "sd-kind", "Your own text")
+        page.wait_for_selector("#sd-text textarea")
+    page.fill("#sd-text textarea", text)
+    counted = f"{len(text.split()):,} prompt tokens"
+    page.wait_for_function(
+        "text => document.querySelector('.sd-facts').textContent.startsWith(text)", arg=counted
+    )
+
+
+def test_a_fresh_page_is_ready_to_run(visit, fake) -> None:
+    page = visit(fake)
+    assert page.title() == "SparseD live"
+    assert page.inner_text(".sd-question").startswith("Tell me about Mara Velin")
+    assert re.match(r"2\d\d prompt tokens · the expected answer is known", page.inner_text(".sd-facts"))
+    assert page.inner_text(".sd-chips").split("\n") == ["mini", "CPU · pretended", "gather"]
+    assert page.is_enabled("#sd-run") and page.is_disabled("#sd-stop")
+    masked = page.locator('.sd-canvas .sd-cell[data-state="masked"]').count()
+    assert masked == 128 and page.is_hidden(".sd-gold")
+
+
+def test_a_run_from_beginning_to_end(visit, fake) -> None:
+    page = visit(fake)
+    run_to_end(page)
+    assert state(page) == "done"
+    assert re.fullmatch(r"\d\.\d\d×", page.inner_text(".sd-ratio"))
+    assert page.inner_text(".sd-score-speed .sd-words") == "faster"
+    assert page.inner_text(".sd-same") == "100 %"
+    for lane in ("dense", "sparse"):
+        card = page.locator(f'[data-lane="{lane}"]')
+        assert card.locator(".sd-canvas").text_content().startswith("Mara Velin was born in Tolm")
+        assert card.locator(".sd-verdict").inner_text() == "✓ as expected"
+        assert card.locator(".sd-figures dd").all_inner_texts()[0] == "64 of 64"
+        assert card.locator('.sd-cell[data-state="fresh"], .sd-cell[data-state="masked"]').count() == 0
+        assert card.locator('.sd-cell[data-state="end"]').count() > 10
+    assert page.inner_text(".sd-gold").startswith("Expected answer")
+    phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()
+    assert phases == ["dense steps 1–13", "select step 14", "sparse steps 15–64"]
+    assert page.is_enabled("#sd-run") and page.is_disabled("#sd-stop")
+    assert fake.state()["overlaps"] == 0
+
+
+def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
+    page = visit(fake)
+    choose(page, "sd-length", "4k")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    page.evaluate("window.messages.length = 0")
+    run(page)
+    page.click("#sd-stop")
+    wait_for(page, "stopped")
+    sent = "".join(m for m in page.evaluate("window.messages") if '"process_generating"' in m)
+    assert '"gold":null' in sent and "near the river Sava ." not in sent
+
+
+def test_cells_tell_their_step_and_confidence_to_pointer_and_keyboard(visit, fake) -> None:
+    page = visit(fake)
+    run_to_end(page)
+    lane = page.locator('[data-lane="sparse"]')
+    lane.locator(".sd-cell").nth(1).hover()
+    assert re.fullmatch(
+        r"Token 2: “ Velin”, committed in step \d+, confidence 0\.90", lane.locator(".sd-tip").inner_text()
+    )
+    page.mouse.move(0, 0)
+    lane.locator(".sd-canvas").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    assert lane.locator(".sd-tip").inner_text().startswith("Token 63: end of the answer, committed in step")
+    chosen = lane.locator('.sd-cell[aria-selected="true"]')
+    assert lane.locator(".sd-canvas").get_attribute("aria-activedescendant") == chosen.get_attribute("id")
+    page.keyboard.press("Escape")
+    assert lane.locator(".sd-tip").is_hidden()
+
+
+def test_the_prompt_length_moves_what_the_visitor_has_not_set(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    select, size = "#sd-select input[type=number]", "#sd-block-size input"
+    assert (page.input_value(select), page.input_value(size)) == ("0.5", "32")
+    choose(page, "sd-length", "4k")
+    page.wait_for_function("() => document.querySelector('#sd-block-size input').value === '128'")
+    assert page.input_value(select) == "0.3"
+    choose(page, "sd-block-size", "^64$")
+    choose(page, "sd-length", "short context")
+    page.wait_for_function("() => document.querySelector('#sd-select input[type=number]').value === '0.5'")
+    assert page.input_value(size) == "64"
+
+
+def test_a_length_that_does_not_fit_says_why_and_is_refused(visit, fake) -> None:
+    page = visit(fake)
+    choose(page, "sd-length", "64k · too long here: about")
+    page.wait_for_selector(".sd-problem:not([hidden])")
+    assert "Choose a shorter prompt length" in page.inner_text(".sd-problem")
+    page.click("#sd-run")
+    wait_for(page, "refused")
+    assert "Choose a shorter prompt length" in page.inner_text(".sd-message")
+    assert page.is_enabled("#sd-run")
+
+
+def test_a_run_that_never_becomes_sparse_is_announced(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    page.fill("#sd-skip input[type=number]", "1")
+    page.keyboard.press("Tab")
+    page.wait_for_selector(".sd-prompt .sd-notes:not([hidden])")
+    assert "never becomes sparse" in page.inner_text(".sd-prompt .sd-notes")
+    run_to_end(page)
+    assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–64"]
+    assert page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout.shapes") in (None, [])
+
+
+def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    choose(page, "sd-gen-length", "^16$")
+    page.wait_for_selector(".sd-problem:not([hidden])")
+    assert "must be a multiple of the semi-autoregressive block length" in page.inner_text(".sd-problem")
+    page.click("#sd-run")
+    wait_for(page, "refused")
+    assert "must be a multiple" in page.inner_text(".sd-message")
+
+
+def test_text_is_shown_as_text(visit, fake) -> None:
+    page = visit(fake)
+    count = (
+        "[...document.querySelectorAll('img, script, svg, a, h1')].filter(e => !e.closest('.js-plotly-plot')"
+        " && !(e.src || '').includes('plotly.js')).length"
+    )
+    own_text(page, "nothing special")
+    page.click(".sd-preview summary")
+    before = page.evaluate(count)
+    for hostile in HOSTILE:
+        text = f"say {hostile} twice"
+        own_text(page, text)
+        page.wait_for_function("text => document.querySelector('.sd-prompt-text').textContent === text", arg=text)
+        run_to_end(page)
+        cells = page.locator('[data-lane="dense"] .sd-cell:not([data-state="end"])').all_text_contents()
+        assert "".join(cells) == " ".join(text.split())
+        assert page.title() == "SparseD live" and page.evaluate(count) <= before
+
+
+def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
+    page = visit(fake)
+    own_text(page, "What is the name of the river ?")
+    assert page.is_hidden("#sd-length") and "expected answer" not in page.inner_text(".sd-facts")
+    run_to_end(page)
+    assert page.inner_text('[data-lane="dense"] .sd-verdict') == "" and page.is_hidden(".sd-gold")
+
+
+def test_an_empty_text_is_refused(visit, fake) -> None:
+    page = visit(fake)
+    choose(page, "sd-kind", "Your own text")
+    page.click("#sd-run")
+    wait_for(page, "refused")
+    assert "is empty" in page.inner_text(".sd-message")
+
+
+def test_an_engine_error_is_a_sentence_and_the_next_run_works(visit, fake) -> None:
+    page = visit(fake)
+    own_text(page, "one kaboom two three four five six")
+    page.click("#sd-run")
+    wait_for(page, "failed")
+    said = page.inner_text(".sd-message")
+    assert "SparseD" in said and "the fake kernel failed on purpose" in said and "Traceback" not in said
+    assert page.is_enabled("#sd-run")
+    own_text(page, "one two three four five six")
+    run_to_end(page)
+    assert state(page) == "done"
+
+
+def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    choose(page, "sd-model", "cannot be loaded")
+    page.wait_for_selector(".sd-problem:not([hidden])")
+    assert page.inner_text(".sd-problem") == "This stand-in for a model is broken on purpose."
+    choose(page, "sd-model", "a stand-in")
+    page.wait_for_selector(".sd-problem", state="hidden")
+    run_to_end(page)
+    assert state(page) == "done"
+
+
+def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
+    first, second = visit(fake), visit(fake)
+    choose(first, "sd-length", "4k")
+    first.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    run(first)
+    second.click("#sd-run")
+    wait_for(second, "waiting")
+    assert second.inner_text(".sd-message") == "Waiting for the device: one run is before yours."
+    first.click("#sd-stop")
+    wait_for(first, "stopped")
+    wait_for(second, "done")
+    assert fake.state()["overlaps"] == 0
+
+
+def test_who_waits_can_stop_waiting(visit, fake) -> None:
+    first, second = visit(fake), visit(fake)
+    choose(first, "sd-length", "4k")
+    first.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    run(first)
+    second.click("#sd-run")
+    wait_for(second, "waiting")
+    second.click("#sd-stop")
+    wait_for(second, "stopped")
+    assert state(first) == "running" and second.is_enabled("#sd-run")
+
+
+def test_closing_the_tab_ends_the_run_and_frees_the_device(visit, fake) -> None:
+    page = visit(fake)
+    choose(page, "sd-length", "4k")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    run(page)
+    page.close()
+    deadline = time.monotonic() + 10
+    while fake.state()["waiting"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    made = fake.state()
+    assert made["waiting"] == 0
+    time.sleep(0.5)
+    assert fake.state()["steps"] == made["steps"]
+
+
+def test_the_design_follows_the_system_and_the_button(visit, fake) -> None:
+    page = visit(fake, color_scheme="dark")
+    colour = "() => getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(colour)
+    run_to_end(page)
+    page.wait_for_selector("#sd-timeline .main-svg")
+    tick = "() => document.querySelector('#sd-timeline .xtick text').style.fill"
+    before = page.evaluate(tick)
+    page.click(".sd-theme")
+    light = page.evaluate(colour)
+    assert sum(map(int, re.findall(r"\d+", dark)[:3])) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)[:3]))
+    page.wait_for_function(f"before => ({tick})() !== before", arg=before)
+    page.reload()
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    assert page.evaluate(colour) == light
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(visit, fake, scheme: str) -> None:
+    """At least 4.5 to 1 for every text of ours against the background it stands on (WCAG 2.1, 1.4.3)."""
+    page = visit(fake, color_scheme=scheme)
+    page.click("#sd-how button")
+    run_to_end(page)
+    low = page.evaluate(CONTRAST)
+    assert low == []
+
+
+CONTRAST = """
+() => {
+  const channel = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const parse = (text) => {
+    const n = text.match(/[\\d.]+/g).map(Number);
+    return { rgb: n.slice(0, 3), a: n[3] ?? 1 };
+  };
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const background = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.a > 0.99) return colour.rgb;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll(".gradio-container *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!own || !node.checkVisibility() || node.closest("[disabled], .js-plotly-plot, .sd-hidden")) continue;
+    const style = getComputedStyle(node);
+    const [front, back] = [luminance(parse(style.color).rgb), luminance(background(node))];
+    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+    if (ratio < 4.5) found.push(`${node.className} ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
+  }
+  return found;
+}
+"""
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(visit, fake) -> None:
+    page = visit(fake, viewport={"width": 390, "height": 844})
+    run_to_end(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    dense, sparse = (page.locator(f'[data-lane="{lane}"]').bounding_box() for lane in ("dense", "sparse"))
+    assert sparse["y"] >= dense["y"] + dense["height"] and dense["x"] == sparse["x"]
+    assert page.is_hidden("#sd-steps")
+
+
+def test_a_run_can_be_made_with_the_keyboard_alone(visit, fake) -> None:
+    page = visit(fake)
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "sd-run":
+            break
+    assert page.evaluate("document.activeElement.id") == "sd-run"
+    page.keyboard.press("Enter")
+    wait_for(page, "done")
+
+
+def test_every_control_has_a_name(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    page.wait_for_timeout(300)
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('input, select, textarea, button, [tabindex="0"]')]
+        .filter((e) => e.checkVisibility())
+        .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length || e.title
+          || e.getAttribute('aria-labelledby') || e.placeholder)).map((e) => e.outerHTML.slice(0, 120))"""
+    )
+    assert unnamed == []

@@ -1,0 +1,151 @@
+"""Estimates, and the sentences that say no."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.limits import (
+    Estimate,
+    Limits,
+    Shape,
+    Speed,
+    about,
+    available_memory,
+    estimate,
+    fit_speed,
+    memory_needed,
+    reason,
+    refusal,
+    span,
+)
+
+MINI = Shape(
+    layers=6, hidden=256, heads=4, head_dim=64, intermediate=512, weight_bytes=17_840_000, number_bytes=4
+)
+EIGHT_BILLION = Shape(
+    layers=32,
+    hidden=4096,
+    heads=32,
+    head_dim=128,
+    intermediate=12288,
+    weight_bytes=16_000_000_000,
+    number_bytes=2,
+)
+GIB = 2**30
+
+
+def test_two_measured_steps_give_the_linear_and_the_quadratic_part() -> None:
+    true = Speed(per_token=4e-5, per_pair=4e-8)
+    fitted = fit_speed([(2048, true.step(2048)), (256, true.step(256))], MINI)
+    assert fitted.per_token == pytest.approx(4e-5) and fitted.per_pair == pytest.approx(4e-8)
+
+
+def test_the_sixteenth_of_a_thousand_follows_from_two_short_steps() -> None:
+    """Published for two cores: 512 tokens 0.040 s, 4k 0.83 s, 16k 11.8 s a step; within a factor of two is
+    enough.
+    """
+    speed = fit_speed([(512, 0.040), (4096, 0.83)], MINI)
+    assert 11.8 / 2 < speed.step(16384) < 11.8 * 2
+
+
+@pytest.mark.parametrize("points", [[(512, 0.04)], [(512, 0.04), (2048, 0.10)], [(512, 0.5), (2048, 0.4)]])
+def test_one_point_or_a_jittering_clock_still_gives_positive_parts(points: list[tuple[int, float]]) -> None:
+    speed = fit_speed(points, MINI)
+    assert speed.per_token > 0 and speed.per_pair > 0
+    assert speed.step(4096) > speed.step(2048)
+
+
+def test_no_measurement_no_speed() -> None:
+    with pytest.raises(ValueError, match="no measured step"):
+        fit_speed([], MINI)
+
+
+def estimated(switch_step: int | None, density: float = 0.3, length: int = 16_448) -> Estimate:
+    return estimate(
+        MINI,
+        Speed(4e-5, 4e-8),
+        length=length,
+        steps=64,
+        switch_step=switch_step,
+        density=density,
+        block_size=128,
+    )
+
+
+def test_the_sparse_lane_saves_attention_after_the_switch_only() -> None:
+    never, early, late = estimated(None), estimated(14), estimated(40)
+    assert never.dense_seconds == never.sparse_seconds == pytest.approx(64 * Speed(4e-5, 4e-8).step(16_448))
+    assert early.sparse_seconds < late.sparse_seconds < never.sparse_seconds
+    assert early.seconds == early.dense_seconds + early.sparse_seconds
+    assert estimated(14, density=1.0).sparse_seconds > never.sparse_seconds
+
+
+def test_memory_grows_with_the_length_and_stays_sane() -> None:
+    assert memory_needed(MINI, 16_448, 128) < 3 * GIB
+    assert memory_needed(MINI, 1024, 32) < memory_needed(MINI, 4096, 32) < memory_needed(MINI, 65_600, 128)
+    assert memory_needed(EIGHT_BILLION, 4096, 128) > 16_000_000_000
+
+
+def test_what_fits_is_not_refused() -> None:
+    limits = Limits(max_seconds=3600, memory=8 * GIB)
+    assert refusal(estimated(14), limits, length=16_448, steps=64) is None
+    assert reason(estimated(14), limits, length=16_448) == ""
+    assert refusal(None, limits, length=16_448, steps=64) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "length", "knobs"),
+    [
+        (
+            Limits(max_seconds=600),
+            16_448,
+            ["16,448 tokens", "shorter prompt length", "steps or fewer", "10 min"],
+        ),
+        (Limits(max_seconds=10), 16_448, ["shorter prompt length", "SPARSED_MAX_MINUTES"]),
+        (Limits(memory=GIB // 4), 16_448, ["GiB", "shorter prompt length"]),
+        (Limits(max_tokens=1000), 16_448, ["16,448 tokens", "1,000", "shorter prompt length"]),
+    ],
+)
+def test_a_refusal_names_the_limit_and_the_knob(limits: Limits, length: int, knobs: list[str]) -> None:
+    sentence = refusal(estimated(14, length=length), limits, length=length, steps=64)
+    assert sentence is not None and all(knob in sentence for knob in knobs)
+    assert reason(estimated(14, length=length), limits, length=length)
+
+
+def test_the_number_of_steps_that_a_refusal_offers_would_be_accepted() -> None:
+    limits = Limits(max_seconds=600)
+    sentence = refusal(estimated(14), limits, length=16_448, steps=64) or ""
+    steps = int(sentence.split(" steps or fewer")[0].split()[-1])
+    shorter = estimate(
+        MINI, Speed(4e-5, 4e-8), length=16_448, steps=steps, switch_step=None, density=0.3, block_size=128
+    )
+    assert shorter.seconds < 1.5 * 600
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "under 1 s"), (8.2, "about 8 s"), (9.7, "about 10 s"), (57, "about 55 s"), (58, "about 1 min"),
+        (130, "about 2 min"), (1290, "about 20 min"), (3600, "about 1 h"), (5100, "about 1 h 25 min"),
+    ],
+)  # fmt: skip
+def test_rough_times(seconds: float, words: str) -> None:
+    assert about(seconds) == words
+    assert seconds < 1 or span(seconds) == words.removeprefix("about ")
+
+
+def test_limits_come_from_the_environment() -> None:
+    limits = Limits.here({"SPARSED_MAX_MINUTES": "2.5", "SPARSED_MAX_TOKENS": "5000"})
+    assert limits.max_seconds == 150 and limits.max_tokens == 5000
+    assert Limits.here({}).max_seconds == 3600
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="SPARSED_MAX_MINUTES is"):
+        Limits.here({"SPARSED_MAX_MINUTES": value})
+
+
+def test_free_memory_is_known_on_this_kind_of_system() -> None:
+    free = available_memory()
+    assert free is None or free > 2**20

@@ -1,0 +1,203 @@
+"""The race: fair turns, one step at a time, nothing lost between the worker and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+
+from app.race import DeviceQueue, Lane, Race
+
+
+@dataclass(frozen=True)
+class Tick:
+    index: int
+    seconds: float
+    began: float
+    ended: float
+
+
+class Runner:
+    """A lane whose steps take `seconds` on its own clock, and `sleep` seconds of real time."""
+
+    def __init__(self, steps: int, seconds: float, sleep: float = 0.0, fail_at: int | None = None) -> None:
+        self.steps, self.seconds, self.sleep, self.fail_at = steps, seconds, sleep, fail_at
+        self.made = 0
+        self.closed = 0
+        self.thread: int | None = None
+
+    def __next__(self) -> Tick:
+        if self.made == self.steps:
+            raise StopIteration
+        if self.made == self.fail_at:
+            raise RuntimeError("kernel error")
+        self.thread = threading.get_ident()
+        began = time.perf_counter()
+        time.sleep(self.sleep)
+        self.made += 1
+        return Tick(self.made - 1, self.seconds, began, time.perf_counter())
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def order(race: Race) -> list[str]:
+    return [item.lane for update in race for item in update.steps]
+
+
+def test_the_lane_with_the_smaller_clock_goes_next() -> None:
+    # Clocks after each step: a 3, b 2, b 4, a 6, b 6, then equal again: the first lane goes.
+    lanes = [Lane("a", Runner(4, 3.0)), Lane("b", Runner(6, 2.0))]
+    assert order(Race(lanes)) == ["a", "b", "b", "a", "b", "a", "b", "b", "a", "b"]
+
+
+@pytest.mark.parametrize(("first", "begins"), [(0, "a"), (1, "b"), (2, "a"), (3, "b")])
+def test_who_begins_alternates(first: int, begins: str) -> None:
+    lanes = [Lane("a", Runner(2, 1.0)), Lane("b", Runner(2, 1.0))]
+    assert order(Race(lanes, first=first))[0] == begins
+
+
+def test_lanes_never_run_at_the_same_time_and_not_in_the_pages_thread() -> None:
+    runners = [Runner(10, 1.0, sleep=0.004), Runner(10, 0.7, sleep=0.003)]
+    ticks = []
+    for update in Race([Lane("a", runners[0]), Lane("b", runners[1])]):
+        ticks += [item.step for item in update.steps]
+    ticks.sort(key=lambda tick: tick.began)
+    assert all(before.ended <= after.began for before, after in pairwise(ticks))
+    assert runners[0].thread == runners[1].thread != threading.get_ident()
+
+
+def test_every_step_comes_exactly_once_and_at_most_eight_updates_a_second() -> None:
+    race = Race([Lane("a", Runner(150, 1.0, sleep=0.002)), Lane("b", Runner(150, 0.5, sleep=0.002))])
+    start, seen, arrived = time.monotonic(), {"a": [], "b": []}, []
+    for update in race:
+        arrived.append(time.monotonic())
+        for item in update.steps:
+            seen[item.lane].append(item.step.index)
+    assert seen == {"a": list(range(150)), "b": list(range(150))}
+    assert len(arrived) <= 8 * (arrived[-1] - start) + 1
+    assert all(later - earlier > 0.12 for earlier, later in pairwise(arrived))
+
+
+def test_the_last_update_alone_says_that_it_is_over() -> None:
+    updates = list(Race([Lane("a", Runner(3, 1.0)), Lane("b", Runner(3, 1.0))], updates_per_second=1000))
+    assert [update.state for update in updates[:-1]] == ["running"] * (len(updates) - 1)
+    assert updates[-1].state == "done" and updates[-1].steps == ()
+    assert sorted(updates[-1].finished) == ["a", "b"]
+
+
+def test_the_event_loops_stream_is_the_same_stream() -> None:
+    async def collect() -> list[tuple[str, int]]:
+        race = Race([Lane("a", Runner(40, 1.0, sleep=0.002)), Lane("b", Runner(40, 2.0, sleep=0.002))])
+        return [(item.lane, item.step.index) async for update in race.updates() for item in update.steps]
+
+    steps = asyncio.run(collect())
+    assert sorted(steps) == [(lane, index) for lane in "ab" for index in range(40)]
+
+
+def test_stop_ends_within_one_step_and_frees_the_device() -> None:
+    runner, freed = Runner(1000, 1.0, sleep=0.02), threading.Event()
+    race = Race([Lane("a", runner)], updates_per_second=50, on_end=freed.set)
+    last = None
+    for update in race:
+        last = update
+        if runner.made >= 5 and not race._stop.is_set():
+            made = runner.made
+            race.stop()
+    assert last is not None and last.state == "stopped"
+    assert runner.made <= made + 1
+    assert freed.is_set() and runner.closed == 1 and race.over
+
+
+def test_a_stopped_race_still_delivers_the_steps_that_were_made() -> None:
+    runner = Runner(1000, 1.0, sleep=0.01)
+    race, indices = Race([Lane("a", runner)], updates_per_second=20), []
+    for update in race:
+        indices += [item.step.index for item in update.steps]
+        if len(indices) > 3:
+            race.stop()
+    assert indices == list(range(runner.made))
+
+
+def test_leaving_the_stream_stops_the_race() -> None:
+    runner, freed = Runner(10_000, 1.0, sleep=0.005), threading.Event()
+    race = Race([Lane("a", runner)], on_end=freed.set)
+    for _ in race:
+        break
+    assert freed.wait(2) and runner.made < 200 and runner.closed == 1
+
+
+def test_closing_the_event_loops_stream_stops_the_race() -> None:
+    runner, freed = Runner(10_000, 1.0, sleep=0.005), threading.Event()
+
+    async def leave() -> None:
+        stream = Race([Lane("a", runner)], on_end=freed.set).updates()
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    asyncio.run(leave())
+    assert freed.wait(2) and runner.made < 200 and runner.closed == 1
+
+
+def test_an_engine_error_is_an_update_and_closes_every_lane() -> None:
+    good, bad, freed = Runner(50, 1.0), Runner(50, 1.0, fail_at=3), threading.Event()
+    updates = list(Race([Lane("a", good), Lane("b", bad)], on_end=freed.set))
+    assert updates[-1].state == "failed" and updates[-1].error_lane == "b"
+    assert str(updates[-1].error) == "kernel error"
+    assert good.closed == bad.closed == 1 and freed.is_set()
+    assert sum(item.lane == "b" for update in updates for item in update.steps) == 3
+
+
+def test_a_race_stopped_before_it_starts_makes_no_step() -> None:
+    runner, freed = Runner(5, 1.0), threading.Event()
+    race = Race([Lane("a", runner)], on_end=freed.set)
+    race.stop()
+    assert [update.state for update in race] == ["stopped"]
+    assert runner.made == 0 and runner.closed == 1 and freed.is_set()
+
+
+def test_close_waits_for_the_running_step() -> None:
+    runner = Runner(100, 1.0, sleep=0.05)
+    race = Race([Lane("a", runner)])
+    race.start()
+    time.sleep(0.02)
+    assert race.close(timeout=2)
+    made = runner.made
+    time.sleep(0.1)
+    assert runner.made == made
+
+
+def test_the_pages_work_does_not_hold_up_the_lanes() -> None:
+    runner = Runner(40, 1.0, sleep=0.005)
+    race = Race([Lane("a", runner)], updates_per_second=1000)
+    for _ in race:
+        time.sleep(0.3)
+        break
+    assert runner.made >= 20
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"lanes": []}, {"lanes": [Lane("a", Runner(1, 1.0))], "updates_per_second": 0}]
+)
+def test_impossible_races_are_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="at least one lane|must be above 0"):
+        Race(**arguments)
+
+
+def test_the_queue_serves_in_order_and_gives_the_place_free() -> None:
+    queue = DeviceQueue(capacity=3)
+    tickets = [queue.join() for _ in range(3)]
+    assert [ticket.position for ticket in tickets] == [0, 1, 2]
+    with pytest.raises(ValueError, match="already waiting"):
+        queue.join()
+    tickets[1].leave()
+    tickets[1].leave()
+    assert [tickets[0].position, tickets[2].position, len(queue)] == [0, 1, 2]
+    tickets[0].leave()
+    assert tickets[2].position == 0
+    assert [queue.next_turn() for _ in range(3)] == [0, 1, 2]

@@ -1,0 +1,181 @@
+"""The race as one JSON value: speed-up, agreement, verdicts, and the stream of steps."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from app.canvas import Canvas
+from app.race import LaneStep, Update
+from app.stage import LaneView, Stage, clock, opening, phase_ranges, speedup
+
+END = 0
+WORDS = ["<end>", "It", " is", " so"]
+
+
+def decode(tokens: list[int]) -> str:
+    return "".join(WORDS[token] for token in tokens)
+
+
+def judge(text: str, gold: str) -> tuple[bool, str]:
+    return text == gold, "words"
+
+
+def stage_of(gold: str | None = "It is so") -> Stage:
+    lanes = [
+        LaneView(key, Canvas(4, decode, END), total=4, switch_step=switch, backend="x", parallel=4)
+        for key, switch in (("dense", None), ("sparse", 2))
+    ]
+    return Stage(
+        lanes,
+        run_id=7,
+        end_id=END,
+        gold=gold,
+        judge=judge,
+        read=lambda t: decode(t).split("<end>")[0],
+        notes=["n"],
+    )
+
+
+def step(lane: str, index: int, token: int, seconds: float) -> LaneStep:
+    committed = np.arange(4)[None] == index
+    made = SimpleNamespace(
+        index=index,
+        phase="dense" if lane == "dense" or index < 1 else "select" if index == 1 else "sparse",
+        tokens=np.full((1, 4), token),
+        committed=committed,
+        confidence=np.where(committed, 0.5, np.nan),
+        seconds=seconds,
+    )
+    return LaneStep(lane, made)
+
+
+def whole(answers: dict[str, list[int]], seconds: dict[str, float]) -> dict:
+    stage, steps = stage_of(), []
+    for index in range(4):
+        for lane, answer in answers.items():
+            steps.append(step(lane, index, answer[index], seconds[lane]))
+    stage.apply(Update(tuple(steps[:3]), "running", ()))
+    return stage.apply(Update(tuple(steps[3:]), "done", ("dense", "sparse")))
+
+
+def test_a_finished_race() -> None:
+    value = whole({"dense": [1, 2, 3, END], "sparse": [1, 2, 3, END]}, {"dense": 0.3, "sparse": 0.2})
+    json.dumps(value, allow_nan=False)
+    assert value["state"] == "done" and value["run"] == 7 and value["notes"] == ["n"]
+    assert value["speedup"]["text"] == "1.50×" and value["speedup"]["words"] == "faster"
+    assert value["agreement"]["text"] == "100 %" and value["agreement"]["compared"] == 4
+    assert value["gold"] == "It is so"
+    dense, sparse = value["lanes"]
+    assert [(lane["right"], lane["verdict"]) for lane in (dense, sparse)] == [(True, "words")] * 2
+    assert (dense["step"], dense["total"], dense["seconds"], dense["ms_per_step"]) == (4, 4, 1.2, 300.0)
+    assert dense["tokens_per_second"] == 3.3
+    assert sparse["phase"] == "sparse"
+    assert [cell[1] for cell in sparse["cells"]] == [1, 2, 3, 4]
+
+
+def test_the_gold_answer_and_the_verdicts_wait_for_the_end() -> None:
+    stage = stage_of()
+    value = stage.apply(Update((step("dense", 0, 1, 0.1),), "running", ()))
+    assert value["gold"] is None and value["agreement"] is None and value["speedup"] is None
+    assert all(lane["verdict"] is None for lane in value["lanes"])
+    assert "It is so" not in json.dumps(value)
+    stopped = stage.apply(Update((), "stopped", ()))
+    assert stopped["state"] == "stopped" and stopped["gold"] is None
+
+
+def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
+    value = whole({"dense": [1, 2, 3, END], "sparse": [1, 2, END, END]}, {"dense": 0.2, "sparse": 0.3})
+    assert [lane["right"] for lane in value["lanes"]] == [True, False]
+    assert value["agreement"]["text"] == "75.0 %" and value["agreement"]["same"] == 3
+    assert value["speedup"] == {
+        "ratio": 0.6667,
+        "text": "0.67×",
+        "words": "slower",
+        "detail": "whole runs: 0.80 s with full attention, 1.20 s with SparseD",
+    }
+
+
+def test_nearly_the_same_is_never_called_100_percent() -> None:
+    canvas = [Canvas(2000, decode, END), Canvas(2000, decode, END)]
+    lanes = [
+        LaneView(key, c, total=1, switch_step=None, backend="", parallel=2000)
+        for key, c in zip(("dense", "sparse"), canvas, strict=True)
+    ]
+    stage = Stage(lanes, end_id=END)
+    for index, lane in enumerate(lanes):
+        tokens = np.ones((1, 2000), dtype=int)
+        tokens[0, 0] += index
+        made = SimpleNamespace(
+            index=0, phase="dense", tokens=tokens, committed=tokens > 0, confidence=tokens * 0.5, seconds=1.0
+        )
+        stage.apply(Update((LaneStep(lane.key, made),), "running", (lane.key,)))
+    found = stage.agreement()
+    assert found is not None and found["text"] == "99.9 %"
+
+
+def test_the_stream_holds_each_step_once_and_the_snapshots_are_complete() -> None:
+    stage, seen = stage_of(), []
+    for index in range(4):
+        value = stage.apply(
+            Update((step("dense", index, 1, 0.1), step("sparse", index, 1, 0.1)), "running", ())
+        )
+        seen += [(item["lane"], item["step"]) for item in value["steps"]]
+        assert [lane["step"] for lane in value["lanes"]] == [index + 1] * 2
+        assert value["sequence"] == index + 1
+    assert sorted(seen) == [(lane, n) for lane in ("dense", "sparse") for n in (1, 2, 3, 4)]
+
+
+def test_snapshots_do_not_share_what_changes() -> None:
+    stage = stage_of()
+    first = stage.apply(Update((step("dense", 0, 1, 0.1),), "running", ()))
+    before = json.dumps(first)
+    stage.apply(Update((step("dense", 1, 1, 0.1),), "running", ()))
+    assert json.dumps(first) == before
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "finished", "text", "words"),
+    [
+        ([1.0, 1.0, 1.0], [1.0, 0.5], False, "1.33×", "faster so far"),  # over the two steps both have
+        ([1.0], [1.08], False, "0.93×", "slower so far"),
+        ([1.0], [1.001], False, "1.00×", "the same speed so far"),
+        ([1.0, 1.0], [0.5], True, "4.00×", "faster"),  # at the end: whole runs
+    ],
+)
+def test_speedup_words(dense, sparse, finished, text, words) -> None:
+    found = speedup(dense, sparse, finished=finished)
+    assert found is not None and (found["text"], found["words"]) == (text, words)
+
+
+def test_no_speedup_before_both_lanes_have_a_step() -> None:
+    assert speedup([1.0], [], finished=False) is None
+
+
+@pytest.mark.parametrize(
+    ("total", "switch_step", "expected"),
+    [
+        (64, 14, [["dense", 1, 13], ["select", 14, 14], ["sparse", 15, 64]]),
+        (64, None, [["dense", 1, 64]]),
+        (4, 1, [["select", 1, 1], ["sparse", 2, 4]]),
+    ],
+)
+def test_phase_ranges_count_from_one(total, switch_step, expected) -> None:
+    assert phase_ranges(total, switch_step) == expected
+
+
+def test_the_opening_is_all_masks() -> None:
+    value = opening(32, 16, total=64, switch_step=14, message="Press Run.")
+    assert value["state"] == "idle" and [len(lane["cells"]) for lane in value["lanes"]] == [32, 32]
+    assert all(cell == ["", 0, None, 0] for lane in value["lanes"] for cell in lane["cells"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.5, "0.50 s"), (12.34, "12.3 s"), (59.96, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_clock(seconds: float, words: str) -> None:
+    assert clock(seconds) == words
