@@ -34,7 +34,7 @@ from app import (
 )
 
 MODULES = (canvas, charts, desk, engine, limits, page, race, request, session, stage, theme, words)
-DEFAULT_LENGTH, DEFAULT_KIND = "2k", "about"
+DEFAULT_KIND = "about"
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -61,7 +61,7 @@ def build(model: str = "mini") -> tuple[desk.Desk, page.gr.Blocks]:
     """The desk (nothing loaded yet) and the page around it. Raises ValueError for a bad environment variable.
     """
     here = desk.Desk(engine.SparsedEngine(model), model, limits.Limits.here())
-    return here, page.build_page(here, default_length=DEFAULT_LENGTH, default_kind=DEFAULT_KIND)
+    return here, page.build_page(here, default_kind=DEFAULT_KIND)
 
 
 def main() -> int:

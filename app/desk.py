@@ -193,6 +193,15 @@ class Desk:
             block_size=request.attention.block_size or 128,
         )
 
+    def longest(self, loaded: Loaded, request: Request, seconds: float) -> str:
+        """The longest prompt length whose race takes at most `seconds` here; the shortest when none does."""
+        best = next(iter(self.engine.lengths()))
+        for name, tokens in self.engine.lengths().items():
+            estimated = self.estimate(loaded, request.resolve(tokens, loaded.model), tokens)
+            if estimated is not None and estimated.seconds <= seconds:
+                best = name
+        return best
+
     # ---- visits --------------------------------------------------------------------------------------------
 
     def visit(self, name: str | None) -> Visit:

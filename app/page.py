@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
+import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +34,24 @@ STYLE, SCRIPT = "page.css", "page.js"
 # Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.
 STATIC = "sparsed-static"
 
+# Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
+TIMELINE_SECONDS = 0.4
+
+# A visitor presses Run to see what this is; the first run should not keep him waiting.
+FIRST_RUN_SECONDS = 30.0
+
 NO_TIMELINE = "Each step's time appears here when a run starts."
 NO_PATTERN = "The blocks a head keeps appear here at the select step."
 
 Outputs = tuple[Any, ...]
 
 
-def build_page(desk: Desk, *, default_length: str, default_kind: str) -> gr.Blocks:
-    """The whole page around `desk`. Call `launch(**launch_options())` on what it returns."""
+def build_page(desk: Desk, *, default_kind: str, default_length: str | None = None) -> gr.Blocks:
+    """The whole page around `desk`. Call `launch(**launch_options())` on what it returns.
+
+    default_length: the prompt length of a fresh page; None takes the longest whose race is done within
+    FIRST_RUN_SECONDS on this machine.
+    """
     return _Page(desk, default_length, default_kind).build()
 
 
@@ -96,10 +108,17 @@ def _head() -> str:
     )
 
 
+def _sent(value: Any) -> str:
+    """A view's value as text. Gradio's front end walks through every object it is given several times, a string
+    it just passes on: with many small updates that is most of the browser's work. No "<" is left in it.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
 def _view(kind: str, value: Any, element: str) -> gr.HTML:
     """A component that assets/page.js draws from a JSON value."""
     return gr.HTML(
-        value=value,
+        value=_sent(value),
         html_template='<div class="sd-view"></div>',
         # Gradio may run this before the script in the page's head has arrived; then it waits in a list for
         # it.
@@ -115,7 +134,7 @@ def _view(kind: str, value: Any, element: str) -> gr.HTML:
 class _Page:
     """Builds the components once; the handlers are its methods. Holds nothing of any visit."""
 
-    def __init__(self, desk: Desk, default_length: str, default_kind: str) -> None:
+    def __init__(self, desk: Desk, default_length: str | None, default_kind: str) -> None:
         self.desk = desk
         self.lengths = dict(desk.engine.lengths())
         self.kinds = dict(desk.engine.kinds())
@@ -139,7 +158,7 @@ class _Page:
                 )
                 self.length = gr.Dropdown(
                     [(self._length_label(name), name) for name in self.lengths],
-                    value=self.default_length,
+                    value=self.default_length or next(iter(self.lengths)),
                     label="Prompt length",
                     elem_id="sd-length",
                     min_width=180,
@@ -250,7 +269,7 @@ class _Page:
             self.header, self.panel, self.length, self.another, self.text, self.select, self.block_size,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(self.prepare, inputs, prepared, **quiet)
+        page.load(self.open, inputs, prepared, **quiet)
         # A value the visitor has set himself is not moved when the prompt length changes.
         for component, name in ((self.select, "select"), (self.block_size, "block_size")):
             component.input(self._touch(name), self.touched, self.touched, queue=False, **quiet).then(
@@ -316,25 +335,36 @@ class _Page:
 
     # ---- handlers ------------------------------------------------------------------------------------------
 
+    async def open(self, *values: Any) -> Outputs:
+        """A fresh page: like `prepare`, with the prompt length that suits this machine."""
+        given = list(values)
+        if self.default_length is None:
+            with contextlib.suppress(*EXPECTED):  # what is wrong with the model is said by `prepare`
+                asked = self._parse(*values)
+                loaded = await asyncio.to_thread(self.desk.load, asked.model)
+                given[2] = self.desk.longest(loaded, asked, FIRST_RUN_SECONDS)
+        header, panel, length, *rest = await self.prepare(*given)
+        return (header, panel, {**length, "value": given[2]}, *rest)
+
     async def prepare(self, *values: Any) -> Outputs:
         """Shows the prompt, its length, what the run will cost, and moves what the visitor has not set."""
         own = values[1] == OWN_TEXT
         shown = (gr.update(visible=not own), gr.update(visible=not own), gr.update(visible=own))
         rest = (gr.skip(), gr.skip())
         if own and not str(values[4] or "").strip():
-            return (gr.skip(), {"state": "empty"}, *shown, *rest)
+            return (gr.skip(), _sent({"state": "empty"}), *shown, *rest)
         try:
             asked = self._parse(*values)
         except ValueError as error:
-            return (gr.skip(), {"state": "problem", "problem": str(error)}, *shown, *rest)
+            return (gr.skip(), _sent({"state": "problem", "problem": str(error)}), *shown, *rest)
         try:
             loaded = await asyncio.to_thread(self.desk.load, asked.model)
             return await asyncio.to_thread(self._prepared, asked, loaded)
         except EXPECTED as error:
             log_error(error)
             loaded_before = self.desk.loaded(asked.model)
-            header = gr.skip() if loaded_before else self._header(None, "no model")
-            return (header, {"state": "problem", "problem": error_sentence(error)}, *shown, *rest)
+            header = gr.skip() if loaded_before else _sent(self._header(None, "no model"))
+            return (header, _sent({"state": "problem", "problem": error_sentence(error)}), *shown, *rest)
 
     def _prepared(self, asked: Request, loaded: Loaded) -> Outputs:
         own = asked.kind == OWN_TEXT
@@ -359,8 +389,8 @@ class _Page:
             "notes": remarks,
         }
         return (
-            self._header(loaded),
-            panel,
+            _sent(self._header(loaded)),
+            _sent(panel),
             gr.update(choices=self._length_choices(asked, loaded), visible=not own),
             gr.update(visible=not own),
             gr.update(visible=own),
@@ -389,18 +419,19 @@ class _Page:
             asked = self._parse(*values)
         except ValueError as error:
             value = stage.opening(64, 64, total=64, switch_step=None, state="refused", message=str(error))
-            yield (value, *[gr.skip()] * 4, *free)
+            yield (_sent(value), *[gr.skip()] * 4, *free)
             return
         visit = self.desk.visit(http.session_hash)
-        started = False
+        started, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(self.desk, visit, asked)) as stream:
             async for shown in stream:
                 timeline, heatmap, sliders = gr.skip(), gr.skip(), (gr.skip(), gr.skip())
-                if shown.timeline is not None:
-                    timeline = {"figure": shown.timeline, "label": _timeline_label(shown.stage)}
+                if shown.timeline is not None and (shown.over or time.monotonic() >= next_timeline):
+                    timeline = _sent({"figure": shown.timeline, "label": _timeline_label(shown.stage)})
+                    next_timeline = time.monotonic() + TIMELINE_SECONDS
                 elif not started:
-                    timeline = {"figure": charts.empty(NO_TIMELINE), "label": NO_TIMELINE}
-                    heatmap = {"figure": charts.empty(NO_PATTERN), "label": NO_PATTERN}
+                    timeline = _sent({"figure": charts.empty(NO_TIMELINE), "label": NO_TIMELINE})
+                    heatmap = _sent({"figure": charts.empty(NO_PATTERN), "label": NO_PATTERN})
                 if shown.selected is not None:
                     layer, head = min(1, shown.selected.layers - 1), 0
                     heatmap = _heatmap(shown.selected, layer, head)
@@ -410,7 +441,7 @@ class _Page:
                     )
                 buttons = free if shown.over else (gr.skip(), gr.skip()) if started else busy
                 started = True
-                yield (shown.stage, timeline, heatmap, *sliders, *buttons)
+                yield (_sent(shown.stage), timeline, heatmap, *sliders, *buttons)
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""
@@ -427,7 +458,7 @@ class _Page:
         return gr.skip() if selected is None else _heatmap(selected, layer, head)
 
 
-def _heatmap(selected: SelectedPattern, layer: Any, head: Any) -> dict[str, Any]:
+def _heatmap(selected: SelectedPattern, layer: Any, head: Any) -> str:
     layer = max(0, min(int(layer or 0), selected.layers - 1))
     head = max(0, min(int(head or 0), selected.heads - 1))
     pattern, layout = selected.pattern, selected.pattern.layout
@@ -440,7 +471,7 @@ def _heatmap(selected: SelectedPattern, layer: Any, head: Any) -> dict[str, Any]
         block_size=layout.block_size,
         prompt_blocks=layout.prompt_blocks,
     )
-    return {"figure": figure, "label": figure["layout"]["title"]["text"]}
+    return _sent({"figure": figure, "label": figure["layout"]["title"]["text"]})
 
 
 def _timeline_label(snapshot: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app import charts, limits, request
+from app import charts, limits
 from app.canvas import Canvas
 from app.desk import Desk, Loaded, SelectedPattern, Visit, error_sentence, log_error
 from app.race import Lane, Race, Ticket
@@ -162,7 +162,7 @@ def _start(desk: Desk, asked: Request, loaded: Loaded, material: Material, ticke
         gold=material.gold,
         judge=engine.verdict,
         read=lambda tokens: engine.read_answer(model, tokens),
-        notes=list(dict.fromkeys([*request.notes(asked), *runs[SPARSE].notes])),
+        notes=runs[SPARSE].notes,
     )
     race = Race(
         [Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=ticket.leave

@@ -425,8 +425,10 @@
   window.sparsed = {
     mount(kind, element, props, watch) {
       const draw = kinds[kind](element.querySelector(".sd-view"));
-      draw(props.value);
-      watch("value", () => draw(props.value));
+      // The value is JSON text: objects would be copied and compared by gradio again and again.
+      const update = () => draw(props.value ? JSON.parse(props.value) : null);
+      update();
+      watch("value", update);
     },
   };
   for (const go of window.sparsedWaiting || []) go();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from typing import Literal
@@ -17,6 +18,9 @@ _COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code; a wrong value is one sentence on stderr and code 2."""
     argv = sys.argv[1:] if argv is None else argv
+    # Threads that spin while they wait slow every step many times over as soon as anything else uses a core.
+    # torch reads this when it loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = argparse.ArgumentParser(prog="python -m sparsed", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in _COMMANDS.items():

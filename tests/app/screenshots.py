@@ -69,7 +69,7 @@ def take(browser, address: str, given: argparse.Namespace) -> None:
     )
     page.click("#sd-run")
     page.mouse.move(0, 0)
-    page.wait_for_function("() => window.stepsMade && window.stepsMade[1] >= 44")
+    page.wait_for_function("() => window.stepsMade && window.stepsMade[1] >= 55")
     page.wait_for_timeout(400)
     save(page, given.out / "screenshot-light.png")
     page.wait_for_selector('.sd-stage[data-state="done"]')

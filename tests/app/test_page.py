@@ -67,6 +67,29 @@ def test_a_fresh_page_is_ready_to_run(visit, fake) -> None:
     assert masked == 128 and page.is_hidden(".sd-gold")
 
 
+def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
+    """The longest whose race takes at most so many seconds on this machine."""
+    from types import SimpleNamespace
+
+    from app.desk import Desk, Loaded
+    from app.limits import Limits, Shape, Speed
+    from app.request import parse
+
+    lengths = {"short_context": 256, "1k": 1024, "4k": 4096, "16k": 16384}
+    engine: Any = SimpleNamespace(lengths=lambda: lengths)
+    shape = Shape(6, 256, 4, 64, 512, 9_000_000, 2)
+    loaded = Loaded("mini", "", "", None, shape, Speed(2e-5, 3e-8))
+    asked = parse(
+        model="mini", kind="about", length="1k", question=0, text="", steps=64, gen_length=64, block_length=64,
+        skip=0.2, select=None, block_size=None, seed=0, backend="auto",
+        models=["mini"], kinds=["about"], lengths=lengths,
+    )  # fmt: skip
+    desk = Desk(engine, "mini", Limits())
+    assert desk.longest(loaded, asked, 10.0) == "1k"
+    assert desk.longest(loaded, asked, 80.0) == "4k"
+    assert desk.longest(loaded, asked, 0.01) == "short_context"
+
+
 def test_a_run_from_beginning_to_end(visit, fake) -> None:
     page = visit(fake)
     run_to_end(page)
@@ -97,7 +120,7 @@ def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     page.click("#sd-stop")
     wait_for(page, "stopped")
     sent = "".join(m for m in page.evaluate("window.messages") if '"process_generating"' in m)
-    assert '"gold":null' in sent and "near the river Sava ." not in sent
+    assert '\\"gold\\":null' in sent and "near the river Sava ." not in sent
 
 
 def test_cells_tell_their_step_and_confidence_to_pointer_and_keyboard(visit, fake) -> None:

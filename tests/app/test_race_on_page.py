@@ -45,8 +45,8 @@ def stream_of(page: Any) -> list[dict[str, Any]]:
         else:
             current[event] = data
         first = current[event][0]
-        if isinstance(first, dict) and "lanes" in first:
-            values.setdefault(event, []).append(json.loads(json.dumps(first)))
+        if isinstance(first, str) and '"lanes"' in first:
+            values.setdefault(event, []).append(json.loads(first))
     return list(values.values())[-1]
 
 
