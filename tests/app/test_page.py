@@ -176,6 +176,7 @@ def test_a_run_that_never_becomes_sparse_is_announced(visit, fake) -> None:
     assert "never becomes sparse" in page.inner_text(".sd-prompt .sd-notes")
     run_to_end(page)
     assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–64"]
+    page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 64")
     assert page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout.shapes") in (None, [])
 
 

@@ -58,7 +58,11 @@ def test_a_race(visit, real, length: str, steps: int) -> None:
     page.evaluate("window.messages.length = 0; window.seen.length = 0")
     page.click("#sd-run")
     page.wait_for_selector('.sd-stage[data-state="done"]', timeout=240_000)
-    page.wait_for_timeout(600)
+    page.wait_for_function(
+        "n => document.querySelector('#sd-timeline .sd-plot').data?.length === 2"
+        " && document.querySelector('#sd-timeline .sd-plot').data.every((d) => d.x.length === n)",
+        arg=steps,
+    )
 
     # The stream holds each step index exactly once.
     stream = stream_of(page)
