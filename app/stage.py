@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.canvas import Canvas, agreement
+from app.canvas import Canvas
 from app.race import Update
+from sparsed.agreement import agreement
 
 Snapshot = dict[str, Any]
 

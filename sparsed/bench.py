@@ -25,19 +25,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparsed.agreement import agreement
 from sparsed.attention.dense import dense_attention
 from sparsed.attention.dispatch import AttentionState, load_backend
 from sparsed.attention.importance import block_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig
-from sparsed.denoising import Run, denoise
+from sparsed.denoising import Run, denoise, synchronize
 
 if TYPE_CHECKING:
     from sparsed.models.loading import Model
 
 # The bundled model's shape, for machines or moments without its weights.
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHAPES: dict[str, dict[str, Any]] = {
     "mini": {
         "vocab_size": 2048,
@@ -254,10 +254,10 @@ def _attention_times(
     while rounds < 5 or (spent < 4 and rounds < 30):
         rounds += 1
         for name, work in timed.items():
-            _synchronize(model)
+            synchronize(model.device)
             start = perf_counter()
             work()
-            _synchronize(model)
+            synchronize(model.device)
             seconds[name].append(perf_counter() - start)
             spent += seconds[name][-1]
     middle = {name: statistics.median(times) for name, times in seconds.items()}
@@ -370,13 +370,13 @@ def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
 
     from sparsed.attention import dispatch
     from sparsed.models.catalogue import GENERIC_DEFAULTS
-    from sparsed.models.loading import Model
+    from sparsed.models.loading import DTYPES, Model
     from sparsed.models.probe import fastest_cpu_dtype
 
     if dtype is None:
         dtype = _name(fastest_cpu_dtype())
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dispatch.register()
     config = LlamaConfig(**_SHAPES[shape])
@@ -386,14 +386,14 @@ def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
     network = LlamaForCausalLM(config)
     # Converted weight by weight: the rotary frequencies stay float32, as in a loaded model.
     for weight in network.parameters():
-        weight.data = weight.data.to(_DTYPES[dtype])
+        weight.data = weight.data.to(DTYPES[dtype])
     return Model(
         name=shape,
         label=f"{shape} (random weights)",
         network=network.to(place).eval().requires_grad_(False),  # type: ignore[arg-type]
         tokenizer=None,  # type: ignore[arg-type]
         device=place,
-        dtype=_DTYPES[dtype],
+        dtype=DTYPES[dtype],
         mask_id=config.vocab_size - 1,
         eos_id=0,
         defaults=GENERIC_DEFAULTS,
@@ -413,25 +413,15 @@ def _prompt(model: Model, length: str, options: argparse.Namespace) -> str | Ten
 
 def _agreement(first: Tensor, second: Tensor, end: int) -> float:
     """Share of equal tokens [batch, gen_length], up to and with the end token of the longer answer."""
-    equal = total = 0
-    for a, b in zip(first.tolist(), second.tolist()):
-        length = max(row.index(end) + 1 if end in row else len(row) for row in (a, b))
-        equal += sum(x == y for x, y in zip(a[:length], b[:length]))
-        total += length
-    return equal / total
-
-
-def _synchronize(model: Model) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    elif model.device.type == "mps":
-        torch.mps.synchronize()
+    rows = [agreement(a, b, end) for a, b in zip(first.tolist(), second.tolist())]
+    counted = [row for row in rows if row is not None]
+    return sum(equal for equal, _ in counted) / sum(compared for _, compared in counted)
 
 
 def _settle(model: Model) -> None:
     """Lets the last run's memory go before the next one is timed."""
     gc.collect()
-    _synchronize(model)
+    synchronize(model.device)
 
 
 def _peak_memory(model: Model) -> int | None:

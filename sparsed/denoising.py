@@ -157,7 +157,7 @@ class Run(Iterator[Step]):
                 scratch.phase = phase
                 logits = self._logits(canvas, eligible, scratch)
                 self._sampler.commit(generation, eligible, logits, 0, spare)
-        _synchronize(self.model.device)
+        synchronize(self.model.device)
 
     def result(self) -> Result:
         """The finished run; makes the steps still to come. Raises RuntimeError if it was closed before."""
@@ -197,7 +197,7 @@ class Run(Iterator[Step]):
     def _make_step(self, index: int, canvas: Tensor, state: AttentionState) -> Step:
         device = self.model.device
         state.phase = self._phase(index)
-        _synchronize(device)
+        synchronize(device)
         start = perf_counter()
         with torch.inference_mode():
             generation = canvas[:, self.prompt_length :]
@@ -205,7 +205,7 @@ class Run(Iterator[Step]):
             logits = self._logits(canvas, eligible, state)
             commit = self._sampler.commit(generation, eligible, logits, index, self._generator)
             generation.copy_(commit.tokens)
-        _synchronize(device)
+        synchronize(device)
         seconds = perf_counter() - start
         # One number a row tells: NaN and +inf both reach the maximum.
         if len(logits) and not bool(logits.amax(-1).isfinite().all()):
@@ -313,7 +313,7 @@ def generate(
     return denoise(model, prompt, sampler=sampler, attention=attention, backend=backend).result()
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits until the device has done all its work, so that the clock sees it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

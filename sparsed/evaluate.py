@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sparsed.agreement import agreement
 from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, token_budget
 
 if TYPE_CHECKING:
@@ -96,12 +97,9 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 def token_agreement(one: Sequence[int], two: Sequence[int], end: int) -> float:
     """Share of equal tokens of two answers, counted up to the end token of the longer one; padding never counts."""
-    length = max(_until_end(one, end), _until_end(two, end))
-    return sum(a == b for a, b in zip(one[:length], two[:length], strict=True)) / length
-
-
-def _until_end(tokens: Sequence[int], end: int) -> int:
-    return tokens.index(end) + 1 if end in tokens else len(tokens)
+    counted = agreement(one, two, end)
+    assert counted is not None, "a finished answer has a token in every cell"
+    return counted[0] / counted[1]
 
 
 def default_cells(lengths: Iterable[str], groups: Iterable[str], questions: int | None = None) -> list[Cell]:

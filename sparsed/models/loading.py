@@ -21,7 +21,7 @@ from sparsed.paths import data_dir
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -182,9 +182,9 @@ def _pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
         if device.type == "cpu":
             return fastest_cpu_dtype()
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in _DTYPES.values():
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}.")
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     assert isinstance(chosen, torch.dtype)
     return chosen
 
