@@ -33,13 +33,15 @@ from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.denoising import Run, denoise, synchronize
+from sparsed.models.network import hidden_rows
 
 if TYPE_CHECKING:
-    from sparsed.models.loading import Model
+    from sparsed.models.model import Model
 
-# The bundled model's shape, for machines or moments without its weights.
+# Shapes for machines or moments without the weights: what the checkpoint's config.json says.
 _SHAPES: dict[str, dict[str, Any]] = {
     "mini": {
+        "model_type": "llama",
         "vocab_size": 2048,
         "hidden_size": 256,
         "intermediate_size": 512,
@@ -50,7 +52,51 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 66_048,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "tie_word_embeddings": True,
-    }
+    },
+    "llada-8b": {
+        "model_type": "llada",
+        "d_model": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "mlp_hidden_size": 12_288,
+        "vocab_size": 126_464,
+        "max_sequence_length": 4096,
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "mask_token_id": 126_336,
+        "eos_token_id": 126_081,
+    },
+    "dream-7b": {
+        "model_type": "Dream",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "mask_token_id": 151_666,
+        "eos_token_id": 151_643,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 40_960,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "mask_token_id": 151_669,
+        "eos_token_id": 151_645,
+    },
 }
 
 
@@ -232,7 +278,8 @@ def _attention_times(
     ids = model.encode(prompt)
     canvas = torch.cat([ids, ids.new_full((len(ids), run.length - run.prompt_length), model.mask_id)], dim=1)
     recorder = _Recorder(model.network.config.num_hidden_layers // 2)
-    model.network.model(input_ids=canvas, use_cache=False, sparsed_state=recorder)
+    nothing = torch.empty(0, dtype=torch.int64, device=model.device)
+    hidden_rows(model.network, canvas, recorder, nothing)
     assert recorder.given is not None, "the model has this layer"
     q, k, v, scale = recorder.given
     sparse = load_backend(run.backend, block_size)
@@ -366,38 +413,39 @@ def _load(options: argparse.Namespace, dtype: str | None) -> Model:
 
 def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
     """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     from sparsed.attention import dispatch
-    from sparsed.models.catalogue import GENERIC_DEFAULTS
-    from sparsed.models.loading import DTYPES, Model
-    from sparsed.models.probe import fastest_cpu_dtype
+    from sparsed.models.families import recognise
+    from sparsed.models.loading import check_dtype, pick_device, pick_dtype
+    from sparsed.models.model import Model
+    from sparsed.models.network import prepare
 
-    if dtype is None:
-        dtype = _name(fastest_cpu_dtype())
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device)
+    checkpoint = recognise(_SHAPES[shape], shape)
+    kind = getattr(transformers, checkpoint.network)
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in kind(checkpoint.config).parameters())
+    number = pick_dtype(check_dtype(dtype), place, parameters, shape)
     dispatch.register()
-    config = LlamaConfig(**_SHAPES[shape])
-    config.is_causal = False
-    config._attn_implementation = dispatch.NAME
     torch.manual_seed(0)
-    network = LlamaForCausalLM(config)
-    # Converted weight by weight: the rotary frequencies stay float32, as in a loaded model.
-    for weight in network.parameters():
-        weight.data = weight.data.to(DTYPES[dtype])
+    with place:
+        network = kind._from_config(checkpoint.config, dtype=number, attn_implementation=dispatch.NAME)
+    last = checkpoint.config.vocab_size - 1
     return Model(
         name=shape,
         label=f"{shape} (random weights)",
-        network=network.to(place).eval().requires_grad_(False),  # type: ignore[arg-type]
+        network=prepare(network, float32_rotation=checkpoint.float32_rotation),
         tokenizer=None,  # type: ignore[arg-type]
         device=place,
-        dtype=DTYPES[dtype],
-        mask_id=config.vocab_size - 1,
-        eos_id=0,
-        defaults=GENERIC_DEFAULTS,
-        max_positions=config.max_position_embeddings,
+        dtype=number,
+        mask_id=last if checkpoint.mask_id is None else checkpoint.mask_id,
+        eos_id=checkpoint.end_ids[0] if checkpoint.end_ids else 0,
+        defaults=checkpoint.defaults.resolve(checkpoint.defaults),
+        max_positions=checkpoint.positions,
+        family=checkpoint.family,
+        shift=checkpoint.shift,
+        chat=False,
     )
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
-ALGORITHMS = ("low_confidence", "random")
-SELECTIONS = ("paper",)
+LLADA_ALGORITHMS = ("low_confidence", "random")
+DREAM_ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
+ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
+SELECTIONS = ("paper", "reference")
 PATTERNS = ("sparsed", "sliding_window")
 BLOCK_SIZES = (32, 64, 128)
 
@@ -24,31 +26,48 @@ SHORT_SELECT, SHORT_BLOCK_SIZE = 0.5, 32
 LONG_SELECT, LONG_BLOCK_SIZE = 0.3, 128
 
 
-def select_step(steps: int, skip: float) -> int:
-    """The step, counted from 0, whose queries and keys make the pattern: ⌈steps · skip⌉.
+# Settings that only Dream's algorithms have, with the value that switches each off.
+_DREAM_OFF: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "alg_temp": 0.0, "eps": 1e-3}
 
-    The product takes `skip` as the decimal that is written (0.55 · 100 is 55). At or beyond `steps`: never
-    reached.
+
+def select_step(steps: int, skip: float, selection: str = "paper") -> int:
+    """The step, counted from 0, whose queries and keys make the pattern. At or beyond `steps`: never reached.
+
+    "paper": ⌈steps · skip⌉; the product takes `skip` as the decimal that is written (0.55 · 100 is 55).
+    "reference": the public code's int(steps · skip) + 1, a product of binary floats.
     """
+    if selection == "reference":
+        return int(steps * skip) + 1
     return math.ceil(Fraction(str(skip)) * steps)
 
 
-def switch_step(steps: int, skip: float) -> int | None:
+def switch_step(steps: int, skip: float, selection: str = "paper") -> int | None:
     """The first sparse step, counted from 0, or None if none of `steps` steps comes after the select step."""
-    step = select_step(steps, skip) + 1
+    step = select_step(steps, skip, selection) + 1
     return step if step < steps else None
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How the canvas is unmasked. LLaDA's sampler; fields that are None take the model's default.
+    """How the canvas is unmasked; fields that are None take the model's default.
 
     steps: denoising steps of the whole run, at least 1; each semi-autoregressive block gets an equal share.
     gen_length: generated tokens, at least 1.
-    block_length: tokens of one semi-autoregressive block; divides gen_length.
-    algorithm: "low_confidence" (commit the surest tokens first) or "random".
-    temperature: 0 takes the most likely token; above 0 adds Gumbel noise.
+    block_length: tokens of one semi-autoregressive block; divides gen_length. Dream has one block, the whole
+        generation, unless it decodes by threshold.
+    algorithm: LLaDA's "low_confidence" (commit the surest tokens first) or "random"; Dream's "origin" (each
+        position by chance), "maskgit_plus" (surest first), "topk_margin" (largest lead over the second best
+        first) or "entropy" (lowest entropy first).
+    temperature: 0 takes the most likely token; above 0 draws, LLaDA with Gumbel noise, Dream from the softmax.
     seed: of the run's own random generator, 0 … 2⁶³ − 1.
+    top_p, top_k: Dream: draw from the fewest tokens whose probabilities sum to top_p (0 < top_p ≤ 1, 1 = off),
+        from the top_k most likely (0 = off).
+    alg_temp: Dream: above 0, the positions to commit are drawn, by softmax(confidence / alg_temp). 0 = off.
+    eps: Dream: time at which the schedule ends, 0 < eps < 1.
+    cfg_scale: classifier-free guidance, 0 = off; above, every step also sees the canvas without its prompt.
+    threshold: None = off. Else 0 < threshold < 1, confidence-threshold decoding (Fast-dLLM): each step commits
+        every position of the current block whose confidence is above it, and at least the surest one. `steps`
+        is then an upper bound.
 
     Raises ValueError, here for a value out of range and in `resolve` for values that do not fit together.
     """
@@ -59,50 +78,104 @@ class SamplerConfig:
     algorithm: str | None = None
     temperature: float | None = None
     seed: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    alg_temp: float | None = None
+    eps: float | None = None
+    cfg_scale: float | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         _check_whole("steps", self.steps, least=1)
         _check_whole("gen_length", self.gen_length, least=1)
         _check_whole("block_length", self.block_length, least=1)
         _check_choice("algorithm", self.algorithm, ALGORITHMS)
-        _check_number("temperature", self.temperature)
-        if self.temperature is not None and not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be 0 or above and finite, not {self.temperature}.")
+        _check_at_least_0("temperature", self.temperature)
         _check_whole("seed", self.seed, least=0)
         if self.seed is not None and self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63, not {self.seed}.")
+        _check_number("top_p", self.top_p)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1 (1 = off), not {self.top_p}.")
+        _check_whole("top_k", self.top_k, least=0)
+        _check_at_least_0("alg_temp", self.alg_temp)
+        _check_between_0_and_1("eps", self.eps)
+        _check_at_least_0("cfg_scale", self.cfg_scale)
+        _check_between_0_and_1("threshold", self.threshold)
 
     def resolve(self, defaults: SamplerConfig) -> SamplerConfig:
-        """A copy with every field set: its own value, or the one of `defaults` (which must be complete).
+        """A copy with every field set (threshold stays None when off): its own value, or that of `defaults`,
+        which must be complete.
 
-        Defaults that do not suit a gen_length asked for give way to it: no more steps than tokens, and one
-        block of the whole length where the default block_length does not divide it. Raises ValueError if
-        block_length does not divide gen_length, or the number of blocks does not divide steps.
+        Where the algorithm is not of the family of `defaults`, only their steps, gen_length and seed are
+        taken. Defaults that do not suit a gen_length asked for give way to it: no more steps than tokens, and
+        one block of the whole length where the default block_length does not divide it. Raises ValueError if
+        block_length does not divide gen_length, the number of blocks does not divide steps, or a setting does
+        not belong to the algorithm.
         """
+        algorithm = _first(self.algorithm, defaults.algorithm)
+        dream = algorithm in DREAM_ALGORITHMS
+        if dream != (defaults.algorithm in DREAM_ALGORITHMS):
+            defaults = replace(defaults, block_length=None, temperature=0.0, **_DREAM_OFF)
         gen_length = _first(self.gen_length, defaults.gen_length)
-        usual_block = _first(defaults.block_length)
-        default_block = gen_length if gen_length % usual_block else usual_block
+        usual_block = _first(defaults.block_length, gen_length)
+        default_block = gen_length if gen_length % usual_block or dream else usual_block
+        threshold = _first(self.threshold, defaults.threshold, 0.0) or None
+        most_steps = gen_length if threshold is not None else min(_first(defaults.steps), gen_length)
         full = SamplerConfig(
-            steps=_first(self.steps, min(_first(defaults.steps), gen_length)),
+            steps=_first(self.steps, most_steps),
             gen_length=gen_length,
             block_length=_first(self.block_length, default_block),
-            algorithm=_first(self.algorithm, defaults.algorithm),
+            algorithm=algorithm,
             temperature=_first(self.temperature, defaults.temperature),
             seed=_first(self.seed, defaults.seed),
+            top_p=_first(self.top_p, defaults.top_p, _DREAM_OFF["top_p"]),
+            top_k=_first(self.top_k, defaults.top_k, _DREAM_OFF["top_k"]),
+            alg_temp=_first(self.alg_temp, defaults.alg_temp, _DREAM_OFF["alg_temp"]),
+            eps=_first(self.eps, defaults.eps, _DREAM_OFF["eps"]),
+            cfg_scale=_first(self.cfg_scale, defaults.cfg_scale, 0.0),
+            threshold=threshold,
         )
-        steps, block_length = _first(full.steps), _first(full.block_length)
+        full._check_together()
+        return full
+
+    def _check_together(self) -> None:
+        """The rules that tie several fields of a resolved config."""
+        steps, gen_length, block_length = _first(self.steps), _first(self.gen_length), _first(self.block_length)
         if gen_length % block_length:
             raise ValueError(
                 f"gen_length must be a multiple of block_length (the semi-autoregressive block length): "
                 f"{gen_length} is not a multiple of {block_length}."
             )
         blocks = gen_length // block_length
-        if steps % blocks:
+        if self.threshold is not None:
+            if self.algorithm in ("origin", "entropy"):
+                raise ValueError(
+                    f"A threshold needs a confidence between 0 and 1, which {self.algorithm!r} does not give: choose "
+                    f"'low_confidence', 'maskgit_plus' or 'topk_margin', or leave the threshold out."
+                )
+            if steps < gen_length:
+                raise ValueError(
+                    f"With a threshold, steps is an upper bound and must be at least gen_length ({gen_length}), "
+                    f"because each step is only sure to commit one token; it is {steps}."
+                )
+        elif self.algorithm in DREAM_ALGORITHMS and blocks > 1:
+            raise ValueError(
+                f"block_length must be gen_length ({gen_length}) or unset for {self.algorithm!r}, not "
+                f"{block_length}: Dream's algorithms unmask the whole generation at once."
+            )
+        elif steps % blocks:
             raise ValueError(
                 f"steps must be a multiple of the number of semi-autoregressive blocks, "
                 f"gen_length / block_length = {blocks}: {steps} is not."
             )
-        return full
+        if self.algorithm in LLADA_ALGORITHMS:
+            for name, off in _DREAM_OFF.items():
+                if getattr(self, name) != off:
+                    raise ValueError(
+                        f"{name} belongs to Dream's algorithms ({', '.join(DREAM_ALGORITHMS)}), not to "
+                        f"{self.algorithm!r}: leave it out."
+                    )
 
 
 @dataclass(frozen=True)
@@ -112,11 +185,12 @@ class SparseDConfig:
     skip: share of the steps that use full attention before the pattern is made, 0 … 1 (default 0.2). select:
     share ρ of the key blocks kept on each side, above 0 and at most 1 (default 0.5 below 4000 tokens, else
     0.3). block_size: attention block size in tokens, 32, 64 or 128 (default 32 below 4000 tokens, else 128).
-    selection: "paper", isolated selection as the paper defines it. keep_importance: keep the block
-    importances in the pattern (float16, CPU memory). pattern: "sparsed", or the baseline "sliding_window"
-    with the same number of kept blocks.
+    selection: "paper", isolated selection as the paper defines it, or "reference", as the public code does
+    it (see `sparsed.attention.reference`). keep_importance: keep the block importances in the pattern
+    (float16, CPU memory). pattern: "sparsed", or the baseline "sliding_window" with the same number of kept
+    blocks.
 
-    Raises ValueError for a value out of range.
+    Raises ValueError for a value out of range, or select = 1 with "reference".
     """
 
     skip: float | None = None
@@ -135,6 +209,11 @@ class SparseDConfig:
             raise ValueError(f"select must be above 0 and at most 1, not {self.select}.")
         _check_choice("block_size", self.block_size, BLOCK_SIZES)
         _check_choice("selection", self.selection, SELECTIONS)
+        if self.selection == "reference" and self.select == 1:
+            raise ValueError(
+                "select must be below 1 with selection 'reference': the public code keeps int(blocks · select) + 1 "
+                "blocks, one more than there are."
+            )
         _check_choice("keep_importance", self.keep_importance, (False, True))
         _check_choice("pattern", self.pattern, PATTERNS)
 
@@ -176,6 +255,18 @@ def _check_whole(name: str, value: object, least: int) -> None:
 def _check_number(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise ValueError(f"{name} must be a number, not {value!r}.")
+
+
+def _check_at_least_0(name: str, value: Any) -> None:
+    _check_number(name, value)
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be 0 or above and finite, not {value}.")
+
+
+def _check_between_0_and_1(name: str, value: Any) -> None:
+    _check_number(name, value)
+    if value is not None and not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, both excluded, not {value}.")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -8,9 +8,9 @@ holds nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,17 +18,18 @@ from torch import Tensor
 from sparsed.attention.dispatch import DENSE_BACKEND, AttentionState, Phase, load_backend, pick_backend
 from sparsed.attention.pattern import BlockLayout, Pattern
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.models.network import hidden_rows
 from sparsed.samplers import make_sampler
 
 if TYPE_CHECKING:
-    from sparsed.models.loading import Model
+    from sparsed.models.model import Model
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One denoising step, after it was made.
 
-    index: counted from 0. total: steps of the whole run. phase: "dense", "select" (dense, and the pattern was
+    index: counted from 0. total: steps of the whole run, at most. phase: "dense", "select" (dense, and the pattern was
     made) or "sparse". tokens: int64 [batch, gen_length] on the CPU, masks included. committed: bool, same
     shape, the positions unmasked in this step. confidence: float32, same shape, the confidence of the
     committed tokens, NaN elsewhere. seconds: wall time of the forward and the sampler alone, the device
@@ -48,8 +49,8 @@ class Step:
 class Result:
     """A finished run. text: one string a batch row. tokens: int64 [batch, length + gen_length] on the CPU.
 
-    switch_step: the first sparse step, counted from 0, or None. pattern: None for a dense run. seconds: sum
-    over steps.
+    switch_step: the first sparse step, counted from 0, or None. pattern: None for a run that never selected.
+    seconds: sum over steps. notes: sentences a user should see.
     """
 
     text: list[str]
@@ -59,16 +60,21 @@ class Result:
     pattern: Pattern | None
     seconds: float
     backend: str
+    notes: list[str]
 
 
 class Run(Iterator[Step]):
     """A denoising run: iterate over it for its steps, or ask for its `result()`. Made by `denoise`.
 
-    total: number of steps. switch_step: first sparse step, counted from 0; None if there is none. pattern:
-    None until the select step was made. probes: step index → the pattern a fresh selection after that step
-    gives. backend: what runs the sparse phase, or "sdpa" for a dense run. attention, sampler: resolved.
-    prompt_length, length: tokens. notes: sentences a user should see before the run starts. steps: the steps
-    made so far.
+    total: number of steps; with a threshold, the most there can be. switch_step: first sparse step, counted
+    from 0; None if there is none. pattern: None until the select step was made. probes: step index → the
+    pattern a fresh selection after that step gives. backend: what runs the sparse phase, or "sdpa" for a
+    dense run. attention, sampler: resolved. prompt_length, length: tokens. notes: sentences a user should see,
+    known before the run starts but for one that says how a run with a threshold ended. steps: the steps made
+    so far. finished: the last step was made.
+
+    With classifier-free guidance every forward has 2 · batch rows, the conditional ones first; so have the
+    patterns.
     """
 
     def __init__(
@@ -92,16 +98,20 @@ class Run(Iterator[Step]):
         self.pattern: Pattern | None = None
         self.probes: dict[int, Pattern] = {}
         self.steps: list[Step] = []
+        self.finished = False
         self._select_step = steps
         self.switch_step: int | None = None
         if isinstance(attention, SparseDConfig):
             assert attention.skip is not None and attention.block_size is not None, "resolve the config first"
             self.backend = pick_backend(backend)
-            self._select_step = select_step(steps, attention.skip)
-            self.switch_step = switch_step(steps, attention.skip)
+            selection = attention.selection or "paper"
+            self._select_step = select_step(steps, attention.skip, selection)
+            self.switch_step = switch_step(steps, attention.skip, selection)
             layout = BlockLayout(self.length, self.prompt_length, attention.block_size)
             sparse = load_backend(self.backend, attention.block_size)
-            state = AttentionState("dense", attention, layout, sparse)
+            # The public code scales LLaDA's scores by heads, Dream's by head_dim.
+            by_heads = model.family == "llada"
+            state = AttentionState("dense", attention, layout, sparse, scaled_by_heads=by_heads)
         else:
             self.backend = DENSE_BACKEND
             state = AttentionState("dense")
@@ -123,7 +133,7 @@ class Run(Iterator[Step]):
         # Local names: another thread may close the run while this step is being made.
         canvas, state = self._canvas, self._state
         index = len(self.steps)
-        if canvas is None or state is None or index == self.total:
+        if canvas is None or state is None or self.finished:
             raise StopIteration
         try:
             step = self._make_step(index, canvas, state)
@@ -132,6 +142,8 @@ class Run(Iterator[Step]):
                 self.pattern = state.pattern()
             if index in self._probe_steps:
                 self.probes[index] = self._probe(canvas, state)
+            if self._is_last(step):
+                self._finish()
         except BaseException:
             self.close()
             raise
@@ -145,7 +157,7 @@ class Run(Iterator[Step]):
         canvas, state = self._canvas, self._state
         if canvas is None or state is None or self.model.device.type == "cpu":
             return
-        scratch = AttentionState("dense", state.config, state.layout, state.backend)
+        scratch = replace(state, phase="dense", layers={}, importance={})
         phases: list[Phase] = ["dense"]
         if self._select_step < self.total:
             phases += ["select", "sparse"]
@@ -157,13 +169,13 @@ class Run(Iterator[Step]):
                 scratch.phase = phase
                 logits = self._logits(canvas, eligible, scratch)
                 self._sampler.commit(generation, eligible, logits, 0, spare)
-        synchronize(self.model.device)
+        self._synchronize()
 
     def result(self) -> Result:
         """The finished run; makes the steps still to come. Raises RuntimeError if it was closed before."""
         for _ in self:
             pass
-        if len(self.steps) < self.total:
+        if not self.finished:
             raise RuntimeError(
                 f"The run was stopped after {len(self.steps)} of {self.total} steps: it has no result."
             )
@@ -177,6 +189,7 @@ class Run(Iterator[Step]):
             pattern=self.pattern,
             seconds=sum(step.seconds for step in self.steps),
             backend=self.backend,
+            notes=list(self.notes),
         )
 
     def close(self) -> None:
@@ -186,7 +199,7 @@ class Run(Iterator[Step]):
         A run that is neither closed nor finished is freed with its last reference.
         """
         self._state = None
-        if len(self.steps) < self.total:
+        if not self.finished:
             self._canvas = None
 
     def _phase(self, index: int) -> Phase:
@@ -195,9 +208,8 @@ class Run(Iterator[Step]):
         return "select" if index == self._select_step else "sparse"
 
     def _make_step(self, index: int, canvas: Tensor, state: AttentionState) -> Step:
-        device = self.model.device
         state.phase = self._phase(index)
-        synchronize(device)
+        self._synchronize()
         start = perf_counter()
         with torch.inference_mode():
             generation = canvas[:, self.prompt_length :]
@@ -205,7 +217,7 @@ class Run(Iterator[Step]):
             logits = self._logits(canvas, eligible, state)
             commit = self._sampler.commit(generation, eligible, logits, index, self._generator)
             generation.copy_(commit.tokens)
-        synchronize(device)
+        self._synchronize()
         seconds = perf_counter() - start
         # One number a row tells: NaN and +inf both reach the maximum.
         if len(logits) and not bool(logits.amax(-1).isfinite().all()):
@@ -226,21 +238,55 @@ class Run(Iterator[Step]):
             seconds=seconds,
         )
 
-    def _hidden(self, canvas: Tensor, state: AttentionState) -> Tensor:
-        """The last hidden states [batch, length, width] of one forward in the state's phase."""
-        return self.model.network.model(
-            input_ids=canvas, use_cache=False, sparsed_state=state
-        ).last_hidden_state
+    def _is_last(self, step: Step) -> bool:
+        """Steps run out, or (with a threshold) masks do."""
+        if self.sampler.threshold is None:
+            return step.index == self.total - 1
+        return step.index == self.total - 1 or not bool((step.tokens == self.model.mask_id).any())
+
+    def _finish(self) -> None:
+        self.finished = True
+        made = len(self.steps)
+        if self.switch_step is not None and made <= self.switch_step:
+            self.notes.append(
+                f"This run never became sparse: it was done after {made} of at most {self.total} steps, and full "
+                f"attention lasts for {self.switch_step}. Lower skip, or steps."
+            )
+            self.switch_step = None
+
+    def _synchronize(self) -> None:
+        for device in self.model.devices:
+            synchronize(device)
+
+    def _batch(self, canvas: Tensor) -> Tensor:
+        """The rows of a forward: the canvas, and with guidance once more with its prompt masked out."""
+        if not self.sampler.cfg_scale:
+            return canvas
+        without = canvas.clone()
+        without[:, : self.prompt_length] = self.model.mask_id
+        return torch.cat([canvas, without])
 
     def _logits(self, canvas: Tensor, eligible: Tensor, state: AttentionState) -> Tensor:
-        """Logits [eligible positions, vocabulary]; the head runs on no other position."""
-        hidden = self._hidden(canvas, state)
-        return self.model.network.lm_head(hidden[:, self.prompt_length :][eligible])
+        """Logits [eligible positions, vocabulary]; the last layer's MLP and the head run on no other position."""
+        rows, positions = eligible.nonzero(as_tuple=True)
+        # Position i of a shifting model is predicted by position i − 1, which there always is: a prompt is never empty.
+        wanted = rows * self.length + self.prompt_length + positions - int(self.model.shift)
+        guided = self._batch(canvas)
+        scale = self.sampler.cfg_scale
+        if scale:
+            wanted = torch.cat([wanted, wanted + canvas.numel()])
+        network: Any = self.model.network
+        logits: Tensor = network.lm_head(hidden_rows(network, guided, state, wanted)).to(canvas.device)
+        if not scale:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + (scale + 1) * (conditional - unconditional)
 
     def _probe(self, canvas: Tensor, state: AttentionState) -> Pattern:
-        probe = AttentionState("select", state.config, state.layout)
+        probe = replace(state, phase="select", backend=None, layers={}, importance={})
         with torch.inference_mode():
-            self._hidden(canvas, probe)
+            nothing = torch.empty(0, dtype=torch.int64, device=canvas.device)
+            hidden_rows(self.model.network, self._batch(canvas), probe, nothing)
         return probe.pattern()
 
     def _warnings(self) -> list[str]:
@@ -253,11 +299,11 @@ class Run(Iterator[Step]):
             )
         if self.length > self.model.max_positions:
             notes.append(
-                f"The sequence has {self.length} tokens; {self.model.name} was trained on at most "
-                f"{self.model.max_positions}, so expect worse answers."
+                f"Speed only: trained to {self.model.max_positions} positions, and this sequence of {self.model.label} "
+                f"has {self.length}."
             )
         assert sampler.gen_length is not None
-        if self.total > sampler.gen_length:
+        if self.total > sampler.gen_length and sampler.threshold is None:
             notes.append(f"{self.total} steps for {sampler.gen_length} tokens: some steps commit nothing.")
         return notes
 

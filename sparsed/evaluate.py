@@ -23,7 +23,7 @@ from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, toke
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparsed.models.loading import Model
+    from sparsed.models.model import Model
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "lookup": ("fact", "inverse", "two_hop"),

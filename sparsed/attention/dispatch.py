@@ -19,6 +19,7 @@ from sparsed.attention.baselines import sliding_window
 from sparsed.attention.dense import dense_attention
 from sparsed.attention.importance import block_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+from sparsed.attention.reference import reference_blocks
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SparseDConfig
 
@@ -54,6 +55,7 @@ class AttentionState:
     phase: what the next forward does: "dense", "select" (dense, and every layer's pattern is made) or
     "sparse". config: resolved; with layout and backend it is None for a run that stays dense. layers: layer
     index → the layer's pattern. importance: layer index → float16 [batch, query_heads, n, n], if kept.
+    scaled_by_heads: selection "reference" divides scores by √query_heads (the public LLaDA code).
     """
 
     phase: Phase = "dense"
@@ -62,6 +64,7 @@ class AttentionState:
     backend: SparseAttention | None = None
     layers: dict[int, LayerPattern] = field(default_factory=dict)
     importance: dict[int, Tensor] = field(default_factory=dict)
+    scaled_by_heads: bool = False
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
@@ -78,11 +81,17 @@ class AttentionState:
         assert config is not None and layout is not None and config.select is not None
         if config.pattern == "sliding_window":
             return sliding_window(layout, config.select, q.shape[0], q.shape[1], q.device)
-        importance = block_importance(q, k, scale, layout.block_size)
+        if config.selection == "reference":
+            if self.scaled_by_heads:
+                scale = q.shape[1] ** -0.5
+            importance, chosen = reference_blocks(q, k, scale, layout, config.select)
+        else:
+            importance = block_importance(q, k, scale, layout.block_size)
+            chosen = select_blocks(importance, layout, config.select)
         if config.keep_importance:
             # Moved to the CPU in `pattern`, once for all layers and outside the step's clock.
             self.importance[layer] = importance.to(torch.float16)
-        return select_blocks(importance, layout, config.select)
+        return chosen
 
     def pattern(self) -> Pattern:
         """The pattern of all layers, after a "select" forward."""

@@ -17,20 +17,22 @@ _DEVICE_BYTES = 512 << 20
 def block_importance(q: Tensor, k: Tensor, scale: float, block_size: int) -> Tensor:
     """softmax(scale · q kᵀ) over all keys, averaged over the rows and columns of every block pair that exist.
 
-    q: [batch, query_heads, length, head_dim]; k: [batch, key_heads, length, head_dim], query_heads a
-    multiple of key_heads (grouped-query attention). Returns float32 [batch, query_heads, n, n], n =
-    ceil(length / block_size); scores, weights and means are float32 whatever the dtype of q and k. The
-    partly filled last block is averaged over the rows and columns it has. Memory: n² plus the scores of a
-    few query blocks. A row of the result, each entry times the columns of its block, sums to 1.
+    q: [batch, query_heads, length, head_dim]; k: [batch, key_heads, keys, head_dim], query_heads a
+    multiple of key_heads (grouped-query attention); keys is mostly the length. Returns float32 [batch,
+    query_heads, ceil(length / block_size), ceil(keys / block_size)]; scores, weights and means are float32
+    whatever the dtype of q and k. The partly filled last block is averaged over the rows and columns it
+    has. Memory: the result plus the scores of a few query blocks. A row of the result, each entry times the
+    columns of its block, sums to 1.
     """
     batch, heads, length, _ = q.shape
     group = heads // k.shape[1]
-    blocks = -(-length // block_size)
-    padded = blocks * block_size
+    keys_length = k.shape[2]
+    blocks, key_blocks = -(-length // block_size), -(-keys_length // block_size)
+    padded = key_blocks * block_size
     budget = _CPU_BYTES if q.device.type == "cpu" else _DEVICE_BYTES
     at_once = min(blocks, max(1, budget // (4 * block_size * padded)))
 
-    out = torch.empty(batch, heads, blocks, blocks, dtype=torch.float32, device=q.device)
+    out = torch.empty(batch, heads, blocks, key_blocks, dtype=torch.float32, device=q.device)
     buffer = torch.empty(at_once * block_size, padded, dtype=torch.float32, device=q.device)
     for b in range(batch):
         for h in range(heads):
@@ -41,14 +43,14 @@ def block_importance(q: Tensor, k: Tensor, scale: float, block_size: int) -> Ten
                 # exp2 is several times faster than exp on a CPU; its base goes into the scale.
                 rows = q[b, h, first * block_size : end * block_size].float() * (scale * math.log2(math.e))
                 weights = buffer[: len(rows)]
-                torch.mm(rows, keys, out=weights[:, :length])
-                weights[:, length:] = -torch.inf
+                torch.mm(rows, keys, out=weights[:, :keys_length])
+                weights[:, keys_length:] = -torch.inf
                 weights.sub_(weights.amax(-1, keepdim=True)).exp2_()
-                sums = weights.view(-1, blocks, block_size).sum(-1)
+                sums = weights.view(-1, key_blocks, block_size).sum(-1)
                 sums /= sums.sum(-1, keepdim=True)
                 whole = len(rows) // block_size
                 torch.mean(
-                    sums[: whole * block_size].view(whole, block_size, blocks),
+                    sums[: whole * block_size].view(whole, block_size, key_blocks),
                     1,
                     out=out[b, h, first : first + whole],
                 )
@@ -56,5 +58,5 @@ def block_importance(q: Tensor, k: Tensor, scale: float, block_size: int) -> Ten
                     out[b, h, end - 1] = sums[whole * block_size :].mean(0)
 
     out[..., :-1] /= block_size
-    out[..., -1] /= length - (blocks - 1) * block_size
+    out[..., -1] /= keys_length - (key_blocks - 1) * block_size
     return out

@@ -38,13 +38,12 @@ def select_blocks(importance: Tensor, layout: BlockLayout, select: float) -> Lay
     if importance.shape[-2:] != (blocks, blocks):
         shape = " × ".join(map(str, importance.shape[-2:]))
         raise ValueError(f"importance must end in {blocks} × {blocks} blocks for this layout, not {shape}.")
-    if bool(importance.isnan().any()):
-        raise ValueError("importance holds NaN: the model's queries or keys are not finite.")
+    check_finite(importance)
     middle = layout.prompt_blocks
     sides = [(0, middle), (middle, blocks)]
     kept = torch.cat(
         [
-            _most_important(importance[..., first:end], blocks_to_keep(select, end - first)) + first
+            most_important(importance[..., first:end], blocks_to_keep(select, end - first)) + first
             for first, end in sides
             if end > first
         ],
@@ -54,7 +53,13 @@ def select_blocks(importance: Tensor, layout: BlockLayout, select: float) -> Lay
     return LayerPattern(kept.to(torch.int32), counts)
 
 
-def _most_important(values: Tensor, count: int) -> Tensor:
+def check_finite(importance: Tensor) -> None:
+    """Raises ValueError if the importance holds NaN: nothing can be ranked by it."""
+    if bool(importance.isnan().any()):
+        raise ValueError("importance holds NaN: the model's queries or keys are not finite.")
+
+
+def most_important(values: Tensor, count: int) -> Tensor:
     """Ascending positions [..., count] of the `count` largest entries of each row; of equals, the first."""
     if count == values.shape[-1]:
         return torch.arange(count, device=values.device).expand(*values.shape[:-1], count)

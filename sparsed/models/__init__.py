@@ -1,1 +1,7 @@
-"""Models: the catalogue of what can be loaded, and loading."""
+"""Models: the catalogue, checkpoint families, loading onto transformers' own classes, and the loaded model."""
+
+from __future__ import annotations
+
+
+class LoadError(ValueError):
+    """A model cannot be loaded; the message is one sentence that says why and what to do."""

@@ -6,9 +6,23 @@ from dataclasses import dataclass
 
 from sparsed.config import SHORT_SELECT, SamplerConfig
 
-# For a folder that says nothing about itself.
+# mini's, and what a folder that says nothing about itself gets.
 GENERIC_DEFAULTS = SamplerConfig(
     steps=64, gen_length=64, block_length=64, algorithm="low_confidence", temperature=0.0, seed=0
+)
+# What the public SparseD commands use for each family (the Qwen3 model was trained and is sampled as LLaDA is).
+LLADA_DEFAULTS = SamplerConfig(
+    steps=128, gen_length=128, block_length=32, algorithm="low_confidence", temperature=0.0, seed=0
+)
+DREAM_DEFAULTS = SamplerConfig(
+    steps=128,
+    gen_length=128,
+    block_length=128,
+    algorithm="maskgit_plus",
+    temperature=0.05,
+    seed=0,
+    top_p=0.95,
+    alg_temp=0.0,
 )
 
 
@@ -16,35 +30,72 @@ GENERIC_DEFAULTS = SamplerConfig(
 class ModelSpec:
     """One row of the catalogue.
 
-    name: what a user types. label: what a page shows. folder: the checkpoint's folder inside assets/.
-    defaults: the sampler's settings, all set. trained_length: positions seen in training, in tokens.
-    short_select: SparseD's default `select` for sequences below 4000 tokens.
+    name: what a user types. label: what a page shows. source: the checkpoint's folder inside assets/ if
+    `bundled`, else its Hub id. family: see `sparsed.models.families`. defaults: the sampler's settings.
+    trained_length: positions seen in training, in tokens. parameters: weights. short_select: SparseD's default
+    `select` for sequences below 4000 tokens. chat: prompts go through a chat template.
     """
 
     name: str
     label: str
-    folder: str
+    source: str
+    family: str
     defaults: SamplerConfig
     trained_length: int
+    parameters: int
+    bundled: bool = False
     short_select: float = SHORT_SELECT
+    chat: bool = True
+
+    @property
+    def download_gb(self) -> float:
+        """What has to be downloaded, in 10⁹ bytes: bfloat16 weights; 0 for a bundled model."""
+        return 0.0 if self.bundled else round(2 * self.parameters / 1e9, 1)
+
+
+def _llada(name: str, label: str, source: str, *, chat: bool = True) -> ModelSpec:
+    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, 4096, 8_015_581_184, chat=chat)
+
+
+def _dream(name: str, label: str, source: str) -> ModelSpec:
+    # Their config.json says 131,072 positions, which is the autoregressive ancestor's; Dream documents 2048.
+    return ModelSpec(name, label, source, "dream", DREAM_DEFAULTS, 2048, 7_615_616_512)
 
 
 CATALOGUE: tuple[ModelSpec, ...] = (
     ModelSpec(
         name="mini",
         label="mini (4.5 M parameters, bundled)",
-        folder="mini",
+        source="mini",
+        family="llama",
         defaults=GENERIC_DEFAULTS,
         trained_length=66_000,
+        parameters=4_460_480,
+        bundled=True,
         # Its canvas of 64 tokens is two blocks of 32: with the published 0.5 every query block would lose one of them.
         short_select=0.6,
     ),
+    ModelSpec(
+        name="qwen3-0.6b-diffusion",
+        label="Qwen3-0.6B-diffusion",
+        source="dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
+        family="qwen3",
+        defaults=LLADA_DEFAULTS,
+        trained_length=40_960,
+        parameters=596_049_920,
+    ),
+    _llada("llada-8b-instruct", "LLaDA-8B-Instruct", "GSAI-ML/LLaDA-8B-Instruct"),
+    _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base", chat=False),
+    _llada("llada-1.5", "LLaDA-1.5 (8B)", "GSAI-ML/LLaDA-1.5"),
+    _dream("dream-7b-instruct", "Dream-v0-Instruct-7B", "Dream-org/Dream-v0-Instruct-7B"),
+    _dream("dream-coder-7b-instruct", "Dream-Coder-v0-Instruct-7B", "Dream-org/Dream-Coder-v0-Instruct-7B"),
+    _dream("diffucoder-7b-instruct", "DiffuCoder-7B-Instruct", "apple/DiffuCoder-7B-Instruct"),
 )
 
 
 def find(name: str) -> ModelSpec | None:
-    """The row of that name, or None."""
-    return next((spec for spec in CATALOGUE if spec.name == name), None)
+    """The row of that name or Hub id, or None."""
+    return next((spec for spec in CATALOGUE if name in (spec.name, None if spec.bundled else spec.source)), None)
 
 
 def names() -> tuple[str, ...]:

@@ -1,101 +1,39 @@
-"""Loading: weights and tokenizer of a local folder, onto transformers' own classes, without any network."""
+"""Loading: from a name to a model in memory, onto transformers' own classes.
+
+No code that comes with a checkpoint is run: the family is read from config.json, weights are safetensors.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from sparsed.attention import dispatch
-from sparsed.config import SHORT_SELECT, SamplerConfig
-from sparsed.models.catalogue import GENERIC_DEFAULTS, ModelSpec, find, names
+from sparsed.config import SHORT_SELECT
+from sparsed.memory import device_memory
+from sparsed.models import LoadError
+from sparsed.models.catalogue import ModelSpec
+from sparsed.models.families import Checkpoint, recognise
+from sparsed.models.hub import GB, Listener, LoadProgress, locate
+from sparsed.models.model import Model
+from sparsed.models.network import input_device, load_network, quiet_transformers
 from sparsed.models.probe import fastest_cpu_dtype
-from sparsed.paths import data_dir
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["DTYPES", "LoadError", "LoadProgress", "Model", "load"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A loaded diffusion language model.
-
-    network: transformers' LlamaForCausalLM, bidirectional, in eval mode. defaults: the sampler's settings,
-    all set. max_positions: positions seen in training, in tokens. short_select: SparseD's default `select` for
-    sequences below 4000 tokens.
-    """
-
-    name: str
-    label: str
-    network: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-    device: torch.device
-    dtype: torch.dtype
-    mask_id: int
-    eos_id: int
-    defaults: SamplerConfig
-    max_positions: int
-    short_select: float = SHORT_SELECT
-
-    def encode(self, prompt: str | list[dict[str, str]] | Tensor) -> Tensor:
-        """The prompt as token ids, int64 [batch, length] on the model's device.
-
-        A string is one user message; it and a list of chat messages go through the tokenizer's chat template,
-        with the header of the answer appended. Token ids [length] or [batch, length] are used exactly as they
-        are.
-
-        Raises ValueError for an empty prompt, ids outside the vocabulary, or anything else that is no prompt.
-        """
-        if isinstance(prompt, Tensor):
-            return self._check_ids(prompt).to(self.device, torch.int64)
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if not isinstance(prompt, list) or not prompt or not all(_is_message(message) for message in prompt):
-            raise ValueError(
-                "A prompt must be a string, a list of messages with 'role' and 'content', "
-                "or a tensor of token ids."
-            )
-        if not any(message["content"].strip() for message in prompt):
-            raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
-        encoded: Any = self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        ids: Tensor = encoded["input_ids"]
-        return ids.to(self.device)
-
-    def decode(self, tokens: Tensor) -> str:
-        """The text of generated tokens [gen_length]: up to the first end token, special tokens left out."""
-        ids = tokens.tolist()
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text.strip()
-
-    def _check_ids(self, ids: Tensor) -> Tensor:
-        if ids.dtype not in _ID_DTYPES or ids.ndim not in (1, 2):
-            raise ValueError(
-                f"Token ids must be whole numbers of shape [length] or [batch, length], "
-                f"not {ids.dtype} {list(ids.shape)}."
-            )
-        if ids.numel() == 0:
-            raise ValueError(f"The prompt is empty: token ids of shape {list(ids.shape)}.")
-        vocabulary = self.network.config.vocab_size
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"Token ids must lie between 0 and {vocabulary - 1}, not {low if low < 0 else high}."
-            )
-        return ids if ids.ndim == 2 else ids[None]
+# Tokens that end a turn in the templates of the families, where the vocabulary has them.
+_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+_MASKS = ("<|mdm_mask|>", "<|mask|>")
 
 
 def load(
@@ -103,172 +41,222 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    progress: Listener | None = None,
 ) -> Model:
-    """Loads a model of the catalogue, or a local folder in the same format.
+    """Loads a model: a name of the catalogue, a Hub id, or a local folder.
 
-    The folder holds config.json (model_type "llama"), model.safetensors, tokenizer.json and
-    tokenizer_config.json with a mask token, an end token and a chat template. An object "sparsed" in
+    The folder holds config.json, safetensors (one file, or shards with their index), and a tokenizer
+    (tokenizer.json, or vocab.json and merges.txt). model_type decides the family: llada, Dream, or a Llama,
+    Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a mask token. An object "sparsed" in
     config.json may give mask_token, label, trained_length and the sampler's defaults (steps, gen_length,
     block_length, algorithm, temperature) and short_select.
 
-    device: CUDA, else MPS, else CPU by default. dtype: by default bfloat16 on CUDA, float32 on MPS, and on a
-    CPU the faster of float32 and bfloat16, tried out (about 0.1 s).
+    device: CUDA, else MPS, else CPU by default. dtype: by default bfloat16 on CUDA, float32 on MPS, and on a CPU
+    the faster of float32 and bfloat16, tried out (about 0.1 s), or bfloat16 where only that fits into memory.
+    device_map: spreads a model over several devices, by accelerate's rules ("auto", or module → device).
+    revision: of a Hub repository. progress: called with a LoadProgress while files arrive and weights are read.
 
-    Raises ValueError for an unknown name, a folder that does not hold such a model, or a dtype that is none
-    of float32, bfloat16, float16; FileNotFoundError if a file is missing.
+    Raises LoadError (a ValueError) in one sentence: unknown name or family, no network, no access, no
+    safetensors, weights that do not fit the config, too little memory; ValueError for a dtype that is none of
+    float32, bfloat16, float16; FileNotFoundError if a file is missing.
     """
-    spec, folder = _locate(name_or_path)
-    place = _pick_device(device)
-    number = _pick_dtype(dtype, place)
-    raw = _read_config(folder)
-    about = raw.get("sparsed", {})
+    place = pick_device(device)
+    chosen = check_dtype(dtype)
+
+    def fits(spec: ModelSpec) -> None:
+        """Said before gigabytes are downloaded."""
+        if device_map is None:
+            pick_dtype(chosen, place, spec.parameters, spec.label)
+
+    spec, folder, name = locate(name_or_path, revision, progress, fits)
+    label = spec.label if spec is not None else name
+    checkpoint = recognise(_read_config(folder), f"config.json of {label}")
+    weights = _read_headers(folder)
+    number = pick_dtype(chosen, place, sum(prod(shape) for _, _, shape in weights) if device_map is None else 0, label)
     tokenizer = _load_tokenizer(folder)
-    mask_id = _token_id(tokenizer, about.get("mask_token") or tokenizer.mask_token, "mask token", folder)
-    eos_id = _token_id(tokenizer, tokenizer.eos_token, "end token", folder)
-    network = _load_network(folder, place, number)
-    if spec is not None:
-        label, defaults, trained = spec.label, spec.defaults, spec.trained_length
-    else:
-        label, defaults, trained = folder.name, GENERIC_DEFAULTS, network.config.max_position_embeddings
+    mask_id, end_ids = _special_ids(tokenizer, checkpoint, label)
+    network = load_network(
+        folder,
+        checkpoint,
+        device=place,
+        dtype=number,
+        device_map=device_map,
+        on_weight=_report(weights, checkpoint.keys, number, progress),
+    )
+    if device_map is not None:
+        place = input_device(network)
+    about = checkpoint.about
     # What the checkpoint says about itself goes before what the catalogue expects.
     settings = ("steps", "gen_length", "block_length", "algorithm", "temperature")
+    defaults = checkpoint.defaults if spec is None else spec.defaults
+    defaults = replace(defaults, **{key: about[key] for key in settings if key in about})
     return Model(
-        name=spec.name if spec is not None else folder.name,
+        name=name,
         label=about.get("label", label),
         network=network,
         tokenizer=tokenizer,
         device=place,
         dtype=number,
         mask_id=mask_id,
-        eos_id=eos_id,
-        defaults=replace(defaults, **{key: about[key] for key in settings if key in about}),
-        max_positions=int(about.get("trained_length", trained)),
+        eos_id=end_ids[0],
+        end_ids=end_ids,
+        defaults=defaults.resolve(defaults),
+        max_positions=int(about.get("trained_length", checkpoint.positions if spec is None else spec.trained_length)),
         short_select=float(about.get("short_select", SHORT_SELECT if spec is None else spec.short_select)),
+        family=checkpoint.family,
+        shift=checkpoint.shift,
+        chat=bool(tokenizer.chat_template) and (spec is None or spec.chat),
     )
 
 
-def _is_message(message: object) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    )
-
-
-def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path]:
-    spec = find(str(name_or_path))
-    if spec is not None:
-        return spec, data_dir("assets") / spec.folder
-    folder = Path(name_or_path).expanduser()
-    if not folder.is_dir():
-        listed = ", ".join(repr(name) for name in names())
-        raise ValueError(
-            f"There is no model {str(name_or_path)!r}. Known names: {listed}; "
-            f"or give the path of a local folder."
-        )
-    return None, folder.resolve()
-
-
-def _pick_device(device: str | torch.device | None) -> torch.device:
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else CUDA, else MPS, else the CPU."""
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or 'mps', not {device!r}.") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        if device.type == "cpu":
-            return fastest_cpu_dtype()
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype of that name, None for None. Raises ValueError for another than DTYPES."""
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    if dtype is not None and chosen not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    assert isinstance(chosen, torch.dtype)
     return chosen
 
 
+def pick_dtype(dtype: torch.dtype | None, device: torch.device, parameters: int, label: str) -> torch.dtype:
+    """The dtype asked for, else the device's best, for so many parameters. Raises LoadError if they do not fit."""
+    free = device_memory(device.type, device.index)
+    if dtype is None:
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = torch.bfloat16 if native else torch.float16
+        elif device.type == "cpu":
+            roomy = free is None or 4 * parameters <= free
+            dtype = fastest_cpu_dtype() if roomy else torch.bfloat16
+        else:
+            dtype = torch.float32
+    needed = parameters * dtype.itemsize
+    if free is not None and needed > free:
+        place = "this machine" if device.type == "cpu" else "the GPU"
+        raise LoadError(
+            f"{label} needs {needed / GB:.1f} GB of memory for its weights in {str(dtype).removeprefix('torch.')}; "
+            f"{place} has {free / GB:.1f} GB free. Choose a smaller model, or spread it with device_map='auto'."
+        )
+    return dtype
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"The model folder {folder} has no {name}.")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"The model folder {folder} has no config.json.")
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}.") from error
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind != "llama":
-        raise ValueError(f"{folder / 'config.json'} must say model_type 'llama', not {kind!r}.")
+        raise LoadError(f"{folder / 'config.json'} is not valid JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise LoadError(f"{folder / 'config.json'} must hold a JSON object.")
     return raw
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    # The class is named: guessing it from the model's type could rebuild the tokenizer as another family's.
-    from transformers import PreTrainedTokenizerFast
+def _read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
+    """(file, name, shape) of every stored weight; reads the files' headers alone."""
+    from safetensors import SafetensorError, safe_open
 
-    with _quiet_transformers():
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-
-
-def _token_id(tokenizer: PreTrainedTokenizerFast, token: str | None, what: str, folder: Path) -> int:
-    number = tokenizer.get_vocab().get(token) if token is not None else None
-    if number is None:
-        raise ValueError(
-            f"The tokenizer in {folder} has no {what} (found {token!r}): is this a masked diffusion model?"
-        )
-    return int(number)
-
-
-def _load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    from safetensors import SafetensorError
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    dispatch.register()
-    with _quiet_transformers():
-        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-        config.is_causal = False
-        config.use_cache = False
+    files = ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / files[0]).is_file():
         try:
-            # dtype= converts the weights alone; .to(dtype) would round the rotary frequencies too.
-            loaded: Any = LlamaForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=dispatch.NAME,
-                local_files_only=True,
-                use_safetensors=True,
-                # What does not fit is reported below, in one sentence.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except SafetensorError as error:
-            raise ValueError(f"{folder / 'model.safetensors'} cannot be read: {error}.") from error
-    network, report = loaded
-    wrong = {key: sorted(map(str, report.get(key) or ())) for key in ("missing_keys", "mismatched_keys")}
-    if any(wrong.values()):
-        first = next(keys[0] for keys in wrong.values() if keys)
-        raise ValueError(
-            f"{folder / 'model.safetensors'} does not fit its config.json: "
-            f"{len(wrong['missing_keys'])} weights are missing, "
-            f"{len(wrong['mismatched_keys'])} have another shape (first: {first})."
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise LoadError(f"{index} is not an index of safetensors files ({type(error).__name__}).") from error
+    found = []
+    for file in files:
+        if not (folder / file).is_file():
+            others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+            hint = f" ({others[0]} is a pickle, which can run code, and is not loaded)" if others else ""
+            raise FileNotFoundError(f"The model folder {folder} has no {file}{hint}.")
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                found += [(file, name, opened.get_slice(name).get_shape()) for name in opened.keys()]
+        except (SafetensorError, OSError) as error:
+            raise LoadError(f"{folder / file} cannot be read: {error}.") from error
+    return found
+
+
+def _report(
+    weights: list[tuple[str, str, list[int]]], keys: Mapping[str, str], dtype: torch.dtype, progress: Listener | None
+) -> Callable[[str], None]:
+    """Turns the names of weights, as they are loaded, into progress in bytes and files."""
+    waiting: dict[str, tuple[str, int]] = {}
+    for file, name, shape in weights:
+        for pattern, target in keys.items():
+            name = re.sub(pattern, target, name)
+        waiting[name] = (file, prod(shape) * dtype.itemsize)
+    left = {file: sum(place == file for place, _ in waiting.values()) for file in {file for file, _, _ in weights}}
+    total, files, done = sum(size for _, size in waiting.values()), len(left), 0
+
+    def loaded(name: str) -> None:
+        nonlocal done
+        if progress is None or name not in waiting:
+            return
+        file, size = waiting.pop(name)
+        done, left[file] = done + size, left[file] - 1
+        progress(LoadProgress("weights", done, total, sum(count == 0 for count in left.values()), files))
+
+    return loaded
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    # The class is named: guessing it from the model's type could rebuild the tokenizer as another family's, or want
+    # to run the checkpoint's code.
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    if (folder / "tokenizer.json").is_file():
+        kind: Any = PreTrainedTokenizerFast
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        kind = Qwen2Tokenizer  # Dream's, which has no tokenizer.json
+    else:
+        raise FileNotFoundError(
+            f"The model folder {folder} has no tokenizer.json, and no vocab.json with merges.txt either."
         )
-    network = network.to(device).eval().requires_grad_(False)
-    assert isinstance(network, LlamaForCausalLM)
-    return network
+    if not (folder / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(f"The model folder {folder} has no tokenizer_config.json.")
+    with quiet_transformers():
+        try:
+            tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            reason = (str(error).splitlines() or [""])[0]
+            raise LoadError(f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}).") from error
+    return tokenizer
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers' warnings and bars off for the moment: what is wrong is said in our own sentences."""
-    from transformers.utils import logging
+def _special_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint, label: str) -> tuple[int, tuple[int, ...]]:
+    """The mask token, and every token that ends an answer, the tokenizer's end token first.
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    Raises LoadError without a mask token or an end token.
+    """
+    vocabulary, size = tokenizer.get_vocab(), checkpoint.config.vocab_size
+    named = (checkpoint.about.get("mask_token"), tokenizer.mask_token)
+    stated = None if checkpoint.about.get("mask_token") else checkpoint.mask_id
+    masks = [stated, *(vocabulary.get(token) for token in (*named, *_MASKS) if token)]
+    mask_id = next((int(i) for i in masks if i is not None), None)
+    if mask_id is None or mask_id >= size:
+        raise LoadError(
+            f"{label} has no mask token (config.json and tokenizer name none that its {size} embeddings hold): is this "
+            f"a masked diffusion model?"
+        )
+    ends = [vocabulary.get(tokenizer.eos_token), *checkpoint.end_ids, vocabulary.get(tokenizer.pad_token)]
+    ends += [vocabulary.get(token) for token in _TURN_ENDS]
+    end_ids = tuple(dict.fromkeys(int(i) for i in ends if i is not None and i != mask_id and i < size))
+    if not end_ids:
+        raise LoadError(f"{label} has no end token: its tokenizer and config.json name none.")
+    return mask_id, end_ids

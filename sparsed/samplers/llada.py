@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsed.config import SamplerConfig
-from sparsed.samplers import Commit
+from sparsed.samplers import Sampler, surest
 
 
 def schedule(steps: int, gen_length: int, block_length: int) -> tuple[int, ...]:
@@ -28,7 +27,7 @@ def schedule(steps: int, gen_length: int, block_length: int) -> tuple[int, ...]:
     return tuple(base + (step % steps_per_block < remainder) for step in range(steps))
 
 
-def propose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def propose_tokens(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """A token for each row of logits [n, vocabulary] → int64 [n].
 
     Temperature 0: the most likely token, of equals the lowest id. Above: argmax of exp(logits) / (−log
@@ -53,50 +52,28 @@ def confidence_of(logits: Tensor, tokens: Tensor, algorithm: str, generator: tor
     return logits.float().softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 
-def surest(confidence: Tensor, count: int) -> Tensor:
-    """Bool like confidence [batch, gen_length]: the `count` largest of each row, of equals the lowest
-    position.
-
-    Positions at −inf are never chosen, so a row may have fewer.
-    """
-    order = confidence.sort(dim=-1, descending=True, stable=True).indices[:, :count]
-    chosen = torch.zeros_like(confidence, dtype=torch.bool).scatter_(-1, order, True)
-    return chosen & (confidence > -torch.inf)
-
-
 @dataclass(frozen=True)
-class LLaDASampler:
-    """LLaDA's sampler for one resolved config; see `sparsed.samplers.Sampler`."""
-
-    config: SamplerConfig
-    mask_id: int
+class LLaDASampler(Sampler):
+    """LLaDA's sampler for one resolved config."""
 
     def _settings(self) -> tuple[int, int, int]:
         steps, gen_length, block_length = self.config.steps, self.config.gen_length, self.config.block_length
         assert steps is not None and gen_length is not None and block_length is not None
         return steps, gen_length, block_length
 
-    def eligible(self, generation: Tensor, step: int) -> Tensor:
+    def candidates(self, masked: Tensor, step: int) -> Tensor:
         """Masked positions up to the end of the step's semi-autoregressive block."""
         steps, gen_length, block_length = self._settings()
         block = step * (gen_length // block_length) // steps
-        position = torch.arange(gen_length, device=generation.device)
-        return (generation == self.mask_id) & (position < (block + 1) * block_length)
+        position = torch.arange(gen_length, device=masked.device)
+        return masked & (position < (block + 1) * block_length)
 
-    def commit(
-        self, generation: Tensor, eligible: Tensor, logits: Tensor, step: int, generator: torch.Generator
-    ) -> Commit:
-        """Commits the surest eligible positions of every row."""
+    def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `propose_tokens` and `confidence_of`."""
         assert self.config.temperature is not None and self.config.algorithm is not None
-        count = schedule(*self._settings())[step]
-        proposed = propose(logits, self.config.temperature, generator)
-        confidence = torch.full(generation.shape, -torch.inf, dtype=torch.float32, device=generation.device)
-        confidence[eligible] = confidence_of(logits, proposed, self.config.algorithm, generator)
-        candidates = generation.clone()
-        candidates[eligible] = proposed
-        written = surest(confidence, count)
-        return Commit(
-            tokens=torch.where(written, candidates, generation),
-            written=written,
-            confidence=torch.where(written, confidence, torch.nan),
-        )
+        tokens = propose_tokens(logits, self.config.temperature, generator)
+        return tokens, confidence_of(logits, tokens, self.config.algorithm, generator)
+
+    def choose(self, confidence: Tensor, step: int, generator: torch.Generator) -> Tensor:
+        """As many of the surest as the schedule says."""
+        return surest(confidence, schedule(*self._settings())[step])

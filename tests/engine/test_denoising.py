@@ -12,6 +12,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
@@ -28,11 +29,13 @@ def prompt_ids(tiny, length: int, batch: int = 1, seed: int = 0) -> torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def eager(tiny):
-    """The same weights under transformers' own eager attention, with every attention weight to be had."""
-    network = copy.deepcopy(tiny.network)
-    network.set_attn_implementation("eager")
-    return network
+def eager(tiny_folder):
+    """The same weights in transformers' own layers and eager attention, with every attention weight to be had."""
+    config = LlamaConfig.from_pretrained(tiny_folder)
+    config.is_causal = False
+    return LlamaForCausalLM.from_pretrained(
+        tiny_folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @pytest.fixture
@@ -364,7 +367,7 @@ def test_notes_warn_before_the_run(tiny) -> None:
     said = sparsed.denoise(tiny, TEXT, attention=SparseDConfig(skip=1.0)).notes
     assert len(said) == 1 and "never becomes sparse: with 16 steps and skip 1.0" in said[0]
     said = sparsed.denoise(tiny, prompt_ids(tiny, 369)).notes
-    assert len(said) == 1 and "has 401 tokens" in said[0] and "at most 400" in said[0]
+    assert len(said) == 1 and said[0].startswith("Speed only: trained to 400 positions") and "has 401." in said[0]
     assert sparsed.denoise(tiny, prompt_ids(tiny, 368)).notes == []
     said = sparsed.denoise(tiny, TEXT, sampler=SamplerConfig(steps=33)).notes
     assert said == ["33 steps for 32 tokens: some steps commit nothing."]

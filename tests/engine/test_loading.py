@@ -13,7 +13,7 @@ import torch
 
 import sparsed
 from sparsed import paths
-from sparsed.models import catalogue, loading, probe
+from sparsed.models import catalogue, hub, probe
 
 
 def change_config(folder: Path, **values: object) -> None:
@@ -26,7 +26,7 @@ def test_a_folder_says_what_it_is(tiny, tiny_folder: Path) -> None:
     assert (tiny.name, tiny.label) == (tiny_folder.name, tiny_folder.name)
     assert tiny.tokenizer.convert_ids_to_tokens(tiny.mask_id) == "<|mask|>"
     assert tiny.tokenizer.convert_ids_to_tokens(tiny.eos_id) == "<|endoftext|>"
-    assert tiny.defaults == sparsed.SamplerConfig(16, 32, 32, "low_confidence", 0.0, 0)
+    assert tiny.defaults == sparsed.SamplerConfig(16, 32, 32, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, None)
     assert tiny.max_positions == 400
     assert tiny.device == torch.device("cpu") and tiny.dtype == torch.float32
     assert not tiny.network.training and not any(p.requires_grad for p in tiny.network.parameters())
@@ -39,13 +39,13 @@ def test_without_the_sparsed_object_there_are_generic_defaults(tmp_path, make_ch
     del config["sparsed"]
     (folder / "config.json").write_text(json.dumps(config))
     model = sparsed.load(str(folder), device="cpu", dtype="float32")
-    assert model.defaults == sparsed.SamplerConfig(64, 64, 64, "low_confidence", 0.0, 0)
+    assert model.defaults.steps == model.defaults.gen_length == model.defaults.block_length == 64
     assert model.max_positions == 512
 
 
 def test_a_catalogue_name_loads_from_assets(tmp_path, make_checkpoint, monkeypatch) -> None:
     make_checkpoint(tmp_path / "mini")
-    monkeypatch.setattr(loading, "data_dir", lambda kind: {"assets": tmp_path}[kind])
+    monkeypatch.setattr(hub, "data_dir", lambda kind: {"assets": tmp_path}[kind])
     model = sparsed.load("mini", device="cpu", dtype=torch.float32)
     assert model.name == "mini" and model.label == catalogue.find("mini").label
     # The checkpoint's own word goes before the catalogue's.
@@ -55,7 +55,8 @@ def test_a_catalogue_name_loads_from_assets(tmp_path, make_checkpoint, monkeypat
 def test_every_row_of_the_catalogue_is_complete() -> None:
     assert len(set(catalogue.names())) == len(catalogue.CATALOGUE) >= 1
     for spec in catalogue.CATALOGUE:
-        assert spec.defaults.resolve(spec.defaults) == spec.defaults
+        complete = spec.defaults.resolve(spec.defaults)
+        assert complete.resolve(complete) == complete and complete.algorithm == spec.defaults.algorithm
         assert spec.trained_length > 0
 
 
@@ -137,6 +138,8 @@ def damage(name: str) -> Callable[[Path], None]:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     def drop_mask(folder: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_text((folder / name).read_text().replace("<|mask|>", "<|task|>"))
         config = json.loads((folder / "tokenizer_config.json").read_text())
         del config["mask_token"]
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -146,7 +149,7 @@ def damage(name: str) -> Callable[[Path], None]:
         "truncate": truncate,
         "drop_weight": drop_weight,
         "drop_mask": drop_mask,
-        "other_family": lambda folder: change_config(folder, model_type="qwen2"),
+        "other_family": lambda folder: change_config(folder, model_type="gpt2"),
         "no_json": lambda folder: (folder / "config.json").write_text("{"),
         "a_list": lambda folder: (folder / "config.json").write_text("[]"),
         "other_shape": lambda folder: change_config(folder, intermediate_size=96),
@@ -158,13 +161,13 @@ def damage(name: str) -> Callable[[Path], None]:
     ("name", "said"),
     [
         ("truncate", "model.safetensors cannot be read"),
-        ("drop_weight", "1 weights are missing.*layers.1.mlp.up_proj"),
-        ("more_layers", "9 weights are missing, 0 have another shape"),
-        ("other_shape", "does not fit its config.json: 0 weights are missing, 9 have another shape"),
+        ("drop_weight", r"1 missing \(model.layers.1.mlp.up_proj.weight\)"),
+        ("more_layers", "do not fit its config.json: 9 missing"),
+        ("other_shape", "do not fit its config.json: 9 of another shape"),
         ("drop_mask", "has no mask token"),
-        ("other_family", "must say model_type 'llama', not 'qwen2'"),
+        ("other_family", "model_type 'gpt2', which is no diffusion language model"),
         ("no_json", "is not valid JSON"),
-        ("a_list", "must say model_type 'llama', not None"),
+        ("a_list", "must hold a JSON object"),
     ],
 )
 def test_a_damaged_folder_is_explained(tiny_folder: Path, tmp_path: Path, name: str, said: str) -> None:

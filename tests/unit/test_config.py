@@ -9,9 +9,17 @@ import pytest
 
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
 
-DEFAULTS = SamplerConfig(
-    steps=64, gen_length=64, block_length=64, algorithm="low_confidence", temperature=0.0, seed=0
-)
+LLADA = {
+    "steps": 64,
+    "gen_length": 64,
+    "block_length": 64,
+    "algorithm": "low_confidence",
+    "temperature": 0.0,
+    "seed": 0,
+}
+OFF = {"top_p": 1.0, "top_k": 0, "alg_temp": 0.0, "eps": 1e-3, "cfg_scale": 0.0}
+DEFAULTS = SamplerConfig(**LLADA, **OFF)
+DREAM = SamplerConfig(128, 128, 128, "maskgit_plus", 0.05, 0, top_p=0.95)
 
 
 @pytest.mark.parametrize("steps", [*range(1, 41), 64, 100, 128, 1000, 1024])
@@ -48,11 +56,24 @@ def test_switch_at_the_edges(steps: int, skip: float, switch: int | None) -> Non
         ({"steps": True}, "steps must be a whole number, not True"),
         ({"gen_length": -4}, "gen_length must be at least 1, not -4"),
         ({"block_length": 0}, "block_length must be at least 1, not 0"),
-        ({"algorithm": "greedy"}, "algorithm must be one of 'low_confidence', 'random', not 'greedy'"),
+        (
+            {"algorithm": "greedy"},
+            "algorithm must be one of 'low_confidence', .*'entropy', not 'greedy'",
+        ),
         ({"temperature": -0.1}, "temperature must be 0 or above and finite, not -0.1"),
         ({"temperature": math.nan}, "temperature must be 0 or above and finite, not nan"),
         ({"temperature": math.inf}, "temperature must be 0 or above and finite, not inf"),
         ({"temperature": "0"}, "temperature must be a number, not '0'"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1 .1 = off., not 0"),
+        ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
+        ({"top_k": -1}, "top_k must be at least 0, not -1"),
+        ({"top_k": 1.5}, "top_k must be a whole number, not 1.5"),
+        ({"alg_temp": -1}, "alg_temp must be 0 or above and finite, not -1"),
+        ({"eps": 0}, "eps must lie between 0 and 1, both excluded, not 0"),
+        ({"eps": math.nan}, "eps must lie between 0 and 1, both excluded, not nan"),
+        ({"cfg_scale": -0.5}, "cfg_scale must be 0 or above and finite, not -0.5"),
+        ({"threshold": 1}, "threshold must lie between 0 and 1, both excluded, not 1"),
+        ({"threshold": True}, "threshold must be a number, not True"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"seed": 2**63}, "seed must be below 2\\^63"),
     ],
@@ -74,7 +95,8 @@ def test_sampler_says_what_is_wrong(values: dict, said: str) -> None:
         ({"select": math.nan}, "select must be above 0 and at most 1, not nan"),
         ({"block_size": 48}, "block_size must be one of 32, 64, 128, not 48"),
         ({"block_size": 32.0}, "block_size must be one of 32, 64, 128, not 32.0"),
-        ({"selection": "best"}, "selection must be one of 'paper', not 'best'"),
+        ({"selection": "best"}, "selection must be one of 'paper', 'reference', not 'best'"),
+        ({"selection": "reference", "select": 1}, "select must be below 1 with selection 'reference'"),
         ({"keep_importance": 1}, "keep_importance must be one of False, True, not 1"),
         ({"pattern": "causal"}, "pattern must be one of 'sparsed', 'sliding_window', not 'causal'"),
     ],
@@ -86,11 +108,58 @@ def test_sparsed_says_what_is_wrong(values: dict, said: str) -> None:
 
 def test_sampler_takes_what_is_unset_from_the_model() -> None:
     assert SamplerConfig().resolve(DEFAULTS) == DEFAULTS
-    asked = SamplerConfig(
-        steps=8, gen_length=32, block_length=16, algorithm="random", temperature=0.5, seed=3
-    )
+    asked = SamplerConfig(8, 32, 16, "random", 0.5, 3, **{**OFF, "cfg_scale": 2.0})
     assert asked.resolve(DEFAULTS) == asked
+    assert SamplerConfig(**LLADA).resolve(DEFAULTS) == DEFAULTS
     assert SamplerConfig(temperature=1).resolve(DEFAULTS).steps == 64
+
+
+def test_the_algorithm_decides_whose_defaults_are_taken() -> None:
+    dream = SamplerConfig().resolve(DREAM)
+    assert (dream.algorithm, dream.temperature, dream.top_p, dream.eps) == ("maskgit_plus", 0.05, 0.95, 1e-3)
+    assert SamplerConfig(gen_length=256).resolve(DREAM).block_length == 256
+    # The other family's algorithm: steps and lengths of the model, nothing of its sampler's settings.
+    other = SamplerConfig(algorithm="low_confidence").resolve(DREAM)
+    assert (other.steps, other.gen_length, other.block_length) == (128, 128, 128)
+    assert (other.temperature, other.top_p) == (0.0, 1.0)
+    other = SamplerConfig(algorithm="entropy").resolve(DEFAULTS)
+    assert (other.steps, other.block_length, other.temperature) == (64, 64, 0.0)
+
+
+def test_a_threshold_makes_steps_an_upper_bound() -> None:
+    resolved = SamplerConfig(threshold=0.9, gen_length=96, block_length=32).resolve(DEFAULTS)
+    assert (resolved.steps, resolved.block_length, resolved.threshold) == (96, 32, 0.9)
+    assert SamplerConfig(threshold=0.9, steps=200).resolve(DREAM).steps == 200
+    # Any number of steps at or above gen_length, whatever the number of blocks.
+    assert SamplerConfig(threshold=0.9, steps=65, block_length=16).resolve(DEFAULTS).steps == 65
+    assert SamplerConfig(threshold=0.9, block_length=32).resolve(DREAM).block_length == 32
+
+
+@pytest.mark.parametrize(
+    ("values", "defaults", "said"),
+    [
+        ({"top_p": 0.9}, DEFAULTS, "top_p belongs to Dream's algorithms .*, not to 'low_confidence'"),
+        ({"algorithm": "random", "top_k": 5}, DREAM, "top_k belongs to Dream's algorithms .*, not to 'random'"),
+        ({"alg_temp": 0.1}, DEFAULTS, "alg_temp belongs to Dream's"),
+        ({"eps": 0.1}, DEFAULTS, "eps belongs to Dream's"),
+        ({"block_length": 32}, DREAM, "block_length must be gen_length .128. or unset for 'maskgit_plus', not 32"),
+        ({"threshold": 0.9, "algorithm": "origin"}, DREAM, "'origin' does not give"),
+        ({"threshold": 0.9, "algorithm": "entropy"}, DREAM, "'entropy' does not give"),
+        ({"threshold": 0.9, "steps": 63}, DEFAULTS, "must be at least gen_length .64.*; it is 63"),
+    ],
+)
+def test_settings_that_do_not_fit_the_algorithm(values: dict, defaults: SamplerConfig, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SamplerConfig(**values).resolve(defaults)
+
+
+@pytest.mark.parametrize(
+    ("steps", "skip", "select"), [(128, 0.2, 26), (100, 0.29, 29), (10, 0.0, 1), (10, 0.5, 6), (10, 1.0, 11)]
+)
+def test_the_public_codes_select_step(steps: int, skip: float, select: int) -> None:
+    # 100 · 0.29 is 28.999… in binary: the public code truncates it to 28.
+    assert select_step(steps, skip, "reference") == select
+    assert switch_step(steps, skip, "reference") == (select + 1 if select + 1 < steps else None)
 
 
 def test_defaults_give_way_to_the_generation_length() -> None:
@@ -117,9 +186,7 @@ def test_lengths_and_steps_must_divide(gen_length: int, steps: int) -> None:
             assert config.resolve(DEFAULTS).steps == steps
 
 
-@pytest.mark.parametrize(
-    ("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)]
-)
+@pytest.mark.parametrize(("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)])
 def test_sparsed_defaults_follow_the_length(length: int, select: float, block_size: int) -> None:
     expected = SparseDConfig(0.2, select, block_size, "paper", False, "sparsed")
     assert SparseDConfig().resolve(length) == expected

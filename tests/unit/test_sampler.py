@@ -10,7 +10,8 @@ import torch
 
 from sparsed.config import SamplerConfig
 from sparsed.samplers import make_sampler
-from sparsed.samplers.llada import propose, schedule, surest
+from sparsed.samplers import surest
+from sparsed.samplers.llada import propose_tokens, schedule
 
 MASK = 5
 VOCABULARY = 11
@@ -147,7 +148,7 @@ def test_positions_at_minus_infinity_are_never_chosen() -> None:
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 def test_noise_is_the_published_formula_in_float64(temperature: float) -> None:
     logits = torch.randn(40, VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
-    tokens = propose(logits, temperature, torch.Generator().manual_seed(9))
+    tokens = propose_tokens(logits, temperature, torch.Generator().manual_seed(9))
     uniform = torch.rand(40, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     for row, (values, noise) in enumerate(zip(logits.tolist(), uniform.tolist(), strict=True)):
         scores = [math.exp(x) / (-math.log(u)) ** temperature for x, u in zip(values, noise, strict=True)]
@@ -158,7 +159,7 @@ def test_noise_is_the_published_formula_in_float64(temperature: float) -> None:
 def test_temperature_one_draws_from_the_softmax() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = probabilities.log().expand(40_000, 4)
-    tokens = propose(logits, 1.0, torch.Generator().manual_seed(3))
+    tokens = propose_tokens(logits, 1.0, torch.Generator().manual_seed(3))
     share = torch.bincount(tokens, minlength=4) / 40_000
     # Four standard deviations of the least certain share.
     assert (share - probabilities).abs().max() < 4 * math.sqrt(0.25 / 40_000)

@@ -1,0 +1,48 @@
+"""How much memory a device has left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that could be taken now: free memory, or less where a container limits it.
+
+    None where the system does not say (Windows).
+    """
+    candidates = []
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                candidates.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        pass
+    if not candidates:
+        try:
+            candidates.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (AttributeError, OSError, ValueError):
+            pass
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            candidates.append(int((group / limit).read_text()) - int((group / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(0, min(candidates)) if candidates else None
+
+
+def device_memory(kind: str, index: int | None = None) -> int | None:
+    """Bytes that a torch device of this kind ("cpu", "cuda" …) could still take; None where that is unknown."""
+    if kind == "cpu":
+        return available_memory()
+    if kind == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(index)
+        # What torch holds without using it can be taken too.
+        return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    return None

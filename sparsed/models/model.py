@@ -1,0 +1,154 @@
+"""A loaded model: network, tokenizer and what both need to be used together."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparsed.config import SHORT_SELECT, SamplerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded diffusion language model.
+
+    network: transformers' LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM, bidirectional, in eval mode.
+    device: where token ids go in; the weights may be spread over more, see `devices`. defaults: the sampler's
+    settings. max_positions: positions seen in training, in tokens. short_select: SparseD's default `select` for
+    sequences below 4000 tokens. family: "llada", "dream", "llama", "qwen2" or "qwen3". shift: the logits of
+    position i − 1 predict position i. chat: prompts go through the tokenizer's chat template. end_ids: every
+    token that ends an answer, eos_id first.
+    """
+
+    name: str
+    label: str
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    mask_id: int
+    eos_id: int
+    defaults: SamplerConfig
+    max_positions: int
+    short_select: float = SHORT_SELECT
+    family: str = "llama"
+    shift: bool = False
+    chat: bool = True
+    end_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Every device that holds weights, `device` first."""
+        spread = getattr(self.network, "hf_device_map", None) or {}
+        places = [torch.device(place) for place in spread.values() if place != "disk"]
+        return tuple(dict.fromkeys((self.device, *places)))
+
+    def encode(self, prompt: str | list[dict[str, str]] | Tensor) -> Tensor:
+        """The prompt as token ids, int64 [batch, length] on the model's device.
+
+        A string is one user message; it and a list of chat messages go through the tokenizer's chat template,
+        with the header of the answer appended (for a model without chat, their plain text, a blank line
+        between). A special token that is spelled in a message is text: it becomes the tokens of its letters.
+        Token ids [length] or [batch, length] are used exactly as they are.
+
+        Raises ValueError for an empty prompt, ids outside the vocabulary, or anything else that is no prompt.
+        """
+        if isinstance(prompt, Tensor):
+            return self._check_ids(prompt).to(self.device, torch.int64)
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, list) or not prompt or not all(_is_message(message) for message in prompt):
+            raise ValueError(
+                "A prompt must be a string, a list of messages with 'role' and 'content', or a tensor of token ids."
+            )
+        if not any(message["content"].strip() for message in prompt):
+            raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
+        ids = [
+            i for piece in self._pieces(prompt) for i in self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ]
+        return torch.tensor([ids], dtype=torch.int64, device=self.device)
+
+    def decode(self, tokens: Tensor) -> str:
+        """The text of generated tokens [gen_length]: up to the first end token, special tokens left out."""
+        ids = tokens.tolist()
+        end = next((position for position, token in enumerate(ids) if token in self.end_ids), len(ids))
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text.strip()
+
+    def token_text(self, token: int) -> str:
+        """The text of one token as it stands in an answer, special tokens by their names."""
+        text = self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _pieces(self, messages: list[dict[str, str]]) -> list[str]:
+        """The text that the model sees, cut so that no piece holds a special token from inside a message."""
+        contents = [message["content"] for message in messages]
+        names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
+        spelled = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
+        if spelled is None or not any(spelled.search(content) for content in contents):
+            return [self._render(messages)]
+        # Stand-ins show where the template puts the messages; it may strip them.
+        stand_ins = [f"\ue000{number}\ue001" for number in range(len(messages))]
+        frame = self._render([{**m, "content": name} for m, name in zip(messages, stand_ins)])
+        around = re.split("|".join(stand_ins), frame)
+        stripped = "".join(_woven(around, [content.strip() for content in contents]))
+        if self._render(messages) == stripped:
+            contents = [content.strip() for content in contents]
+        pieces = [""]
+        for number, text in enumerate(_woven(around, contents)):
+            # Odd ones are messages. One character of the special token stays behind, the rest goes on.
+            cuts = [match.start() + 1 for match in spelled.finditer(text)] if number % 2 else []
+            for start, end in zip([0, *cuts], [*cuts, None]):
+                if start:
+                    pieces.append("")
+                pieces[-1] += text[start:end]
+        return pieces
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        if not self.chat:
+            return "\n\n".join(message["content"] for message in messages)
+        # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _check_ids(self, ids: Tensor) -> Tensor:
+        if ids.dtype not in _ID_DTYPES or ids.ndim not in (1, 2):
+            raise ValueError(
+                f"Token ids must be whole numbers of shape [length] or [batch, length], not {ids.dtype} "
+                f"{list(ids.shape)}."
+            )
+        if ids.numel() == 0:
+            raise ValueError(f"The prompt is empty: token ids of shape {list(ids.shape)}.")
+        vocabulary = self.network.config.vocab_size
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"Token ids must lie between 0 and {vocabulary - 1}, not {low if low < 0 else high}.")
+        return ids if ids.ndim == 2 else ids[None]
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    )
+
+
+def _woven(around: list[str], contents: list[str]) -> list[str]:
+    """around[0], contents[0], around[1], contents[1], … around[-1]."""
+    return [part for pair in zip(around, [*contents, ""]) for part in pair][: 2 * len(around) - 1]
