@@ -93,7 +93,7 @@ def build_prompt(source: Any, length: str | int = "short_context", kind: str = "
     if kind not in KINDS:
         raise ValueError(f"Question kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     budget = token_budget(length)
-    counter = _Counter(getattr(source, "tokenizer", source))
+    counter = _Counter(source)
     for attempt in range(40):
         rng = random.Random(f"prompt-{seed}-{kind}-{budget}-{attempt}")
         world = World(rng, held_out=True)
@@ -132,10 +132,12 @@ class _Built:
 class _Counter:
     """Counts tokens: pieces one by one (an estimate, except for the bundled tokenizer) and whole prompts (exactly)."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "chat_template", None):
+    def __init__(self, source: Any) -> None:
+        model = source if hasattr(source, "tokenizer") else None
+        self._tokenizer = source if model is None else model.tokenizer
+        if model is None and not getattr(source, "chat_template", None):
             raise ValueError("This tokenizer has no chat template, so the length of a prompt cannot be counted.")
-        self._tokenizer = tokenizer
+        self._model = model
         self._sizes: dict[str, int] = {}
 
     def pieces(self, pieces: Pieces) -> int:
@@ -146,6 +148,8 @@ class _Counter:
         return sum(sizes[piece] for piece in pieces)
 
     def prompt(self, pieces: Pieces) -> int:
+        if self._model is not None:
+            return int(self._model.encode("".join(pieces)).shape[1])
         messages = [{"role": "user", "content": "".join(pieces)}]
         encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return len(encoded["input_ids"])

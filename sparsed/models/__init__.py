@@ -5,3 +5,9 @@ from __future__ import annotations
 
 class LoadError(ValueError):
     """A model cannot be loaded; the message is one sentence that says why and what to do."""
+
+
+def reason(error: BaseException) -> str:
+    """The kind of an error and the last line of what it says, for use inside a sentence."""
+    said = (str(error).strip().splitlines() or [""])[-1].strip().rstrip(".")[:160]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

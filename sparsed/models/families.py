@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sparsed.config import SamplerConfig
-from sparsed.models import LoadError
+from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
     Raises LoadError for an unknown model_type, or a LLaDA variant that is no Llama.
     """
     kind = raw.get("model_type")
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         known = ", ".join(name for name in _TYPES if name != "dream")
         raise LoadError(
             f"{where} says model_type {kind!r}, which is no diffusion language model known here; known are {known}."
@@ -103,7 +103,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         raise LoadError(f"{where} describes quantised weights; only float32, bfloat16 and float16 ones can be loaded.")
     family, backbone = _TYPES[kind]
     values = _llama_values(raw, where) if family == "llada" else raw
-    config = _config(backbone, values)
+    config = _config(backbone, values, where)
     config.is_causal = False
     config.use_cache = False
     # Masked diffusion attends over everything, whatever its ancestor did.
@@ -126,13 +126,16 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
     )
 
 
-def _config(backbone: str, values: dict[str, Any]) -> PreTrainedConfig:
+def _config(backbone: str, values: dict[str, Any], where: str) -> PreTrainedConfig:
     import transformers
 
     # dtype is decided when loading; the rest says what the checkpoint is, not how the network looks.
     apart = ("model_type", "architectures", "auto_map", "sparsed", "transformers_version", "dtype", "torch_dtype")
     kept = {key: value for key, value in values.items() if key not in apart}
-    config: PreTrainedConfig = getattr(transformers, f"{_CLASSES[backbone]}Config")(**kept)
+    try:
+        config: PreTrainedConfig = getattr(transformers, f"{_CLASSES[backbone]}Config")(**kept)
+    except Exception as error:  # transformers' checks raise several kinds, and others fail on the way to them
+        raise LoadError(f"{where} does not describe a {_CLASSES[backbone]} network: {reason(error)}.") from error
     return config
 
 

@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsed.models import LoadError
+from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec, find, names
 from sparsed.paths import data_dir
 
 # Never code, never pickles.
-_PATTERNS: tuple[str, ...] = (
+_PATTERNS = (
     "config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
 )
-_PATTERNS += ("vocab.json", "merges.txt", "added_tokens.json", "chat_template*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GB = 10**9
 
@@ -126,10 +131,9 @@ def _cached(what: dict[str, Any], error: Exception) -> Path:
     except (errors.LocalEntryNotFoundError, OSError, ValueError):
         folder = None
     if folder is None or not (folder / "config.json").is_file():
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise LoadError(
             f"{what['repo_id']} could not be downloaded and is not in the local cache: no connection to the Hub "
-            f"({type(error).__name__}: {reason[:160]})."
+            f"({reason(error)})."
         ) from error
     return folder
 

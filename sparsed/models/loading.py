@@ -17,7 +17,7 @@ import torch
 
 from sparsed.config import SHORT_SELECT
 from sparsed.memory import device_memory
-from sparsed.models import LoadError
+from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec
 from sparsed.models.families import Checkpoint, recognise
 from sparsed.models.hub import GB, Listener, LoadProgress, locate
@@ -64,6 +64,9 @@ def load(
     """
     place = pick_device(device)
     chosen = check_dtype(dtype)
+    for part in device_map.values() if isinstance(device_map, Mapping) else ():
+        if part != "disk":
+            pick_device(f"cuda:{part}" if isinstance(part, int) else part)
 
     def fits(spec: ModelSpec) -> None:
         """Said before gigabytes are downloaded."""
@@ -112,12 +115,16 @@ def load(
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else CUDA, else MPS, else the CPU."""
+    """The device asked for, else CUDA, else MPS, else the CPU. Raises ValueError for one that is not there."""
     if device is not None:
         try:
-            return torch.device(device)
+            place = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or 'mps', not {device!r}.") from error
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        if (place.index or 0) >= there.get(place.type, 1):
+            raise ValueError(f"There is no device {str(place)!r} on this machine.")
+        return place
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -159,7 +166,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise LoadError(f"{folder / 'config.json'} is not valid JSON: {error}.") from error
+        raise LoadError(f"{folder / 'config.json'} is not valid JSON: {reason(error)}.") from error
     if not isinstance(raw, dict):
         raise LoadError(f"{folder / 'config.json'} must hold a JSON object.")
     return raw
@@ -174,8 +181,10 @@ def _read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
     if index.is_file() and not (folder / files[0]).is_file():
         try:
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise LoadError(f"{index} is not an index of safetensors files ({type(error).__name__}).") from error
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise LoadError(f"{index} is not an index of safetensors files ({reason(error)}).") from error
+        if not files or not all(isinstance(file, str) for file in files):
+            raise LoadError(f"{index} is not an index of safetensors files: it names none.")
     found = []
     for file in files:
         if not (folder / file).is_file():
@@ -186,7 +195,7 @@ def _read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
             with safe_open(folder / file, framework="pt") as opened:
                 found += [(file, name, opened.get_slice(name).get_shape()) for name in opened.keys()]
         except (SafetensorError, OSError) as error:
-            raise LoadError(f"{folder / file} cannot be read: {error}.") from error
+            raise LoadError(f"{folder / file} cannot be read: {reason(error)}.") from error
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsed.attention import dispatch
-from sparsed.models import LoadError
+from sparsed.models import LoadError, reason
 from sparsed.models.families import Checkpoint
 
 if TYPE_CHECKING:
@@ -173,7 +173,14 @@ def load_network(
                 output_loading_info=True,
             )
         except SafetensorError as error:
-            raise LoadError(f"The weights in {folder} cannot be read: {error}.") from error
+            raise LoadError(f"The weights in {folder} cannot be read: {reason(error)}.") from error
+        except torch.OutOfMemoryError as error:
+            raise LoadError(
+                f"There is too little memory on the device for the weights in {folder}: choose a smaller model, or "
+                f"spread it with device_map='auto'."
+            ) from error
+        except (TypeError, ValueError, LookupError, ArithmeticError, OSError, RuntimeError) as error:
+            raise LoadError(f"The network in {folder} cannot be built: {reason(error)}.") from error
     _check(report, folder)
     return prepare(network, float32_rotation=checkpoint.float32_rotation)
 
