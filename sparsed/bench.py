@@ -215,7 +215,7 @@ def measure(
         steps["dense lane"] += [step.seconds for step in dense.steps]
         for step in sparsed.steps:
             steps[step.phase].append(step.seconds)
-        same = _agreement(dense.steps[-1].tokens, sparsed.steps[-1].tokens, model.eos_id)
+        same = _agreement(dense.steps[-1].tokens, sparsed.steps[-1].tokens, model.end_ids)
         say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
     settings = sparsed.attention
     assert isinstance(settings, SparseDConfig) and settings.select is not None
@@ -459,7 +459,7 @@ def _prompt(model: Model, length: str, options: argparse.Namespace) -> str | Ten
     return torch.randint(1, model.mask_id, (1, token_budget(size)), generator=generator)
 
 
-def _agreement(first: Tensor, second: Tensor, end: int) -> float:
+def _agreement(first: Tensor, second: Tensor, end: int | tuple[int, ...]) -> float:
     """Share of equal tokens [batch, gen_length], up to and with the end token of the longer answer."""
     rows = [agreement(a, b, end) for a, b in zip(first.tolist(), second.tolist())]
     counted = [row for row in rows if row is not None]

@@ -208,7 +208,7 @@ def _answer(model: Model, batch: Batch, methods: Sequence[str], cell: Cell, sett
                 invented,
                 prompt.verdict,
                 prompt.depth,
-                token_agreement(answers[row], dense[row], model.eos_id) if dense and method != "dense" else None,
+                token_agreement(answers[row], dense[row], model.end_ids) if dense and method != "dense" else None,
                 result.seconds / len(batch),
                 None if exact else text,
                 None if exact else prompt.answer,

@@ -1,0 +1,324 @@
+"""python -m sparsed generate: flags and aliases, prompts, output for people, for programs and for files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparsed
+from sparsed import generate_command, terminal, trace
+from sparsed.__main__ import main
+from sparsed.denoising import Run
+from sparsed.fragments import cell_texts
+from sparsed.prompts import build_prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = ("--device", "cpu", "--dtype", "float32")
+
+
+@pytest.fixture
+def tell(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command on the tiny model → (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["generate", "--model", str(tiny_folder), *CPU, *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+class Terminal(io.StringIO):
+    """A standard output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_built_prompt_with_its_gold_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """mini as it comes, no flag but what makes the machine the same everywhere."""
+    assert main(["generate", *CPU, "--kind", "arithmetic", "--gen-length", "16", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    model = sparsed.load("mini", device="cpu", dtype="float32")
+    built = build_prompt(model, "short_context", "arithmetic", 0)
+    assert said["prompt"] == {
+        "tokens": built.tokens,
+        "kind": "arithmetic",
+        "length": "short_context",
+        "seed": 0,
+        "question": built.question,
+        "gold": built.answer,
+    }
+    assert said["right"] is True and said["text"] == built.answer
+
+
+def test_lines_of_a_pipe(tell: Any) -> None:
+    code, out, err = tell("--prompt", "Hello [red]you[/]", "--steps", "10", "--gen-length", "20", "--select", "0.4")
+    lines = out.splitlines()
+    assert code == 0 and err == "" and "\x1b" not in out
+    assert re.fullmatch(r"tiny\d* · cpu · float32 · gather · \d+ prompt tokens", lines[0])
+    starts = ["answer: ", "steps: 10 of 10 (dense 2, select 1, sparse 7), sparse from step 4", "time: ", "speed: "]
+    starts.append("backend: gather, density requested 1.000, executed 1.000")
+    at = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in starts]
+    assert at == sorted(at) and "tokens, up to the end token)" in out and "gold" not in out
+
+
+def test_one_json_object_and_nothing_else(tell: Any) -> None:
+    code, out, err = tell(
+        "--prompt", "Hi", "--steps", "8", "--gen-length", "16", "--json", "--seed", "3", "--skip", "1"
+    )
+    said = json.loads(out)
+    assert code == 0 and out.count("\n") == 1
+    assert said["sampler"]["seed"] == 3 and said["attention"]["skip"] == 1 and said["attention"]["selection"] == "paper"
+    assert said["phases"]["dense"]["steps"] == 8 and said["phases"]["sparse"] == {"steps": 0, "ms_per_step": None}
+    assert said["switch_step"] is None and said["requested_density"] is None and said["right"] is None
+    assert said["seconds"] > 0 and said["tokens_per_second"] == pytest.approx(said["tokens"] / said["seconds"])
+    assert said["ms_per_step"] == pytest.approx(1000 * said["seconds"] / 8)
+    assert any("never becomes sparse" in note for note in said["notes"]) and "note: " in err
+
+
+def settings(*arguments: str) -> Any:
+    return generate_command._settings(generate_command._parser().parse_args(arguments))
+
+
+@pytest.mark.parametrize(
+    ("public", "ours"),
+    [
+        ("--seq_len 64 --steps 32", "--gen-length 64 --steps 32"),
+        ("--block_length 16 --sampling-alg random", "--block-length 16 --algorithm random"),
+        ("--sampling-alg maskgit_plus --gen_length 8", "--algorithm maskgit_plus --gen-length 8"),
+        ("--skip 0.2 --select 0.3 --block_size 128", "--skip 0.2 --select 0.3 --block-size 128"),
+        ("--origin --select 0.3", "--dense"),
+    ],
+)
+def test_public_flags_are_aliases(public: str, ours: str) -> None:
+    assert settings(*public.split()) == settings(*ours.split())
+    assert settings(*public.split()) != settings()
+
+
+def test_every_flag_reaches_its_field() -> None:
+    flags = "--steps 8 --gen-length 8 --block-length 4 --algorithm entropy --temperature 0.1 --seed 5 --top-p 0.9"
+    flags += " --top-k 7 --alg-temp 0.2 --eps 0.01 --cfg-scale 1.5 --threshold 0.9"
+    flags += " --skip 0.1 --select 0.4 --block-size 64 --selection reference"
+    sampler, attention = settings(*flags.split())
+    assert sampler == sparsed.SamplerConfig(8, 8, 4, "entropy", 0.1, 5, 0.9, 7, 0.2, 0.01, 1.5, 0.9)
+    assert attention == sparsed.SparseDConfig(0.1, 0.4, 64, "reference")
+    assert generate_command._parser().parse_args(["--model_path", "x"]).model == "x"
+
+
+def test_public_model_path_and_loading_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def load(name: str, **options: Any) -> Any:
+        given.update(options, name=name)
+        raise sparsed.models.LoadError("There is no such model.")
+
+    monkeypatch.setattr("sparsed.models.loading.load", load)
+    flags = "generate --model_path GSAI-ML/LLaDA-1.5 --device cuda --dtype bfloat16 --device-map auto --revision r1"
+    assert main(flags.split()) == 2
+    assert callable(given.pop("progress"))
+    expected = {"device": "cuda", "dtype": "bfloat16", "device_map": "auto", "revision": "r1"}
+    assert given == {"name": "GSAI-ML/LLaDA-1.5", **expected}
+
+
+def test_prompt_from_file_and_standard_input(tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Ünïcode\nand two lines"
+    (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    flags = ("--steps", "2", "--gen-length", "8", "--json")
+    said = [json.loads(tell("--prompt", way, *flags)[1]) for way in (text, f"@{tmp_path / 'prompt.txt'}", "-")]
+    for one in said:
+        assert (one["text"], one["prompt"]) == (said[0]["text"], said[0]["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--prompt", "@missing.txt"], "The prompt file missing.txt cannot be read: No such file or directory."),
+        (["--prompt", "  "], "The prompt is empty"),
+        (["--prompt", "\udcff"], "no UTF-8 text"),
+        (["--skip", "2"], "skip must lie between 0 and 1, not 2.0."),
+        (["--selection", "reference", "--select", "1"], "select must be below 1"),
+        (["--algorithm", "best"], "algorithm must be one of"),
+        (["--save-trace", "nowhere/run.json"], "there is no such folder"),
+        (["--backend", "fast", "--prompt", "x"], "fast"),
+        (["--steps", "3", "--gen-length", "8", "--block-length", "4", "--prompt", "x"], "steps must be a multiple"),
+    ],
+)
+def test_wrong_values_are_one_sentence(tell: Any, arguments: list[str], sentence: str) -> None:
+    code, out, err = tell(*arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and sentence in err
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "many"], ["--unknown"], ["--kind", "riddle"], ["--selection", "x"]])
+def test_argparse_refuses_the_rest(tell: Any, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tell(*arguments)
+    assert stop.value.code == 2
+
+
+def assert_traced(loaded: trace.Trace, lane: str, run: Run) -> None:
+    """Steps, texts and pattern of the trace are the run's."""
+    for mine, step in zip(trace.replay(loaded, lane), run.steps, strict=True):
+        assert (mine.index, mine.total, mine.phase, mine.seconds) == (step.index, step.total, step.phase, step.seconds)
+        for field in ("tokens", "committed", "confidence"):
+            np.testing.assert_array_equal(getattr(mine, field), getattr(step, field).numpy())
+        # Tokens are bytes here: many a cell reads right only beside its neighbours.
+        for tokens in step.tokens.tolist():
+            row = [None if token == run.model.mask_id else token for token in tokens]
+            assert cell_texts(row, loaded.decode) == cell_texts(row, generate_command._decoder(run.model))
+    pattern = loaded.lanes[lane].pattern
+    assert (pattern is None) == (run.pattern is None) and loaded.lanes[lane].attention == run.attention
+    if pattern is not None and run.pattern is not None:
+        for mine, layer in zip(pattern.to_pattern().layers, run.pattern.layers, strict=True):
+            assert torch.equal(mine.indices, layer.indices) and torch.equal(mine.counts, layer.counts)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
+def test_the_trace_holds_the_run(tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    runs: list[Run] = []
+    real = sparsed.denoising.denoise
+    monkeypatch.setattr(sparsed.denoising, "denoise", lambda *a, **k: runs.append(real(*a, **k)) or runs[-1])
+    flags = ("--gen-length", "24", "--steps", "12", "--temperature", "1", "--seed", "4", "--save-trace")
+    code, out, _ = tell("--prompt", "Tell me", *flags, str(tmp_path / name), "--json")
+    loaded, (run,) = trace.load(tmp_path / name), runs
+    assert code == 0 and loaded.prompt.text == "Tell me" and loaded.sampler == run.sampler
+    assert_traced(loaded, "sparsed", run)
+    lane, said = loaded.lanes["sparsed"], json.loads(out)
+    assert lane.text == (said["text"],) and lane.seconds == said["seconds"] and lane.switch_step == said["switch_step"]
+    assert lane.finished and str(tmp_path.parent) not in repr(loaded)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "origin", "entropy", "topk_margin"])
+@pytest.mark.parametrize("selection", ["paper", "reference"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_every_kind_of_run_is_traced(
+    tiny: Any, tmp_path: Path, algorithm: str, selection: str, guidance: float
+) -> None:
+    sampler = sparsed.SamplerConfig(6, 20, None, algorithm, 0.7, 1, cfg_scale=guidance)
+    prompt = torch.arange(140).reshape(2, 70)
+    runs: dict[str, Run] = {}
+    for name, attention in (("full", "dense"), ("SparseD", sparsed.SparseDConfig(select=0.4, selection=selection))):
+        runs[name] = sparsed.denoise(tiny, prompt, sampler=sampler, attention=attention)
+        runs[name].result()
+    trace.save(trace.record(runs), tmp_path / "race.json")
+    loaded = trace.load(tmp_path / "race.json")
+    for name, run in runs.items():
+        assert_traced(loaded, name, run)
+
+
+def test_guidance_and_threshold_are_traced(tell: Any, tmp_path: Path) -> None:
+    """Twice the rows in the pattern; fewer steps than planned."""
+    flags = ("--gen-length", "16", "--cfg-scale", "1", "--threshold", "0.0001", "--skip", "0", "--algorithm")
+    code, out, _ = tell("--prompt", "Hi", *flags, "low_confidence", "--save-trace", str(tmp_path / "t.json"), "--json")
+    lane, said = trace.load(tmp_path / "t.json").lanes["sparsed"], json.loads(out)
+    assert code == 0 and lane.finished and lane.pattern is not None and lane.pattern.batch == 2
+    assert len(lane.steps) == said["steps"] < said["total"] == 16 and lane.switch_step == said["switch_step"]
+
+
+def test_full_attention(tell: Any, tmp_path: Path) -> None:
+    code, out, _ = tell("--prompt", "Hi", "--origin", "--steps", "4", "--save-trace", str(tmp_path / "t.json"))
+    assert code == 0 and "(dense 4, select 0, sparse 0), never sparse" in out and "backend: sdpa, full attention" in out
+    lane = trace.load(tmp_path / "t.json").lanes["dense"]
+    assert lane.attention == "dense" and lane.pattern is None
+
+
+def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(terminal, "REDRAW_SECONDS", 0)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "70")
+    assert tell("--prompt", "Hi", "--steps", "6", "--gen-length", "12")[0] == 0
+    said = out.getvalue()
+    for part in ("step 1 of 6", "step 6 of 6", "select", "━", "┃", "░" * 8, "\x1b[1;4;32m", "answer: "):
+        assert part in said
+    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_a_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    generate_command._Output(hidden=False, escape=True).line("answer: \x1b]0;title\x07[red]")
+    generate_command._Output(hidden=True, escape=True).line("nothing")
+    generate_command._Output(hidden=False, escape=False).line("\x1b")
+    assert capsys.readouterr().out == "answer: \\x1b]0;title\\x07[red]\n\x1b\n"
+
+
+@pytest.mark.parametrize("setting", ["--quiet", "--json", "TERM=dumb"])
+def test_no_canvas_where_it_is_not_wanted(tell: Any, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", "dumb" if setting == "TERM=dumb" else "xterm")
+    assert tell("--prompt", "Hi", "--steps", "2", *([setting] if setting.startswith("--") else []))[0] == 0
+    assert "\x1b" not in out.getvalue() and "░" not in out.getvalue()
+
+
+@pytest.mark.parametrize("interrupted", [0, 5])
+def test_ctrl_c_prints_what_there_is(
+    tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
+) -> None:
+    real = Run._make_step
+
+    def make_step(self: Run, index: int, *arguments: Any) -> Any:
+        if index == interrupted:
+            raise KeyboardInterrupt
+        return real(self, index, *arguments)
+
+    monkeypatch.setattr(Run, "_make_step", make_step)
+    flags = ("--prompt", "Hi", "--steps", "8", "--gen-length", "16", "--save-trace", str(tmp_path / "t.json"))
+    code, out, _ = tell(*flags)
+    assert code == 130 and f"stopped after {interrupted} of 8 steps" in out and "answer" not in out
+    assert (tmp_path / "t.json").exists() == bool(interrupted)
+    if interrupted:
+        assert "so far: " in out and "_" in out and "time: " in out
+        lane = trace.load(tmp_path / "t.json").lanes["sparsed"]
+        assert len(lane.steps) == 5 and not lane.finished
+    code, out, _ = tell(*flags, "--json")
+    said = json.loads(out)
+    assert code == 130 and said["finished"] is False and said["steps"] == interrupted
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_a_real_ctrl_c_ends_the_program() -> None:
+    flags = ["--prompt", "1k", "--steps", "64", *CPU]
+    program = subprocess.Popen(
+        [sys.executable, "-u", "-m", "sparsed", "generate", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell without job control starts its background jobs deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert program.stdout is not None
+    program.stdout.readline()
+    assert program.stdout.readline().startswith("question: ")
+    time.sleep(1)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    assert program.returncode == 130 and "stopped after " in out and "Traceback" not in err
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys; from sparsed.__main__ import main\n"
+        "try: main(['generate', '--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--model_path", "--seq_len", "--sampling-alg", "--save-trace", "--origin"):
+        assert flag in done.stdout
