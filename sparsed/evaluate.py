@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,7 +95,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
 
 
-def token_agreement(one: Sequence[int], two: Sequence[int], end: int) -> float:
+def token_agreement(one: Sequence[int], two: Sequence[int], end: int | Collection[int]) -> float:
     """Share of equal tokens of two answers, counted up to the end token of the longer one; padding never counts."""
     counted = agreement(one, two, end)
     assert counted is not None, "a finished answer has a token in every cell"

@@ -183,8 +183,9 @@ def _read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise LoadError(f"{index} is not an index of safetensors files ({reason(error)}).") from error
-        if not files or not all(isinstance(file, str) for file in files):
-            raise LoadError(f"{index} is not an index of safetensors files: it names none.")
+        # A name with a folder in it could lead anywhere.
+        if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+            raise LoadError(f"{index} is not an index of safetensors files in the same folder.")
     found = []
     for file in files:
         if not (folder / file).is_file():

@@ -33,7 +33,6 @@ def tally() -> Iterator[dict[str, int]]:
     """Counts compared and undecidable steps; there must be hardly any of the latter."""
     counts = {"compared": 0, "close": 0}
     yield counts
-    print("TALLY", counts)
     assert counts["close"] <= 0.01 * counts["compared"]
 
 
