@@ -1,7 +1,7 @@
 """The network: transformers' own class, bidirectional, whose last layer can end with the rows that are asked for.
 
-Two modules of a loaded network are exchanged for ones of the same parameters: the rotary embedding, where the
-family rotates in float32, and the last decoder layer. No function of transformers is replaced.
+In a loaded network the decoder layers are exchanged for `Layer`, which holds the same modules and calls them in the
+same order; where the family rotates in float32, so is the rotary embedding. No function of transformers is replaced.
 """
 
 from __future__ import annotations
@@ -47,17 +47,20 @@ class Float32Rotation(nn.Module):
         return angles.cos(), angles.sin()
 
 
-class LastLayer(nn.Module):
-    """The last decoder layer of a Llama, Qwen2 or Qwen3. Attention runs for every position; what follows it, output
-    projection and MLP, works on each position alone and so runs for the wanted ones only.
+class Layer(nn.Module):
+    """A decoder layer of a Llama, Qwen2 or Qwen3, in three parts: what comes before attention, attention, the rest.
+
+    The rest, output projection and MLP, works on each position alone: the last layer does it for the wanted ones only.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, last: bool) -> None:
         super().__init__()
         self.input_layernorm = layer.input_layernorm
         self.self_attn = layer.self_attn
         self.post_attention_layernorm = layer.post_attention_layernorm
         self.mlp = layer.mlp
+        self.last = last
+        self.fused: Fused | None = None
 
     def forward(
         self,
@@ -68,49 +71,66 @@ class LastLayer(nn.Module):
         sparsed_state: dispatch.AttentionState | None = None,
         **_: Any,
     ) -> Tensor:
-        """[batch, length, width], or [n, width] for wanted_rows, int64 [n] into batch · length."""
+        """[batch, length, width]; from the last layer [n, width] for wanted_rows, int64 [n] into batch · length."""
         attention: Any = self.self_attn
-        batch, length, _width = hidden_states.shape
-        normed = self.input_layernorm(hidden_states)
-        query, key, value = (
-            project(normed).view(batch, length, -1, attention.head_dim)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        query, key = _rotate(query.transpose(1, 2), key.transpose(1, 2), position_embeddings)
+        project, finish = (before_attention, after_attention) if self.fused is None else self.fused
+        query, key, value = project(self, hidden_states, *position_embeddings)
         seen, _weights = dispatch.sparsed_attention(
-            attention, query, key, value.transpose(1, 2), attention_mask, attention.scaling, sparsed_state
+            attention, query, key, value, attention_mask, attention.scaling, sparsed_state
         )
-        seen = seen.reshape(batch, length, -1)
-        if wanted_rows is not None:
-            seen = seen.flatten(0, 1)[wanted_rows]
-            hidden_states = hidden_states.flatten(0, 1)[wanted_rows]
-        hidden_states = hidden_states + attention.o_proj(seen)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        seen = seen.flatten(2)
+        if self.last and wanted_rows is not None:
+            # Few rows, another number in every step: nothing to gain from fusing.
+            hidden_states, seen = hidden_states.flatten(0, 1)[wanted_rows], seen.flatten(0, 1)[wanted_rows]
+            return after_attention(self, hidden_states, seen)
+        return finish(self, hidden_states, seen)
 
 
-def _rotate(query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def before_attention(layer: Any, hidden: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, rotated keys and values of hidden [batch, length, width], each [batch, heads, length, head_dim]
+    in hidden's dtype.
+    """
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    rotated: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query, key, *position_embeddings)
-    return rotated
+    attention = layer.self_attn
+    batch, length, _width = hidden.shape
+    normed = layer.input_layernorm(hidden)
+    query, key, value = (
+        project(normed).view(batch, length, -1, attention.head_dim)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), cosine, sine)
+    return query.to(value.dtype), key.to(value.dtype), value.transpose(1, 2)
+
+
+def after_attention(layer: Any, hidden: Tensor, seen: Tensor) -> Tensor:
+    """The layer's output from its input and what attention saw, both [..., width]."""
+    hidden = hidden + layer.self_attn.o_proj(seen)
+    done: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return done
+
+
+Fused = tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 
 
 def prepare(network: PreTrainedModel, *, float32_rotation: bool) -> PreTrainedModel:
-    """Exchanges the two modules of a network with attention "sparsed", and sets it for inference. Returns it."""
+    """Exchanges modules of a network with attention "sparsed", and sets it for inference. Returns it."""
     from accelerate.hooks import add_hook_to_module
 
     model: Any = network.model
-    last = model.layers[-1]
-    ours = LastLayer(last)
-    # Weights spread over devices: the hook that brings a layer its inputs goes with the layer.
-    if hasattr(last, "_hf_hook"):
-        add_hook_to_module(ours, last._hf_hook)
-    model.layers[-1] = ours
     if float32_rotation:
+        head_dim = model.layers[-1].self_attn.head_dim
         theta = network.config.rope_parameters["rope_theta"]
-        model.rotary_emb = Float32Rotation(theta, last.self_attn.head_dim, input_device(network))
+        model.rotary_emb = Float32Rotation(theta, head_dim, input_device(network))
+    last = len(model.layers) - 1
+    for number, layer in enumerate(model.layers):
+        ours = Layer(layer, last=number == last)
+        # Weights spread over devices: the hook that brings a layer its inputs goes with the layer.
+        if hasattr(layer, "_hf_hook"):
+            add_hook_to_module(ours, layer._hf_hook)
+        model.layers[number] = ours
     return network.eval().requires_grad_(False)
 
 
