@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from sparsed.agreement import agreement
-from sparsed.attention.dense import dense_attention
-from sparsed.attention.dispatch import AttentionState, load_backend
-from sparsed.attention.importance import block_importance
+from sparsed.attention.backends import load_backend
+from sparsed.attention.dispatch import AttentionState
+from sparsed.attention.importance import block_importance, fused_importance, fusible
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig
@@ -270,8 +270,9 @@ def _attention_times(
     Dense, sparse and selection take turns, so that noise meets all three.
     """
     run = denoise(model, prompt, sampler=sampler, attention=attention, backend=backend)
-    settings = run.attention
-    assert isinstance(settings, SparseDConfig), "this lane is not dense"
+    run.warm_up()
+    settings, full = run.attention, run.dense
+    assert isinstance(settings, SparseDConfig) and full is not None, "this lane is not dense"
     select, block_size = settings.select, settings.block_size
     assert select is not None and block_size is not None, "a run's config is resolved"
     layout = BlockLayout(run.length, run.prompt_length, block_size)
@@ -284,12 +285,17 @@ def _attention_times(
     q, k, v, scale = recorder.given
     sparse = load_backend(run.backend, block_size)
 
+    # The select step's own attention gives the log-sum-exp, where its kernel does.
+    lse = full.with_lse(q, k, v, scale)[1] if full.with_lse is not None and fusible(q) else None
+
     def choose() -> LayerPattern:
-        return select_blocks(block_importance(q, k, scale, block_size), layout, select)
+        if lse is None:
+            return select_blocks(block_importance(q, k, scale, block_size), layout, select)
+        return select_blocks(fused_importance(q, k, lse, scale, block_size), layout, select)
 
     pattern = choose()
     timed: dict[str, Callable[[], object]] = {
-        "dense": lambda: dense_attention(q, k, v, scale),
+        "dense": lambda: full.attend(q, k, v, scale),
         "sparse": lambda: sparse(q, k, v, pattern, scale),
         "selection": choose,
     }

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from sparsed.attention.dispatch import DENSE_BACKEND, AttentionState, Phase, load_backend, pick_backend
+from sparsed.attention import dense
+from sparsed.attention.backends import Problem, check_backend, choose_backend, load_backend
+from sparsed.attention.dispatch import AttentionState, Phase
 from sparsed.attention.pattern import BlockLayout, Pattern
+from sparsed.attention.selection import blocks_to_keep
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
 from sparsed.models.network import hidden_rows
 from sparsed.samplers import make_sampler
 
 if TYPE_CHECKING:
+    from sparsed.attention.dense import DenseAttention
     from sparsed.models.model import Model
 
 
@@ -68,10 +72,11 @@ class Run(Iterator[Step]):
 
     total: number of steps; with a threshold, the most there can be. switch_step: first sparse step, counted
     from 0; None if there is none. pattern: None until the select step was made. probes: step index → the
-    pattern a fresh selection after that step gives. backend: what runs the sparse phase, or "sdpa" for a
-    dense run. attention, sampler: resolved. prompt_length, length: tokens. notes: sentences a user should see,
-    known before the run starts but for one that says how a run with a threshold ended. steps: the steps made
-    so far. finished: the last step was made.
+    pattern a fresh selection after that step gives. backend: what runs the sparse phase (of a dense
+    run: every phase), "auto" on a GPU until `warm_up` or the first step has found the fastest. dense: what runs
+    the phases before, likewise. attention, sampler: resolved. prompt_length, length: tokens. notes: sentences
+    a user should see, known before the run starts but for those that follow from trying backends out and from
+    how a run with a threshold ended. steps: the steps made so far. finished: the last step was made.
 
     With classifier-free guidance every forward has 2 · batch rows, the conditional ones first; so have the
     patterns.
@@ -103,19 +108,18 @@ class Run(Iterator[Step]):
         self.switch_step: int | None = None
         if isinstance(attention, SparseDConfig):
             assert attention.skip is not None and attention.block_size is not None, "resolve the config first"
-            self.backend = pick_backend(backend)
             selection = attention.selection or "paper"
             self._select_step = select_step(steps, attention.skip, selection)
             self.switch_step = switch_step(steps, attention.skip, selection)
             layout = BlockLayout(self.length, self.prompt_length, attention.block_size)
-            sparse = load_backend(self.backend, attention.block_size)
             # The public code scales LLaDA's scores by heads, Dream's by head_dim.
             by_heads = model.family == "llada"
-            state = AttentionState("dense", attention, layout, sparse, scaled_by_heads=by_heads)
+            state = AttentionState("dense", attention, layout, scaled_by_heads=by_heads)
         else:
-            self.backend = DENSE_BACKEND
             state = AttentionState("dense")
         self._state: AttentionState | None = state
+        self.backend = backend
+        self.dense: DenseAttention | None = None
         self._probe_steps = frozenset(probe_steps)
         self._sampler = make_sampler(sampler, model.mask_id)
         masks = torch.full((batch, gen_length), model.mask_id, dtype=torch.int64, device=model.device)
@@ -124,6 +128,9 @@ class Run(Iterator[Step]):
         home = torch.device("cpu") if model.device.type == "mps" else model.device
         self._generator = torch.Generator(home).manual_seed(seed)
         self.notes = self._warnings()
+        if model.device.type != "cuda":
+            # Nothing has to be tried out there.
+            self._choose_backends(state, batch)
 
     def __iter__(self) -> Run:
         return self
@@ -136,6 +143,8 @@ class Run(Iterator[Step]):
         if canvas is None or state is None or self.finished:
             raise StopIteration
         try:
+            if self.dense is None:
+                self._choose_backends(state, len(canvas))
             step = self._make_step(index, canvas, state)
             self.steps.append(step)
             if step.phase == "select":
@@ -157,6 +166,8 @@ class Run(Iterator[Step]):
         canvas, state = self._canvas, self._state
         if canvas is None or state is None or self.model.device.type == "cpu":
             return
+        if self.dense is None:
+            self._choose_backends(state, len(canvas))
         scratch = replace(state, phase="dense", layers={}, importance={})
         phases: list[Phase] = ["dense"]
         if self._select_step < self.total:
@@ -201,6 +212,33 @@ class Run(Iterator[Step]):
         self._state = None
         if not self.finished:
             self._canvas = None
+
+    def _choose_backends(self, state: AttentionState, batch: int) -> None:
+        """The fastest dense attention, and the backend asked for or the fastest one. Outside every clock."""
+        config: Any = self.model.network.config
+        heads = config.num_attention_heads
+        problem = Problem(
+            device=self.model.device,
+            dtype=self.model.dtype,
+            batch=2 * batch if self.sampler.cfg_scale else batch,
+            heads=heads,
+            key_heads=config.num_key_value_heads,
+            length=self.length,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+        state.dense = self.dense = dense.fastest(problem)
+        attention, layout = state.config, state.layout
+        if attention is None or layout is None:
+            self.backend = state.dense.name
+            return
+        assert attention.select is not None and attention.block_size is not None
+        if self.backend == "auto":
+            sides = (layout.prompt_blocks, layout.generation_blocks)
+            kept = sum(blocks_to_keep(attention.select, side) for side in sides)
+            choice = choose_backend(problem, attention.block_size, kept)
+            self.backend = choice.name
+            self.notes += [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
+        state.backend = load_backend(self.backend, attention.block_size)
 
     def _phase(self, index: int) -> Phase:
         if index < self._select_step:
@@ -331,7 +369,7 @@ def denoise(
     ids = model.encode(prompt)
     settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
     assert settings.gen_length is not None and settings.steps is not None
-    pick_backend(backend)
+    check_backend(backend, model.device)
     probes = tuple(probe_steps)
     for step in probes:
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < settings.steps:

@@ -6,18 +6,16 @@ runs can share one set of weights and interleave.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparsed.attention.backends import SparseAttention, pick_backend  # noqa: F401
 from sparsed.attention.baselines import sliding_window
-from sparsed.attention.dense import dense_attention
-from sparsed.attention.importance import block_importance
+from sparsed.attention.dense import SDPA, DenseAttention
+from sparsed.attention.importance import block_importance, fused_importance, fusible
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.attention.reference import reference_blocks
 from sparsed.attention.selection import select_blocks
@@ -25,28 +23,6 @@ from sparsed.config import SparseDConfig
 
 NAME = "sparsed"
 Phase = Literal["dense", "select", "sparse"]
-SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
-
-# name → (module, function). A backend's module is imported when a run asks for it.
-_BACKENDS = {"gather": ("sparsed.attention.gather", "gather_attention")}
-BACKENDS = tuple(_BACKENDS)
-DENSE_BACKEND = "sdpa"
-
-
-def pick_backend(name: str) -> str:
-    """The backend to run: "auto" becomes the fastest one here. Raises ValueError for an unknown name."""
-    if name == "auto":
-        return "gather"
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {name!r}.")
-    return name
-
-
-def load_backend(name: str, block_size: int) -> SparseAttention:
-    """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
-    module, function = _BACKENDS[pick_backend(name)]
-    return partial(getattr(import_module(module), function), block_size=block_size)
-
 
 @dataclass
 class AttentionState:
@@ -55,7 +31,8 @@ class AttentionState:
     phase: what the next forward does: "dense", "select" (dense, and every layer's pattern is made) or
     "sparse". config: resolved; with layout and backend it is None for a run that stays dense. layers: layer
     index → the layer's pattern. importance: layer index → float16 [batch, query_heads, n, n], if kept.
-    scaled_by_heads: selection "reference" divides scores by √query_heads (the public LLaDA code).
+    dense: what runs in the other phases. scaled_by_heads: selection "reference" divides scores by √query_heads (the
+    public LLaDA code).
     """
 
     phase: Phase = "dense"
@@ -65,18 +42,26 @@ class AttentionState:
     layers: dict[int, LayerPattern] = field(default_factory=dict)
     importance: dict[int, Tensor] = field(default_factory=dict)
     scaled_by_heads: bool = False
+    dense: DenseAttention = SDPA
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
         if self.phase == "sparse":
             assert self.backend is not None, "a sparse phase needs a backend"
             return self.backend(q, k, v, self.layers[layer], scale)
-        out = dense_attention(q, k, v, scale)
-        if self.phase == "select":
-            self.layers[layer] = self._select(layer, q, k, scale)
+        if self.phase == "dense":
+            return self.dense.attend(q, k, v, scale)
+        out, lse = self._dense_with_lse(q, k, v, scale)
+        self.layers[layer] = self._select(layer, q, k, scale, lse)
         return out
 
-    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> LayerPattern:
+    def _dense_with_lse(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        """Dense attention and, where a kernel can make use of it, the rows' log-sum-exp."""
+        if self.dense.with_lse is None or not fusible(q):
+            return self.dense.attend(q, k, v, scale), None
+        return self.dense.with_lse(q, k, v, scale)
+
+    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float, lse: Tensor | None) -> LayerPattern:
         config, layout = self.config, self.layout
         assert config is not None and layout is not None and config.select is not None
         if config.pattern == "sliding_window":
@@ -86,7 +71,10 @@ class AttentionState:
                 scale = q.shape[1] ** -0.5
             importance, chosen = reference_blocks(q, k, scale, layout, config.select)
         else:
-            importance = block_importance(q, k, scale, layout.block_size)
+            if lse is None:
+                importance = block_importance(q, k, scale, layout.block_size)
+            else:
+                importance = fused_importance(q, k, lse, scale, layout.block_size)
             chosen = select_blocks(importance, layout, config.select)
         if config.keep_importance:
             # Moved to the CPU in `pattern`, once for all layers and outside the step's clock.

@@ -60,3 +60,23 @@ def block_importance(q: Tensor, k: Tensor, scale: float, block_size: int) -> Ten
     out[..., :-1] /= block_size
     out[..., -1] /= keys_length - (key_blocks - 1) * block_size
     return out
+
+
+def fusible(q: Tensor) -> bool:
+    """Can `fused_importance` run for these queries?"""
+    if q.device.type != "cuda":
+        return False
+    from sparsed.attention import triton_backend
+
+    return (
+        triton_backend.unavailable(q.device) is None
+        and q.shape[-1] in triton_backend.HEAD_DIMS
+        and q.dtype in (torch.bfloat16, torch.float16)
+    )
+
+
+def fused_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int) -> Tensor:
+    """`block_importance` in one pass on a GPU, given the rows' log-sum-exp; see `triton_backend.triton_importance`."""
+    from sparsed.attention.triton_backend import triton_importance
+
+    return triton_importance(q, k, lse, scale, block_size)

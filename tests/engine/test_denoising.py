@@ -376,7 +376,7 @@ def test_notes_warn_before_the_run(tiny) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"backend": "cuda"}, "backend must be 'auto' or one of 'gather', not 'cuda'"),
+        ({"backend": "cuda"}, "backend must be 'auto' or one of 'gather', 'triton'.*, not 'cuda'"),
         ({"backend": "cuda", "attention": "dense"}, "backend must be 'auto' or one of 'gather'"),
         ({"attention": "sparse"}, "attention must be a SparseDConfig or 'dense', not 'sparse'"),
         ({"probe_steps": [16]}, "probe_steps must lie between 0 and 15, not 16"),

@@ -1,0 +1,142 @@
+"""The sparse backends, and which of them is fastest here.
+
+A backend is one function (q, k, v, layer pattern, scale) → out. On a CPU there is one; on a GPU those that can run
+are timed once for the shape at hand. One that cannot be imported or compiled is left out and said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib import import_module
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.pattern import LayerPattern
+
+SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
+
+# name → (module, function). A module is imported when a run asks for it; it may say why it is `unavailable`.
+_BACKENDS = {
+    "gather": ("sparsed.attention.gather", "gather_attention"),
+    "triton": ("sparsed.attention.triton_backend", "triton_attention"),
+}
+BACKENDS = tuple(_BACKENDS)
+# What "auto" tries on a GPU; gather is what is left when none of them runs.
+_FAST = ("triton",)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The shape that attention is asked for, and where. length, head_dim in tokens and components."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    heads: int
+    key_heads: int
+    length: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend's name, the milliseconds that each one tried took, and why others were not (name → sentence)."""
+
+    name: str
+    milliseconds: tuple[tuple[str, float], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+def check_backend(name: str, device: torch.device) -> None:
+    """Raises ValueError for a name that is no backend, or one that cannot run on the device."""
+    if name == "auto":
+        return
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {name!r}.")
+    reason = unavailable(name, device)
+    if reason is not None:
+        raise ValueError(f"The backend {name!r} cannot run here: {reason}")
+
+
+def unavailable(name: str, device: torch.device) -> str | None:
+    """Why a backend cannot run on a device, in one sentence; None if it can, as far as can be told without running."""
+    try:
+        module = import_module(_BACKENDS[name][0])
+    except ImportError as error:
+        return f"it cannot be imported ({error})."
+    says: Callable[[torch.device], str | None] | None = getattr(module, "unavailable", None)
+    return None if says is None else says(device)
+
+
+def pick_backend(name: str) -> str:
+    """What runs on a CPU for a name."""
+    check_backend(name, torch.device("cpu"))
+    return "gather" if name == "auto" else name
+
+
+def usable(device: torch.device) -> tuple[str, ...]:
+    """The backends that can run on a device."""
+    return tuple(name for name in BACKENDS if unavailable(name, device) is None)
+
+
+def load_backend(name: str, block_size: int) -> SparseAttention:
+    """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
+    module, function = _BACKENDS[name]
+    return partial(getattr(import_module(module), function), block_size=block_size)
+
+
+@lru_cache(maxsize=256)
+def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
+    """The fastest backend for a problem whose query blocks keep `kept` key blocks each; tried out once on a GPU."""
+    if problem.device.type != "cuda":
+        return Choice("gather")
+    times: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    trial: tuple[Tensor, Tensor, LayerPattern] | None = None
+    for name in _FAST:
+        reason = unavailable(name, problem.device)
+        if reason is None:
+            trial = trial if trial is not None else _trial(problem, block_size, kept)
+            try:
+                times[name] = _milliseconds(load_backend(name, block_size), *trial, problem.head_dim**-0.5)
+            except Exception as error:  # a compiler can fail in any way it likes
+                reason = f"it failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]})."
+        if reason is not None:
+            left_out[name] = reason
+    best = min(times, key=lambda name: times[name]) if times else "gather"
+    return Choice(best, tuple(times.items()), tuple(left_out.items()))
+
+
+def _trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor, LayerPattern]:
+    """Random queries, keys (also values) and a random pattern."""
+    device, length = problem.device, problem.length
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(heads: int) -> Tensor:
+        shape = (problem.batch, length, heads, problem.head_dim)
+        return torch.randn(shape, dtype=problem.dtype, device=device, generator=generator).transpose(1, 2)
+
+    blocks = -(-length // block_size)
+    chances = torch.rand(problem.batch, problem.heads, blocks, blocks, device=device, generator=generator)
+    indices = chances.topk(kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+    counts = torch.full(indices.shape[:-1], kept, dtype=torch.int32, device=device)
+    return normal(problem.heads), normal(problem.key_heads), LayerPattern(indices, counts)
+
+
+def _milliseconds(attend: SparseAttention, q: Tensor, k: Tensor, pattern: LayerPattern, scale: float) -> float:
+    work: Any = partial(attend, q, k, k, pattern, scale)
+    work()
+    spent = []
+    for _ in range(3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        spent.append(start.elapsed_time(end))
+    return median(spent)

@@ -1,0 +1,228 @@
+"""The Triton backend: block-sparse attention and block importance on NVIDIA GPUs.
+
+Kernels are in `sparsed.attention.triton_kernels`. Which tiles are fastest is tried out once for each kind of problem
+on each GPU, among the few that have been fastest somewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.pattern import LayerPattern
+
+HEAD_DIMS = (32, 64, 128)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """m query rows, n key rows, and Triton's number of warps and pipeline stages."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+# By attention block size: for attention, the first one is a good guess everywhere.
+_ATTENTION = {
+    128: (Tiles(128, 64, 4, 2), Tiles(128, 128, 8, 3), Tiles(64, 64, 4, 2)),
+    64: (Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 32, 4, 2)),
+    32: (Tiles(32, 64, 2, 3), Tiles(32, 64, 4, 3), Tiles(32, 32, 2, 3)),
+}
+_IMPORTANCE = {
+    128: (Tiles(128, 128, 8, 2), Tiles(128, 128, 4, 2)),
+    64: (Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 2)),
+    32: (Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 2)),
+}
+_GROUP = 8
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot run on a device, in one sentence; None if it can."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton is not installed ({error})."
+    if device.type != "cuda" and not _interpreted():
+        return f"triton needs a CUDA GPU, not {device.type}."
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "triton needs a GPU of compute capability 8.0 or above."
+    return None
+
+
+def triton_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, *, block_size: int
+) -> Tensor:
+    """Attention in which each query block sees only the key blocks that `pattern` keeps for it.
+
+    q: [batch, query_heads, length, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a multiple of
+    key_heads; head_dim 32, 64 or 128. Returns [batch, query_heads, length, head_dim] in v's dtype, laid out as
+    [batch, length, query_heads, head_dim]; a query block that keeps nothing gives zeros. For inference.
+
+    Raises ValueError for another head_dim.
+    """
+    q, k, v = (_contiguous_heads(x) for x in (q, k, v))
+    tiles = _attention_tiles(*_problem(q, k), block_size)
+    return _attend(q, k, v, pattern, scale, block_size, tiles)
+
+
+def triton_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int) -> Tensor:
+    """`sparsed.attention.importance.block_importance`, given each row's log-sum-exp, in one pass over q kᵀ.
+
+    lse: float32 [batch, query_heads, length], natural logarithm of Σ exp(scale · q·k) over all keys, as dense attention
+    gives it. Memory: the result, float32 [batch, query_heads, n, n].
+    """
+    q, k = _contiguous_heads(q), _contiguous_heads(k)
+    tiles = _importance_tiles(*_problem(q, k), block_size)
+    return _means(q, k, lse.contiguous(), scale, block_size, tiles)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, block_size: int, tiles: Tiles
+) -> Tensor:
+    from sparsed.attention.triton_kernels import block_sparse_forward
+
+    batch, heads, length, dim = q.shape
+    blocks, slots = pattern.indices.shape[-2:]
+    out = torch.empty(batch, length, heads, dim, dtype=v.dtype, device=v.device).transpose(1, 2)
+    tma = tiles.n <= block_size and _has_tma(q, k, v)
+    given = tuple(_descriptor(x, rows) for x, rows in ((q, tiles.m), (k, tiles.n), (v, tiles.n))) if tma else (q, k, v)
+    with _on(q.device):
+        block_sparse_forward[(-(-length // tiles.m), batch * heads)](
+            *given, out, pattern.indices.contiguous(), pattern.counts.contiguous(),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            heads, heads // k.shape[1], length, blocks, slots, scale * _LOG2_E,
+            BLOCK=block_size, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
+        )  # fmt: skip
+    return out
+
+
+def _means(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int, tiles: Tiles) -> Tensor:
+    from sparsed.attention.triton_kernels import block_means
+
+    batch, heads, length, dim = q.shape
+    blocks = -(-length // block_size)
+    out = torch.empty(batch, heads, blocks, blocks, dtype=torch.float32, device=q.device)
+    tma = _has_tma(q, k)
+    given = (_descriptor(q, tiles.m), _descriptor(k, tiles.n)) if tma else (q, k)
+    with _on(q.device):
+        block_means[(-(-length // tiles.m), batch * heads)](
+            *given, lse, out,
+            *q.stride()[:3], *k.stride()[:3],
+            heads, heads // k.shape[1], length, scale * _LOG2_E,
+            BLOCK=block_size, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, GROUP=_GROUP,
+            num_warps=tiles.warps,
+        )  # fmt: skip
+    return out
+
+
+def _contiguous_heads(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _on(device: torch.device) -> Any:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else torch.no_grad()
+
+
+def _interpreted() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def _has_tma(*tensors: Tensor) -> bool:
+    """Tensor descriptors: on Hopper and later, for rows and starts at multiples of 16 bytes."""
+    x = tensors[0]
+    able = _interpreted() if x.device.type != "cuda" else torch.cuda.get_device_capability(x.device)[0] >= 9
+    return able and all(
+        t.data_ptr() % 16 == 0 and all(s * t.element_size() % 16 == 0 for s in t.stride()[:3]) for t in tensors
+    )
+
+
+def _descriptor(x: Tensor, rows: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[-1]])
+
+
+def _problem(q: Tensor, k: Tensor) -> tuple[torch.device, torch.dtype, int, bool, bool]:
+    """What decides which tiles are fastest: device, dtype, head_dim, grouped heads or not, long or not."""
+    if q.shape[-1] not in HEAD_DIMS or q.dtype not in DTYPES:
+        raise ValueError(f"The triton backend takes head_dim 32, 64 or 128, not {q.shape[-1]} in {q.dtype}.")
+    return q.device, q.dtype, q.shape[-1], k.shape[1] < q.shape[1], q.shape[2] > 8192
+
+
+def _trial(
+    device: torch.device, dtype: torch.dtype, dim: int, grouped: bool, long: bool, block_size: int
+) -> tuple[Tensor, Tensor, LayerPattern]:
+    """Queries, keys (also used as values) and a pattern of density 0.3 to try tiles on."""
+    length, heads = (16_384, 16) if long else (4096, 32)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(count: int) -> Tensor:
+        shape = (1, length, count, dim)
+        return torch.randn(shape, dtype=dtype, device=device, generator=generator).transpose(1, 2)
+
+    blocks = length // block_size
+    keep = max(1, round(0.3 * blocks))
+    chances = torch.rand(1, heads, blocks, blocks, device=device, generator=generator)
+    kept = chances.topk(keep, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+    counts = torch.full(kept.shape[:-1], keep, dtype=torch.int32, device=device)
+    return normal(heads), normal(heads // 4 if grouped else heads), LayerPattern(kept, counts)
+
+
+@lru_cache(maxsize=64)
+def _attention_tiles(
+    device: torch.device, dtype: torch.dtype, dim: int, grouped: bool, long: bool, block_size: int
+) -> Tiles:
+    choices = _ATTENTION[block_size]
+    if device.type != "cuda" or dtype == torch.float32:
+        return choices[-1]
+    q, k, pattern = _trial(device, dtype, dim, grouped, long, block_size)
+    return _fastest(choices, lambda tiles: _attend(q, k, k, pattern, dim**-0.5, block_size, tiles))
+
+
+@lru_cache(maxsize=64)
+def _importance_tiles(
+    device: torch.device, dtype: torch.dtype, dim: int, grouped: bool, long: bool, block_size: int
+) -> Tiles:
+    choices = _IMPORTANCE[block_size]
+    if device.type != "cuda" or dtype == torch.float32:
+        return choices[-1]
+    q, k, _ = _trial(device, dtype, dim, grouped, long, block_size)
+    lse = torch.full(q.shape[:-1], 10.0, device=device)
+    return _fastest(choices, lambda tiles: _means(q, k, lse, dim**-0.5, block_size, tiles))
+
+
+def _fastest(choices: tuple[Tiles, ...], work: Any) -> Tiles:
+    """The choice with the smallest median time of a few; those that the GPU has no room for are left out."""
+    from triton.runtime.errors import OutOfResources
+
+    times: dict[Tiles, float] = {}
+    for tiles in choices:
+        try:
+            work(tiles)
+        except OutOfResources:
+            continue
+        spent = []
+        for _ in range(5):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            work(tiles)
+            end.record()
+            end.synchronize()
+            spent.append(start.elapsed_time(end))
+        times[tiles] = median(spent)
+    if not times:
+        raise RuntimeError("No tile size of the triton backend fits this GPU.")
+    return min(times, key=lambda tiles: times[tiles])

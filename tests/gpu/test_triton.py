@@ -1,0 +1,116 @@
+"""The Triton kernels for real, against float64, on random and adversarial inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA GPU", allow_module_level=True)
+
+from sparsed.attention import dense, triton_backend
+from sparsed.attention.backends import Problem
+from sparsed.attention.pattern import LayerPattern
+
+if (missing := triton_backend.unavailable(torch.device("cuda"))) is not None:
+    pytest.skip(missing, allow_module_level=True)
+
+
+def heads(batch: int, length: int, count: int, dim: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """As a model lays them out: [batch, length, heads, head_dim], seen transposed."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    shape = (batch, length, count, dim)
+    return torch.randn(shape, generator=generator, device="cuda").to(dtype).transpose(1, 2)
+
+
+def ragged(batch: int, count: int, blocks: int, seed: int) -> LayerPattern:
+    """Lists of random length, from none to all."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    chances = torch.rand(batch, count, blocks, blocks, generator=generator, device="cuda")
+    counts = torch.randint(0, blocks + 1, (batch, count, blocks), generator=generator, device="cuda")
+    mask = chances.argsort(-1).argsort(-1) < counts[..., None]
+    order = mask.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices
+    return LayerPattern(torch.where(mask.gather(-1, order), order, -1).int(), counts.int())
+
+
+def oracle(q, k, v, pattern: LayerPattern | None, scale: float, block_size: int) -> torch.Tensor:
+    """Masked softmax attention in float64."""
+    group = q.shape[1] // k.shape[1]
+    q, k, v = q.double(), k.double().repeat_interleave(group, 1), v.double().repeat_interleave(group, 1)
+    scores = q @ k.transpose(-1, -2) * scale
+    if pattern is not None:
+        seen = pattern.mask().repeat_interleave(block_size, -1).repeat_interleave(block_size, -2)
+        scores = scores.masked_fill(~seen[..., : q.shape[2], : q.shape[2]], -torch.inf)
+    return scores.softmax(-1).nan_to_num(0.0) @ v
+
+
+def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative Frobenius norm of the difference."""
+    assert got.isfinite().all()
+    return float((got.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("batch", "query_heads", "key_heads", "length", "dim"),
+    [(1, 4, 4, 1000, 128), (2, 8, 2, 641, 64), (1, 4, 1, 513, 32), (1, 2, 2, 40, 128), (2, 7, 1, 1025, 128)],
+)
+def test_attention_equals_float64(dtype, block_size, batch, query_heads, key_heads, length, dim) -> None:
+    q = heads(batch, length, query_heads, dim, dtype, 1)
+    k, v = (heads(batch, length, key_heads, dim, dtype, seed) for seed in (2, 3))
+    pattern = ragged(batch, query_heads, -(-length // block_size), 4)
+    wanted = oracle(q, k, v, pattern, dim**-0.5, block_size)
+    for tiles in triton_backend._ATTENTION[block_size]:
+        got = triton_backend._attend(q, k, v, pattern, dim**-0.5, block_size, tiles)
+        assert error(got, wanted) < 5e-3, tiles
+
+
+ADVERSARIAL = {
+    "one hot key": lambda q, k: k.index_copy(2, torch.tensor([77], device="cuda"), 30 * q[:, :, :1]),
+    "constant keys": lambda q, k: k[:, :, :1].expand_as(k).clone(),
+    "runs of equal scores": lambda q, k: k[:, :, ::64].repeat_interleave(64, 2)[:, :, : k.shape[2]].clone(),
+    "large scores": lambda q, k: 20 * k,
+    "zeros": lambda q, k: torch.zeros_like(k),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+@pytest.mark.parametrize("length", [1024, 897])
+def test_adversarial_keys(name: str, length: int) -> None:
+    q, k, v = (heads(1, length, 2, 128, torch.bfloat16, seed) for seed in (1, 2, 3))
+    k = ADVERSARIAL[name](q, k)
+    pattern = ragged(1, 2, -(-length // 128), 4)
+    got = triton_backend.triton_attention(q, k, v, pattern, 128**-0.5, block_size=128)
+    assert error(got, oracle(q, k, v, pattern, 128**-0.5, 128)) < 5e-3
+
+
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("batch", "query_heads", "key_heads", "length", "dim"),
+    [(1, 4, 4, 1000, 128), (2, 8, 2, 641, 64), (1, 4, 4, 513, 128), (1, 28, 4, 2049, 128)],
+)
+def test_importance_equals_float64(block_size, batch, query_heads, key_heads, length, dim) -> None:
+    q = heads(batch, length, query_heads, dim, torch.bfloat16, 1)
+    k = heads(batch, length, key_heads, dim, torch.bfloat16, 2)
+    problem = Problem(q.device, q.dtype, batch, query_heads, key_heads, length, dim)
+    scores = q.double() @ k.double().repeat_interleave(query_heads // key_heads, 1).transpose(-1, -2) * dim**-0.5
+    weights = scores.softmax(-1)
+    blocks = -(-length // block_size)
+    wanted = torch.stack(
+        [
+            torch.stack([part.mean((-1, -2)) for part in rows.split(block_size, -1)], -1)
+            for rows in weights.split(block_size, -2)
+        ],
+        -2,
+    )
+    for full in (dense.CUDNN, dense.FLASH, dense.fastest(problem)):
+        assert full.with_lse is not None
+        out, lse = full.with_lse(q, k, k, dim**-0.5)
+        assert error(out, weights @ k.double().repeat_interleave(query_heads // key_heads, 1)) < 5e-3
+        assert lse.shape == q.shape[:-1] and lse.dtype == torch.float32
+        assert torch.allclose(lse.double(), scores.logsumexp(-1), atol=1e-4)
+        for tiles in triton_backend._IMPORTANCE[block_size]:
+            got = triton_backend._means(q, k, lse.contiguous(), dim**-0.5, block_size, tiles)
+            assert got.shape[-2:] == (blocks, blocks)
+            assert torch.allclose(got.double(), wanted, rtol=1e-5, atol=0), (full.name, tiles)
