@@ -403,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="auto", help="sparse backend")
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
     parser.add_argument("--dtype", nargs="+", help="float32, bfloat16, float16 (default: the fastest here)")
+    parser.add_argument("--no-fuse", action="store_true", help="do not torch.compile what surrounds attention")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
@@ -413,19 +414,19 @@ def _load(options: argparse.Namespace, dtype: str | None) -> Model:
     from sparsed.models.loading import load
 
     if options.shape is None:
-        return load(options.model, device=options.device, dtype=dtype)
-    return _random_model(options.shape, options.device, dtype)
+        return load(options.model, device=options.device, dtype=dtype, fuse=False if options.no_fuse else None)
+    return _random_model(options.shape, options.device, dtype, not options.no_fuse)
 
 
-def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
+def _random_model(shape: str, device: str | None, dtype: str | None, fusing: bool) -> Model:
     """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
     import transformers
 
     from sparsed.attention import dispatch
     from sparsed.models.families import recognise
-    from sparsed.models.loading import check_dtype, pick_device, pick_dtype
+    from sparsed.models.loading import can_fuse, check_dtype, pick_device, pick_dtype
     from sparsed.models.model import Model
-    from sparsed.models.network import prepare
+    from sparsed.models.network import fuse, prepare
 
     place = pick_device(device)
     checkpoint = recognise(_SHAPES[shape], shape)
@@ -437,11 +438,13 @@ def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
     torch.manual_seed(0)
     with place:
         network = kind._from_config(checkpoint.config, dtype=number, attn_implementation=dispatch.NAME)
+    prepare(network, float32_rotation=checkpoint.float32_rotation)
+    problem = fuse(network) if fusing and can_fuse(place) else None
     last = checkpoint.config.vocab_size - 1
     return Model(
         name=shape,
         label=f"{shape} (random weights)",
-        network=prepare(network, float32_rotation=checkpoint.float32_rotation),
+        network=network,
         tokenizer=None,  # type: ignore[arg-type]
         device=place,
         dtype=number,
@@ -452,6 +455,7 @@ def _random_model(shape: str, device: str | None, dtype: str | None) -> Model:
         family=checkpoint.family,
         shift=checkpoint.shift,
         chat=False,
+        notes=() if problem is None else (problem,),
     )
 
 

@@ -328,7 +328,7 @@ class Run(Iterator[Step]):
         return probe.pattern()
 
     def _warnings(self) -> list[str]:
-        notes = []
+        notes = list(self.model.notes)
         attention, sampler = self.attention, self.sampler
         if isinstance(attention, SparseDConfig) and self.switch_step is None:
             notes.append(

@@ -6,6 +6,7 @@ No code that comes with a checkpoint is run: the family is read from config.json
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from sparsed.models.catalogue import ModelSpec
 from sparsed.models.families import Checkpoint, recognise
 from sparsed.models.hub import GB, Listener, LoadProgress, locate
 from sparsed.models.model import Model
+from sparsed.models.network import fuse as fuse_network
 from sparsed.models.network import input_device, load_network, quiet_transformers
 from sparsed.models.probe import fastest_cpu_dtype
 
@@ -42,6 +44,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    fuse: bool | None = None,
     revision: str | None = None,
     progress: Listener | None = None,
 ) -> Model:
@@ -56,6 +59,8 @@ def load(
     device: CUDA, else MPS, else CPU by default. dtype: by default bfloat16 on CUDA, float32 on MPS, and on a CPU
     the faster of float32 and bfloat16, tried out (about 0.1 s), or bfloat16 where only that fits into memory.
     device_map: spreads a model over several devices, by accelerate's rules ("auto", or module → device).
+    fuse: torch.compile what surrounds attention (see `sparsed.models.network.fuse`); by default on CUDA, where all
+    weights are on one device and the machine compiles (a ZeroGPU Space does not).
     revision: of a Hub repository. progress: called with a LoadProgress while files arrive and weights are read.
 
     Raises LoadError (a ValueError) in one sentence: unknown name or family, no network, no access, no
@@ -90,6 +95,11 @@ def load(
     )
     if device_map is not None:
         place = input_device(network)
+    notes = []
+    if fuse or (fuse is None and device_map is None and can_fuse(place)):
+        problem = fuse_network(network)
+        if problem is not None:
+            notes.append(f"What surrounds attention is not fused: {problem}")
     about = checkpoint.about
     # What the checkpoint says about itself goes before what the catalogue expects.
     settings = ("steps", "gen_length", "block_length", "algorithm", "temperature")
@@ -111,6 +121,7 @@ def load(
         family=checkpoint.family,
         shift=checkpoint.shift,
         chat=bool(tokenizer.chat_template) and (spec is None or spec.chat),
+        notes=tuple(notes),
     )
 
 
@@ -128,6 +139,11 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Is torch.compile worth trying: on CUDA, and not on a ZeroGPU Space, whose GPU comes and goes."""
+    return device.type == "cuda" and not os.environ.get("SPACES_ZERO_GPU")
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -26,7 +26,7 @@ class Model:
     settings. max_positions: positions seen in training, in tokens. short_select: SparseD's default `select` for
     sequences below 4000 tokens. family: "llada", "dream", "llama", "qwen2" or "qwen3". shift: the logits of
     position i − 1 predict position i. chat: prompts go through the tokenizer's chat template. end_ids: every
-    token that ends an answer, eos_id first.
+    token that ends an answer, eos_id first. notes: sentences about how it was loaded that a user should see.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Model:
     shift: bool = False
     chat: bool = True
     end_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))

@@ -74,11 +74,17 @@ class Layer(nn.Module):
         """[batch, length, width]; from the last layer [n, width] for wanted_rows, int64 [n] into batch · length."""
         attention: Any = self.self_attn
         project, finish = (before_attention, after_attention) if self.fused is None else self.fused
+        if self.fused is not None:
+            # One compilation for every length.
+            for tensor in (hidden_states, *position_embeddings):
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
         query, key, value = project(self, hidden_states, *position_embeddings)
         seen, _weights = dispatch.sparsed_attention(
             attention, query, key, value, attention_mask, attention.scaling, sparsed_state
         )
         seen = seen.flatten(2)
+        if self.fused is not None:
+            torch._dynamo.maybe_mark_dynamic(seen, 1)
         if self.last and wanted_rows is not None:
             # Few rows, another number in every step: nothing to gain from fusing.
             hidden_states, seen = hidden_states.flatten(0, 1)[wanted_rows], seen.flatten(0, 1)[wanted_rows]
@@ -132,6 +138,29 @@ def prepare(network: PreTrainedModel, *, float32_rotation: bool) -> PreTrainedMo
             add_hook_to_module(ours, layer._hf_hook)
         model.layers[number] = ours
     return network.eval().requires_grad_(False)
+
+
+def fuse(network: PreTrainedModel) -> str | None:
+    """Lets torch.compile fuse what surrounds attention: norms, rotation, the MLP's products. None, or why it cannot.
+
+    Compiled once for all layers and all lengths, on a short trial. Intermediate results are rounded where the unfused
+    network rounds them; sums may be added in another order, so bfloat16 logits can differ in the last place.
+    """
+    layers: Any = network.model.layers
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
+    fused = (torch.compile(before_attention, options=options), torch.compile(after_attention, options=options))
+    for layer in layers:
+        layer.fused = fused
+    try:
+        with torch.inference_mode():
+            for length in (96, 160):
+                ids = torch.zeros(1, length, dtype=torch.int64, device=input_device(network))
+                hidden_rows(network, ids, None, None)
+    except Exception as error:  # compilers fail in many ways; the network works without them
+        for layer in layers:
+            layer.fused = None
+        return f"torch.compile is not usable here ({reason(error)})."
+    return None
 
 
 def input_device(network: PreTrainedModel) -> torch.device:

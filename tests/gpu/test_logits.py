@@ -40,7 +40,7 @@ def ulps(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_equal_the_plain_network(checkpoints, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     folder = checkpoints.WRITERS[family](tmp_path / family)
-    model = sparsed.load(folder, device="cuda", dtype=dtype)
+    model = sparsed.load(folder, device="cuda", dtype=dtype, fuse=False)
     sequence = torch.randint(0, 250, (150,), generator=torch.Generator().manual_seed(1)).cuda()
     plain = checkpoints.PlainNetwork(folder, dtype)
     plain.weights = {name: weight.cuda() for name, weight in plain.weights.items()}
@@ -53,6 +53,13 @@ def test_logits_equal_the_plain_network(checkpoints, tmp_path: Path, family: str
     else:
         print(f"\n{family} bfloat16: {ulps(got, wanted):.2f} ulp, equal bit for bit: {torch.equal(got, wanted)}")
         assert ulps(got, wanted) <= 1
+        fused = sparsed.load(folder, device="cuda", dtype=dtype, fuse=True)
+        assert fused.notes == ()
+        with torch.inference_mode():
+            nearly = fused.network(input_ids=sequence[None], use_cache=False).logits[0]
+        off = float((nearly.double() - wanted.double()).norm() / wanted.double().norm())
+        print(f"{family} fused: relative difference {off:.1e}, equal bit for bit: {torch.equal(nearly, wanted)}")
+        assert off < 5e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,161 @@
+"""The Triton kernels without a GPU: run in Triton's interpreter, and compiled ahead for every GPU generation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
+
+from sparsed.attention import triton_backend  # noqa: E402
+from sparsed.attention.pattern import LayerPattern  # noqa: E402
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs the kernels for real"
+)
+
+
+def heads(batch: int, length: int, count: int, dim: int, seed: int) -> torch.Tensor:
+    """As a model lays them out: [batch, length, heads, head_dim], seen transposed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, count, dim, generator=generator).transpose(1, 2)
+
+
+def ragged(batch: int, count: int, blocks: int, seed: int) -> tuple[LayerPattern, torch.Tensor]:
+    """Lists of random length, from none to all, and the mask they mean; written out one by one."""
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.full((batch, count, blocks, blocks), -1, dtype=torch.int32)
+    counts = torch.zeros(batch, count, blocks, dtype=torch.int32)
+    mask = torch.zeros(batch, count, blocks, blocks, dtype=torch.bool)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in (batch, count, blocks))):
+        b, h, i = place.tolist()
+        kept = int(torch.randint(0, blocks + 1, (1,), generator=generator))
+        chosen = torch.randperm(blocks, generator=generator)[:kept].sort().values
+        indices[b, h, i, :kept], counts[b, h, i] = chosen.int(), kept
+        mask[b, h, i, chosen] = True
+    return LayerPattern(indices, counts), mask
+
+
+def scores_of(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """q kᵀ / √head_dim in float64, one key head repeated for its group of query heads."""
+    group = q.shape[1] // k.shape[1]
+    return q.double() @ k.double().repeat_interleave(group, 1).transpose(-1, -2) / q.shape[-1] ** 0.5
+
+
+SHAPES = [
+    # batch, query heads, key heads, length, head_dim
+    (1, 2, 2, 300, 64),
+    (2, 4, 2, 161, 32),
+    (1, 3, 1, 129, 32),
+    (1, 2, 1, 40, 128),
+    (1, 1, 1, 256, 64),
+]
+
+
+@interpreted
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize(("batch", "query_heads", "key_heads", "length", "dim"), SHAPES)
+@pytest.mark.parametrize("descriptors", [True, False])
+def test_attention(
+    monkeypatch, block_size: int, batch, query_heads, key_heads, length, dim, descriptors: bool
+) -> None:
+    if not descriptors:
+        monkeypatch.setattr(triton_backend, "_has_tma", lambda *_: False)
+    q = heads(batch, length, query_heads, dim, 1)
+    k, v = (heads(batch, length, key_heads, dim, seed) for seed in (2, 3))
+    pattern, mask = ragged(batch, query_heads, -(-length // block_size), 4)
+    seen = mask.repeat_interleave(block_size, -1).repeat_interleave(block_size, -2)[..., :length, :length]
+    weights = scores_of(q, k).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    wanted = weights @ v.double().repeat_interleave(query_heads // key_heads, 1)
+    for tiles in triton_backend._ATTENTION[block_size]:
+        got = triton_backend._attend(q, k, v, pattern, dim**-0.5, block_size, tiles)
+        assert got.shape == q.shape and got.dtype == v.dtype
+        assert torch.allclose(got.double(), wanted, atol=1e-5), tiles
+
+
+@interpreted
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize(("batch", "query_heads", "key_heads", "length", "dim"), SHAPES)
+@pytest.mark.parametrize("descriptors", [True, False])
+def test_importance(
+    monkeypatch, block_size: int, batch, query_heads, key_heads, length, dim, descriptors: bool
+) -> None:
+    if not descriptors:
+        monkeypatch.setattr(triton_backend, "_has_tma", lambda *_: False)
+    q, k = heads(batch, length, query_heads, dim, 1), heads(batch, length, key_heads, dim, 2)
+    scores = scores_of(q, k)
+    rows = [part.mean(-2) for part in scores.softmax(-1).split(block_size, -2)]
+    wanted = torch.stack([torch.stack([c.mean(-1) for c in row.split(block_size, -1)], -1) for row in rows], -2)
+    lse = scores.logsumexp(-1).float()
+    for tiles in triton_backend._IMPORTANCE[block_size]:
+        got = triton_backend._means(q, k, lse, dim**-0.5, block_size, tiles)
+        assert got.dtype == torch.float32 and torch.allclose(got.double(), wanted, rtol=2e-5, atol=0), tiles
+
+
+def test_what_the_backend_does_not_take() -> None:
+    q = heads(1, 40, 1, 48, 1)
+    pattern, _ = ragged(1, 1, 2, 1)
+    with pytest.raises(ValueError, match="head_dim 32, 64 or 128, not 48"):
+        triton_backend.triton_attention(q, q, q, pattern, 1.0, block_size=32)
+
+
+# Run by itself, because kernels are either interpreted or compiled in one process. Prints for each GPU generation,
+# kernel and block size the bytes of shared memory.
+AHEAD = """
+import json, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sparsed.attention import triton_backend, triton_kernels
+
+def compiled(kernel, capability, block, tiles, descriptors):
+    values = {"BLOCK": block, "M": tiles.m, "N": tiles.n, "D": 128, "TMA": descriptors, "STAGES": tiles.stages}
+    values["GROUP"] = 8
+    importance = "Lse" in kernel.arg_names
+    signature = {}
+    for name in kernel.arg_names:
+        if name in values:
+            signature[name] = "constexpr"
+        elif name in ("Q", "K", "V"):
+            rows = tiles.m if name == "Q" else tiles.n
+            signature[name] = f"tensordesc<bf16[1, 1, {rows}, 128]>" if descriptors else "*bf16"
+        elif name in ("Out", "Lse"):
+            signature[name] = "*fp32" if importance else "*bf16"
+        else:
+            signature[name] = {"Index": "*i32", "Count": "*i32", "scale": "fp32"}.get(name, "i32")
+    given = {(kernel.arg_names.index(name),): value for name, value in values.items() if name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=given)
+    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tiles.warps})
+    assert done.asm["cubin"]
+    return done.metadata.shared
+
+for capability in (80, 86, 89, 90, 100, 120):
+    for block in (32, 128) if capability == 90 else (128,):
+        for kernel, choices in (
+            (triton_kernels.block_sparse_forward, triton_backend._ATTENTION),
+            (triton_kernels.block_means, triton_backend._IMPORTANCE),
+        ):
+            tiles = choices[block][0]
+            descriptors = capability >= 90 and tiles.n <= max(block, 128 * ("Lse" in kernel.arg_names))
+            print(json.dumps([capability, block, compiled(kernel, capability, block, tiles, descriptors)]))
+"""
+
+
+def test_kernels_compile_ahead_for_every_generation(tmp_path: Path) -> None:
+    """The first choice of tiles, which has to fit everywhere; shared memory within what the generation has."""
+    room = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], env=environment, cwd=root, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 14 and {capability for capability, _, _ in lines} == set(room)
+    for capability, _block, shared in lines:
+        assert shared <= room[capability] * 1024
