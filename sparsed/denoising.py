@@ -378,6 +378,7 @@ def denoise(
         attention = SparseDConfig()
     if isinstance(attention, SparseDConfig):
         attention = attention.resolve(ids.shape[1] + settings.gen_length, model.short_select)
+        check_backend(backend, model.device, attention.block_size)
     elif attention != "dense":
         raise ValueError(f"attention must be a SparseDConfig or 'dense', not {attention!r}.")
     elif probes:

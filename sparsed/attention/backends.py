@@ -20,14 +20,17 @@ from sparsed.attention.pattern import LayerPattern
 
 SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
 
-# name → (module, function). A module is imported when a run asks for it; it may say why it is `unavailable`.
-_BACKENDS = {
-    "gather": ("sparsed.attention.gather", "gather_attention"),
-    "triton": ("sparsed.attention.triton_backend", "triton_attention"),
+# name → (module, function, attention block sizes). A module is imported when a run asks for it; it may say why it is
+# `unavailable`.
+_BACKENDS: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    "gather": ("sparsed.attention.gather", "gather_attention", (32, 64, 128)),
+    "triton": ("sparsed.attention.triton_backend", "triton_attention", (32, 64, 128)),
+    "flash4": ("sparsed.attention.flash4", "flash4_attention", (128,)),
+    "flex": ("sparsed.attention.flex", "flex_attention", (32, 64, 128)),
 }
 BACKENDS = tuple(_BACKENDS)
-# What "auto" tries on a GPU; gather is what is left when none of them runs.
-_FAST = ("triton",)
+# What "auto" tries on a GPU. Flex is there for comparison; gather is what is left when neither of these runs.
+_FAST = ("triton", "flash4")
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend's name, the milliseconds that each one tried took, and why others were not (name → sentence)."""
+    """A backend's name, the milliseconds that each one tried took, and which of them failed (name → sentence)."""
 
     name: str
     milliseconds: tuple[tuple[str, float], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def check_backend(name: str, device: torch.device) -> None:
-    """Raises ValueError for a name that is no backend, or one that cannot run on the device."""
+def check_backend(name: str, device: torch.device, block_size: int | None = None) -> None:
+    """Raises ValueError for a name that is no backend, or one that cannot run on the device or with the block size."""
     if name == "auto":
         return
     if name not in _BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {name!r}.")
+    sizes = _BACKENDS[name][2]
+    if block_size is not None and block_size not in sizes:
+        raise ValueError(f"The backend {name!r} needs block_size {' or '.join(map(str, sizes))}, not {block_size}.")
     reason = unavailable(name, device)
     if reason is not None:
         raise ValueError(f"The backend {name!r} cannot run here: {reason}")
@@ -86,7 +92,7 @@ def usable(device: torch.device) -> tuple[str, ...]:
 
 def load_backend(name: str, block_size: int) -> SparseAttention:
     """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
-    module, function = _BACKENDS[name]
+    module, function, _sizes = _BACKENDS[name]
     return partial(getattr(import_module(module), function), block_size=block_size)
 
 
@@ -99,15 +105,14 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
     left_out: dict[str, str] = {}
     trial: tuple[Tensor, Tensor, LayerPattern] | None = None
     for name in _FAST:
-        reason = unavailable(name, problem.device)
-        if reason is None:
-            trial = trial if trial is not None else _trial(problem, block_size, kept)
-            try:
-                times[name] = _milliseconds(load_backend(name, block_size), *trial, problem.head_dim**-0.5)
-            except Exception as error:  # a compiler can fail in any way it likes
-                reason = f"it failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]})."
-        if reason is not None:
-            left_out[name] = reason
+        if block_size not in _BACKENDS[name][2] or unavailable(name, problem.device) is not None:
+            continue
+        trial = trial if trial is not None else _trial(problem, block_size, kept)
+        try:
+            times[name] = _milliseconds(load_backend(name, block_size), *trial, problem.head_dim**-0.5)
+        except Exception as error:  # a compiler can fail in any way it likes
+            said = (str(error).splitlines() or [""])[0][:120]
+            left_out[name] = f"it failed when it was tried ({type(error).__name__}: {said})."
     best = min(times, key=lambda name: times[name]) if times else "gather"
     return Choice(best, tuple(times.items()), tuple(left_out.items()))
 

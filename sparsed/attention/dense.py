@@ -91,14 +91,18 @@ def fastest(problem: Problem) -> DenseAttention:
         try:
             choice.attend(q, k, k, head_dim**-0.5)
             times[choice] = _milliseconds(lambda: choice.attend(q, k, k, head_dim**-0.5))  # noqa: B023
-        except RuntimeError:
-            # Not built into this torch, or not for this GPU or shape.
+        except Exception:  # not built into this torch, not for this GPU or shape, or a compiler fails
             continue
     return min(times, key=lambda choice: times[choice]) if times else SDPA
 
 
 def _flash4(device: torch.device) -> tuple[DenseAttention, ...]:
-    return ()
+    """flash-attn-4's dense forward, where it is installed."""
+    from sparsed.attention import flash4
+
+    if flash4.unavailable(device, sparse=False) is not None:
+        return ()
+    return (DenseAttention("flash4", flash4.dense, flash4.dense_with_lse),)
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

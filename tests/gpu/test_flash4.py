@@ -11,7 +11,7 @@ from sparsed.attention.dense import dense_attention
 from sparsed.attention.gather import gather_attention
 from sparsed.attention.pattern import LayerPattern
 
-if (reason := flash4.available("cuda")) is not None:
+if (reason := flash4.unavailable("cuda")) is not None:
     pytest.skip(reason, allow_module_level=True)
 
 SIZE = flash4.BLOCK_SIZE

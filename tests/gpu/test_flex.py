@@ -10,7 +10,7 @@ from sparsed.attention import flex
 from sparsed.attention.gather import gather_attention
 from sparsed.attention.pattern import LayerPattern
 
-if (reason := flex.available("cuda")) is not None:
+if (reason := flex.unavailable("cuda")) is not None:
     pytest.skip(reason, allow_module_level=True)
 
 
