@@ -31,7 +31,7 @@ from sparsed.attention.dispatch import AttentionState
 from sparsed.attention.importance import block_importance, fused_importance, fusible
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import SamplerConfig, SparseDConfig, switch_step
 from sparsed.denoising import Run, denoise, synchronize
 from sparsed.models.network import hidden_rows
 
@@ -137,13 +137,30 @@ class AttentionTimes:
 
 
 @dataclass(frozen=True)
+class Composed:
+    """A whole run of `steps` steps put together from the medians of this measurement's steps, seconds.
+
+    limit: the speed-up if sparse attention cost its density's share of the best dense attention, and selection nothing.
+    """
+
+    steps: int
+    dense: float
+    sparsed: float
+    speedup: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One whole comparison. Steps in milliseconds, runs in seconds, memory in bytes.
 
     dense_step: the steps of the dense lane. select_step, sparse_step: of the SparseD lane; None if the run
     has no such step. dense_run, sparsed_run: the sum of a run's steps, one a repeat. speedup: the median over
     the repeats of dense / SparseD. same_tokens: share of the generated tokens, up to the longer answer's end,
-    on which the lanes agree. peak_memory: largest resident size of the process so far.
+    on which the lanes agree. peak_memory: largest resident size of the process so far, on CUDA what torch held at
+    most. dense_backend, backend: what ran. other: milliseconds of a dense step outside attention (the step less
+    the layers' attention). limit_step: `other` and requested density · dense attention of all layers; share: of the
+    limit that is reached, limit_step / sparse_step.
     """
 
     length: str
@@ -164,6 +181,12 @@ class Measurement:
     attention: AttentionTimes
     same_tokens: float
     peak_memory: int | None
+    dense_backend: str
+    backend: str
+    other: float
+    limit_step: float | None
+    share: float | None
+    composed: list[Composed]
 
 
 def race(runs: Sequence[Run], first: int = 0) -> list[float]:
@@ -190,9 +213,12 @@ def measure(
     *,
     backend: str = "auto",
     repeats: int = 1,
+    compose: Sequence[int] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Measurement:
     """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
+
+    compose: numbers of steps of longer runs to put together from the measured steps.
 
     Raises ValueError for settings that `denoise` refuses.
     """
@@ -221,6 +247,28 @@ def measure(
     assert isinstance(settings, SparseDConfig) and settings.select is not None
     assert settings.block_size is not None
     pattern = sparsed.pattern
+    dense_step = Spread.of(steps["dense lane"])
+    select_step = Spread.of(steps["select"]) if steps["select"] else None
+    sparse_step = Spread.of(steps["sparse"]) if steps["sparse"] else None
+    layer = _attention_times(model, prompt, sampler, attention, backend)
+    full = layer.dense.median * model.network.config.num_hidden_layers
+    other = dense_step.median - full
+    density = None if pattern is None else pattern.requested_density
+    limit_step = None if density is None else other + density * full
+    composed = []
+    if select_step is not None and sparse_step is not None and limit_step is not None:
+        for total in compose:
+            switch = switch_step(total, settings.skip or 0.0, settings.selection or "paper")
+            if switch is None:
+                continue
+            whole = total * dense_step.median / 1000
+            before = (switch - 1) * dense_step.median
+            ours = (before + select_step.median + (total - switch) * sparse_step.median) / 1000
+            best = (switch * dense_step.median + (total - switch) * limit_step) / 1000
+            composed.append(
+                Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
+            )
+    assert dense.dense is not None, "a finished run has chosen"
     return Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,
@@ -231,15 +279,21 @@ def measure(
         block_size=settings.block_size,
         requested_density=None if pattern is None else pattern.requested_density,
         executed_density=None if pattern is None else pattern.executed_density,
-        dense_step=Spread.of(steps["dense lane"]),
-        select_step=Spread.of(steps["select"]) if steps["select"] else None,
-        sparse_step=Spread.of(steps["sparse"]) if steps["sparse"] else None,
+        dense_step=dense_step,
+        select_step=select_step,
+        sparse_step=sparse_step,
         dense_run=[round(x, 4) for x in dense_runs],
         sparsed_run=[round(x, 4) for x in sparsed_runs],
         speedup=round(statistics.median(a / b for a, b in zip(dense_runs, sparsed_runs)), 3),
-        attention=_attention_times(model, prompt, sampler, attention, backend),
+        attention=layer,
         same_tokens=round(same, 4),
         peak_memory=_peak_memory(model),
+        dense_backend=dense.dense.name,
+        backend=sparsed.backend,
+        other=round(other, 3),
+        limit_step=None if limit_step is None else round(limit_step, 3),
+        share=None if limit_step is None or sparse_step is None else round(limit_step / sparse_step.median, 3),
+        composed=composed,
     )
 
 
@@ -371,6 +425,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 attention,
                 backend=options.backend,
                 repeats=options.repeats,
+                compose=options.compose,
                 say=partial(_say, length),
             )
             results.append(result)
@@ -388,9 +443,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sparsed bench", description=__doc__)
     parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
-    parser.add_argument(
-        "--shape", choices=sorted(_SHAPES), help="random weights of this shape, no checkpoint"
-    )
+    parser.add_argument("--shape", choices=sorted(_SHAPES), help="random weights of this shape, no checkpoint")
     parser.add_argument("--lengths", nargs="+", default=["4k", "8k", "16k"], help="4k, 8k … or tokens")
     parser.add_argument("--random-tokens", action="store_true", help="random token ids as the prompt")
     parser.add_argument("--kind", default="about", help="kind of question in the prompt")
@@ -406,6 +459,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-fuse", action="store_true", help="do not torch.compile what surrounds attention")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")
+    parser.add_argument(
+        "--compose", type=int, nargs="*", default=[128], metavar="T", help="put runs of T steps together from medians"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     return parser
 
@@ -529,9 +585,14 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
     head = [
         "prompt",
         "dtype",
+        "dense by",
+        "sparse by",
         "dense step",
         "select step",
         "sparse step",
+        "outside attention",
+        "limit of a sparse step",
+        "share of the limit",
         "dense run s",
         "SparseD run s",
         "speed-up",
@@ -549,9 +610,14 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
             [
                 f"{r.length} ({r.prompt_tokens})",
                 r.dtype,
+                r.dense_backend,
+                r.backend,
                 str(r.dense_step),
                 "–" if r.select_step is None else str(r.select_step),
                 "–" if r.sparse_step is None else str(r.sparse_step),
+                f"{r.other:.1f}",
+                "–" if r.limit_step is None else f"{r.limit_step:.1f}",
+                "–" if r.share is None else f"{100 * r.share:.0f} %",
                 f"{statistics.median(r.dense_run):.2f}",
                 f"{statistics.median(r.sparsed_run):.2f}",
                 f"{r.speedup:.2f}×",
@@ -564,6 +630,14 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
                 "–" if r.peak_memory is None else f"{r.peak_memory / 2**30:.2f} GiB",
             ]
         )
+        # Composed from medians, and called so.
+        for run in r.composed:
+            label = f"composed, {run.steps} steps: s"
+            if label not in head:
+                head += [label, "  speed-up (limit)"]
+            rows[-1] += [f"{run.dense:.1f} → {run.sparsed:.1f}", f"{run.speedup:.2f}× ({run.limit:.2f}×)"]
+    for row in rows:
+        row += ["–"] * (len(head) - len(row))
     return rows
 
 
