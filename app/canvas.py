@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+from sparsed.fragments import cell_texts
 
 Decode = Callable[[Sequence[int]], str]
 Cell = list[Any]
-
-REPLACEMENT = "\ufffd"
 
 
 class Canvas:
@@ -17,7 +17,7 @@ class Canvas:
 
     length: number of cells (gen_length).
     decode: token ids → text, leading spaces kept; called once per token id and remembered.
-    end_id: the end-of-answer token.
+    end_ids: every token that ends an answer.
 
     `cells` lists, for every position, `[text, step, confidence, end]`: step is counted from 1 and 0 while the
     cell is masked; confidence is a number in 0…1 (three decimals) or None; end is 1 for an end token, else 0.
@@ -25,11 +25,11 @@ class Canvas:
     the cells with 0 < step ≤ k.
     """
 
-    def __init__(self, length: int, decode: Decode, end_id: int) -> None:
+    def __init__(self, length: int, decode: Decode, end_ids: Collection[int]) -> None:
         if length < 1:
             raise ValueError(f"The canvas has {length} cells; it needs at least 1.")
         self.length = length
-        self.end_id = end_id
+        self.end_ids = frozenset(end_ids)
         self._decode = decode
         self._texts: dict[int, str] = {}
         self._tokens: list[int | None] = [None] * length
@@ -57,32 +57,21 @@ class Canvas:
                 confidence = confidences[position]
                 self._confidences[position] = None if math.isnan(confidence) else round(confidence, 3)
 
-    def _text(self, token: int) -> str:
+    def _read(self, tokens: Sequence[int]) -> str:
+        if len(tokens) > 1:
+            return self._decode(tokens)
+        (token,) = tokens
         text = self._texts.get(token)
         if text is None:
-            text = self._texts[token] = self._decode([token])
+            text = self._texts[token] = self._decode(tokens)
         return text
 
     def cells(self) -> list[Cell]:
         """The state to draw; a new list each time."""
-        texts = ["" if token is None else self._text(token) for token in self._tokens]
-        self._join_fragments(texts)
+        texts = cell_texts(self._tokens, self._read)
         return [
-            [text, step, confidence, int(token == self.end_id)]
+            [text, step, confidence, int(token in self.end_ids)]
             for text, step, confidence, token in zip(
                 texts, self._steps, self._confidences, self._tokens, strict=True
             )
         ]
-
-    def _join_fragments(self, texts: list[str]) -> None:
-        """Neighbouring tokens that are pieces of one character: the character stands in the first of them."""
-        position = 0
-        while position < self.length:
-            end = position
-            while end < self.length and REPLACEMENT in texts[end]:
-                end += 1
-            if end - position > 1:
-                whole = self._decode([token for token in self._tokens[position:end] if token is not None])
-                if REPLACEMENT not in whole:
-                    texts[position:end] = [whole] + [""] * (end - position - 1)
-            position = max(end, position + 1)

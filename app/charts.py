@@ -48,13 +48,18 @@ def timeline(
     *,
     total: int,
     switch_step: int | None,
+    at_most: bool = False,
 ) -> Figure:
     """Milliseconds per denoising step of each lane, with a line where full attention ends.
 
     times: lane → seconds of each step so far. phases: lane → phase of each step so far. total: steps of a
     run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count from 1,
-    so the line stands at switch_step + 0.5, between the select step and the first sparse one.
+    so the line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the
+    runs may end before `total`, so the axis reaches only a little beyond the steps that were made.
     """
+    if at_most:
+        made = max(map(len, times.values()), default=0)
+        total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
     data = []
     for lane, seconds in times.items():
         dash, symbol = STYLES.get(lane, ("dot", "square"))

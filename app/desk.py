@@ -7,13 +7,15 @@ pattern.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.engine import Engine
@@ -21,13 +23,16 @@ from app.limits import Estimate, Limits, Shape, Speed, estimate, fit_speed
 from app.race import DeviceQueue, Race
 from app.request import Request
 from sparsed.config import SamplerConfig
+from sparsed.models import LoadError
+from sparsed.models.catalogue import ModelSpec
 
 KEPT_VISITS = 64
 KEPT_PROMPTS = 16
-# Lengths of the two short runs that measure this machine; the longer one is left out where the first is slow
+# Tokens of the two short runs that measure this machine; the longer one is left out where the first is slow
 # already.
-MEASURED_LENGTHS = ("short_context", "2k")
+MEASURED_TOKENS = (224, 2016)
 SLOW_STEP = 1.0
+GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,49 @@ class SelectedPattern:
         return int(self.pattern.layers[0].counts.shape[1])
 
 
+class Loading:
+    """A model on its way into memory, shared by all who wait for it. message: how far it is, in words."""
+
+    def __init__(self, label: str, message: str = "starting") -> None:
+        self.label = label
+        self.message = message
+        self._over = threading.Event()
+        self._loaded: Loaded | None = None
+        self._error: Exception | None = None
+
+    def hear(self, progress: Any) -> None:
+        """Takes the engine's progress; called from the loading thread."""
+        self.message = str(progress)
+
+    def end(self, outcome: Loaded | Exception) -> None:
+        """The model is there, or there is a reason why not. Called once."""
+        if isinstance(outcome, Loaded):
+            self._loaded = outcome
+        else:
+            self._error = outcome
+        self._over.set()
+
+    @property
+    def over(self) -> bool:
+        """Whether `result` returns at once."""
+        return self._over.is_set()
+
+    def result(self) -> Loaded:
+        """The model; waits for it. Raises LoadError, one sentence, if it could not be loaded."""
+        self._over.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._loaded is not None, "a loading ends with a model or with an error"
+        return self._loaded
+
+
 class Visit:
     """What belongs to one open page. stopping: Stop was pressed (or the tab closed) during the current run.
+    latest: the newest preparation of a prompt; older ones give way to it.
     """
 
     def __init__(self) -> None:
+        self.latest: object = None
         self.race: Race | None = None
         self.selected: SelectedPattern | None = None
         self.running = False
@@ -80,6 +123,9 @@ class Desk:
     """Loads models in the background, keeps the line for the device, and remembers the visits.
 
     engine: see `app.engine`. default_model: loaded by `open()`. limits: what a request may ask for.
+
+    The default model and the bundled ones stay in memory once they are there; of the others the one loaded last
+    does, and whatever a run is using.
     """
 
     def __init__(self, engine: Engine, default_model: str, limits: Limits) -> None:
@@ -88,7 +134,11 @@ class Desk:
         self.limits = limits
         self.queue = DeviceQueue()
         self._loaded: dict[str, Loaded] = {}
-        self._loading = threading.Lock()
+        self._jobs: dict[str, Loading] = {}
+        self._held: Counter[str] = Counter()
+        self._newest = ""
+        self._one_at_a_time = threading.Lock()
+        self._building = threading.Lock()
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock = threading.Lock()
         self._runs = itertools.count(1)
@@ -96,67 +146,166 @@ class Desk:
 
     # ---- models --------------------------------------------------------------------------------------------
 
-    def open(self) -> threading.Thread:
-        """Load the default model and measure this machine, in a background thread."""
-        thread = threading.Thread(target=self._prepare, name="load", daemon=True)
-        thread.start()
-        return thread
+    def open(self) -> Loading:
+        """Begin to load the default model and to measure this machine."""
+        return self.loading(self.default_model)
 
-    def _prepare(self) -> None:
-        try:
-            self.load(self.default_model)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            # Said on the page too, to everyone who asks for the model; the next request tries again.
-            print(f"The model {self.default_model!r} could not be loaded: {error}", file=sys.stderr)
+    def spec(self, name: str) -> ModelSpec:
+        """The model's row in the list."""
+        return self.engine.models()[name]
+
+    def at_once(self, name: str) -> bool:
+        """Whether the model may be loaded without being asked for: nothing has to be downloaded."""
+        return name == self.default_model or self.spec(name).bundled
 
     def loaded(self, name: str) -> Loaded | None:
         """The model if it is in memory."""
         with self._lock:
             return self._loaded.get(name)
 
-    def load(self, name: str) -> Loaded:
-        """The model, loaded now if it is not in memory; waits while another thread loads it.
+    def defaults(self, name: str) -> SamplerConfig:
+        """The sampler's settings of a model: its own, or what the list says while it is not in memory."""
+        loaded = self.loaded(name)
+        own = getattr(loaded.model, "defaults", None) if loaded is not None else None
+        return own if own is not None else self.spec(name).defaults
 
-        Raises what the engine raises: ValueError, OSError, RuntimeError or ImportError.
+    def under_way(self, name: str) -> Loading | None:
+        """The loading of this model that goes on now."""
+        with self._lock:
+            return self._jobs.get(name)
+
+    def loading(self, name: str) -> Loading:
+        """The loading of this model; begins one, in a thread of its own, if it is neither in memory nor on its way.
         """
-        with self._loading:
-            known = self.loaded(name)
+        with self._lock:
+            job = self._jobs.get(name)
+            if job is not None:
+                return job
+            job = Loading(self.spec(name).label)
+            known = self._loaded.get(name)
             if known is not None:
-                return known
-            model = self.engine.load(name)
-            label = self.engine.models().get(name, name)
-            loaded = Loaded(name, label, self.engine.place(model), model, self.engine.shape(model), None)
+                job.end(known)
+                return job
+            self._jobs[name] = job
+        threading.Thread(target=self._work, args=(name, job), name="load", daemon=True).start()
+        return job
+
+    def load(self, name: str) -> Loaded:
+        """The model; waits until it is there. Raises LoadError."""
+        return self.loading(name).result()
+
+    def _work(self, name: str, job: Loading) -> None:
+        outcome: Loaded | Exception
+        try:
+            outcome = self._bring(name, job)
+        # Whatever goes wrong while loading must end the waiting, with a sentence; this thread is the edge.
+        except Exception as error:  # noqa: BLE001
+            outcome = _load_error(error, job.label)
+            print(f"{job.label}: {outcome}", file=sys.stderr)
+            if outcome is not error:
+                log_error(error)
+        with self._lock:
+            del self._jobs[name]
+        job.end(outcome)
+
+    def _bring(self, name: str, job: Loading) -> Loaded:
+        if self.at_once(name):
+            return self._into_memory(name, job)
+        if reason := self.too_large(name):
+            raise LoadError(f"{job.label} does not fit into this machine: {reason}. Choose a smaller model.")
+        self.engine.fetch(name, job.hear)
+        job.message = "waiting until another model is loaded"
+        with self._one_at_a_time:
+            self._make_room(name, job.label)
+            loaded = self._into_memory(name, job)
             with self._lock:
-                self._loaded[name] = loaded
-            try:
-                speed = self._measure(loaded)
-            except (ValueError, OSError, RuntimeError) as error:
-                # Without a measured speed the page shows no estimates; that is no reason not to run.
-                print(f"This machine's speed could not be measured: {error}", file=sys.stderr)
-                return loaded
-            loaded = Loaded(loaded.name, loaded.label, loaded.place, model, loaded.shape, speed)
+                self._newest = name
+                self._free()
+        return loaded
+
+    def _into_memory(self, name: str, job: Loading) -> Loaded:
+        job.message = "reading weights"
+        model = self.engine.load(name, job.hear)
+        loaded = Loaded(name, job.label, self.engine.place(model), model, self.engine.shape(model), None)
+        with self._lock:
+            self._loaded[name] = loaded
+        job.message = "measuring this machine's speed"
+        try:
+            loaded = replace(loaded, speed=self._measure(loaded))
+        except (ValueError, OSError, RuntimeError) as error:
+            # Without a measured speed the page shows no estimates; that is no reason not to run.
+            print(f"This machine's speed could not be measured: {error}", file=sys.stderr)
+        with self._lock:
+            self._loaded[name] = loaded
+        return loaded
+
+    def too_large(self, name: str) -> str:
+        """Why the weights of this model cannot fit here, whatever else is given up; empty if they can."""
+        needed, free = self.engine.weights(name), self.engine.memory()
+        with self._lock:
+            others = sum(one.shape.weight_bytes for one in self._loaded.values() if not self.at_once(one.name))
+            if free is None or name in self._loaded or needed <= free + others:
+                return ""
+        return f"{needed / GB:.1f} GB of weights, {(free + others) / GB:.1f} GB of memory"
+
+    def _make_room(self, name: str, label: str) -> None:
+        """Frees the other models if the new one would not fit beside them. Raises LoadError where one is in use."""
+        free = self.engine.memory()
+        if free is None or self.engine.weights(name) <= free:
+            return
+        with self._lock:
+            self._newest = name
+            kept = self._free()
+        if kept:
+            raise LoadError(
+                f"There is no room for {label} while a run uses {' and '.join(kept)}: press Run again when it is over."
+            )
+
+    def _free(self) -> list[str]:
+        """Lets go of every model that need not stay; returns the labels of those that a run is using. Call with
+        the lock held.
+        """
+        others = [name for name in self._loaded if name != self._newest and not self.at_once(name)]
+        idle = [name for name in others if not self._held[name]]
+        for name in idle:
+            del self._loaded[name]
+        if idle:
+            gc.collect()
+        return [self._loaded[name].label for name in others if name in self._loaded]
+
+    def hold(self, name: str) -> Callable[[], None]:
+        """Keeps a model in memory until what this returns is called (any number of times, from any thread)."""
+        with self._lock:
+            self._held[name] += 1
+        held = [name]
+
+        def release() -> None:
             with self._lock:
-                self._loaded[name] = loaded
-            return loaded
+                if held:
+                    self._held[held.pop()] -= 1
+                    self._free()
+
+        return release
 
     def _measure(self, loaded: Loaded) -> Speed:
         """Two dense steps at a short and a middle length (the first step warms up and does not count)."""
         points = []
-        lengths = self.engine.lengths()
+        # Any text will do, and a model need not have a chat template.
+        a_hundred = self.engine.count(loaded.model, "one " * 100)
         ticket = self.queue.join()
         try:
             while ticket.position:
                 time.sleep(0.05)
-            for length in MEASURED_LENGTHS:
-                if length not in lengths:
-                    continue
-                prompt = self.engine.build_prompt(loaded.model, length, next(iter(self.engine.kinds())), 0)
+            for tokens in MEASURED_TOKENS:
+                text = "one " * max(1, 100 * tokens // a_hundred)
                 sampler = SamplerConfig(steps=32, gen_length=32, block_length=32, temperature=0.0, seed=0)
-                run = self.engine.denoise(loaded.model, prompt.text, sampler, None, "auto")
-                steps = list(itertools.islice(run, 2))
+                run = self.engine.denoise(loaded.model, text, sampler, None, "auto")
+                seconds = next(run).seconds
+                if seconds <= SLOW_STEP:
+                    seconds = min(seconds, next(run).seconds)
                 run.close()
-                points.append((prompt.tokens + 32, min(step.seconds for step in steps)))
-                if points[-1][1] > SLOW_STEP:
+                points.append((self.engine.count(loaded.model, text) + 32, seconds))
+                if seconds > SLOW_STEP:
                     break
         finally:
             ticket.leave()
@@ -168,11 +317,11 @@ class Desk:
         Raises ValueError when there is no such question at this length.
         """
         key = (loaded.name, length, kind, seed)
-        with self._lock:
+        # One at a time: a long one takes a second of a machine that may be running a race.
+        with self._building:
             known = self._prompts.get(key)
-        if known is None:
-            known = self.engine.build_prompt(loaded.model, length, kind, seed)
-        with self._lock:
+            if known is None:
+                known = self.engine.build_prompt(loaded.model, length, kind, seed)
             self._prompts[key] = known
             self._prompts.move_to_end(key)
             while len(self._prompts) > KEPT_PROMPTS:
@@ -191,7 +340,13 @@ class Desk:
             switch_step=request.switch_step,
             density=request.attention.select or 1.0,
             block_size=request.attention.block_size or 128,
+            gen_length=request.gen_length,
+            rows=request.rows,
         )
+
+    def room(self, loaded: Loaded) -> Limits:
+        """The limits, with the memory that is free now on the device of this model."""
+        return replace(self.limits, memory=self.engine.memory(loaded.model))
 
     def longest(self, loaded: Loaded, request: Request, seconds: float) -> str:
         """The longest prompt length whose race takes at most `seconds` here; the shortest when none does."""
@@ -234,11 +389,27 @@ class Desk:
         return next(self._runs)
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return named or "out of memory" in said or "can't allocate memory" in said
+
+
+def _load_error(error: Exception, label: str) -> Exception:
+    """An error of loading as one that carries a sentence."""
+    if isinstance(error, (ValueError, FileNotFoundError)):
+        return error
+    if _out_of_memory(error):
+        return LoadError(f"{label} could not be loaded: this machine ran out of memory. Choose a smaller model.")
+    first_line = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+    return LoadError(f"{label} could not be loaded ({type(error).__name__}{first_line and ': '}{first_line}).")
+
+
 def error_sentence(error: BaseException, lane: str | None = None) -> str:
     """One sentence for the visitor about an error of the engine. Details go to the log, not to the page."""
     where = f" in the lane “{lane}”" if lane else ""
     name = type(error).__name__
-    if isinstance(error, MemoryError) or "OutOfMemory" in name or "out of memory" in str(error).lower():
+    if _out_of_memory(error):
         return (
             f"This machine ran out of memory{where}. Choose a shorter prompt length or a shorter generation, and press "
             "Run again."

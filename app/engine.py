@@ -6,20 +6,25 @@ they are loaded; tests put an engine of their own in its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import sparsed
 from app.limits import Shape
 from sparsed.config import SamplerConfig, SparseDConfig
-from sparsed.models import catalogue
+from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
+
+# How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
+Listener = Callable[[Any], None]
 
 
 class Engine(Protocol):
     """What a page needs: models, prompts with known answers, and runs. The types are those of `sparsed`."""
 
-    def models(self) -> Mapping[str, str]:
-        """Model name → label."""
+    def models(self) -> Mapping[str, ModelSpec]:
+        """What `load` takes → a row of the list. `bundled`: nothing has to be downloaded. parameters: 0 if unknown.
+        """
 
     def kinds(self) -> Mapping[str, str]:
         """Question kind → label."""
@@ -27,8 +32,17 @@ class Engine(Protocol):
     def lengths(self) -> Mapping[str, int]:
         """Prompt length name → tokens."""
 
-    def load(self, name: str) -> Any:
-        """The model; takes seconds. Raises ValueError, FileNotFoundError or OSError."""
+    def weights(self, name: str) -> int:
+        """Bytes of the model's weights in the smallest dtype that the device here takes; 0 where unknown."""
+
+    def memory(self, model: Any = None) -> int | None:
+        """Bytes free on the model's device, or on the one that a new model would get; None where unknown."""
+
+    def fetch(self, name: str, progress: Listener) -> None:
+        """Brings the model's files to this machine; may take an hour. Raises ValueError or OSError."""
+
+    def load(self, name: str, progress: Listener) -> Any:
+        """The model; takes seconds once its files are here. Raises ValueError, OSError or RuntimeError."""
 
     def shape(self, model: Any) -> Shape:
         """The sizes that decide what a run costs."""
@@ -37,10 +51,10 @@ class Engine(Protocol):
         """Where the model runs, for people: "CPU · float32"."""
 
     def backend(self, model: Any) -> str:
-        """What "auto" runs for the sparse lane here."""
+        """What runs the sparse lane here; "auto" where that depends on the run."""
 
     def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
-        """A prompt with .text, .question, .answer, .tokens."""
+        """A prompt with .text, .question, .answer, .tokens. Raises ValueError where none can be made."""
 
     def count(self, model: Any, text: str) -> int:
         """Tokens of `text` with the chat template."""
@@ -66,10 +80,13 @@ class SparsedEngine:
     def __init__(self, extra_model: str | None = None) -> None:
         self._extra = extra_model
 
-    def models(self) -> Mapping[str, str]:
-        listed = {spec.name: spec.label for spec in catalogue.CATALOGUE}
-        if self._extra is not None and self._extra not in listed:
-            listed[self._extra] = self._extra
+    def models(self) -> Mapping[str, ModelSpec]:
+        # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
+        extra = self._extra or ""
+        listed = {extra if extra == spec.source else spec.name: spec for spec in CATALOGUE}
+        if extra and extra not in listed:
+            name = Path(extra).name or extra
+            listed[extra] = ModelSpec(name, name, extra, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=True)
         return listed
 
     def kinds(self) -> Mapping[str, str]:
@@ -82,8 +99,26 @@ class SparsedEngine:
 
         return {name: token_budget(name) for name in LENGTHS}
 
-    def load(self, name: str) -> Any:
-        return sparsed.load(name)
+    def weights(self, name: str) -> int:
+        from sparsed.models.loading import pick_device
+
+        # bfloat16 or float16 everywhere but on Apple's GPUs.
+        return self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
+
+    def memory(self, model: Any = None) -> int | None:
+        from sparsed.memory import device_memory
+        from sparsed.models.loading import pick_device
+
+        device = pick_device(None) if model is None else model.device
+        return device_memory(device.type, device.index)
+
+    def fetch(self, name: str, progress: Listener) -> None:
+        from sparsed.models.hub import locate
+
+        locate(name, progress=progress)
+
+    def load(self, name: str, progress: Listener) -> Any:
+        return sparsed.load(name, progress=progress)
 
     def shape(self, model: Any) -> Shape:
         config = model.network.config
@@ -96,6 +131,7 @@ class SparsedEngine:
             intermediate=config.intermediate_size,
             weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.network.parameters()),
             number_bytes=model.dtype.itemsize,
+            vocabulary=config.vocab_size,
         )
 
     def place(self, model: Any) -> str:
@@ -103,9 +139,10 @@ class SparsedEngine:
         return f"{device} · {str(model.dtype).removeprefix('torch.')}"
 
     def backend(self, model: Any) -> str:
-        from sparsed.attention.dispatch import pick_backend
+        from sparsed.attention.backends import pick_backend
 
-        return pick_backend("auto")
+        # On a GPU the kernels are tried out for each shape, when a run begins.
+        return "auto" if model.device.type == "cuda" else pick_backend("auto")
 
     def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
         from sparsed.prompts import build_prompt
@@ -130,11 +167,10 @@ class SparsedEngine:
         return sparsed.denoise(model, prompt, sampler=sampler, attention=chosen, backend=backend)  # type: ignore[arg-type]
 
     def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
-        return str(
-            model.tokenizer.decode(
-                list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        ids = list(tokens)
+        if len(ids) == 1:
+            return str(model.token_text(ids[0]))
+        return str(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def read_answer(self, model: Any, tokens: Sequence[int]) -> str:
         import torch

@@ -11,19 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
 GATHER_OVERHEAD = 1.25
 # The select step computes the attention scores twice more (issue: "not slower than two dense attentions").
 SELECT_ATTENTIONS = 2.0
+# A sampler's work on one row of logits: float32 and float64 copies, noise, sorting; bytes per entry.
+LOGIT_BYTES = 32
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
-    activation.
+    activation. vocabulary: entries of one row of logits.
     """
 
     layers: int
@@ -33,6 +34,7 @@ class Shape:
     intermediate: int
     weight_bytes: int
     number_bytes: int
+    vocabulary: int = 0
 
     @property
     def linear_flops(self) -> float:
@@ -59,7 +61,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of both lanes of a race, and the peak of memory in bytes."""
+    """Seconds of both lanes of a race, and the peak of memory in bytes beside the weights."""
 
     dense_seconds: float
     sparse_seconds: float
@@ -73,8 +75,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Limits:
-    """max_seconds: the longest race. max_tokens: prompt and generation together. memory: bytes free, None if
-    unknown.
+    """max_seconds: the longest race. max_tokens: prompt and generation together. memory: bytes free on the
+    device that is used, the model being loaded; None if unknown.
 
     memory_share: the part of the free memory that a race may take.
     """
@@ -94,7 +96,6 @@ class Limits:
         return cls(
             max_seconds=60 * _positive(values, "SPARSED_MAX_MINUTES", 60.0),
             max_tokens=int(_positive(values, "SPARSED_MAX_TOKENS", 66_560)),
-            memory=available_memory(),
         )
 
 
@@ -130,11 +131,11 @@ def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
     return Speed(shape.linear_flops * per_flop, shape.pair_flops * per_flop)
 
 
-def memory_needed(shape: Shape, length: int, block_size: int) -> int:
-    """Peak bytes of a race over `length` tokens: weights, one layer's activations, the block mask and
-    importances.
+def memory_needed(shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1) -> int:
+    """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
+    activations, the logits of `gen_length` positions, the block mask and importances.
 
-    The lanes share the weights and never run at the same time, so the larger of the two counts.
+    rows: sequences in one forward. The lanes never run at the same time, so the larger of the two counts.
     """
     width = 8 * shape.hidden + 3 * shape.intermediate + 6 * shape.heads * shape.head_dim
     activations = length * width * max(shape.number_bytes, 4)
@@ -142,8 +143,9 @@ def memory_needed(shape: Shape, length: int, block_size: int) -> int:
     # float32 importances of one layer, its sort, and the kept indices of all layers; plus the rows of one
     # query block.
     pattern = shape.heads * blocks * blocks * 16 + shape.layers * shape.heads * blocks * blocks * 4
-    rows = shape.heads * block_size * length * 4 * 2
-    return shape.weight_bytes + activations + pattern + rows
+    attention = shape.heads * block_size * length * 4 * 2
+    logits = gen_length * shape.vocabulary * LOGIT_BYTES
+    return rows * (activations + pattern + attention + logits)
 
 
 def estimate(
@@ -155,19 +157,22 @@ def estimate(
     switch_step: int | None,
     density: float,
     block_size: int,
+    gen_length: int = 0,
+    rows: int = 1,
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
     switch_step: the first sparse step counted from 0, None when the sparse lane never switches. density: the
-    share of key blocks kept.
+    share of key blocks kept. gen_length: positions whose logits are held. rows: sequences in one forward, 2
+    with classifier-free guidance.
     """
-    dense = steps * speed.step(length)
+    dense = steps * rows * speed.step(length)
     sparse = dense
     if switch_step is not None:
-        attention = speed.per_pair * length**2
+        attention = rows * speed.per_pair * length**2
         saved = attention * (1 - min(1.0, GATHER_OVERHEAD * density))
         sparse = dense - (steps - switch_step) * saved + SELECT_ATTENTIONS * attention
-    return Estimate(dense, sparse, memory_needed(shape, length, block_size))
+    return Estimate(dense, sparse, memory_needed(shape, length, block_size, gen_length, rows))
 
 
 def reason(estimated: Estimate | None, limits: Limits, *, length: int) -> str:
@@ -197,8 +202,8 @@ def refusal(estimated: Estimate | None, limits: Limits, *, length: int, steps: i
         )
     if limits.memory is not None and estimated.memory > limits.memory_share * limits.memory:
         return (
-            f"{length:,} tokens would need about {estimated.memory / GIB:.1f} GiB of memory; this machine has "
-            f"{limits.memory / GIB:.1f} GiB free. Choose a shorter prompt length."
+            f"{length:,} tokens would need about {estimated.memory / GIB:.1f} GiB of memory beside the model; "
+            f"{limits.memory / GIB:.1f} GiB are free here. Choose a shorter prompt length."
         )
     fewer = int(steps * limits.max_seconds / estimated.seconds)
     knob = f", or {fewer} steps or fewer" if fewer >= 8 else ""
@@ -228,32 +233,3 @@ def span(seconds: float) -> str:
     if not hours:
         return f"{minutes} min"
     return f"{hours} h {rest} min" if rest else f"{hours} h"
-
-
-def available_memory() -> int | None:
-    """Bytes of main memory that a run could take now: free memory, or less where a container limits it.
-
-    None where the system does not say (Windows).
-    """
-    candidates = []
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                candidates.append(int(line.split()[1]) * 1024)
-    except (OSError, ValueError):
-        pass
-    if not candidates:
-        try:
-            candidates.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (AttributeError, OSError, ValueError):
-            pass
-    group = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            candidates.append(int((group / limit).read_text()) - int((group / used).read_text()))
-        except (OSError, ValueError):
-            continue
-    return max(0, min(candidates)) if candidates else None

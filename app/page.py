@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app import charts, limits, request, stage, words
-from app.desk import Desk, Loaded, SelectedPattern, error_sentence, log_error
-from app.request import OWN_TEXT, Request
-from app.session import EXPECTED, gather, perform
+from app.desk import Desk, Loaded, Loading, SelectedPattern, error_sentence, log_error
+from app.request import FOLLOWING, OWN_TEXT, SAMPLER_FIELDS, Request
+from app.session import EXPECTED, Material, follow, gather, notes, perform
 from app.theme import theme
+from sparsed.models.catalogue import ModelSpec
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 STYLE, SCRIPT = "page.css", "page.js"
@@ -40,8 +42,22 @@ TIMELINE_SECONDS = 0.4
 # A visitor presses Run to see what this is; the first run should not keep him waiting.
 FIRST_RUN_SECONDS = 30.0
 
+GENERATIONS = (16, 32, 64, 128, 256)
+LEAST_STEPS, MOST_STEPS = 8, 256
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+OFF = 0
+# What is said below a setting, where the algorithm has nothing else to say.
+INFO = {
+    "block_length": "Blocks of the answer are finished from left to right.",
+    "threshold": "Commits every surer token; ends a run early.",
+    "top_p": "Draws from the likeliest; 1 is off.",
+}
+STEPS_INFO = "More steps, fewer tokens each."
+STEPS_AT_MOST_INFO = "At most: the threshold may end it."
+
 NO_TIMELINE = "Each step's time appears here when a run starts."
 NO_PATTERN = "The blocks a head keeps appear here at the select step."
+NO_SELECTION = "The last run ended before its select step."
 
 Outputs = tuple[Any, ...]
 
@@ -118,7 +134,7 @@ def _sent(value: Any) -> str:
 def _view(kind: str, value: Any, element: str) -> gr.HTML:
     """A component that assets/page.js draws from a JSON value."""
     return gr.HTML(
-        value=_sent(value),
+        value=value if isinstance(value, str) else _sent(value),
         html_template='<div class="sd-view"></div>',
         # Gradio may run this before the script in the page's head has arrived; then it waits in a list for
         # it.
@@ -138,7 +154,7 @@ class _Page:
         self.desk = desk
         self.lengths = dict(desk.engine.lengths())
         self.kinds = dict(desk.engine.kinds())
-        self.models = dict(desk.engine.models())
+        self.models: dict[str, ModelSpec] = dict(desk.engine.models())
         self.default_length = default_length
         self.default_kind = default_kind
 
@@ -146,7 +162,7 @@ class _Page:
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True) as page:
-            self.header = _view("header", self._header(None), "sd-header")
+            self.header = _view("header", self._loading_header(self.desk.default_model, "starting"), "sd-header")
             with gr.Row(elem_id="sd-controls", equal_height=False):
                 self.kind = gr.Dropdown(
                     [(label, name) for name, label in self.kinds.items()] + [("Your own text", OWN_TEXT)],
@@ -211,91 +227,137 @@ class _Page:
         return page
 
     def _settings(self) -> None:
+        """The settings start as the default model's; `prepare` moves them with the model and the prompt length."""
+        usual = self.models[self.desk.default_model].defaults
+        usual = usual.resolve(usual)
+        number: dict[str, Any] = {"precision": 0, "minimum": 0, "maximum": 2**31 - 1, "min_width": 200}
+        slim: dict[str, Any] = {"min_width": 200}
         with gr.Accordion("Settings", open=False, elem_id="sd-settings"):
             with gr.Row():
                 self.model = gr.Dropdown(
-                    [(label, name) for name, label in self.models.items()],
-                    value=self.desk.default_model,
-                    label="Model",
-                    elem_id="sd-model",
-                    min_width=220,
-                )
+                    [(self._model_label(name), name) for name in self.models],
+                    value=self.desk.default_model, label="Model", elem_id="sd-model", min_width=320, scale=4,
+                    info="Choosing one downloads nothing: that begins when you press Run.",
+                )  # fmt: skip
+                self.question = gr.Number(
+                    value=0, label="Question number", elem_id="sd-question", info="Each number makes another prompt.",
+                    scale=1, **number,
+                )  # fmt: skip
+            gr.HTML("<h3>Sampler</h3>", apply_default_css=False)
+            with gr.Row():
+                self.algorithm = gr.Dropdown(
+                    [(label, name) for name, label in words.ALGORITHMS.items()], value=usual.algorithm,
+                    label="Algorithm", elem_id="sd-algorithm", info="Which tokens each step commits.",
+                    min_width=320, scale=2,
+                )  # fmt: skip
                 self.steps = gr.Slider(
-                    8, 256, value=64, step=8, label="Denoising steps", elem_id="sd-steps",
-                    info="More steps commit fewer tokens at a time.", min_width=220,
+                    LEAST_STEPS, MOST_STEPS, value=usual.steps, step=8, label="Denoising steps", elem_id="sd-steps",
+                    info=STEPS_INFO, scale=1, **slim,
                 )  # fmt: skip
                 self.gen_length = gr.Dropdown(
-                    [16, 32, 64, 128, 256], value=64, label="Generation length", elem_id="sd-gen-length",
-                    info="Tokens the answer may have.", min_width=220,
+                    _numbers(usual.gen_length), value=usual.gen_length, label="Generation length",
+                    elem_id="sd-gen-length", info="Tokens the answer may have.", scale=1, **slim,
                 )  # fmt: skip
+            with gr.Row():
                 self.block_length = gr.Dropdown(
-                    [16, 32, 64, 128, 256], value=64, label="Semi-autoregressive block length",
-                    elem_id="sd-block-length",
-                    info="Blocks of the answer are finished from left to right.", min_width=220,
+                    _numbers(usual.block_length), value=usual.block_length, label="Semi-autoregressive block length",
+                    elem_id="sd-block-length", info=INFO["block_length"], **slim,
                 )  # fmt: skip
+                self.temperature = gr.Slider(
+                    0.0, 2.0, value=usual.temperature, step=0.05, label="Temperature", elem_id="sd-temperature",
+                    info="0 takes the likeliest token.", **slim,
+                )  # fmt: skip
+                self.top_p = gr.Slider(
+                    0.05, 1.0, value=usual.top_p, step=0.05, label="Top-p", elem_id="sd-top-p", info=INFO["top_p"],
+                    **slim,
+                )  # fmt: skip
+            with gr.Row():
+                self.threshold = gr.Dropdown(
+                    [("off", OFF), *((f"{value:.2f}", value) for value in THRESHOLDS)],
+                    value=usual.threshold or OFF, label="Confidence threshold", elem_id="sd-threshold",
+                    info=INFO["threshold"], **slim,
+                )  # fmt: skip
+                self.cfg_scale = gr.Slider(
+                    0.0, 4.0, value=usual.cfg_scale, step=0.25, label="Guidance (CFG scale)", elem_id="sd-cfg-scale",
+                    info="0 is off; above, each step costs twice.", **slim,
+                )  # fmt: skip
+                self.seed = gr.Number(
+                    value=0, label="Sampler seed", elem_id="sd-seed", info="Both lanes use the same.", **number,
+                )  # fmt: skip
+            gr.HTML("<h3>SparseD</h3>", apply_default_css=False)
             with gr.Row():
                 self.skip = gr.Slider(
                     0.0, 1.0, value=0.2, step=0.05, label="Skip", elem_id="sd-skip",
-                    info="Share of the steps before SparseD turns sparse.", min_width=220,
+                    info="Share of steps before the switch.", **slim,
                 )  # fmt: skip
                 self.select = gr.Slider(
                     0.05, 1.0, value=0.5, step=0.05, label="Select", elem_id="sd-select",
-                    info="Share of the key blocks each head keeps.", min_width=220,
+                    info="Share of key blocks a head keeps.", **slim,
                 )  # fmt: skip
                 self.block_size = gr.Dropdown(
                     [32, 64, 128], value=32, label="Attention block size", elem_id="sd-block-size",
-                    info="Tokens per block of queries and keys.", min_width=220,
-                )  # fmt: skip
-                self.backend = gr.Dropdown(
-                    list(request.BACKENDS), value="auto", label="Sparse attention backend", elem_id="sd-backend",
-                    info="auto: the fastest on this machine.", min_width=220,
+                    info="Tokens per block of queries and keys.", **slim,
                 )  # fmt: skip
             with gr.Row():
-                self.question = gr.Number(
-                    value=0, precision=0, minimum=0, maximum=2**31 - 1, label="Question number", elem_id="sd-question",
-                    info="Each number makes another prompt.", min_width=220,
+                self.selection = gr.Dropdown(
+                    [(label, name) for name, label in words.SELECTIONS.items()], value="paper", label="Selection",
+                    elem_id="sd-selection", info="How the blocks to keep are ranked.", **slim,
                 )  # fmt: skip
-                self.seed = gr.Number(
-                    value=0, precision=0, minimum=0, maximum=2**31 - 1, label="Sampler seed", elem_id="sd-seed",
-                    info="Both lanes use the same.", min_width=220,
+                self.backend = gr.Dropdown(
+                    self._backends(), value="auto", label="Sparse attention backend", elem_id="sd-backend",
+                    info="auto: the fastest on this machine.", **slim,
                 )  # fmt: skip
+        # In the order of `request.FOLLOWING`.
+        self.following: list[Any] = [
+            self.steps, self.gen_length, self.block_length, self.algorithm, self.temperature, self.threshold,
+            self.cfg_scale, self.top_p, self.select, self.block_size,
+        ]  # fmt: skip
 
     def _wire(self, page: gr.Blocks) -> None:
         inputs = [
-            self.model, self.kind, self.length, self.question, self.text, self.steps, self.gen_length,
-            self.block_length, self.skip, self.select, self.block_size, self.seed, self.backend, self.touched,
+            self.model, self.kind, self.length, self.question, self.text, self.skip, self.selection, self.seed,
+            self.backend, *self.following, self.touched,
         ]  # fmt: skip
         prepared = [
-            self.header, self.panel, self.length, self.another, self.text, self.select, self.block_size,
+            self.header, self.panel, self.length, self.another, self.text, self.model, *self.following,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(self.open, inputs, prepared, **quiet)
-        # A value the visitor has set himself is not moved when the prompt length changes.
-        for component, name in ((self.select, "select"), (self.block_size, "block_size")):
-            component.input(self._touch(name), self.touched, self.touched, queue=False, **quiet).then(
-                self.prepare, inputs, prepared, **quiet
-            )
+        # A preparation may wait for a model; nobody else's may wait for it.
+        prepare: dict[str, Any] = {**quiet, "concurrency_limit": None}
+        page.load(self.open, inputs, prepared, **prepare)
+        # A value the visitor has set himself is not moved when the model or the prompt length changes.
+        for component, name in zip(self.following, FOLLOWING, strict=True):
+            component.input(
+                self._touch(name), self.touched, self.touched, queue=False, trigger_mode="always_last", **quiet
+            ).then(self.prepare, inputs, prepared, **prepare)
         gr.on(
             [
-                self.model.input, self.kind.input, self.length.input, self.question.input,
+                self.kind.input, self.length.input, self.question.input,
                 self.text.change,  # its input event misses what is pasted or deleted
-                self.steps.input, self.gen_length.input, self.block_length.input, self.skip.input, self.backend.input,
+                self.skip.input, self.selection.input, self.backend.input,
             ],
-            self.prepare, inputs, prepared, trigger_mode="always_last", **quiet,
+            self.prepare, inputs, prepared, trigger_mode="always_last", **prepare,
         )  # fmt: skip
+        # Another choice ends the waiting for the model chosen before.
+        self.model.input(self.prepare, inputs, prepared, trigger_mode="multiple", **prepare)
         self.another.click(
             lambda n: int(n or 0) + 1, self.question, self.question, queue=False, **quiet
-        ).then(self.prepare, inputs, prepared, **quiet)
+        ).then(self.prepare, inputs, prepared, **prepare)
         shown = [
             self.stage, self.timeline, self.heatmap, self.layer, self.head, self.run_button, self.stop_button,
         ]  # fmt: skip
-        self.run_button.click(self.run, inputs, shown, concurrency_limit=None, **quiet)
+        self.run_button.click(self.run, inputs, shown + prepared, concurrency_limit=None, **quiet)
         self.stop_button.click(self.stop, None, self.stop_button, queue=False, **quiet)
         gr.on(
             [self.layer.input, self.head.input], self.show_pattern, [self.layer, self.head], self.heatmap,
             queue=False, trigger_mode="always_last", **quiet,
         )  # fmt: skip
         page.unload(self.leave)
+
+    @staticmethod
+    def _backends() -> list[str]:
+        """Those that may run here; torch, which would know exactly, is not loaded yet."""
+        return list(request.BACKENDS if shutil.which("nvidia-smi") else request.CPU_BACKENDS)
 
     # ---- small values --------------------------------------------------------------------------------------
 
@@ -307,107 +369,193 @@ class _Page:
         shown = name.replace("_", " ")
         return f"{shown} · {remark}" if remark else f"{shown} · {self.lengths[name]:,} tokens"
 
-    def _header(self, loaded: Loaded | None, problem: str = "") -> dict[str, Any]:
+    def _model_label(self, name: str, remark: str = "") -> str:
+        spec = self.models[name]
+        size = "" if spec.bundled else f"{spec.download_gb:.1f} GB download"
+        return " · ".join(filter(None, (spec.label, remark or size)))
+
+    def _model_choices(self) -> list[tuple[str, str]]:
+        """Every model, with what it takes to have it here, or the reason why it is too large for this machine."""
+        choices = []
+        for name in self.models:
+            reason = self.desk.too_large(name)
+            remark = f"too large here: {reason}" if reason else ""
+            if self.desk.loaded(name) and not self.models[name].bundled:
+                remark = "in memory"
+            choices.append((self._model_label(name, remark), name))
+        return choices
+
+    def _header(self, *chips: str, busy: bool = False) -> str:
+        return _sent({"title": words.TITLE, "tagline": words.TAGLINE, "chips": chips, "busy": busy})
+
+    def _loading_header(self, name: str, message: str) -> str:
+        return self._header(f"loading {self.models[name].name}", message, busy=True)
+
+    def _model_header(self, name: str) -> str:
+        loaded = self.desk.loaded(name)
         if loaded is None:
-            chips = [problem or f"loading {self.desk.default_model} …"]
-        else:
-            chips = [loaded.name, loaded.place, self.desk.engine.backend(loaded.model)]
-        return {
-            "title": words.TITLE,
-            "tagline": words.TAGLINE,
-            "chips": chips,
-            "busy": loaded is None and not problem,
-        }
+            return self._header(self.models[name].name, "not in memory")
+        return self._header(loaded.model.name, loaded.place, self.desk.engine.backend(loaded.model))
 
     def _opening(self) -> dict[str, Any]:
         return stage.opening(64, 64, total=64, switch_step=14, message=words.START)
 
     def _parse(self, *values: Any) -> Request:
         names = (
-            "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "skip", "select",
-            "block_size", "seed", "backend",
+            "model", "kind", "length", "question", "text", "skip", "selection", "seed", "backend", *FOLLOWING,
         )  # fmt: skip
         given = dict(zip(names, values[:-1], strict=True))
-        for name in ("select", "block_size"):
+        for name in FOLLOWING:
             if name not in (values[-1] or []):
                 given[name] = None
-        return request.parse(**given, models=self.models, kinds=self.kinds, lengths=self.lengths)
+        # A model that does not exist is refused by `parse`.
+        chosen = given["model"]
+        known = chosen if isinstance(chosen, str) and chosen in self.models else self.desk.default_model
+        return request.parse(
+            **given, defaults=self.desk.defaults(known), models=self.models, kinds=self.kinds, lengths=self.lengths
+        )
 
     # ---- handlers ------------------------------------------------------------------------------------------
 
-    async def open(self, *values: Any) -> Outputs:
+    async def open(self, http: gr.Request, *values: Any) -> AsyncGenerator[Outputs, None]:
         """A fresh page: like `prepare`, with the prompt length that suits this machine."""
-        given = list(values)
-        if self.default_length is None:
-            with contextlib.suppress(*EXPECTED):  # what is wrong with the model is said by `prepare`
-                asked = self._parse(*values)
-                loaded = await asyncio.to_thread(self.desk.load, asked.model)
-                given[2] = self.desk.longest(loaded, asked, FIRST_RUN_SECONDS)
-        header, panel, length, *rest = await self.prepare(*given)
-        return (header, panel, {**length, "value": given[2]}, *rest)
+        async for outputs in self._prepare(http, values, fresh=self.default_length is None):
+            yield outputs
 
-    async def prepare(self, *values: Any) -> Outputs:
-        """Shows the prompt, its length, what the run will cost, and moves what the visitor has not set."""
+    async def prepare(self, http: gr.Request, *values: Any) -> AsyncGenerator[Outputs, None]:
+        """Shows the prompt, its length, what the run will cost, and moves what the visitor has not set. A model that
+        is here already is loaded meanwhile, which is shown too.
+        """
+        async for outputs in self._prepare(http, values):
+            yield outputs
+
+    async def _prepare(
+        self, http: gr.Request, values: Outputs, *, fresh: bool = False
+    ) -> AsyncGenerator[Outputs, None]:
+        visit = self.desk.visit(http.session_hash)
+        visit.latest = mine = object()
+        name, job = str(values[0]), None
+        if name in self.models:
+            job = self.desk.loading(name) if self.desk.at_once(name) else self.desk.under_way(name)
+        if job is not None:
+            async for message, new in follow(job):
+                if visit.latest is not mine:
+                    break
+                if new:
+                    panel = {"state": "loading", "message": f"{job.label} · {message}"}
+                    yield (self._loading_header(name, message), _sent(panel), *self._skip(2))
+        outputs = self._skip(0)
+        if visit.latest is mine:
+            outputs = await asyncio.to_thread(self._prepared, values, job, fresh)
+        # Who did something else meanwhile gets to see that. Something must be yielded: from a generator that
+        # yields nothing gradio makes an empty value for every output.
+        yield outputs if visit.latest is mine else self._skip(0)
+
+    def _skip(self, given: int) -> Outputs:
+        """Nothing new for the outputs of a preparation after the first `given`."""
+        return tuple(gr.skip() for _ in range(6 + len(FOLLOWING) - given))
+
+    def _prepared(self, values: Outputs, job: Loading | None = None, fresh: bool = False) -> Outputs:
+        """Every output of a preparation, for the model as it is now: in memory, on offer, or failed.
+
+        job: its loading, which is over. fresh: choose the prompt length for this machine.
+        """
         own = values[1] == OWN_TEXT
-        shown = (gr.update(visible=not own), gr.update(visible=not own), gr.update(visible=own))
-        rest = (gr.skip(), gr.skip())
-        if own and not str(values[4] or "").strip():
-            return (gr.skip(), _sent({"state": "empty"}), *shown, *rest)
+        empty = own and not str(values[4] or "").strip()
+        header, length, model = gr.skip(), gr.update(visible=not own), gr.skip()
+        following: Outputs = tuple(gr.skip() for _ in FOLLOWING)
         try:
-            asked = self._parse(*values)
-        except ValueError as error:
-            return (gr.skip(), _sent({"state": "problem", "problem": str(error)}), *shown, *rest)
-        try:
-            loaded = await asyncio.to_thread(self.desk.load, asked.model)
-            return await asyncio.to_thread(self._prepared, asked, loaded)
+            asked = self._parse(*([values[0], self.default_kind, *values[2:]] if empty else values))
+            spec = self.models[asked.model]
+            model = gr.update(choices=self._model_choices())
+            following = self._following(asked.resolve(self.lengths[asked.length], spec), values)
+            header = self._model_header(asked.model)
+            loaded = job.result() if job is not None and job.over else self.desk.loaded(asked.model)
+            if loaded is None:
+                panel = {"state": "empty"} if empty else self._offer(asked)
+            else:
+                if fresh:
+                    asked = replace(asked, length=self.desk.longest(loaded, asked, FIRST_RUN_SECONDS))
+                length = gr.update(choices=self._length_choices(asked, loaded), visible=not own)
+                if fresh:
+                    length["value"] = asked.length
+                if empty:
+                    panel = {"state": "empty"}
+                else:
+                    material = gather(self.desk, asked, loaded)
+                    following = self._following(material.asked, values)
+                    panel = self._ready(material, loaded)
         except EXPECTED as error:
-            log_error(error)
-            loaded_before = self.desk.loaded(asked.model)
-            header = gr.skip() if loaded_before else _sent(self._header(None, "no model"))
-            return (header, _sent({"state": "problem", "problem": error_sentence(error)}), *shown, *rest)
+            if not isinstance(error, ValueError):
+                log_error(error)
+            panel = {"state": "problem", "problem": error_sentence(error)}
+        shown = (gr.update(visible=not own), gr.update(visible=own))
+        return (header, _sent(panel), length, *shown, model, *following)
 
-    def _prepared(self, asked: Request, loaded: Loaded) -> Outputs:
-        own = asked.kind == OWN_TEXT
-        material = gather(self.desk, asked, loaded)
-        asked, total = material.asked, material.tokens + asked.gen_length
-        remarks = request.notes(asked)
-        trained = getattr(loaded.model, "max_positions", None)
-        if trained is not None and total > trained:
-            remarks.append(
-                f"{total:,} tokens are more than the {trained:,} that {loaded.name} was trained on: expect "
-                "worse answers."
-            )
+    def _ready(self, material: Material, loaded: Loaded) -> dict[str, Any]:
+        """The prompt of a model in memory, and what the run will cost. Raises what the engine raises."""
         estimated = material.estimated
-        panel = {
+        return {
             "state": "ready",
             "question": material.question,
             "text": material.text,
             "tokens": material.tokens,
             "gold": material.gold is not None,
-            "estimate": f"{limits.about(estimated.seconds)} on this machine" if estimated else "",
+            "estimate": f"{_time(estimated, material.asked)} on this machine" if estimated else "",
             "refused": material.refused or "",
-            "notes": remarks,
+            "notes": [] if material.refused else notes(self.desk, material, loaded),
         }
-        return (
-            _sent(self._header(loaded)),
-            _sent(panel),
-            gr.update(choices=self._length_choices(asked, loaded), visible=not own),
-            gr.update(visible=not own),
-            gr.update(visible=own),
-            gr.update(value=asked.attention.select),
-            gr.update(value=asked.attention.block_size),
+
+    def _offer(self, asked: Request) -> dict[str, Any]:
+        """What Run will do first for a model that is not in memory."""
+        spec, reason = self.models[asked.model], self.desk.too_large(asked.model)
+        first = (
+            f"{spec.label} is not in memory: Run downloads it first ({spec.download_gb:.1f} GB, if it is not here "
+            "already). The prompt is made with its own tokenizer then."
         )
+        return {
+            "state": "offer",
+            "offer": "" if reason else first,
+            "refused": f"{spec.label} is too large for this machine: {reason}." if reason else "",
+        }
+
+    def _following(self, asked: Request, values: Outputs) -> Outputs:
+        """What the visitor has not set moves to what the run will use; what the algorithm does not have is switched
+        off, with the reason.
+        """
+        touched = values[-1] or []
+        given = dict(zip(FOLLOWING, values[-1 - len(FOLLOWING) : -1], strict=True))
+        sampler = asked.sampler
+        unused = request.unused(sampler, sampler)
+        outputs = []
+        for name in FOLLOWING:
+            value = getattr(sampler if name in SAMPLER_FIELDS else asked.attention, name)
+            update: dict[str, Any] = {}
+            if name == "threshold":
+                value = value or OFF
+            if name not in touched and value != given[name]:
+                update["value"] = value
+                if name in ("gen_length", "block_length"):
+                    update["choices"] = _numbers(value)
+                if name == "steps":
+                    update |= {"minimum": min(LEAST_STEPS, value), "maximum": max(MOST_STEPS, value)}
+            if name in INFO:
+                update |= {"interactive": name not in unused, "info": unused.get(name, INFO[name])}
+            if name == "steps":
+                update["info"] = STEPS_AT_MOST_INFO if asked.at_most else STEPS_INFO
+            outputs.append(gr.update(**update) if update else gr.skip())
+        return tuple(outputs)
 
     def _length_choices(self, asked: Request, loaded: Loaded) -> list[tuple[str, str]]:
         """Every prompt length, with the time it takes here, or the reason why it is too long for this
         machine.
         """
-        here = replace(self.desk.limits, memory=limits.available_memory())
+        room = self.desk.room(loaded)
         choices = []
         for name, tokens in self.lengths.items():
             estimated = self.desk.estimate(loaded, asked.resolve(tokens, loaded.model), tokens)
-            reason = limits.reason(estimated, here, length=tokens + asked.gen_length)
-            remark = limits.about(estimated.seconds) if estimated else ""
+            reason = limits.reason(estimated, room, length=tokens + asked.gen_length)
+            remark = _time(estimated, asked) if estimated else ""
             choices.append((self._length_label(name, f"too long here: {reason}" if reason else remark), name))
         return choices
 
@@ -419,10 +567,10 @@ class _Page:
             asked = self._parse(*values)
         except ValueError as error:
             value = stage.opening(64, 64, total=64, switch_step=None, state="refused", message=str(error))
-            yield (_sent(value), *[gr.skip()] * 4, *free)
+            yield (_sent(value), *[gr.skip()] * 4, *free, *self._skip(0))
             return
         visit = self.desk.visit(http.session_hash)
-        started, next_timeline = False, 0.0
+        started, waiting, next_timeline = False, False, 0.0
         async with contextlib.aclosing(perform(self.desk, visit, asked)) as stream:
             async for shown in stream:
                 timeline, heatmap, sliders = gr.skip(), gr.skip(), (gr.skip(), gr.skip())
@@ -432,6 +580,8 @@ class _Page:
                 elif not started:
                     timeline = _sent({"figure": charts.empty(NO_TIMELINE), "label": NO_TIMELINE})
                     heatmap = _sent({"figure": charts.empty(NO_PATTERN), "label": NO_PATTERN})
+                if shown.over and shown.timeline is not None and visit.selected is None:
+                    heatmap = _sent({"figure": charts.empty(NO_SELECTION), "label": NO_SELECTION})
                 if shown.selected is not None:
                     layer, head = min(1, shown.selected.layers - 1), 0
                     heatmap = _heatmap(shown.selected, layer, head)
@@ -441,7 +591,16 @@ class _Page:
                     )
                 buttons = free if shown.over else (gr.skip(), gr.skip()) if started else busy
                 started = True
-                yield (_sent(shown.stage), timeline, heatmap, *sliders, *buttons)
+                prepared = self._skip(0)
+                if shown.loading:
+                    waiting = True
+                    prepared = (self._loading_header(asked.model, shown.loading), *self._skip(1))
+                elif shown.loaded is not None:
+                    waiting = False
+                    prepared = await asyncio.to_thread(self._prepared, values)
+                elif shown.over and waiting:
+                    prepared = (self._model_header(asked.model), *self._skip(1))
+                yield (_sent(shown.stage), timeline, heatmap, *sliders, *buttons, *prepared)
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""
@@ -456,6 +615,16 @@ class _Page:
         """The block mask of one head of the visit's last run."""
         selected = self.desk.visit(http.session_hash).selected
         return gr.skip() if selected is None else _heatmap(selected, layer, head)
+
+
+def _time(estimated: limits.Estimate, asked: Request) -> str:
+    """How long the race takes, in words; with a threshold it may be over earlier."""
+    return limits.about(estimated.seconds) + (" at most" if asked.at_most else "")
+
+
+def _numbers(*more: int | None) -> list[int]:
+    """Lengths to choose from, with those that a model brings along."""
+    return sorted({*GENERATIONS, *(number for number in more if number)})
 
 
 def _heatmap(selected: SelectedPattern, layer: Any, head: Any) -> str:

@@ -7,18 +7,26 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparsed.config import DEFAULT_SKIP, SHORT_SELECT, SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import ALGORITHMS, DEFAULT_SKIP, SHORT_SELECT, SamplerConfig, SparseDConfig, switch_step
 
 OWN_TEXT = "own"
 MAX_STEPS = 1024
 MAX_GENERATION = 1024
 MAX_CHARACTERS = 2_000_000
-BACKENDS = ("auto", "gather")
+CPU_BACKENDS = ("auto", "gather")
+BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
+
+# Settings that follow the model and the prompt length until the visitor sets them himself.
+SAMPLER_FIELDS = (
+    "steps", "gen_length", "block_length", "algorithm", "temperature", "threshold", "cfg_scale", "top_p",
+)  # fmt: skip
+FOLLOWING = (*SAMPLER_FIELDS, "select", "block_size")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt. sampler: every field set.
+    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt. sampler: every field set, but for
+    threshold, which is None when off.
 
     attention: fields that are None take the published default for the length; `resolve` fills them in.
     """
@@ -34,7 +42,7 @@ class Request:
 
     @property
     def steps(self) -> int:
-        """Denoising steps of the whole run."""
+        """Denoising steps of the whole run, at most."""
         return self.sampler.steps or 0
 
     @property
@@ -43,13 +51,25 @@ class Request:
         return self.sampler.gen_length or 0
 
     @property
+    def at_most(self) -> bool:
+        """The run ends before its last step if nothing is masked any more."""
+        return self.sampler.threshold is not None
+
+    @property
+    def rows(self) -> int:
+        """Sequences in one forward: classifier-free guidance adds the canvas without its prompt."""
+        return 2 if self.sampler.cfg_scale else 1
+
+    @property
     def switch_step(self) -> int | None:
         """First sparse step, counted from 0; None if SparseD never becomes sparse."""
-        skip = self.attention.skip
-        return switch_step(self.steps, DEFAULT_SKIP if skip is None else skip)
+        skip = DEFAULT_SKIP if self.attention.skip is None else self.attention.skip
+        return switch_step(self.steps, skip, self.attention.selection or "paper")
 
     def resolve(self, tokens: int, model: Any) -> Request:
-        """The request with every field of `attention` set, for a prompt of `tokens` tokens and a loaded model."""
+        """The request with every field of `attention` set, for a prompt of `tokens` tokens and a model (or its
+        row of the catalogue).
+        """
         short = getattr(model, "short_select", SHORT_SELECT)
         return replace(self, attention=self.attention.resolve(tokens + self.gen_length, short))
 
@@ -61,21 +81,29 @@ def parse(
     length: Any,
     question: Any,
     text: Any,
-    steps: Any,
-    gen_length: Any,
-    block_length: Any,
-    skip: Any,
-    select: Any,
-    block_size: Any,
+    steps: Any = None,
+    gen_length: Any = None,
+    block_length: Any = None,
+    algorithm: Any = None,
+    temperature: Any = None,
+    threshold: Any = None,
+    cfg_scale: Any = None,
+    top_p: Any = None,
+    skip: Any = None,
+    select: Any = None,
+    block_size: Any = None,
+    selection: Any = None,
     seed: Any,
     backend: Any,
+    defaults: SamplerConfig,
     models: Collection[str],
     kinds: Collection[str],
     lengths: Collection[str],
 ) -> Request:
-    """A `Request` from what the page sent; skip, select and block_size may be None for their defaults.
+    """A `Request` from what the page sent. What may be None then follows the model's `defaults` and the length.
 
-    Raises ValueError, one sentence, for what cannot be run.
+    threshold: 0 is off. A setting that the algorithm does not have (`unused`) is left out. Raises ValueError, one
+    sentence, for what cannot be run.
     """
     model = _choice("model", model, models)
     kind = _choice("question", kind, [*kinds, OWN_TEXT])
@@ -93,41 +121,53 @@ def parse(
                 f"Your own text has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
             )
         own = text
-    step_count = _whole("steps", steps, 1, MAX_STEPS)
-    generated = _whole("generation length", gen_length, 1, MAX_GENERATION)
-    parallel = _whole("semi-autoregressive block length", block_length, 1, MAX_GENERATION)
-    if generated % parallel:
-        raise ValueError(
-            f"The generation length ({generated}) must be a multiple of the semi-autoregressive block length "
-            f"({parallel})."
-        )
-    if step_count % (generated // parallel):
-        raise ValueError(
-            f"Steps ({step_count}) must be a multiple of {generated // parallel}, the number of semi-autoregressive "
-            f"blocks ({generated} tokens in blocks of {parallel})."
-        )
     sampler = SamplerConfig(
-        steps=step_count,
-        gen_length=generated,
-        block_length=parallel,
-        temperature=0.0,
+        steps=_whole("steps", steps, 1, MAX_STEPS, optional=True),
+        gen_length=_whole("generation length", gen_length, 1, MAX_GENERATION, optional=True),
+        block_length=_whole("semi-autoregressive block length", block_length, 1, MAX_GENERATION, optional=True),
+        algorithm=None if algorithm is None else _choice("algorithm", algorithm, ALGORITHMS),
+        temperature=_number("temperature", temperature, 0.0, 10.0),
         seed=_whole("seed", seed, 0, 2**31 - 1),
+        top_p=_number("top-p", top_p, 0.01, 1.0),
+        cfg_scale=_number("CFG scale", cfg_scale, 0.0, 100.0),
+        threshold=_number("confidence threshold", threshold, 0.0, 1.0) or None,
     )
+    sampler = replace(sampler, **dict.fromkeys(unused(sampler, defaults)))
     attention = SparseDConfig(
-        skip=None if skip is None else _number("skip", skip, 0.0, 1.0),
-        select=None if select is None else _number("select", select, 0.01, 1.0),
-        block_size=None if block_size is None else _whole("attention block size", block_size, 32, 128),
+        skip=_number("skip", skip, 0.0, 1.0),
+        select=_number("select", select, 0.01, 1.0),
+        block_size=_whole("attention block size", block_size, 32, 128, optional=True),
+        selection=selection,
     )
-    return Request(model, kind, length, question_number, own, sampler, attention, backend)
+    return Request(
+        model, kind, length, question_number, own, sampler.resolve(defaults), attention, backend
+    )
 
 
-def notes(request: Request) -> list[str]:
-    """Sentences to show before the run that follow from the settings alone."""
-    if request.switch_step is None:
-        return [
-            f"This run never becomes sparse: {request.steps} steps with this skip are full attention to the end."
-        ]
-    return []
+def unused(sampler: SamplerConfig, defaults: SamplerConfig) -> dict[str, str]:
+    """The sampler's settings that its algorithm does not have → why, in a few words.
+
+    Whether it has one is asked of the engine's own rules, with a value that suits everything else.
+    """
+    algorithm = sampler.algorithm or defaults.algorithm
+    plain = SamplerConfig(steps=2, gen_length=2, algorithm=algorithm)
+
+    def refused(**values: Any) -> bool:
+        try:
+            replace(plain, **values).resolve(defaults)
+        except ValueError:
+            return True
+        return False
+
+    found = {}
+    if refused(threshold=0.9):
+        found["threshold"] = f"Not with {algorithm}, whose confidence is no probability."
+    threshold = None if "threshold" in found else sampler.threshold
+    if refused(block_length=1, threshold=threshold):
+        found["block_length"] = "Dream's algorithms unmask the whole at once."
+    if refused(top_p=0.5):
+        found["top_p"] = "Only Dream's algorithms have it."
+    return found
 
 
 def _choice(name: str, value: Any, choices: Collection[str]) -> str:
@@ -137,7 +177,10 @@ def _choice(name: str, value: Any, choices: Collection[str]) -> str:
     return value
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def _number(name: str, value: Any, low: float, high: float) -> float | None:
+    """None stays None."""
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(
             f"The value of {name} must be a number between {low:g} and {high:g}, not {str(value)[:40]!r}."
@@ -148,7 +191,9 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
     return round(float(value), 4)
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
+def _whole(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> Any:
+    if value is None and optional:
+        return None
     if isinstance(value, str) and value.strip().isdigit() and len(value) <= 12:
         value = int(value)
     if (

@@ -5,18 +5,19 @@ gradio.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from app import charts, limits
 from app.canvas import Canvas
-from app.desk import Desk, Loaded, SelectedPattern, Visit, error_sentence, log_error
+from app.desk import Desk, Loaded, Loading, SelectedPattern, Visit, error_sentence, log_error
 from app.race import Lane, Race, Ticket
 from app.request import OWN_TEXT, Request
 from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, opening
 
 WAIT_SECONDS = 0.25
+LOADING_SECONDS = 0.1
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 # The dense lane runs torch's scaled_dot_product_attention, whichever kernel it picks.
 BACKEND_WORDS = {"sdpa": "torch SDPA"}
@@ -25,13 +26,16 @@ BACKEND_WORDS = {"sdpa": "torch SDPA"}
 @dataclass(frozen=True)
 class Shown:
     """What the page shows next. timeline: None while there is no step. selected: set once, at the select
-    step.
+    step. loading: how far the model is, in words, while it is being loaded. loaded: the model, once, where this run
+    had to wait for it.
     """
 
     stage: Snapshot
     timeline: charts.Figure | None = None
     selected: SelectedPattern | None = None
     over: bool = False
+    loading: str = ""
+    loaded: Loaded | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,27 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
         text, question, gold, tokens = prompt.text, prompt.question, prompt.answer, prompt.tokens
     asked = asked.resolve(tokens, loaded.model)
     estimated = desk.estimate(loaded, asked, tokens)
-    here = replace(desk.limits, memory=limits.available_memory())
-    refused = limits.refusal(estimated, here, length=tokens + asked.gen_length, steps=asked.steps)
+    room = desk.room(loaded)
+    refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
     return Material(text, question, tokens, gold, asked, estimated, refused)
+
+
+def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
+    """What the engine says before the first step. Raises ValueError for what it refuses."""
+    asked = material.asked
+    run = desk.engine.denoise(loaded.model, material.text, asked.sampler, asked.attention, asked.backend)
+    run.close()
+    return list(run.notes)
+
+
+async def follow(job: Loading) -> AsyncIterator[tuple[str, bool]]:
+    """(how far a loading is, in words; whether that is new), ten times a second; ends with the loading."""
+    before = ""
+    while not job.over:
+        message = job.message
+        yield message, message != before
+        before = message
+        await asyncio.sleep(LOADING_SECONDS)
 
 
 async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Shown, None]:
@@ -70,9 +92,19 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
     visit.running = True
     ticket: Ticket | None = None
     race: Race | None = None
+    release = desk.hold(asked.model)
     try:
-        yield _shown(asked, "preparing", "Preparing the prompt …")
-        loaded = await asyncio.to_thread(desk.load, asked.model)
+        job = desk.loading(asked.model)
+        waited = not job.over
+        async for message, new in follow(job):
+            if visit.stopping:
+                said = f"Stopped waiting. {job.label} goes on loading; press Run to wait for it again."
+                yield _shown(asked, "stopped", said, over=True)
+                return
+            if new:
+                yield _shown(asked, "loading", f"{job.label} · {message}", loading=message)
+        loaded = job.result()
+        yield _shown(asked, "preparing", "Preparing the prompt …", loaded=loaded if waited else None)
         material = await asyncio.to_thread(gather, desk, asked, loaded)
         asked = material.asked
         if material.refused:
@@ -89,7 +121,13 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         if visit.stopping:
             yield _shown(asked, "stopped", "Stopped before it began.", over=True)
             return
-        started = await asyncio.to_thread(_start, desk, asked, loaded, material, ticket)
+        place = ticket
+
+        def free() -> None:
+            place.leave()
+            release()
+
+        started = await asyncio.to_thread(_start, desk, asked, loaded, material, free)
         visit.race = race = started.race
         visit.selected = None
         if visit.stopping:
@@ -103,23 +141,27 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         yield _shown(asked, state, error_sentence(error), over=True)
     finally:
         visit.running = False
+        visit.race = None  # it holds the model
         if race is not None:
             race.stop()
-        elif ticket is not None:
-            ticket.leave()
+        else:
+            release()
+            if ticket is not None:
+                ticket.leave()
 
 
-def _shown(asked: Request, state: str, message: str, *, over: bool = False) -> Shown:
+def _shown(asked: Request, state: str, message: str, **more: Any) -> Shown:
     """The stage without a step: masks, and a sentence."""
     value = opening(
         asked.gen_length,
         asked.sampler.block_length or asked.gen_length,
         total=asked.steps,
         switch_step=asked.switch_step,
+        at_most=asked.at_most,
         state=state,
         message=message,
     )
-    return Shown(value, over=over)
+    return Shown(value, **more)
 
 
 @dataclass(frozen=True)
@@ -129,7 +171,9 @@ class _Started:
     sparse_run: Any
 
 
-def _start(desk: Desk, asked: Request, loaded: Loaded, material: Material, ticket: Ticket) -> _Started:
+def _start(
+    desk: Desk, asked: Request, loaded: Loaded, material: Material, on_end: Callable[[], None]
+) -> _Started:
     engine, model = desk.engine, loaded.model
     runs: dict[str, Any] = {}
     try:
@@ -143,13 +187,14 @@ def _start(desk: Desk, asked: Request, loaded: Loaded, material: Material, ticke
         for run in runs.values():
             run.close()
         raise
-    end_id = int(model.eos_id)
+    end_ids = frozenset(model.end_ids)
     lanes = [
         LaneView(
             key,
-            Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_id),
+            Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_ids),
             total=run.total,
             switch_step=run.switch_step,
+            at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
             parallel=asked.sampler.block_length or asked.gen_length,
         )
@@ -158,15 +203,13 @@ def _start(desk: Desk, asked: Request, loaded: Loaded, material: Material, ticke
     stage = Stage(
         lanes,
         run_id=desk.next_run(),
-        end_id=end_id,
+        end_ids=end_ids,
         gold=material.gold,
         judge=engine.verdict,
         read=lambda tokens: engine.read_answer(model, tokens),
         notes=runs[SPARSE].notes,
     )
-    race = Race(
-        [Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=ticket.leave
-    )
+    race = Race([Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=on_end)
     return _Started(race, stage, runs[SPARSE])
 
 
@@ -187,6 +230,7 @@ async def _stream(started: _Started, visit: Visit) -> AsyncIterator[Shown]:
             {key: lane.phases for key, lane in stage.lanes.items()},
             total=sparse.total,
             switch_step=sparse.switch_step,
+            at_most=sparse.at_most,
         )
         yield Shown(snapshot, figure, new, update.state != "running")
 

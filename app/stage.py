@@ -8,7 +8,7 @@ once over the whole stream. Steps are counted from 1 here, as on the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from app.canvas import Canvas
@@ -26,10 +26,19 @@ class LaneView:
 
     total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
     None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
+    at_most: the run may end before its last step.
     """
 
     def __init__(
-        self, key: str, canvas: Canvas, *, total: int, switch_step: int | None, backend: str, parallel: int
+        self,
+        key: str,
+        canvas: Canvas,
+        *,
+        total: int,
+        switch_step: int | None,
+        backend: str,
+        parallel: int,
+        at_most: bool = False,
     ) -> None:
         self.key = key
         self.canvas = canvas
@@ -37,6 +46,7 @@ class LaneView:
         self.switch_step = switch_step
         self.backend = backend
         self.parallel = parallel
+        self.at_most = at_most
         self.phase = "dense"
         self.finished = False
         self.times: list[float] = []
@@ -51,10 +61,29 @@ class LaneView:
         self.times.append(float(step.seconds))
         self.phases.append(step.phase)
 
+    def finish(self) -> None:
+        """The lane has reached its end, perhaps before it became sparse."""
+        self.finished = True
+        if self.switch_step is not None and len(self.times) <= self.switch_step:
+            self.switch_step = None
+
     @property
     def seconds(self) -> float:
         """The lane's own compute so far, in seconds."""
         return sum(self.times)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 … 1: of its steps, or of its tokens where the steps are not known."""
+        if self.at_most:
+            return self.canvas.committed / self.canvas.length
+        return len(self.times) / self.total
+
+    def ranges(self) -> list[list[Any]]:
+        """The lane's phases as `phase_ranges`: as planned, and as they were once it has ended."""
+        if self.finished and self.phases:
+            return made_ranges(self.phases)
+        return phase_ranges(self.total, self.switch_step, at_most=self.at_most)
 
     def snapshot(self, state: str) -> Snapshot:
         done = len(self.times)
@@ -64,9 +93,11 @@ class LaneView:
             "label": LABELS.get(self.key, self.key),
             "state": "done" if self.finished else state,
             "phase": self.phase,
-            "phases": phase_ranges(self.total, self.switch_step),
+            "phases": self.ranges(),
             "step": done,
             "total": self.total,
+            "at_most": self.at_most,
+            "progress": round(self.progress, 4),
             "seconds": round(seconds, 3),
             "ms_per_step": round(1000 * seconds / done, 1) if done else None,
             "tokens_per_second": round(self.canvas.committed / seconds, 1) if seconds > 0 else None,
@@ -79,12 +110,26 @@ class LaneView:
         }
 
 
-def phase_ranges(total: int, switch_step: int | None) -> list[list[Any]]:
-    """[phase, first step, last step], counted from 1: what the lane will do, known before it starts."""
+def phase_ranges(total: int, switch_step: int | None, *, at_most: bool = False) -> list[list[Any]]:
+    """[phase, first step, last step], counted from 1: what the lane will do, known before it starts.
+
+    at_most: nobody knows the last step of the last phase; it is None.
+    """
+    last = None if at_most else total
     if switch_step is None:
-        return [["dense", 1, total]]
+        return [["dense", 1, last]]
     ranges: list[list[Any]] = [["dense", 1, switch_step - 1]] if switch_step > 1 else []
-    return [*ranges, ["select", switch_step, switch_step], ["sparse", switch_step + 1, total]]
+    return [*ranges, ["select", switch_step, switch_step], ["sparse", switch_step + 1, last]]
+
+
+def made_ranges(phases: Sequence[str]) -> list[list[Any]]:
+    """[phase, first step, last step], counted from 1, of the steps that were made."""
+    ranges: list[list[Any]] = []
+    for step, phase in enumerate(phases, start=1):
+        if not ranges or ranges[-1][0] != phase:
+            ranges.append([phase, step, step])
+        ranges[-1][2] = step
+    return ranges
 
 
 def speedup(dense: Sequence[float], sparse: Sequence[float], *, finished: bool) -> Snapshot | None:
@@ -101,13 +146,19 @@ def speedup(dense: Sequence[float], sparse: Sequence[float], *, finished: bool) 
     ratio = a / b
     shown = f"{ratio:.2f}"
     words = "the same speed" if shown == "1.00" else "faster" if ratio > 1 else "slower"
-    over = "whole runs" if finished else f"first {steps} steps" if steps > 1 else "first step"
+    over = "whole runs" if finished else f"first {_steps(steps)}" if steps > 1 else "first step"
+    uneven = finished and len(dense) != len(sparse)
+    made = [f" in {_steps(len(lane))}" if uneven else "" for lane in (dense, sparse)]
     return {
         "ratio": round(ratio, 4),
         "text": f"{shown}×",
         "words": words if finished else f"{words} so far",
-        "detail": f"{over}: {clock(a)} with full attention, {clock(b)} with SparseD",
+        "detail": f"{over}: {clock(a)}{made[0]} with full attention, {clock(b)}{made[1]} with SparseD",
     }
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def clock(seconds: float) -> str:
@@ -125,9 +176,10 @@ def clock(seconds: float) -> str:
 class Stage:
     """Both lanes, the speed-up, the agreement and the message line. One per run; nothing of it is shared.
 
-    decode: token ids → text. end_id: end-of-answer token. gold: the expected answer, or None. judge: (text,
-    gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
-    text. The gold answer is in no snapshot before both lanes have ended.
+    decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
+    (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
+    text. notes: read anew for each snapshot, because a run adds to its own. The gold answer is in no snapshot
+    before both lanes have ended.
     """
 
     def __init__(
@@ -135,7 +187,7 @@ class Stage:
         lanes: Sequence[LaneView],
         *,
         run_id: int = 0,
-        end_id: int,
+        end_ids: Collection[int],
         gold: str | None = None,
         judge: Callable[[str, str], tuple[bool, str]] | None = None,
         read: Callable[[Sequence[int]], str] | None = None,
@@ -143,11 +195,11 @@ class Stage:
     ) -> None:
         self.lanes = {lane.key: lane for lane in lanes}
         self.run_id = run_id
-        self.end_id = end_id
+        self.end_ids = end_ids
         self.gold = gold
         self.judge = judge
         self.read = read
-        self.notes = list(notes)
+        self.notes = notes
         self.state = "running"
         self.message = ""
         self._sequence = 0
@@ -164,7 +216,7 @@ class Stage:
     def _finish(self, lane: LaneView) -> None:
         if lane.finished:
             return
-        lane.finished = True
+        lane.finish()
         tokens = [token for token in lane.canvas.tokens if token is not None]
         if self.read is not None:
             lane.text = self.read(tokens)
@@ -181,7 +233,7 @@ class Stage:
         if len(self.lanes) < 2 or not self.finished:
             return None
         first, second = list(self.lanes.values())[:2]
-        counted = agreement(first.canvas.tokens, second.canvas.tokens, self.end_id)
+        counted = agreement(first.canvas.tokens, second.canvas.tokens, self.end_ids)
         if counted is None:
             return None
         same, compared = counted
@@ -228,6 +280,7 @@ def opening(
     *,
     total: int,
     switch_step: int | None,
+    at_most: bool = False,
     state: str = "idle",
     message: str = "",
 ) -> Snapshot:
@@ -235,14 +288,15 @@ def opening(
     lanes = [
         LaneView(
             key,
-            Canvas(gen_length, lambda _: "", -1),
+            Canvas(gen_length, lambda _: "", ()),
             total=total,
             switch_step=switch_step if key == SPARSE else None,
             backend="",
             parallel=parallel,
+            at_most=at_most,
         )
         for key in (DENSE, SPARSE)
     ]
-    stage = Stage(lanes, end_id=-1)
+    stage = Stage(lanes, end_ids=())
     stage.state, stage.message = state, message
     return stage.snapshot()

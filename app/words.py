@@ -11,6 +11,17 @@ TAGLINE = (
     "Watch both answers form, which blocks each head keeps, and what that saves on this machine."
 )
 
+# Whose they are comes first: the list is grouped by it.
+ALGORITHMS = {
+    "low_confidence": "LLaDA · low_confidence: surest tokens first",
+    "random": "LLaDA · random: in any order",
+    "origin": "Dream · origin: each token by chance",
+    "maskgit_plus": "Dream · maskgit_plus: surest tokens first",
+    "topk_margin": "Dream · topk_margin: clearest lead first",
+    "entropy": "Dream · entropy: lowest entropy first",
+}
+SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
+
 START = "Press Run. The two lanes take turns on this machine, so each clock shows its own lane's work alone."
 
 HOW = """ <div class="sd-how"> <ol> <li><b>A canvas of masks.</b> A diffusion language model starts from masks

@@ -124,14 +124,15 @@
       if (!value) return;
       const ready = value.state === "ready";
       show(question, ready ? Boolean(value.question) : value.state === "loading");
-      show(facts, ready || value.state === "empty");
+      show(facts, ready || value.state === "empty" || Boolean(value.offer));
       show(details, ready);
       const trouble = value.problem || value.refused || "";
       setText(problem, trouble);
       show(problem, Boolean(trouble));
       setList(notes, value.notes);
-      if (value.state === "loading") setText(question, "The model is loading …");
+      if (value.state === "loading") setText(question, value.message || "The model is loading …");
       if (value.state === "empty") setText(facts, "Type or paste a prompt above.");
+      if (value.offer) setText(facts, value.offer);
       if (!ready) return;
       setText(question, value.question);
       const parts = [`${number(value.tokens)} prompt tokens`];
@@ -238,7 +239,7 @@
     const pace = el("dd", {});
     const rate = el("dd", {});
     const fill = el("span", {});
-    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0 }, fill);
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
     const tip = el("p", { class: "sd-tip", hidden: "" });
     const verdict = el("p", { class: "sd-verdict" });
@@ -318,7 +319,8 @@
         setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);
         const theirs = other && other.cells[i];
         const longer = other ? Math.max(end, other.cells.findIndex((cell) => cell[3] === 1)) : -1;
-        const differs = theirs && (longer < 0 || i <= longer) && (theirs[0] !== text || theirs[3] !== isEnd);
+        // Two end tokens are alike, whatever they are called.
+        const differs = theirs && (longer < 0 || i <= longer) && (theirs[3] !== isEnd || (!isEnd && theirs[0] !== text));
         setAttribute(node, "data-differs", differs ? "" : null);
       }
       if (active >= 0) point(active);
@@ -329,7 +331,7 @@
       if (phases.dataset.shown === shown) return;
       phases.dataset.shown = shown;
       phases.replaceChildren(...lane.phases.map(([name, first, last]) => {
-        const range = first === last ? `step ${first}` : `steps ${first}–${last}`;
+        const range = last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
         const current = lane.step > 0 && name === lane.phase;
         return el("li", { "data-phase": name, "aria-current": current ? "step" : null }, el("b", {}, name), ` ${range}`);
       }));
@@ -342,13 +344,12 @@
         setAttribute(root, "data-state", lane.state);
         setText(backend, lane.backend);
         drawPhases(lane);
-        setText(step, lane.step ? `${lane.step} of ${lane.total}` : `– of ${lane.total}`);
+        setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? seconds(lane.seconds) : "–");
         setText(pace, lane.ms_per_step === null ? "–" : `${lane.ms_per_step < 100 ? lane.ms_per_step.toFixed(1) : Math.round(lane.ms_per_step)} ms`);
         setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second} tokens/s`);
-        setAttribute(bar, "aria-valuemax", lane.total);
-        setAttribute(bar, "aria-valuenow", lane.step);
-        fill.style.transform = `scaleX(${lane.total ? lane.step / lane.total : 0})`;
+        setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
+        fill.style.transform = `scaleX(${lane.progress})`;
         drawCells(lane, lane.state, other);
         drawn = lane.step;
         setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,7 +149,8 @@ def fuse(network: PreTrainedModel) -> str | None:
     """
     layers: Any = network.model.layers
     options: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
-    fused = (torch.compile(before_attention, options=options), torch.compile(after_attention, options=options))
+    # torch counts compilations by code object, and gives up after eight: every network gets its own.
+    fused: Any = tuple(torch.compile(_copied(part), options=options) for part in (before_attention, after_attention))
     for layer in layers:
         layer.fused = fused
     try:
@@ -161,6 +163,11 @@ def fuse(network: PreTrainedModel) -> str | None:
             layer.fused = None
         return f"torch.compile is not usable here ({reason(error)})."
     return None
+
+
+def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    assert isinstance(function, FunctionType)
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
 
 
 def input_device(network: PreTrainedModel) -> torch.device:

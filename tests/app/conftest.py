@@ -4,6 +4,7 @@ all tests.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -125,6 +127,36 @@ def real(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     bundled = ROOT / "assets" / "mini" / "model.safetensors"
     which = "mini" if bundled.exists() else str(request.getfixturevalue("tiny_folder"))
     server = Server(which, tmp_path_factory.mktemp("real") / "log")
+    yield server
+    server.close()
+
+
+def load_module(path: Path) -> ModuleType:
+    """A module beside the tests (tests are no package, so it cannot be imported by name)."""
+    name = f"tests_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def fake_engine() -> ModuleType:
+    """The module fake_engine.py."""
+    return load_module(Path(__file__).with_name("fake_engine.py"))
+
+
+@pytest.fixture(scope="session")
+def dream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page over the real engine and a small random checkpoint in Dream's format."""
+    writers = load_module(ROOT / "tests" / "engine" / "checkpoints.py").WRITERS
+    folder = tmp_path_factory.mktemp("dream") / "tiny-dream"
+    # The mask token is never the likeliest: every step commits what it writes.
+    writers["dream"](folder, mask_predicted=False)
+    server = Server(str(folder), tmp_path_factory.mktemp("real-dream") / "log")
     yield server
     server.close()
 

@@ -2,7 +2,9 @@
 computing.
 
 Every word is a token. Both lanes write the same answer, in an order drawn from the seed; a text that contains
-FAIL_WORD makes the sparse lane raise an error in its third step.
+FAIL_WORD makes the sparse lane raise an error in its third step. With a threshold every step commits PER_STEP
+tokens. The models: one that is here, one in Dream's manner whose download takes a second or two, one whose
+download never ends, one that fails, and one that is too large.
 """
 
 from __future__ import annotations
@@ -18,13 +20,35 @@ import numpy as np
 
 from app.limits import Shape
 from sparsed.config import SamplerConfig, select_step, switch_step
+from sparsed.models import LoadError
+from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
+from sparsed.models.hub import LoadProgress
 
 FAIL_WORD = "kaboom"
+PER_STEP = 6
+GB = 10**9
+MEMORY = 24 * GB
 END, MASK = 0, 1
 LAYERS, HEADS = 3, 2
 SEED_WORDS = (
     "Mara Velin was born in Tolm in 1911 and worked as a glassblower . She lived in Orlin , near the river Sava ."
 )
+
+
+def spec(name, label, defaults, parameters=7 * GB, bundled=False):
+    return ModelSpec(name, label, name, "", defaults, 4096, parameters, bundled=bundled)
+
+
+MODELS = {
+    one.name: one
+    for one in (
+        spec("mini", "mini (a stand-in)", GENERIC_DEFAULTS, 10**6, bundled=True),
+        spec("dreamer", "Dreamer-7B", DREAM_DEFAULTS),
+        spec("slowpoke", "Slowpoke-7B", LLADA_DEFAULTS),
+        spec("broken", "Broken-7B", LLADA_DEFAULTS),
+        spec("giant", "Giant-100B", LLADA_DEFAULTS, 100 * GB),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,11 @@ class Run:
         self._select = self.total if attention is None else select_step(self.total, attention.skip)
         self.pattern = None
         self.notes = []
+        if attention is not None and self.switch_step is None:
+            self.notes.append("This run never becomes sparse: full attention lasts to the end.")
+        if self.length > 4096 + 64:
+            self.notes.append("Speed only: trained to 4096 positions.")
+        self.finished = False
         self.closed = False
         self._answer = np.array((answer + [END] * sampler.gen_length)[: sampler.gen_length])
         self._order = list(range(sampler.gen_length))
@@ -93,7 +122,7 @@ class Run:
         return self
 
     def __next__(self) -> Step:
-        if self.closed or self._index == self.total:
+        if self.closed or self.finished:
             raise StopIteration
         if not Run.stepping.acquire(blocking=False):
             Run.overlaps += 1
@@ -113,7 +142,15 @@ class Run:
         )
         time.sleep(seconds)
         count = len(self._order)
-        first, last = math.floor(count * index / self.total), math.floor(count * (index + 1) / self.total)
+        if self.sampler.threshold is None:
+            first, last = math.floor(count * index / self.total), math.floor(count * (index + 1) / self.total)
+            self.finished = index + 1 == self.total
+        else:
+            first, last = PER_STEP * index, PER_STEP * (index + 1)
+            self.finished = last >= count
+        if self.finished and self.switch_step is not None and index + 1 <= self.switch_step:
+            self.notes.append(f"This run never became sparse: it was done after {index + 1} steps.")
+            self.switch_step = None
         committed = np.zeros(count, dtype=bool)
         committed[self._order[first:last]] = True
         self._state = np.where(committed, self._answer, self._state)
@@ -139,7 +176,13 @@ class FakeEngine:
     vocabulary: list[str] = field(default_factory=lambda: ["<end>", "<mask>"])
 
     def models(self):
-        return {"mini": "mini (a stand-in)", "broken": "a model that cannot be loaded"}
+        return MODELS
+
+    def weights(self, name):
+        return 2 * MODELS[name].parameters
+
+    def memory(self, model=None):
+        return MEMORY
 
     def kinds(self):
         return {"about": "Tell me about …", "fact": "One fact"}
@@ -147,11 +190,20 @@ class FakeEngine:
     def lengths(self):
         return {"short_context": 256, "1k": 1024, "2k": 2048, "4k": 4096, "64k": 65536}
 
-    def load(self, name):
-        time.sleep(self.load_seconds)
+    def fetch(self, name, progress):
+        files = {"dreamer": 4, "slowpoke": 1200, "broken": 1}[name]
+        for file in range(files):
+            progress(LoadProgress("download", file * 14 * GB // files, 14 * GB, file, files))
+            time.sleep(0.5)
         if name == "broken":
-            raise ValueError("This stand-in for a model is broken on purpose.")
-        return SimpleNamespace(name=name, eos_id=END, mask_id=MASK, max_positions=66048)
+            raise LoadError("Broken-7B could not be downloaded: no connection to the Hub.")
+
+    def load(self, name, progress):
+        progress(LoadProgress("weights", 10**6, 14 * GB, 0, 4))
+        time.sleep(self.load_seconds)
+        return SimpleNamespace(
+            name=name, eos_id=END, end_ids=(END,), mask_id=MASK, max_positions=66048, defaults=MODELS[name].defaults
+        )
 
     def shape(self, model):
         return Shape(

@@ -74,6 +74,7 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
     from app.desk import Desk, Loaded
     from app.limits import Limits, Shape, Speed
     from app.request import parse
+    from sparsed.models.catalogue import GENERIC_DEFAULTS
 
     lengths = {"short_context": 256, "1k": 1024, "4k": 4096, "16k": 16384}
     engine: Any = SimpleNamespace(lengths=lambda: lengths)
@@ -81,7 +82,7 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
     loaded = Loaded("mini", "", "", None, shape, Speed(2e-5, 3e-8))
     asked = parse(
         model="mini", kind="about", length="1k", question=0, text="", steps=64, gen_length=64, block_length=64,
-        skip=0.2, select=None, block_size=None, seed=0, backend="auto",
+        skip=0.2, seed=0, backend="auto", defaults=GENERIC_DEFAULTS,
         models=["mini"], kinds=["about"], lengths=lengths,
     )  # fmt: skip
     desk = Desk(engine, "mini", Limits())
@@ -119,7 +120,7 @@ def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     run(page)
     page.click("#sd-stop")
     wait_for(page, "stopped")
-    sent = "".join(m for m in page.evaluate("window.messages") if '"process_generating"' in m)
+    sent = "".join(m for m in page.evaluate("window.messages") if '"process_generating"' in m and "lanes" in m)
     assert '\\"gold\\":null' in sent and "near the river Sava ." not in sent
 
 
@@ -183,9 +184,10 @@ def test_a_run_that_never_becomes_sparse_is_announced(visit, fake) -> None:
 def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
+    choose(page, "sd-block-length", "^32$")
     choose(page, "sd-gen-length", "^16$")
     page.wait_for_selector(".sd-problem:not([hidden])")
-    assert "must be a multiple of the semi-autoregressive block length" in page.inner_text(".sd-problem")
+    assert "gen_length must be a multiple of block_length" in page.inner_text(".sd-problem")
     page.click("#sd-run")
     wait_for(page, "refused")
     assert "must be a multiple" in page.inner_text(".sd-message")
@@ -239,16 +241,145 @@ def test_an_engine_error_is_a_sentence_and_the_next_run_works(visit, fake) -> No
     assert state(page) == "done"
 
 
-def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
+def value(page: Any, control: str) -> str:
+    return page.locator(f"#{control} input").first.input_value()
+
+
+def shows(page: Any, control: str, expected: str) -> None:
+    """Wait until a setting has moved."""
+    page.wait_for_function(
+        "([control, expected]) => document.querySelector(`#${control} input`).value === expected",
+        arg=[control, expected],
+    )
+
+
+def test_the_list_of_models_says_what_each_takes(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
-    choose(page, "sd-model", "cannot be loaded")
+    page.click("#sd-model input")
+    options = [text for text in page.get_by_role("option").all_inner_texts() if text]
+    assert "Broken-7B · 14.0 GB download" in options
+    assert "Giant-100B · too large here: 200.0 GB of weights, 24.0 GB of memory" in options
+    page.get_by_role("option", name="Giant").click()
     page.wait_for_selector(".sd-problem:not([hidden])")
-    assert page.inner_text(".sd-problem") == "This stand-in for a model is broken on purpose."
-    choose(page, "sd-model", "a stand-in")
-    page.wait_for_selector(".sd-problem", state="hidden")
+    assert page.inner_text(".sd-problem").startswith("Giant-100B is too large for this machine: 200.0 GB")
+    page.click("#sd-run")
+    wait_for(page, "refused")
+    assert "does not fit into this machine" in page.inner_text(".sd-message")
+    assert page.is_enabled("#sd-run")
+
+
+def test_settings_follow_the_model_and_loading_shows_its_progress(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    page.wait_for_timeout(300)
+    page.fill("#sd-temperature input[type=number]", "0.5")
+    page.keyboard.press("Tab")
+    choose(page, "sd-model", "Dreamer-7B")
+    shows(page, "sd-steps", "128")
+    shows(page, "sd-gen-length", "128")
+    shows(page, "sd-block-length", "128")
+    shows(page, "sd-top-p", "0.95")
+    assert value(page, "sd-algorithm").startswith("Dream · maskgit_plus")
+    assert value(page, "sd-temperature") == "0.5", "what the visitor has set stays"
+    # Nothing is downloaded yet; what the algorithm does not have is switched off, with the reason.
+    assert page.inner_text(".sd-facts").startswith("Dreamer-7B is not in memory: Run downloads it first (14.0 GB")
+    assert page.inner_text(".sd-chips").split("\n") == ["dreamer", "not in memory"]
+    assert page.is_disabled("#sd-block-length input") and page.is_enabled("#sd-top-p input[type=number]")
+    assert "Dream's algorithms unmask" in page.inner_text("#sd-block-length")
+
+    page.evaluate("window.said = []; window.seen.length = 0")
+    page.evaluate(
+        "document.addEventListener('sparsed:stage', (e) => window.said.push("
+        "e.detail.message + ' | ' + document.querySelector('.sd-chips').innerText))"
+    )
+    page.click("#sd-run")
+    wait_for(page, "loading")
+    assert page.is_enabled("#sd-stop") and page.is_disabled("#sd-run")
+    wait_for(page, "done")
+    said = "\n".join(page.evaluate("window.said"))
+    assert "Dreamer-7B · downloading: 3.5 of 14.0 GB, file 2 of 4" in said
+    assert "loading dreamer" in said and "reading weights: 0.0 of 14.0 GB" in said
+    assert page.inner_text(".sd-chips").split("\n") == ["dreamer", "CPU · pretended", "gather"]
+    assert re.match(r"2\d\d prompt tokens", page.inner_text(".sd-facts"))
+    assert page.input_value("#sd-model input") == "Dreamer-7B · in memory"
+
+    # And back: the settings are mini's again, but for the visitor's own.
+    choose(page, "sd-model", "mini")
+    shows(page, "sd-steps", "64")
+    shows(page, "sd-top-p", "1")
+    assert value(page, "sd-temperature") == "0.5"
+    assert page.is_disabled("#sd-top-p input[type=number]") and page.is_enabled("#sd-block-length input")
+    assert "Only Dream's algorithms have it." in page.inner_text("#sd-top-p")
+
+
+def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
+    page, other = visit(fake), visit(fake)
+    choose(other, "sd-length", "4k")
+    other.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    run(other)
+    page.click("#sd-settings button")
+    choose(page, "sd-model", "Broken-7B")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('Broken-7B')")
+    page.click("#sd-run")
+    wait_for(page, "refused")
+    assert page.inner_text(".sd-message") == "Broken-7B could not be downloaded: no connection to the Hub."
+    assert page.inner_text(".sd-chips").split("\n") == ["broken", "not in memory"]
+    assert state(other) == "running"
+    other.click("#sd-stop")
+    wait_for(other, "stopped")
+    choose(page, "sd-model", "mini")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
     run_to_end(page)
     assert state(page) == "done"
+
+
+def test_stop_ends_the_waiting_for_a_model(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    choose(page, "sd-model", "Slowpoke-7B")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('Slowpoke-7B')")
+    page.click("#sd-run")
+    wait_for(page, "loading")
+    page.click("#sd-stop")
+    wait_for(page, "stopped")
+    assert "Slowpoke-7B goes on loading" in page.inner_text(".sd-message")
+    assert page.is_enabled("#sd-run") and page.is_disabled("#sd-stop")
+    # Nobody waits for it: another model can be chosen and run at once.
+    choose(page, "sd-model", "mini")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
+    run_to_end(page)
+    assert state(page) == "done"
+
+
+def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    choose(page, "sd-threshold", "0.90")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.endsWith('at most on this machine')")
+    choose(page, "sd-algorithm", "entropy")
+    page.wait_for_function("() => document.querySelector('#sd-threshold input').disabled")
+    assert "Not with entropy" in page.inner_text("#sd-threshold")
+    choose(page, "sd-algorithm", "low_confidence")
+    page.wait_for_function("() => !document.querySelector('#sd-threshold input').disabled")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.endsWith('at most on this machine')")
+    run_to_end(page)
+    assert page.locator('[data-lane="sparse"] .sd-figures dd').all_inner_texts()[0] == "11 of ≤ 64"
+    assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–11"]
+    assert page.inner_text(".sd-stage .sd-notes") == "This run never became sparse: it was done after 11 steps."
+    assert page.locator('.sd-cell[data-state="masked"]:not([aria-hidden])').count() == 0
+    page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 11")
+    layout = page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout")
+    assert layout.get("shapes") in (None, []) and layout["xaxis"]["range"][1] < 20
+    page.wait_for_function(
+        "() => document.querySelector('#sd-heatmap .sd-plot').ariaLabel.startsWith('The last run ended before')"
+    )
+    # With an earlier switch it does become sparse, and the phases are those that were made.
+    page.fill("#sd-skip input[type=number]", "0.05")
+    page.keyboard.press("Tab")
+    run_to_end(page)
+    phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()
+    assert phases == ["dense steps 1–4", "select step 5", "sparse steps 6–11"]
 
 
 def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
@@ -314,6 +445,7 @@ def test_text_has_enough_contrast(visit, fake, scheme: str) -> None:
     """At least 4.5 to 1 for every text of ours against the background it stands on (WCAG 2.1, 1.4.3)."""
     page = visit(fake, color_scheme=scheme)
     page.click("#sd-how button")
+    page.click("#sd-settings button")
     run_to_end(page)
     low = page.evaluate(CONTRAST)
     assert low == []

@@ -29,13 +29,13 @@ def step(index: int, tokens: list[int], committed: list[int], confidence: float 
 
 
 def test_before_the_first_step_every_cell_is_masked() -> None:
-    canvas = Canvas(3, decode, END)
+    canvas = Canvas(3, decode, {END})
     assert canvas.cells() == [["", 0, None, 0]] * 3
     assert canvas.committed == 0 and canvas.tokens == [None] * 3
 
 
 def test_cells_say_text_step_confidence_and_end() -> None:
-    canvas = Canvas(4, decode, END)
+    canvas = Canvas(4, decode, {END, 99})
     canvas.apply(step(0, [1, 0, 0, 0], [0], 0.98765))
     canvas.apply(step(1, [1, 2, 0, 9], [1, 3], 0.25))
     assert canvas.cells() == [
@@ -48,14 +48,14 @@ def test_cells_say_text_step_confidence_and_end() -> None:
 
 
 def test_a_cell_keeps_the_step_in_which_it_was_committed() -> None:
-    canvas = Canvas(2, decode, END)
+    canvas = Canvas(2, decode, {END})
     canvas.apply(step(0, [1, 0], [0], 0.75))
     canvas.apply(step(1, [5, 2], [1], 0.25))
     assert canvas.cells()[0] == ["A", 1, 0.75, 0]
 
 
 def test_earlier_states_can_be_read_off_the_last_cells() -> None:
-    canvas, states = Canvas(3, decode, END), []
+    canvas, states = Canvas(3, decode, {END}), []
     for index, position in enumerate([2, 0, 1]):
         canvas.apply(step(index, [1, 2, 5], [position]))
         states.append(canvas.cells())
@@ -65,7 +65,7 @@ def test_earlier_states_can_be_read_off_the_last_cells() -> None:
 
 
 def test_pieces_of_one_character_are_joined_once_both_are_there() -> None:
-    canvas = Canvas(3, decode, END)
+    canvas = Canvas(3, decode, {END})
     canvas.apply(step(0, [3, 0, 0], [0]))
     assert canvas.cells()[0][0] == "\ufffd"
     canvas.apply(step(1, [3, 4, 2], [1, 2]))
@@ -79,7 +79,7 @@ def test_each_token_is_decoded_once() -> None:
         calls.extend(tokens)
         return decode(tokens)
 
-    canvas = Canvas(3, counting, END)
+    canvas = Canvas(3, counting, {END})
     for index in range(3):
         canvas.apply(step(index, [2, 2, 2], [index]))
         canvas.cells()
@@ -87,14 +87,14 @@ def test_each_token_is_decoded_once() -> None:
 
 
 def test_nan_confidence_is_no_number_on_the_page() -> None:
-    canvas = Canvas(1, decode, END)
+    canvas = Canvas(1, decode, {END})
     canvas.apply(step(0, [1], [0], float("nan")))
     assert canvas.cells() == [["A", 1, None, 0]]
 
 
 def test_a_canvas_needs_a_cell() -> None:
     with pytest.raises(ValueError, match="0 cells"):
-        Canvas(0, decode, END)
+        Canvas(0, decode, {END})
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,16 @@ def test_answers_of_different_size_cannot_be_compared() -> None:
 
 def test_answer_length() -> None:
     assert answer_length([1, END, END], END) == 2
+    assert answer_length([1, 7, END], (END, 7)) == 2
     assert answer_length([1, 2], END) == 2
+
+
+def test_answers_may_end_in_different_tokens() -> None:
+    assert agreement([1, END, 1], [1, 7, 2], {END, 7}) == (2, 2)
+    assert agreement([1, END, 1], [1, 2, 7], {END, 7}) == (1, 3)
+
+
+def test_every_end_token_is_marked() -> None:
+    canvas = Canvas(3, decode, (END, 5))
+    canvas.apply(step(0, [1, 5, END], [0, 1, 2]))
+    assert [cell[3] for cell in canvas.cells()] == [0, 1, 1]

@@ -120,3 +120,14 @@ def test_figures_are_cheap_enough_to_build_beside_a_running_engine() -> None:
         mask, layer=0, head=0, length=65664, prompt_length=65536, block_size=128, prompt_blocks=512
     )
     assert time.perf_counter() - start < 0.5
+
+
+def test_the_axis_of_a_run_that_may_end_early_follows_the_steps() -> None:
+    times = {"dense": [0.1] * 20, "sparse": [0.1] * 16}
+    phases = {key: ["dense"] * len(seconds) for key, seconds in times.items()}
+    short = charts.timeline(times, phases, total=128, switch_step=None, at_most=True)
+    assert short["layout"]["xaxis"]["range"] == [0, 26] and short["layout"]["shapes"] == []
+    ahead = charts.timeline(times, phases, total=128, switch_step=27, at_most=True)
+    assert ahead["layout"]["xaxis"]["range"][1] > 27.5
+    near = charts.timeline(times, phases, total=21, switch_step=None, at_most=True)
+    assert near["layout"]["xaxis"]["range"] == [0, 22]

@@ -10,7 +10,6 @@ from app.limits import (
     Shape,
     Speed,
     about,
-    available_memory,
     estimate,
     fit_speed,
     memory_needed,
@@ -18,6 +17,7 @@ from app.limits import (
     refusal,
     span,
 )
+from sparsed.memory import device_memory
 
 MINI = Shape(
     layers=6, hidden=256, heads=4, head_dim=64, intermediate=512, weight_bytes=17_840_000, number_bytes=4
@@ -30,6 +30,7 @@ EIGHT_BILLION = Shape(
     intermediate=12288,
     weight_bytes=16_000_000_000,
     number_bytes=2,
+    vocabulary=126_464,
 )
 GIB = 2**30
 
@@ -83,7 +84,24 @@ def test_the_sparse_lane_saves_attention_after_the_switch_only() -> None:
 def test_memory_grows_with_the_length_and_stays_sane() -> None:
     assert memory_needed(MINI, 16_448, 128) < 3 * GIB
     assert memory_needed(MINI, 1024, 32) < memory_needed(MINI, 4096, 32) < memory_needed(MINI, 65_600, 128)
-    assert memory_needed(EIGHT_BILLION, 4096, 128) > 16_000_000_000
+    # The weights are in memory already, and so not free any more.
+    assert GIB / 2 < memory_needed(EIGHT_BILLION, 4096, 128) < 4 * GIB
+
+
+def test_memory_counts_the_logits_and_the_rows_of_guidance() -> None:
+    plain = memory_needed(EIGHT_BILLION, 4096, 128)
+    assert memory_needed(EIGHT_BILLION, 4096, 128, gen_length=128) > plain + 128 * 126_464 * 8
+    assert memory_needed(EIGHT_BILLION, 4096, 128, rows=2) == 2 * plain
+
+
+def test_guidance_costs_twice() -> None:
+    once, twice = (
+        estimate(
+            MINI, Speed(4e-5, 4e-8), length=4096, steps=64, switch_step=14, density=0.3, block_size=128, rows=rows
+        )
+        for rows in (1, 2)
+    )
+    assert twice.seconds == pytest.approx(2 * once.seconds)
 
 
 def test_what_fits_is_not_refused() -> None:
@@ -147,5 +165,5 @@ def test_a_limit_that_is_no_number_is_refused(value: str) -> None:
 
 
 def test_free_memory_is_known_on_this_kind_of_system() -> None:
-    free = available_memory()
+    free = device_memory("cpu")
     assert free is None or free > 2**20

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from app.request import MAX_CHARACTERS, OWN_TEXT, notes, parse
+from app.request import FOLLOWING, MAX_CHARACTERS, OWN_TEXT, parse, unused
+from sparsed.config import ALGORITHMS, SamplerConfig
+from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
 
 GOOD: dict[str, Any] = {
     "model": "mini", "kind": "about", "length": "4k", "question": 3, "text": "", "steps": 64, "gen_length": 64,
     "block_length": 32, "skip": 0.2, "select": None, "block_size": None, "seed": 0, "backend": "auto",
-    "models": ["mini"], "kinds": ["about", "fact"], "lengths": ["short_context", "4k"],
+    "defaults": GENERIC_DEFAULTS, "models": ["mini"], "kinds": ["about", "fact"], "lengths": ["short_context", "4k"],
 }  # fmt: skip
 
 
@@ -30,12 +32,6 @@ def test_what_was_set_stays() -> None:
 def test_the_switch_is_the_engines() -> None:
     assert parse(**GOOD).switch_step == 14
     assert parse(**{**GOOD, "skip": 1.0}).switch_step is None
-
-
-def test_a_run_that_never_becomes_sparse_is_announced() -> None:
-    assert notes(parse(**GOOD)) == []
-    (note,) = notes(parse(**{**GOOD, "skip": 1.0}))
-    assert "never becomes sparse" in note
 
 
 def test_own_text_is_kept_as_it_is() -> None:
@@ -62,9 +58,19 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"steps": "many"}, "steps"),
         ({"steps": True}, "steps"),
         ({"steps": float("nan")}, "steps"),
-        ({"steps": 63}, "multiple of 2"),
+        ({"steps": 63}, "gen_length / block_length = 2: 63"),
         ({"gen_length": 0}, "generation length"),
-        ({"block_length": 48}, "multiple of the semi-autoregressive block length"),
+        ({"block_length": 48}, "semi-autoregressive block length"),
+        ({"algorithm": "greedy"}, "algorithm 'greedy' is not one of low_confidence"),
+        ({"algorithm": ["random"]}, "algorithm"),
+        ({"temperature": -1}, "temperature"),
+        ({"threshold": 1}, "threshold must lie between 0 and 1"),
+        ({"threshold": "high"}, "confidence threshold"),
+        ({"threshold": 0.9, "steps": 32}, "steps is an upper bound"),
+        ({"cfg_scale": float("inf")}, "CFG scale"),
+        ({"algorithm": "entropy", "top_p": 0, "block_length": None}, "top-p"),
+        ({"selection": "ours"}, "selection"),
+        ({"selection": "reference", "select": 1.0}, "select must be below 1"),
         ({"skip": -0.1}, "skip"),
         ({"skip": "a"}, "skip"),
         ({"skip": float("inf")}, "skip"),
@@ -95,3 +101,50 @@ def test_a_model_may_have_its_own_select_for_short_prompts() -> None:
     asked = parse(**GOOD)
     assert asked.resolve(300, Mini()).attention.select == 0.6
     assert asked.resolve(4000, Mini()).attention.select == 0.3
+
+
+NOTHING_SET: dict[str, Any] = {**GOOD, **dict.fromkeys(FOLLOWING)}
+
+
+@pytest.mark.parametrize("defaults", [GENERIC_DEFAULTS, LLADA_DEFAULTS, DREAM_DEFAULTS])
+def test_what_was_not_set_follows_the_model(defaults: SamplerConfig) -> None:
+    assert parse(**{**NOTHING_SET, "defaults": defaults}).sampler == defaults.resolve(defaults)
+
+
+def test_settings_that_were_not_set_give_way_to_those_that_were() -> None:
+    shorter = parse(**{**NOTHING_SET, "gen_length": 16}).sampler
+    assert (shorter.steps, shorter.block_length) == (16, 16)
+    surely = parse(**{**NOTHING_SET, "threshold": 0.9, "gen_length": 128})
+    assert surely.steps == 128 and surely.at_most and surely.sampler.threshold == 0.9
+
+
+def test_off_is_off() -> None:
+    asked = parse(**{**GOOD, "threshold": 0, "cfg_scale": 0})
+    assert asked.sampler.threshold is None and not asked.at_most and asked.rows == 1
+    assert parse(**{**GOOD, "cfg_scale": 1.5}).rows == 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("defaults", [LLADA_DEFAULTS, DREAM_DEFAULTS])
+def test_what_an_algorithm_does_not_have_is_never_sent(algorithm: str, defaults: SamplerConfig) -> None:
+    given = {"algorithm": algorithm, "top_p": 0.5, "block_length": 32, "gen_length": 64, "steps": 64, "threshold": 0.9}
+    sampler = parse(**{**NOTHING_SET, "defaults": defaults, **given}).sampler
+    left_out = unused(SamplerConfig(algorithm=algorithm, threshold=0.9), defaults)
+    dream = algorithm not in ("low_confidence", "random")
+    expected = set() if dream else {"top_p"}
+    if algorithm in ("origin", "entropy"):
+        expected = {"threshold", "block_length"}
+    assert set(left_out) == expected and all(left_out.values())
+    assert (sampler.top_p == 0.5) == dream
+    assert (sampler.threshold is None) == ("threshold" in expected)
+    assert sampler.block_length == (64 if "block_length" in expected else 32)
+
+
+def test_without_a_threshold_dream_has_one_block() -> None:
+    assert set(unused(SamplerConfig(algorithm="maskgit_plus"), LLADA_DEFAULTS)) == {"block_length"}
+    assert set(unused(SamplerConfig(), LLADA_DEFAULTS)) == {"top_p"}
+
+
+def test_the_public_codes_selection_has_its_own_switch() -> None:
+    asked = parse(**{**GOOD, "steps": 10, "skip": 0.5, "selection": "reference", "block_length": 64})
+    assert asked.switch_step == 7 and parse(**{**GOOD, "steps": 10, "skip": 0.5}).switch_step == 6

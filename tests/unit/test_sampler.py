@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sparsed.config import SamplerConfig
-from sparsed.samplers import make_sampler
-from sparsed.samplers import surest
+from sparsed.samplers import make_sampler, surest
 from sparsed.samplers.llada import propose_tokens, schedule
 
 MASK = 5

@@ -26,13 +26,13 @@ def judge(text: str, gold: str) -> tuple[bool, str]:
 
 def stage_of(gold: str | None = "It is so") -> Stage:
     lanes = [
-        LaneView(key, Canvas(4, decode, END), total=4, switch_step=switch, backend="x", parallel=4)
+        LaneView(key, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4)
         for key, switch in (("dense", None), ("sparse", 2))
     ]
     return Stage(
         lanes,
         run_id=7,
-        end_id=END,
+        end_ids={END},
         gold=gold,
         judge=judge,
         read=lambda t: decode(t).split("<end>")[0],
@@ -100,12 +100,12 @@ def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
 
 
 def test_nearly_the_same_is_never_called_100_percent() -> None:
-    canvas = [Canvas(2000, decode, END), Canvas(2000, decode, END)]
+    canvas = [Canvas(2000, decode, {END}), Canvas(2000, decode, {END})]
     lanes = [
         LaneView(key, c, total=1, switch_step=None, backend="", parallel=2000)
         for key, c in zip(("dense", "sparse"), canvas, strict=True)
     ]
-    stage = Stage(lanes, end_id=END)
+    stage = Stage(lanes, end_ids={END})
     for index, lane in enumerate(lanes):
         tokens = np.ones((1, 2000), dtype=int)
         tokens[0, 0] += index
@@ -179,3 +179,42 @@ def test_the_opening_is_all_masks() -> None:
 )
 def test_clock(seconds: float, words: str) -> None:
     assert clock(seconds) == words
+
+
+def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_sparse() -> None:
+    notes: list[str] = []
+    lanes = [
+        LaneView(key, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="", parallel=4, at_most=True)
+        for key, switch in (("dense", None), ("sparse", 2))
+    ]
+    stage = Stage(lanes, end_ids={END}, notes=notes)
+    planned = stage.snapshot()["lanes"]
+    assert [lane["phases"] for lane in planned] == [
+        [["dense", 1, None]],
+        [["dense", 1, 1], ["select", 2, 2], ["sparse", 3, None]],
+    ]
+
+    def burst(lane: str, index: int, phase: str) -> LaneStep:
+        committed = np.array([[index == 0, index == 0, index == 1, index == 1]])
+        made = SimpleNamespace(
+            index=index, phase=phase, tokens=np.array([[1, 2, 3, END]]), committed=committed,
+            confidence=np.where(committed, 0.5, np.nan), seconds=0.5,
+        )  # fmt: skip
+        return LaneStep(lane, made)
+
+    half = stage.apply(Update((burst("dense", 0, "dense"), burst("sparse", 0, "dense")), "running", ()))
+    assert [(lane["step"], lane["progress"]) for lane in half["lanes"]] == [(1, 0.5)] * 2
+    notes.append("This run never became sparse.")
+    steps = (burst("dense", 1, "dense"), burst("sparse", 1, "select"))
+    value = stage.apply(Update(steps, "done", ("dense", "sparse")))
+    dense, sparse = value["lanes"]
+    assert value["notes"] == ["This run never became sparse."] and half["notes"] == []
+    assert (sparse["step"], sparse["total"], sparse["at_most"], sparse["progress"]) == (2, 4, True, 1.0)
+    assert dense["phases"] == [["dense", 1, 2]] and sparse["phases"] == [["dense", 1, 1], ["select", 2, 2]]
+    assert stage.lanes["sparse"].switch_step is None and dense["state"] == "done"
+
+
+def test_whole_runs_of_different_length_say_how_long_they_were() -> None:
+    found = speedup([1.0, 1.0], [0.5], finished=True)
+    assert found is not None
+    assert found["detail"] == "whole runs: 2.00 s in 2 steps with full attention, 0.50 s in 1 step with SparseD"

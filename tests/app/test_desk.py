@@ -1,0 +1,264 @@
+"""What visitors share, without a browser: loading, and who stays in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.desk import Desk, Visit
+from app.limits import Limits
+from app.request import parse
+from app.session import Shown, perform
+from sparsed.models import LoadError
+
+GB = 10**9
+
+
+class Watched:
+    """The stand-in engine with models of 14 GB beside mini; what fails, waits and is free is set from outside."""
+
+    def __init__(self, fake: Any, memory: int | None = 40 * GB) -> None:
+        self._fake = fake
+        self.free = memory
+        self.failing: dict[str, Exception] = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fetched: list[str] = []
+        self.loaded: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fake, name)
+
+    def memory(self, model: Any = None) -> int | None:
+        return self.free
+
+    def fetch(self, name: str, progress: Callable[[Any], None]) -> None:
+        self.fetched.append(name)
+        progress("downloading: 3.2 of 14.0 GB, file 2 of 6")
+        self.gate.wait(10)
+
+    def load(self, name: str, progress: Callable[[Any], None]) -> Any:
+        progress("reading weights: 1.0 of 14.0 GB, file 1 of 6")
+        if name in self.failing:
+            raise self.failing[name]
+        self.loaded.append(name)
+        if self.free is not None and name != "mini":
+            self.free -= 14 * GB
+        return self._fake.load(name, lambda _: None)
+
+    def shape(self, model: Any) -> Any:
+        return replace(self._fake.shape(model), weight_bytes=10**6 if model.name == "mini" else 14 * GB)
+
+
+@pytest.fixture
+def make_engine(fake_engine: Any) -> Callable[..., Watched]:
+    """memory → an engine."""
+    return lambda memory=40 * GB: Watched(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0), memory)
+
+
+def desk_of(engine: Any) -> Desk:
+    desk = Desk(engine, "mini", Limits())
+    desk.load("mini")
+    return desk
+
+
+def asked_of(desk: Desk, model: str = "mini") -> Any:
+    return parse(
+        model=model, kind="about", length="short_context", question=0, text="", seed=0, backend="auto",
+        defaults=desk.defaults(model), models=desk.engine.models(), kinds=["about"], lengths=desk.engine.lengths(),
+    )  # fmt: skip
+
+
+def test_a_failed_load_is_one_sentence_and_leaves_the_others_alone(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    desk.load("dreamer")
+    engine.failing["slowpoke"] = LoadError("Slowpoke-7B has no safetensors.")
+    with pytest.raises(LoadError, match="^Slowpoke-7B has no safetensors.$"):
+        desk.load("slowpoke")
+    assert desk.loaded("mini") and desk.loaded("dreamer") and desk.loaded("slowpoke") is None
+    del engine.failing["slowpoke"]
+    assert desk.load("slowpoke").name == "slowpoke"  # the next request tries again
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("model.norm"), r"^Slowpoke-7B could not be loaded \(KeyError: 'model.norm'\)\.$"),
+        (RuntimeError("[enforce fail] can't allocate memory: 17 bytes"), "ran out of memory"),
+        (MemoryError(), "ran out of memory"),
+        (OSError("Disk full"), r"^Slowpoke-7B could not be loaded \(OSError: Disk full\)\.$"),
+    ],
+)
+def test_whatever_a_load_raises_becomes_a_sentence(make_engine, error: Exception, says: str) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    engine.failing["slowpoke"] = error
+    with pytest.raises(LoadError, match=says):
+        desk.load("slowpoke")
+
+
+def test_who_asks_for_the_same_model_waits_for_the_same_loading(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    engine.gate.clear()
+    jobs = {desk.loading("dreamer") for _ in range(5)}
+    assert len(jobs) == 1 and desk.under_way("dreamer") in jobs
+    # The default model is not held up by somebody else's download.
+    assert desk.loading("mini").over
+    engine.gate.set()
+    assert {job.result().name for job in jobs} == {"dreamer"} and engine.fetched == ["dreamer"]
+    assert desk.under_way("dreamer") is None
+
+
+def test_what_cannot_fit_is_marked_and_not_downloaded(make_engine) -> None:
+    engine = make_engine(memory=24 * GB)
+    desk = desk_of(engine)
+    assert desk.too_large("giant") == "200.0 GB of weights, 24.0 GB of memory"
+    assert desk.too_large("dreamer") == desk.too_large("mini") == ""
+    with pytest.raises(LoadError, match="Giant-100B does not fit"):
+        desk.load("giant")
+    assert engine.fetched == []
+    engine.free = None  # where the system does not say
+    assert desk.too_large("giant") == ""
+
+
+def test_the_default_model_and_the_newest_other_stay(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    desk.load("dreamer")
+    desk.load("slowpoke")
+    assert desk.loaded("mini") and desk.loaded("slowpoke") and desk.loaded("dreamer") is None
+
+
+def test_a_model_that_a_run_uses_is_freed_when_the_run_is_over(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    desk.load("dreamer")
+    release = desk.hold("dreamer")
+    desk.load("slowpoke")
+    assert desk.loaded("dreamer") and desk.loaded("slowpoke")
+    release()
+    release()
+    assert desk.loaded("dreamer") is None and desk.loaded("slowpoke")
+
+
+def test_where_memory_is_short_the_old_model_goes_first_unless_a_run_uses_it(make_engine) -> None:
+    engine = make_engine(memory=20 * GB)
+    desk = desk_of(engine)
+    desk.load("dreamer")
+    release = desk.hold("dreamer")
+    assert desk.too_large("slowpoke") == ""
+    with pytest.raises(LoadError, match="no room for Slowpoke-7B while a run uses Dreamer-7B"):
+        desk.load("slowpoke")
+    assert desk.loaded("dreamer") and "slowpoke" not in engine.loaded
+    release()
+    assert desk.loaded("dreamer") is None
+    engine.free = 20 * GB
+    assert desk.load("slowpoke").name == "slowpoke"
+
+
+def test_a_model_without_a_chat_template_is_measured_too(make_engine) -> None:
+    engine = make_engine()
+
+    def no_template(*_: Any) -> Any:
+        raise ValueError("This tokenizer has no chat template.")
+
+    engine.build_prompt = no_template
+    assert desk_of(engine).load("dreamer").speed is not None
+
+
+def collect(desk: Desk, visit: Visit, asked: Any, act: Callable[[Shown], None] = lambda _: None) -> list[Shown]:
+    async def run() -> list[Shown]:
+        seen = []
+        async for shown in perform(desk, visit, asked):
+            seen.append(shown)
+            act(shown)
+        return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run()).result(timeout=30)
+
+
+def test_a_run_shows_the_loading_and_then_runs(make_engine) -> None:
+    engine = make_engine()
+    desk, visit = desk_of(engine), Visit()
+    engine.gate.clear()
+
+    def act(shown: Shown) -> None:
+        if shown.loading.startswith("downloading"):
+            engine.gate.set()
+
+    seen = collect(desk, visit, asked_of(desk, "dreamer"), act)
+    first = seen[0]
+    assert first.stage["state"] == "loading" and first.loading == "downloading: 3.2 of 14.0 GB, file 2 of 6"
+    assert first.stage["message"] == f"Dreamer-7B · {first.loading}"
+    assert [shown.loaded.name for shown in seen if shown.loaded] == ["dreamer"]
+    assert seen[-1].over and seen[-1].stage["state"] == "done"
+    assert visit.race is None and not desk._held["dreamer"]
+
+
+def test_stop_ends_the_waiting_and_the_loading_goes_on(make_engine) -> None:
+    engine = make_engine()
+    desk, visit = desk_of(engine), Visit()
+    engine.gate.clear()
+    seen = collect(desk, visit, asked_of(desk, "dreamer"), lambda _: visit.stop())
+    assert [shown.over for shown in seen] == [False, True] and seen[-1].stage["state"] == "stopped"
+    assert "Dreamer-7B goes on loading" in seen[-1].stage["message"]
+    job = desk.under_way("dreamer")
+    assert job is not None and not desk._held["dreamer"]
+    # Meanwhile the model that was there before runs.
+    assert collect(desk, Visit(), asked_of(desk))[-1].stage["state"] == "done"
+    engine.gate.set()
+    assert job.result().name == "dreamer"
+
+
+def test_a_run_whose_model_fails_to_load_ends_with_the_sentence(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    engine.failing["slowpoke"] = LoadError("There is no network.")
+    last = collect(desk, Visit(), asked_of(desk, "slowpoke"))[-1]
+    assert last.over and (last.stage["state"], last.stage["message"]) == ("refused", "There is no network.")
+    assert not desk._held["slowpoke"]
+
+
+def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
+    desk = desk_of(make_engine())
+    asked = asked_of(desk)
+    asked = replace(asked, sampler=replace(asked.sampler, threshold=0.9))
+    seen = collect(desk, Visit(), asked)
+    dense, sparse = seen[-1].stage["lanes"]
+    assert seen[-1].stage["state"] == "done" and (dense["step"], dense["total"]) == (11, 64)
+    assert sparse["phases"] == [["dense", 1, 11]]
+    assert seen[-1].stage["notes"] == ["This run never became sparse: it was done after 11 steps."]
+    assert seen[-1].timeline is not None and seen[-1].timeline["layout"]["shapes"] == []
+
+
+def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
+    """The stand-in has every method of the protocol, and so has the engine."""
+    from app.engine import Engine as Protocol
+    from app.engine import SparsedEngine
+
+    wanted = {name for name in vars(Protocol) if not name.startswith("_")}
+    for engine in (make_engine(), SparsedEngine("mini")):
+        assert all(hasattr(engine, name) for name in wanted)
+
+
+def test_the_list_has_the_whole_catalogue_and_what_was_given() -> None:
+    from app.engine import SparsedEngine
+    from sparsed.models.catalogue import CATALOGUE
+
+    names = {spec.name for spec in CATALOGUE}
+    assert set(SparsedEngine("mini").models()) == names
+    folder = SparsedEngine("/somewhere/my-model").models()
+    assert set(folder) == {*names, "/somewhere/my-model"}
+    assert folder["/somewhere/my-model"].label == "my-model" and folder["/somewhere/my-model"].bundled
+    # A Hub id of the catalogue is no second model.
+    by_id = SparsedEngine("GSAI-ML/LLaDA-1.5").models()
+    assert by_id["GSAI-ML/LLaDA-1.5"].label == "LLaDA-1.5 (8B)" and len(by_id) == len(names)
