@@ -212,6 +212,7 @@ def measure(
     attention: SparseDConfig,
     *,
     backend: str = "auto",
+    dense_backend: str = "auto",
     repeats: int = 1,
     compose: Sequence[int] = (),
     say: Callable[[str], None] = lambda _: None,
@@ -227,13 +228,18 @@ def measure(
     steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
     same = 1.0
     for repeat in range(repeats):
-        dense = denoise(model, prompt, sampler=sampler, attention="dense")
-        sparsed = denoise(model, prompt, sampler=sampler, attention=attention, backend=backend)
+        dense = denoise(model, prompt, sampler=sampler, attention="dense", dense_backend=dense_backend)
+        sparsed = denoise(
+            model, prompt, sampler=sampler, attention=attention, backend=backend, dense_backend=dense_backend
+        )
         if repeat == 0:
             for note in sparsed.notes:
                 say(f"note: {note}")
+        start = perf_counter()
         for run in (dense, sparsed):
             run.warm_up()
+        if model.device.type != "cpu" and repeat == 0:
+            say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
         _settle(model)
         seconds = race([dense, sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
@@ -250,7 +256,7 @@ def measure(
     dense_step = Spread.of(steps["dense lane"])
     select_step = Spread.of(steps["select"]) if steps["select"] else None
     sparse_step = Spread.of(steps["sparse"]) if steps["sparse"] else None
-    layer = _attention_times(model, prompt, sampler, attention, backend)
+    layer = _attention_times(model, prompt, sampler, attention, backend, dense_backend)
     full = layer.dense.median * model.network.config.num_hidden_layers
     other = dense_step.median - full
     density = None if pattern is None else pattern.requested_density
@@ -318,12 +324,15 @@ def _attention_times(
     sampler: SamplerConfig,
     attention: SparseDConfig,
     backend: str,
+    dense_backend: str,
 ) -> AttentionTimes:
     """The middle layer's attention, with the strides the model gives its queries, keys and values.
 
     Dense, sparse and selection take turns, so that noise meets all three.
     """
-    run = denoise(model, prompt, sampler=sampler, attention=attention, backend=backend)
+    run = denoise(
+        model, prompt, sampler=sampler, attention=attention, backend=backend, dense_backend=dense_backend
+    )
     run.warm_up()
     settings, full = run.attention, run.dense
     assert isinstance(settings, SparseDConfig) and full is not None, "this lane is not dense"
@@ -424,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sampler,
                 attention,
                 backend=options.backend,
+                dense_backend=options.dense_backend,
                 repeats=options.repeats,
                 compose=options.compose,
                 say=partial(_say, length),
@@ -454,6 +464,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--select", type=float, default=0.3, help="share of key blocks kept on each side")
     parser.add_argument("--block-size", type=int, default=128, help="attention block size: 32, 64 or 128")
     parser.add_argument("--backend", default="auto", help="sparse backend")
+    parser.add_argument("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
     parser.add_argument("--dtype", nargs="+", help="float32, bfloat16, float16 (default: the fastest here)")
     parser.add_argument("--no-fuse", action="store_true", help="do not torch.compile what surrounds attention")
@@ -495,7 +506,11 @@ def _random_model(shape: str, device: str | None, dtype: str | None, fusing: boo
     with place:
         network = kind._from_config(checkpoint.config, dtype=number, attn_implementation=dispatch.NAME)
     prepare(network, float32_rotation=checkpoint.float32_rotation)
-    problem = fuse(network) if fusing and can_fuse(place) else None
+    problem = None
+    if fusing and can_fuse(place):
+        start = perf_counter()
+        problem = fuse(network)
+        print(f"torch.compile of what surrounds attention: {perf_counter() - start:.1f} s")
     last = checkpoint.config.vocab_size - 1
     return Model(
         name=shape,

@@ -17,6 +17,7 @@ DREAM_ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
 SELECTIONS = ("paper", "reference")
 PATTERNS = ("sparsed", "sliding_window")
+ON_NO_GAIN = ("sparse", "dense")
 BLOCK_SIZES = (32, 64, 128)
 
 # Settings that the paper publishes (section 4.1): short sequences keep more, smaller blocks.
@@ -188,7 +189,8 @@ class SparseDConfig:
     selection: "paper", isolated selection as the paper defines it, or "reference", as the public code does
     it (see `sparsed.attention.reference`). keep_importance: keep the block importances in the pattern
     (float16, CPU memory). pattern: "sparsed", or the baseline "sliding_window" with the same number of kept
-    blocks.
+    blocks. on_no_gain: what to do when the first sparse steps turn out no faster than the dense ones: stay
+    "sparse" (default), or go back to "dense"; either way the run says so.
 
     Raises ValueError for a value out of range, or select = 1 with "reference".
     """
@@ -199,6 +201,7 @@ class SparseDConfig:
     selection: str | None = None
     keep_importance: bool | None = None
     pattern: str | None = None
+    on_no_gain: str | None = None
 
     def __post_init__(self) -> None:
         _check_number("skip", self.skip)
@@ -216,6 +219,7 @@ class SparseDConfig:
             )
         _check_choice("keep_importance", self.keep_importance, (False, True))
         _check_choice("pattern", self.pattern, PATTERNS)
+        _check_choice("on_no_gain", self.on_no_gain, ON_NO_GAIN)
 
     def resolve(self, length: int, short_select: float = SHORT_SELECT) -> SparseDConfig:
         """A copy with every field set, for a sequence of `length` tokens (prompt and generation together).
@@ -230,6 +234,7 @@ class SparseDConfig:
             selection="paper",
             keep_importance=False,
             pattern="sparsed",
+            on_no_gain="sparse",
         )
         unset = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **unset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,6 +91,7 @@ class Run(Iterator[Step]):
         attention: SparseDConfig | Literal["dense"],
         backend: str,
         probe_steps: Iterable[int] = (),
+        dense_backend: str = "auto",
     ) -> None:
         # Every field of a resolved config is set; the names below tell the type checker so.
         steps, gen_length, seed = sampler.steps, sampler.gen_length, sampler.seed
@@ -104,6 +106,7 @@ class Run(Iterator[Step]):
         self.probes: dict[int, Pattern] = {}
         self.steps: list[Step] = []
         self.finished = False
+        self._dense_again = False
         self._select_step = steps
         self.switch_step: int | None = None
         if isinstance(attention, SparseDConfig):
@@ -120,6 +123,7 @@ class Run(Iterator[Step]):
         self._state: AttentionState | None = state
         self.backend = backend
         self.dense: DenseAttention | None = None
+        self._dense_backend = dense_backend
         self._probe_steps = frozenset(probe_steps)
         self._sampler = make_sampler(sampler, model.mask_id)
         masks = torch.full((batch, gen_length), model.mask_id, dtype=torch.int64, device=model.device)
@@ -149,6 +153,8 @@ class Run(Iterator[Step]):
             self.steps.append(step)
             if step.phase == "select":
                 self.pattern = state.pattern()
+            if step.phase == "sparse":
+                self._look_for_gain()
             if index in self._probe_steps:
                 self.probes[index] = self._probe(canvas, state)
             if self._is_last(step):
@@ -226,7 +232,7 @@ class Run(Iterator[Step]):
             length=self.length,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
-        state.dense = self.dense = dense.fastest(problem)
+        state.dense = self.dense = dense.pick(self._dense_backend, problem)
         attention, layout = state.config, state.layout
         if attention is None or layout is None:
             self.backend = state.dense.name
@@ -241,7 +247,7 @@ class Run(Iterator[Step]):
         state.backend = load_backend(self.backend, attention.block_size)
 
     def _phase(self, index: int) -> Phase:
-        if index < self._select_step:
+        if index < self._select_step or self._dense_again:
             return "dense"
         return "select" if index == self._select_step else "sparse"
 
@@ -275,6 +281,23 @@ class Run(Iterator[Step]):
             confidence=torch.where(committed, commit.confidence, torch.nan).cpu(),
             seconds=seconds,
         )
+
+    def _look_for_gain(self) -> None:
+        """After the third sparse step (the first ones may still prepare something): were they worth it?"""
+        times = {phase: [s.seconds for s in self.steps if s.phase == phase] for phase in ("dense", "sparse")}
+        dense_times, sparse_times = times["dense"], times["sparse"]
+        if len(sparse_times) != 3 or not dense_times or min(sparse_times) < median(dense_times):
+            return
+        assert isinstance(self.attention, SparseDConfig), "a dense run has no sparse steps"
+        said = (
+            f"Sparse steps are no faster here: {1000 * min(sparse_times):.0f} ms at best, dense steps "
+            f"{1000 * median(dense_times):.0f} ms"
+        )
+        if self.attention.on_no_gain == "dense":
+            self._dense_again = True
+            self.notes.append(f"{said}; from step {len(self.steps) + 1} on this run is dense again.")
+        else:
+            self.notes.append(f"{said}; this run stays sparse.")
 
     def _is_last(self, step: Step) -> bool:
         """Steps run out, or (with a threshold) masks do."""
@@ -353,6 +376,7 @@ def denoise(
     sampler: SamplerConfig | None = None,
     attention: SparseDConfig | Literal["dense"] | None = None,
     backend: str = "auto",
+    dense_backend: str = "auto",
     probe_steps: Iterable[int] = (),
 ) -> Run:
     """A denoising run over prompt + gen_length masks. Nothing is computed before the first step is asked for.
@@ -360,6 +384,7 @@ def denoise(
     prompt: a string or chat messages (chat template applied), or token ids [length] or [batch, length], used
     as they are. sampler, attention: what is None takes the model's defaults; attention "dense" is full
     attention throughout. backend: "auto" or the name of a sparse backend (a dense run does not use it).
+    dense_backend: likewise for dense attention: "sdpa", or on a GPU "cudnn", "flash" or "flash4".
     probe_steps: after each of these steps, counted from 0, the pattern is selected afresh for comparison,
     outside every clock (`Run.probes`).
 
@@ -370,6 +395,7 @@ def denoise(
     settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
     assert settings.gen_length is not None and settings.steps is not None
     check_backend(backend, model.device)
+    dense.check(dense_backend, model.device)
     probes = tuple(probe_steps)
     for step in probes:
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < settings.steps:
@@ -383,7 +409,7 @@ def denoise(
         raise ValueError(f"attention must be a SparseDConfig or 'dense', not {attention!r}.")
     elif probes:
         raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
-    return Run(model, ids, settings, attention, backend, probes)
+    return Run(model, ids, settings, attention, backend, probes, dense_backend)
 
 
 def generate(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsed.agreement import answer_length
-from sparsed.config import ALGORITHMS, SELECTIONS, SamplerConfig, SparseDConfig
+from sparsed.config import ALGORITHMS, ON_NO_GAIN, SELECTIONS, SamplerConfig, SparseDConfig
 from sparsed.fragments import cell_texts
 from sparsed.prompts import KINDS, LENGTHS, Prompt, build_prompt, exact_match
 
@@ -115,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--block-size", "--block_size", type=int, help="attention block size: 32, 64 or 128")
     add("--selection", choices=SELECTIONS, help="as the paper says, or as the public code does it")
     add("--backend", default="auto", help="sparse backend")
+    add("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
+    add("--on-no-gain", choices=ON_NO_GAIN, help="what follows when sparse steps turn out no faster (default: sparse)")
 
     group = parser.add_argument_group("machine")
     add = group.add_argument
@@ -157,6 +159,7 @@ def _generate(options: argparse.Namespace) -> int:
         sampler=sampler,
         attention=attention,
         backend=options.backend,
+        dense_backend=options.dense_backend,
     )
     out = _Output(hidden=options.json, escape=sys.stdout.isatty())
     out.line(_header(run))
@@ -193,7 +196,11 @@ def _settings(options: argparse.Namespace) -> tuple[SamplerConfig, SparseDConfig
         threshold=options.threshold,
     )
     sparse = SparseDConfig(
-        skip=options.skip, select=options.select, block_size=options.block_size, selection=options.selection
+        skip=options.skip,
+        select=options.select,
+        block_size=options.block_size,
+        selection=options.selection,
+        on_no_gain=options.on_no_gain,
     )
     return sampler, "dense" if options.origin else sparse
 

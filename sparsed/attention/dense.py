@@ -77,6 +77,30 @@ def _repeated(x: Tensor, q: Tensor) -> Tensor:
     return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
+NAMES = ("sdpa", "cudnn", "flash", "flash4")
+
+
+def check(name: str, device: torch.device) -> None:
+    """Raises ValueError for a name that is none of "auto" and NAMES, or cannot run on the device."""
+    if name not in ("auto", *NAMES):
+        raise ValueError(f"dense_backend must be 'auto' or one of {', '.join(map(repr, NAMES))}, not {name!r}.")
+    if name in ("auto", "sdpa"):
+        return
+    if device.type != "cuda":
+        raise ValueError(f"The dense backend {name!r} needs a CUDA GPU, not {device.type}.")
+    if name == "flash4" and not _flash4(device):
+        from sparsed.attention import flash4
+
+        raise ValueError(f"The dense backend 'flash4' cannot run here: {flash4.unavailable(device, sparse=False)}")
+
+
+def pick(name: str, problem: Problem) -> DenseAttention:
+    """The implementation of that name; for "auto" the fastest."""
+    if name == "auto":
+        return fastest(problem)
+    return next(one for one in (SDPA, CUDNN, FLASH, *_flash4(problem.device)) if one.name == name)
+
+
 @lru_cache(maxsize=64)
 def fastest(problem: Problem) -> DenseAttention:
     """The fastest implementation for this shape on this device, tried out once; on a CPU what torch picks."""

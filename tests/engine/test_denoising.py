@@ -354,7 +354,7 @@ def test_bfloat16_runs(tiny_folder) -> None:
 def test_defaults_come_from_the_model_and_the_length(tiny) -> None:
     run = sparsed.denoise(tiny, TEXT)
     assert run.sampler == tiny.defaults
-    assert run.attention == SparseDConfig(0.2, 0.5, 32, "paper", False, "sparsed")
+    assert run.attention == SparseDConfig(0.2, 0.5, 32, "paper", False, "sparsed", "sparse")
     assert run.length == run.prompt_length + 32
     assert run.prompt_length == len(TEXT) + 3
     assert run.total == 16 and run.switch_step == 5 and run.notes == []
@@ -615,3 +615,42 @@ def test_padding_is_refused(tiny) -> None:
     mask[0, 0] = 0
     with pytest.raises(ValueError, match="takes no padding"):
         tiny.network(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("on_no_gain", ["sparse", "dense"])
+@pytest.mark.parametrize("sparse_seconds", [0.5, 1.0, 2.0])
+def test_sparse_steps_without_gain_are_said(tiny, monkeypatch, calls, on_no_gain: str, sparse_seconds: float) -> None:
+    """The clock is scripted: a dense step takes 1 s, the select step 5 s."""
+    attention = SparseDConfig(skip=0.3, on_no_gain=on_no_gain)
+    run = sparsed.denoise(tiny, TEXT, sampler=SamplerConfig(steps=10, gen_length=10), attention=attention)
+    now = 0.0
+    seconds = iter([1.0] * 3 + [5.0] + [sparse_seconds] * 6)
+    begun = False
+
+    def clock() -> float:
+        nonlocal now, begun
+        begun, now = not begun, now + (next(seconds) if begun else 0.0)
+        return now
+
+    monkeypatch.setattr(sparsed.denoising, "perf_counter", clock)
+    result = run.result()
+    gain = sparse_seconds < 1
+    phases = ["dense"] * 3 + ["select"] + ["sparse"] * 6
+    if not gain and on_no_gain == "dense":
+        phases[7:] = ["dense"] * 3
+    assert [step.phase for step in result.steps] == phases
+    assert len(calls) == 3 * phases.count("sparse")
+    said = [note for note in result.notes if "no faster here" in note]
+    assert len(said) == (not gain)
+    if said:
+        assert f"{1000 * sparse_seconds:.0f} ms at best, dense steps 1000 ms" in said[0]
+        assert said[0].endswith("from step 8 on this run is dense again." if on_no_gain == "dense" else "stays sparse.")
+
+
+def test_dense_backends_are_checked(tiny) -> None:
+    with pytest.raises(ValueError, match="dense_backend must be 'auto' or one of 'sdpa', 'cudnn', .*, not 'best'"):
+        sparsed.denoise(tiny, TEXT, dense_backend="best")
+    with pytest.raises(ValueError, match="'cudnn' needs a CUDA GPU, not cpu"):
+        sparsed.denoise(tiny, TEXT, dense_backend="cudnn")
+    run = sparsed.denoise(tiny, TEXT, attention="dense", dense_backend="sdpa")
+    assert run.backend == run.dense.name == "sdpa"

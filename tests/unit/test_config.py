@@ -98,6 +98,7 @@ def test_sampler_says_what_is_wrong(values: dict, said: str) -> None:
         ({"selection": "best"}, "selection must be one of 'paper', 'reference', not 'best'"),
         ({"selection": "reference", "select": 1}, "select must be below 1 with selection 'reference'"),
         ({"keep_importance": 1}, "keep_importance must be one of False, True, not 1"),
+        ({"on_no_gain": "stop"}, "on_no_gain must be one of 'sparse', 'dense', not 'stop'"),
         ({"pattern": "causal"}, "pattern must be one of 'sparsed', 'sliding_window', not 'causal'"),
     ],
 )
@@ -188,7 +189,7 @@ def test_lengths_and_steps_must_divide(gen_length: int, steps: int) -> None:
 
 @pytest.mark.parametrize(("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)])
 def test_sparsed_defaults_follow_the_length(length: int, select: float, block_size: int) -> None:
-    expected = SparseDConfig(0.2, select, block_size, "paper", False, "sparsed")
+    expected = SparseDConfig(0.2, select, block_size, "paper", False, "sparsed", "sparse")
     assert SparseDConfig().resolve(length) == expected
 
 
