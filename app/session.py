@@ -19,8 +19,16 @@ from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, opening
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
-# The dense lane runs torch's scaled_dot_product_attention, whichever kernel it picks.
-BACKEND_WORDS = {"sdpa": "torch SDPA"}
+# What runs a lane, in words. torch SDPA: scaled_dot_product_attention, whichever kernel it picks.
+BACKEND_WORDS = {
+    "sdpa": "torch SDPA",
+    "cudnn": "cuDNN",
+    "flash": "FlashAttention-2",
+    "flash4": "flash-attn-4",
+    "flex": "FlexAttention",
+    "triton": "Triton",
+}
+WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No clock runs yet."
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,8 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
             place.leave()
             release()
 
+        if not loaded.place.startswith("CPU"):
+            yield _shown(asked, "preparing", WARMING_UP)
         started = await asyncio.to_thread(_start, desk, asked, loaded, material, free)
         visit.race = race = started.race
         visit.selected = None

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sparsed.agreement import agreement
-from sparsed.attention.backends import load_backend
+from sparsed.attention.backends import executed_density, load_backend
 from sparsed.attention.dispatch import AttentionState
 from sparsed.attention.importance import block_importance, fused_importance, fusible
 from sparsed.attention.pattern import BlockLayout, LayerPattern
@@ -284,7 +284,7 @@ def measure(
         select=settings.select,
         block_size=settings.block_size,
         requested_density=None if pattern is None else pattern.requested_density,
-        executed_density=None if pattern is None else pattern.executed_density,
+        executed_density=None if pattern is None else executed_density(sparsed.backend, pattern),
         dense_step=dense_step,
         select_step=select_step,
         sparse_step=sparse_step,

@@ -278,6 +278,8 @@ def _decoder(model: Model) -> Callable[[Sequence[int]], str]:
 
 
 def _report(run: Run, prompt: Prompt | str) -> Report:
+    from sparsed.attention.backends import executed_density
+
     model, pattern, steps = run.model, run.pattern, run.steps
     asked: dict[str, Any] = {"tokens": run.prompt_length}
     if isinstance(prompt, Prompt):
@@ -312,7 +314,7 @@ def _report(run: Run, prompt: Prompt | str) -> Report:
         tokens_per_second=tokens / seconds if seconds > 0 else None,
         backend=run.backend,
         requested_density=None if pattern is None else pattern.requested_density,
-        executed_density=None if pattern is None else pattern.executed_density,
+        executed_density=None if pattern is None else executed_density(run.backend, pattern),
         notes=list(run.notes),
     )
 

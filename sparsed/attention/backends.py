@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import LayerPattern, Pattern
 
 SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
 
@@ -94,6 +94,22 @@ def load_backend(name: str, block_size: int) -> SparseAttention:
     """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
     module, function, _sizes = _BACKENDS[name]
     return partial(getattr(import_module(module), function), block_size=block_size)
+
+
+def executed_density(name: str, pattern: Pattern) -> float:
+    """Scores that the backend computes as a share of the length² scores of dense attention.
+
+    "gather" computes what is kept; "triton" and "flash4" whole blocks, so also what is absent from a partly filled last
+    one; "flex" whole tiles of 128 × 128, whatever the block size.
+    """
+    if name == "gather":
+        return pattern.executed_density
+    if name == "flex":
+        from sparsed.attention import flex
+
+        return sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers) / len(pattern.layers)
+    padded = pattern.layout.blocks * pattern.layout.block_size
+    return pattern.requested_density * (padded / pattern.layout.length) ** 2
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ import pytest
 from app.desk import Desk, Visit
 from app.limits import Limits
 from app.request import parse
-from app.session import Shown, perform
+from app.session import WARMING_UP, Shown, perform
 from sparsed.models import LoadError
 
 GB = 10**9
@@ -202,6 +202,20 @@ def test_a_run_shows_the_loading_and_then_runs(make_engine) -> None:
     assert [shown.loaded.name for shown in seen if shown.loaded] == ["dreamer"]
     assert seen[-1].over and seen[-1].stage["state"] == "done"
     assert visit.race is None and not desk._held["dreamer"]
+
+
+@pytest.mark.parametrize(("place", "times"), [("GPU · bfloat16", 1), ("CPU · float32", 0)])
+def test_warming_up_is_shown_where_kernels_are_compiled(make_engine, place: str, times: int) -> None:
+    engine = make_engine()
+    engine.place = lambda _model: place
+    desk = desk_of(engine)
+    seen = collect(desk, Visit(), asked_of(desk, "dreamer"))
+    messages = [shown.stage["message"] for shown in seen]
+    assert messages.count(WARMING_UP) == times
+    assert seen[-1].stage["state"] == "done"
+    if times:
+        # Before any step was made.
+        assert all(shown.timeline is None for shown in seen[: messages.index(WARMING_UP) + 1])
 
 
 def test_stop_ends_the_waiting_and_the_loading_goes_on(make_engine) -> None:

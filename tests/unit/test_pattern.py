@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from sparsed.attention.backends import executed_density
 from sparsed.attention.baselines import sliding_window
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.attention.selection import blocks_to_keep, select_blocks
@@ -87,6 +88,16 @@ def test_densities() -> None:
     pattern = Pattern(layout, (padded_layer(),), 0.5)
     assert pattern.requested_density == pytest.approx(6 / 9)
     assert pattern.executed_density == pytest.approx((4 * (4 + 2) + 4 * 4 + 2 * 10) / 100)
+
+
+def test_executed_density_is_what_the_backend_computes() -> None:
+    pattern = Pattern(BlockLayout(300, 200, 128), (padded_layer(),), 0.5)  # blocks of 128, 128 and 44
+    rows, kept = (128, 128, 44), ((0, 2), (1,), (0, 1, 2))
+    asked = sum(rows[i] * rows[j] for i, blocks in enumerate(kept) for j in blocks)
+    assert executed_density("gather", pattern) == pytest.approx(asked / 300**2)
+    for name in ("triton", "flash4"):
+        assert executed_density(name, pattern) == pytest.approx(6 * 128**2 / 300**2)
+    assert executed_density("flex", pattern) == pytest.approx(6 / 9)
 
 
 def test_densities_of_everything_are_one() -> None:
