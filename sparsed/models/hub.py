@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsed.models import LoadError, reason
+from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec, find, names
 from sparsed.paths import data_dir
 
@@ -132,8 +132,8 @@ def _cached(what: dict[str, Any], error: Exception) -> Path:
         folder = None
     if folder is None or not (folder / "config.json").is_file():
         raise LoadError(
-            f"{what['repo_id']} could not be downloaded and is not in the local cache: no connection to the Hub "
-            f"({reason(error)})."
+            f"{what['repo_id']} is not in the local cache and could not be downloaded: there is no connection to the "
+            f"Hub ({type(error).__name__})."
         ) from error
     return folder
 

@@ -67,7 +67,8 @@ def test_a_built_prompt_with_its_gold_answer(capsys: pytest.CaptureFixture[str])
 def test_lines_of_a_pipe(tell: Any) -> None:
     code, out, err = tell("--prompt", "Hello [red]you[/]", "--steps", "10", "--gen-length", "20", "--select", "0.4")
     lines = out.splitlines()
-    assert code == 0 and err == "" and "\x1b" not in out
+    # Whether sparse steps are faster at this size is for the clock to say.
+    assert code == 0 and all("no faster here" in line for line in err.splitlines()) and "\x1b" not in out
     assert re.fullmatch(r"tiny\d* · cpu · float32 · gather · \d+ prompt tokens", lines[0])
     starts = ["answer: ", "steps: 10 of 10 (dense 2, select 1, sparse 7), sparse from step 4", "time: ", "speed: "]
     starts.append("backend: gather, density requested 1.000, executed 1.000")
