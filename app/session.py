@@ -100,6 +100,7 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
     visit.running = True
     ticket: Ticket | None = None
     race: Race | None = None
+    handed_on = False
     release = desk.hold(asked.model)
     try:
         job = desk.loading(asked.model)
@@ -137,7 +138,14 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
 
         if not loaded.place.startswith("CPU"):
             yield _shown(asked, "preparing", WARMING_UP)
-        started = await asyncio.to_thread(_start, desk, asked, loaded, material, free)
+        starting = asyncio.create_task(asyncio.to_thread(_start, desk, asked, loaded, material, free))
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The tab is closed, but the thread still warms the device up: the place is free when it is done.
+            handed_on = True
+            starting.add_done_callback(lambda done: _abandon(done, free))
+            raise
         visit.race = race = started.race
         visit.selected = None
         if visit.stopping:
@@ -154,10 +162,17 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         visit.race = None  # it holds the model
         if race is not None:
             race.stop()
-        else:
+        elif not handed_on:
             release()
             if ticket is not None:
                 ticket.leave()
+
+
+def _abandon(done: asyncio.Task[_Started], free: Callable[[], None]) -> None:
+    """Lets go of a race that nobody waits for any more."""
+    if not done.cancelled() and done.exception() is None:
+        done.result().race.stop()
+    free()
 
 
 def _shown(asked: Request, state: str, message: str, **more: Any) -> Shown:

@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (RuntimeError, MemoryError) as error:
-        # Out of memory, a device that failed, weights that give no finite numbers.
+    except (RuntimeError, MemoryError, OSError) as error:
+        # Out of memory, a device that failed, weights that give no finite numbers, a file that cannot be written.
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"error: the run ended early: {said}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 1
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from sparsed.agreement import agreement
 from sparsed.attention.backends import executed_density, load_backend
 from sparsed.attention.dispatch import AttentionState
-from sparsed.attention.importance import block_importance, fused_importance, fusible
+from sparsed.attention.importance import block_importance, fused_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig, switch_step
@@ -241,6 +241,8 @@ def measure(
         if model.device.type != "cpu" and repeat == 0:
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
         _settle(model)
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
         seconds = race([dense, sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
         sparsed_runs.append(seconds[1])
@@ -349,7 +351,7 @@ def _attention_times(
     sparse = load_backend(run.backend, block_size)
 
     # The select step's own attention gives the log-sum-exp, where its kernel does.
-    lse = full.with_lse(q, k, v, scale)[1] if full.with_lse is not None and fusible(q) else None
+    lse = full.with_lse(q, k, v, scale)[1] if full.with_lse is not None and run.fused else None
 
     def choose() -> LayerPattern:
         if lse is None:

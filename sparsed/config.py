@@ -109,8 +109,9 @@ class SamplerConfig:
         which must be complete.
 
         Where the algorithm is not of the family of `defaults`, only their steps, gen_length and seed are
-        taken. Defaults that do not suit a gen_length asked for give way to it: no more steps than tokens, and
-        one block of the whole length where the default block_length does not divide it. Raises ValueError if
+        taken. Defaults that do not suit a gen_length asked for give way to it: no more steps than tokens, a
+        number that the blocks divide, and one block of the whole length where the default block_length does not
+        divide it. Raises ValueError if
         block_length does not divide gen_length, the number of blocks does not divide steps, or a setting does
         not belong to the algorithm.
         """
@@ -122,11 +123,17 @@ class SamplerConfig:
         usual_block = _first(defaults.block_length, gen_length)
         default_block = gen_length if gen_length % usual_block or dream else usual_block
         threshold = _first(self.threshold, defaults.threshold, 0.0) or None
-        most_steps = gen_length if threshold is not None else min(_first(defaults.steps), gen_length)
+        block_length = _first(self.block_length, default_block)
+        most_steps = min(_first(defaults.steps), gen_length)
+        if threshold is not None:
+            most_steps = gen_length
+        elif gen_length % block_length == 0:
+            blocks = gen_length // block_length
+            most_steps = max(blocks, most_steps // blocks * blocks)
         full = SamplerConfig(
             steps=_first(self.steps, most_steps),
             gen_length=gen_length,
-            block_length=_first(self.block_length, default_block),
+            block_length=block_length,
             algorithm=algorithm,
             temperature=_first(self.temperature, defaults.temperature),
             seed=_first(self.seed, defaults.seed),

@@ -19,6 +19,7 @@ from torch import Tensor
 from sparsed.attention import dense
 from sparsed.attention.backends import Problem, check_backend, choose_backend, load_backend
 from sparsed.attention.dispatch import AttentionState, Phase
+from sparsed.attention.importance import fusible
 from sparsed.attention.pattern import BlockLayout, Pattern
 from sparsed.attention.selection import blocks_to_keep
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
@@ -164,6 +165,11 @@ class Run(Iterator[Step]):
             raise
         return step
 
+    @property
+    def fused(self) -> bool:
+        """Whether the select step makes its importances with a kernel; known once `dense` is."""
+        return self._state is not None and self._state.fused
+
     def warm_up(self) -> None:
         """One untimed forward for each phase of this run, where kernels compile or tune themselves (GPUs).
 
@@ -189,7 +195,11 @@ class Run(Iterator[Step]):
         self._synchronize()
 
     def result(self) -> Result:
-        """The finished run; makes the steps still to come. Raises RuntimeError if it was closed before."""
+        """The finished run; makes the steps still to come, after `warm_up` if none was made yet. Raises RuntimeError
+        if it was closed before.
+        """
+        if not self.steps:
+            self.warm_up()
         for _ in self:
             pass
         if not self.finished:
@@ -232,10 +242,10 @@ class Run(Iterator[Step]):
             length=self.length,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
-        state.dense = self.dense = dense.pick(self._dense_backend, problem)
+        state.dense = dense.pick(self._dense_backend, problem)
         attention, layout = state.config, state.layout
         if attention is None or layout is None:
-            self.backend = state.dense.name
+            self.dense, self.backend = state.dense, state.dense.name
             return
         assert attention.select is not None and attention.block_size is not None
         if self.backend == "auto":
@@ -245,6 +255,9 @@ class Run(Iterator[Step]):
             self.backend = choice.name
             self.notes += [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
         state.backend = load_backend(self.backend, attention.block_size)
+        state.fused = state.dense.with_lse is not None and fusible(problem, attention.block_size)
+        # Set last: from here on the run is ready.
+        self.dense = state.dense
 
     def _phase(self, index: int) -> Phase:
         if index < self._select_step or self._dense_again:
@@ -307,6 +320,7 @@ class Run(Iterator[Step]):
 
     def _finish(self) -> None:
         self.finished = True
+        self._state = None
         made = len(self.steps)
         if self.switch_step is not None and made <= self.switch_step:
             self.notes.append(

@@ -161,6 +161,7 @@ def _generate(options: argparse.Namespace) -> int:
         backend=options.backend,
         dense_backend=options.dense_backend,
     )
+    run.warm_up()
     out = _Output(hidden=options.json, escape=sys.stdout.isatty())
     out.line(_header(run))
     if isinstance(prompt, Prompt):
@@ -168,15 +169,16 @@ def _generate(options: argparse.Namespace) -> int:
     told = _notes(run.notes)
     finished = _denoise(run, console if live else None, options.quiet)
     _notes(run.notes[told:])
-    if run.steps and options.save_trace is not None:
-        from sparsed import trace
-
-        trace.save(trace.record(run, prompt=prompt), options.save_trace)
     report = _report(run, prompt)
     if options.json:
         print(json.dumps(asdict(report), allow_nan=False))
     else:
         _print(report, run, out)
+    if run.steps and options.save_trace is not None:
+        from sparsed import trace
+
+        # After the answer, which a full disk should not cost.
+        trace.save(trace.record(run, prompt=prompt), options.save_trace)
     return 0 if finished else INTERRUPTED
 
 

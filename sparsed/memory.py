@@ -24,12 +24,15 @@ def available_memory() -> int | None:
         except (AttributeError, OSError, ValueError):
             pass
     group = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit, used, cached in (
+        (group, "memory.max", "memory.current", "inactive_file"),
+        (group / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            candidates.append(int((group / limit).read_text()) - int((group / used).read_text()))
+            free = int((folder / limit).read_text()) - int((folder / used).read_text())
+            # Cached files count as used, but give way.
+            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            candidates.append(free + next((int(value) for name, value in lines if name == cached), 0))
         except (OSError, ValueError):
             continue
     return max(0, min(candidates)) if candidates else None

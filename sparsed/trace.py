@@ -24,7 +24,7 @@ Steps, positions and rows are counted from 0. Readers ignore keys that they do n
 
     lane           one run:
     attention      "dense", or every field of SparseDConfig by its name
-    backend        text, what ran the sparse steps ("sdpa" in a dense run)
+    backend        text, what ran the sparse steps (in a dense run: every step)
     total          number of steps that were planned
     switch_step    index of the first sparse step, or null
     finished       true, or false where the run was stopped
@@ -72,9 +72,9 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "sparsed-trace", 1
 
 # A trace may come from a stranger: what it can ask of memory is bounded.
-_MOST_BYTES = 512 * 2**20
+_MOST_BYTES = 256 * 2**20
 _MOST_CELLS = 2**24
-_MOST_PAIRS = 2**29
+_MOST_PAIRS = 2**26
 
 # The fields of these classes are those of the file, by name and by type: `save` and `load` go by them.
 

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
-from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsed.attention.pattern import LayerPattern, Pattern
+from sparsed.attention.timing import device_milliseconds
 
 SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
 
@@ -31,6 +30,8 @@ _BACKENDS: dict[str, tuple[str, str, tuple[int, ...]]] = {
 BACKENDS = tuple(_BACKENDS)
 # What "auto" tries on a GPU. Flex is there for comparison; gather is what is left when neither of these runs.
 _FAST = ("triton", "flash4")
+# Not missed where they are not installed.
+_OPTIONAL = ("flash4",)
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,6 @@ def unavailable(name: str, device: torch.device) -> str | None:
     return None if says is None else says(device)
 
 
-def pick_backend(name: str) -> str:
-    """What runs on a CPU for a name."""
-    check_backend(name, torch.device("cpu"))
-    return "gather" if name == "auto" else name
-
-
 def usable(device: torch.device) -> tuple[str, ...]:
     """The backends that can run on a device."""
     return tuple(name for name in BACKENDS if unavailable(name, device) is None)
@@ -100,7 +95,7 @@ def executed_density(name: str, pattern: Pattern) -> float:
     """Scores that the backend computes as a share of the length² scores of dense attention.
 
     "gather" computes what is kept; "triton" and "flash4" whole blocks, so also what is absent from a partly filled last
-    one; "flex" whole tiles of 128 × 128, whatever the block size.
+    one, triton blocks of 32 two at a time; "flex" whole tiles of 128 × 128, whatever the block size.
     """
     if name == "gather":
         return pattern.executed_density
@@ -108,8 +103,13 @@ def executed_density(name: str, pattern: Pattern) -> float:
         from sparsed.attention import flex
 
         return sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers) / len(pattern.layers)
-    padded = pattern.layout.blocks * pattern.layout.block_size
-    return pattern.requested_density * (padded / pattern.layout.length) ** 2
+    size, length = pattern.layout.block_size, pattern.layout.length
+    pairs, lists = 0, 0
+    for layer in pattern.layers:
+        counts = layer.counts.long()
+        pairs += int((counts + counts % 2 if size == 32 else counts).sum())
+        lists += counts.shape[0] * counts.shape[1]
+    return pairs * size**2 / (lists * length**2)
 
 
 @lru_cache(maxsize=256)
@@ -121,11 +121,19 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
     left_out: dict[str, str] = {}
     trial: tuple[Tensor, Tensor, LayerPattern] | None = None
     for name in _FAST:
-        if block_size not in _BACKENDS[name][2] or unavailable(name, problem.device) is not None:
+        if block_size not in _BACKENDS[name][2]:
+            continue
+        reason = unavailable(name, problem.device)
+        if reason is not None:
+            if name not in _OPTIONAL:
+                left_out[name] = reason
             continue
         trial = trial if trial is not None else _trial(problem, block_size, kept)
         try:
             times[name] = _milliseconds(load_backend(name, block_size), *trial, problem.head_dim**-0.5)
+        except torch.OutOfMemoryError:
+            # That may be otherwise the next time; what is raised is not remembered.
+            raise
         except Exception as error:  # a compiler can fail in any way it likes
             said = (str(error).splitlines() or [""])[0][:120]
             left_out[name] = f"it failed when it was tried ({type(error).__name__}: {said})."
@@ -150,14 +158,6 @@ def _trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor
 
 
 def _milliseconds(attend: SparseAttention, q: Tensor, k: Tensor, pattern: LayerPattern, scale: float) -> float:
-    work: Any = partial(attend, q, k, k, pattern, scale)
+    work = partial(attend, q, k, k, pattern, scale)
     work()
-    spent = []
-    for _ in range(3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        spent.append(start.elapsed_time(end))
-    return median(spent)
+    return device_milliseconds(q.device, work)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import median
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparsed.attention.backends import Problem
+from sparsed.attention.timing import device_milliseconds
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 AttendWithLse = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -114,7 +114,10 @@ def fastest(problem: Problem) -> DenseAttention:
     for choice in (CUDNN, FLASH, *_flash4(device)):
         try:
             choice.attend(q, k, k, head_dim**-0.5)
-            times[choice] = _milliseconds(lambda: choice.attend(q, k, k, head_dim**-0.5))  # noqa: B023
+            work = partial(choice.attend, q, k, k, head_dim**-0.5)
+            times[choice] = device_milliseconds(device, work)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # not built into this torch, not for this GPU or shape, or a compiler fails
             continue
     return min(times, key=lambda choice: times[choice]) if times else SDPA
@@ -127,15 +130,3 @@ def _flash4(device: torch.device) -> tuple[DenseAttention, ...]:
     if flash4.unavailable(device, sparse=False) is not None:
         return ()
     return (DenseAttention("flash4", flash4.dense, flash4.dense_with_lse),)
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    spent = []
-    for _ in range(3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        spent.append(start.elapsed_time(end))
-    return median(spent)

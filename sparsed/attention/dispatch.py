@@ -1,4 +1,4 @@
-"""The one function that transformers calls for attention, and the state of a run that reaches it.
+"""The one function that layers call for attention, and the state of a run that reaches it.
 
 The state travels through the keyword arguments of the model's forward: modules hold nothing, so any number of
 runs can share one set of weights and interleave.
@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparsed.attention.backends import SparseAttention, pick_backend  # noqa: F401
+from sparsed.attention.backends import SparseAttention
 from sparsed.attention.baselines import sliding_window
 from sparsed.attention.dense import SDPA, DenseAttention
-from sparsed.attention.importance import block_importance, fused_importance, fusible
+from sparsed.attention.importance import block_importance, fused_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.attention.reference import reference_blocks
 from sparsed.attention.selection import select_blocks
@@ -31,7 +31,8 @@ class AttentionState:
     phase: what the next forward does: "dense", "select" (dense, and every layer's pattern is made) or
     "sparse". config: resolved; with layout and backend it is None for a run that stays dense. layers: layer
     index → the layer's pattern. importance: layer index → float16 [batch, query_heads, n, n], if kept.
-    dense: what runs in the other phases. scaled_by_heads: selection "reference" divides scores by √query_heads (the
+    dense: what runs in the other phases. fused: a kernel makes the importances from the dense attention's log-sum-exp.
+    scaled_by_heads: selection "reference" divides scores by √query_heads (the
     public LLaDA code).
     """
 
@@ -43,6 +44,7 @@ class AttentionState:
     importance: dict[int, Tensor] = field(default_factory=dict)
     scaled_by_heads: bool = False
     dense: DenseAttention = SDPA
+    fused: bool = False
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
@@ -57,7 +59,7 @@ class AttentionState:
 
     def _dense_with_lse(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
         """Dense attention and, where a kernel can make use of it, the rows' log-sum-exp."""
-        if self.dense.with_lse is None or not fusible(q):
+        if self.dense.with_lse is None or not self.fused:
             return self.dense.attend(q, k, v, scale), None
         return self.dense.with_lse(q, k, v, scale)
 
@@ -82,11 +84,11 @@ class AttentionState:
         return chosen
 
     def pattern(self) -> Pattern:
-        """The pattern of all layers, after a "select" forward."""
+        """The pattern of all layers, after a "select" forward. On the CPU: it outlives the run."""
         assert self.config is not None and self.layout is not None and self.config.select is not None
         kept = tuple(self.importance[layer].cpu() for layer in sorted(self.importance)) or None
         self.importance.clear()
-        layers = tuple(self.layers[layer] for layer in sorted(self.layers))
+        layers = tuple(self.layers[layer].to("cpu") for layer in sorted(self.layers))
         return Pattern(layout=self.layout, layers=layers, select=self.config.select, importance=kept)
 
 
@@ -107,8 +109,6 @@ def sparsed_attention(
     """
     if attention_mask is not None:
         raise ValueError("SparseD attention takes no attention mask: every token sees the whole sequence.")
-    # Rotation may happen in float32 (LLaDA's does); attention runs in the model's own dtype.
-    query, key = query.to(value.dtype), key.to(value.dtype)
     state = sparsed_state if sparsed_state is not None else AttentionState()
     layer: int = module.layer_idx  # type: ignore[assignment]
     return state.attend(layer, query, key, value, scaling).transpose(1, 2), None

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from sparsed.attention.backends import Problem
+
 # Bytes of float32 scores at a time (at least one query block's rows). On a CPU they should stay in the
 # cache from the product to the last sum; elsewhere they only have to be enough to fill the device.
 _CPU_BYTES = 8 << 20
@@ -62,17 +64,21 @@ def block_importance(q: Tensor, k: Tensor, scale: float, block_size: int) -> Ten
     return out
 
 
-def fusible(q: Tensor) -> bool:
-    """Can `fused_importance` run for these queries?"""
-    if q.device.type != "cuda":
+def fusible(problem: Problem, block_size: int) -> bool:
+    """Can `fused_importance` run for such queries? Its kernels are compiled and its tiles chosen on the way."""
+    if problem.device.type != "cuda" or problem.dtype not in (torch.bfloat16, torch.float16):
         return False
     from sparsed.attention import triton_backend
 
-    return (
-        triton_backend.unavailable(q.device) is None
-        and q.shape[-1] in triton_backend.HEAD_DIMS
-        and q.dtype in (torch.bfloat16, torch.float16)
-    )
+    if triton_backend.unavailable(problem.device) is not None or problem.head_dim not in triton_backend.HEAD_DIMS:
+        return False
+    try:
+        triton_backend.prepare_importance(problem, block_size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a compiler can fail in any way it likes; `block_importance` needs none
+        return False
+    return True
 
 
 def fused_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int) -> Tensor:

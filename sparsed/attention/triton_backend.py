@@ -7,15 +7,18 @@ on each GPU, among the few that have been fastest somewhere.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import median
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsed.attention.backends import Problem
 from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.timing import device_milliseconds
 
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -44,6 +47,7 @@ _IMPORTANCE = {
     32: (Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 2)),
 }
 _GROUP = 8
+_LONG = 8192
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -54,8 +58,14 @@ def unavailable(device: torch.device) -> str | None:
         return f"triton is not installed ({error})."
     if device.type != "cuda" and not _interpreted():
         return f"triton needs a CUDA GPU, not {device.type}."
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type != "cuda":
+        return None
+    if torch.version.hip is not None:
+        return "its tiles are for NVIDIA GPUs."
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "triton needs a GPU of compute capability 8.0 or above."
+    if not os.environ.get("CC") and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return "triton needs a C compiler (cc, gcc or clang) to build its launchers."
     return None
 
 
@@ -84,6 +94,12 @@ def triton_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_siz
     q, k = _contiguous_heads(q), _contiguous_heads(k)
     tiles = _importance_tiles(*_problem(q, k), block_size)
     return _means(q, k, lse.contiguous(), scale, block_size, tiles)
+
+
+def prepare_importance(problem: Problem, block_size: int) -> None:
+    """Compiles the kernel of `triton_importance` and chooses its tiles; raises what the compiler raises."""
+    grouped, long = problem.key_heads < problem.heads, problem.length > _LONG
+    _importance_tiles(problem.device, problem.dtype, problem.head_dim, grouped, long, block_size)
 
 
 def _attend(
@@ -159,7 +175,7 @@ def _problem(q: Tensor, k: Tensor) -> tuple[torch.device, torch.dtype, int, bool
     """What decides which tiles are fastest: device, dtype, head_dim, grouped heads or not, long or not."""
     if q.shape[-1] not in HEAD_DIMS or q.dtype not in DTYPES:
         raise ValueError(f"The triton backend takes head_dim 32, 64 or 128, not {q.shape[-1]} in {q.dtype}.")
-    return q.device, q.dtype, q.shape[-1], k.shape[1] < q.shape[1], q.shape[2] > 8192
+    return q.device, q.dtype, q.shape[-1], k.shape[1] < q.shape[1], q.shape[2] > _LONG
 
 
 def _trial(
@@ -189,7 +205,7 @@ def _attention_tiles(
     if device.type != "cuda" or dtype == torch.float32:
         return choices[-1]
     q, k, pattern = _trial(device, dtype, dim, grouped, long, block_size)
-    return _fastest(choices, lambda tiles: _attend(q, k, k, pattern, dim**-0.5, block_size, tiles))
+    return _fastest(device, choices, lambda tiles: _attend(q, k, k, pattern, dim**-0.5, block_size, tiles))
 
 
 @lru_cache(maxsize=64)
@@ -201,10 +217,10 @@ def _importance_tiles(
         return choices[-1]
     q, k, _ = _trial(device, dtype, dim, grouped, long, block_size)
     lse = torch.full(q.shape[:-1], 10.0, device=device)
-    return _fastest(choices, lambda tiles: _means(q, k, lse, dim**-0.5, block_size, tiles))
+    return _fastest(device, choices, lambda tiles: _means(q, k, lse, dim**-0.5, block_size, tiles))
 
 
-def _fastest(choices: tuple[Tiles, ...], work: Any) -> Tiles:
+def _fastest(device: torch.device, choices: tuple[Tiles, ...], work: Any) -> Tiles:
     """The choice with the smallest median time of a few; those that the GPU has no room for are left out."""
     from triton.runtime.errors import OutOfResources
 
@@ -214,15 +230,7 @@ def _fastest(choices: tuple[Tiles, ...], work: Any) -> Tiles:
             work(tiles)
         except OutOfResources:
             continue
-        spent = []
-        for _ in range(5):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            work(tiles)
-            end.record()
-            end.synchronize()
-            spent.append(start.elapsed_time(end))
-        times[tiles] = median(spent)
+        times[tiles] = device_milliseconds(device, partial(work, tiles), repeats=5)
     if not times:
         raise RuntimeError("No tile size of the triton backend fits this GPU.")
     return min(times, key=lambda tiles: times[tiles])

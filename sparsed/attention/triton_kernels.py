@@ -47,7 +47,7 @@ def _take_in(scores, v, top, total, mixed, scale):
     weights = tl.math.exp2(scores * scale - higher[:, None])
     shrink = tl.math.exp2(top - higher)
     total = total * shrink + tl.sum(weights, 1)
-    mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None])
+    mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
     return higher, total, mixed
 
 
@@ -97,7 +97,7 @@ def block_sparse_forward(
     for t in tl.range(0, whole, num_stages=STAGES):
         k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
         v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
-        top, total, mixed = _take_in(tl.dot(q, k.T), v, top, total, mixed, scale)
+        top, total, mixed = _take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
     for t in tl.range(whole, tiles, num_stages=1):
         key, there = _listed_rows(index, count, t, BLOCK, N)
         there = there & (key < length)
@@ -107,7 +107,7 @@ def block_sparse_forward(
         else:
             k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :], mask=there[:, None], other=0.0)
             v = tl.load(V + key[:, None].to(tl.int64) * v_row + column[None, :], mask=there[:, None], other=0.0)
-        scores = tl.where(there[None, :], tl.dot(q, k.T), -float("inf"))
+        scores = tl.where(there[None, :], tl.dot(q, k.T, input_precision="ieee"), -float("inf"))
         # A tile without any key follows one of the same block that has some, so `top` is finite by then.
         top, total, mixed = _take_in(scores, v, top, total, mixed, scale)
 
@@ -161,7 +161,7 @@ def block_means(
         else:
             key = t * N + tl.arange(0, N)
             k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :])
-        weights = tl.math.exp2(tl.dot(q, k.T) * scale - lse[:, None])
+        weights = tl.math.exp2(tl.dot(q, k.T, input_precision="ieee") * scale - lse[:, None])
         if (M == BLOCK) and (N == BLOCK):
             apart = tl.where((slot == t % GROUP)[None, :], tl.sum(weights, 1)[:, None], apart)
             if (t % GROUP == GROUP - 1) | (t == whole - 1):
@@ -179,7 +179,7 @@ def block_means(
         else:
             there = key < length
             k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :], mask=there[:, None], other=0.0)
-        weights = tl.math.exp2(tl.dot(q, k.T) * scale - lse[:, None])
+        weights = tl.math.exp2(tl.dot(q, k.T, input_precision="ieee") * scale - lse[:, None])
         weights = tl.where((key < length)[None, :], weights, 0.0)
         sums = tl.sum(tl.sum(weights.reshape(M // BLOCK, BLOCK, N // BLOCK, BLOCK), 3), 1)
         j = whole * (N // BLOCK) + tl.arange(0, N // BLOCK)

@@ -111,7 +111,6 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         config.layer_types = ["full_attention"] * config.num_hidden_layers
     ends = [raw.get("eos_token_id"), raw.get("pad_token_id")]
     flat = [i for end in ends for i in (end if isinstance(end, list) else [end])]
-    about = raw.get("sparsed")
     return Checkpoint(
         family=family,
         network=f"{_CLASSES[backbone]}ForCausalLM",
@@ -122,7 +121,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         mask_id=_id(raw.get("mask_token_id")),
         end_ids=tuple(dict.fromkeys(i for i in map(_id, flat) if i is not None)),
         positions=int(config.max_position_embeddings),
-        about=about if isinstance(about, dict) else {},
+        about=_about(raw.get("sparsed"), where),
     )
 
 
@@ -164,6 +163,22 @@ def _llama_values(raw: dict[str, Any], where: str) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(f"{where} is not a complete LLaDA config ({type(error).__name__}: {error}).") from error
+
+
+def _about(remarks: Any, where: str) -> dict[str, Any]:
+    """Our own remarks in a config.json, each of its type. Raises LoadError."""
+    if remarks is None:
+        return {}
+    kinds: dict[str, tuple[type, ...]] = {
+        "mask_token": (str,), "label": (str,), "algorithm": (str,), "trained_length": (int,), "steps": (int,),
+        "gen_length": (int,), "block_length": (int,), "temperature": (int, float), "short_select": (int, float),
+    }  # fmt: skip
+    if not isinstance(remarks, dict):
+        raise LoadError(f"{where} must hold an object under 'sparsed', not {remarks!r}.")
+    for name, value in remarks.items():
+        if name in kinds and (isinstance(value, bool) or not isinstance(value, kinds[name])):
+            raise LoadError(f"{where} says sparsed.{name} {value!r}, which is no {kinds[name][-1].__name__}.")
+    return remarks
 
 
 def _id(value: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -87,13 +88,14 @@ def fetch(hub_id: str, revision: str | None = None, progress: Listener | None = 
 
     Raises LoadError: no such repository, no access to it, no network, no safetensors in it, no room on the disk.
     """
-    import httpx
     from huggingface_hub import errors, hf_hub_download, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
     what: dict[str, Any] = {"repo_id": hub_id, "revision": revision, "allow_patterns": list(_PATTERNS)}
     try:
         listed: Any = snapshot_download(**what, dry_run=True, tqdm_class=_silent(None))
+        # The patterns also match in subfolders, where other things lie.
+        listed = [info for info in listed if "/" not in info.filename]
         if not any(info.filename.endswith(".safetensors") for info in listed):
             raise LoadError(f"{hub_id} holds no safetensors; weights in other formats can run code and are not loaded.")
         wanted = [info for info in listed if info.will_download]
@@ -118,8 +120,20 @@ def fetch(hub_id: str, revision: str | None = None, progress: Listener | None = 
         raise LoadError(f"The Hub has no repository {hub_id!r}, or it is private and you are not logged in.") from error
     except errors.RevisionNotFoundError as error:
         raise LoadError(f"{hub_id} has no revision {revision!r}.") from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise LoadError(f"The disk of the Hub cache is full: {hub_id} could not be downloaded.") from error
         return _cached(what, error)
+    except (errors.LocalEntryNotFoundError, _http_error()) as error:
+        return _cached(what, error)
+
+
+def _http_error() -> type[Exception]:
+    """What the Hub client's own HTTP library raises; which library that is differs from version to version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: type[Exception] = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    return found
 
 
 def _cached(what: dict[str, Any], error: Exception) -> Path:

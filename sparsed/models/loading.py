@@ -135,9 +135,11 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         if (place.index or 0) >= there.get(place.type, 1):
             raise ValueError(f"There is no device {str(place)!r} on this machine.")
+        if place.type == "cuda" and place.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
         return place
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -159,8 +161,7 @@ def pick_dtype(dtype: torch.dtype | None, device: torch.device, parameters: int,
     free = device_memory(device.type, device.index)
     if dtype is None:
         if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-            dtype = torch.bfloat16 if native else torch.float16
+            dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         elif device.type == "cpu":
             roomy = free is None or 4 * parameters <= free
             dtype = fastest_cpu_dtype() if roomy else torch.bfloat16

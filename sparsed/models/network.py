@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -256,9 +257,14 @@ def _check(report: Mapping[str, Any], folder: Path) -> None:
         raise LoadError(f"The weights in {folder} do not fit its config.json: {said}.")
 
 
+# What the function below changes, and torch's default dtype while weights are loaded, belongs to the whole process.
+_ONE_AT_A_TIME = RLock()
+
+
 @contextmanager
 def quiet_transformers(on_weight: Callable[[str], None] | None = None) -> Iterator[None]:
-    """transformers' warnings and bars off for the moment: what is wrong is said in our own sentences.
+    """transformers' warnings and bars off for the moment: what is wrong is said in our own sentences. One thread at a
+    time.
 
     on_weight hears of every weight that transformers would show on its bar.
     """
@@ -269,17 +275,18 @@ def quiet_transformers(on_weight: Callable[[str], None] | None = None) -> Iterat
             return factory(*args, **kwargs)
         return _heard(args[0], on_weight)
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    before = logging.set_tqdm_hook(hook)
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(before)
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _ONE_AT_A_TIME:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        before = logging.set_tqdm_hook(hook)
+        try:
+            yield
+        finally:
+            logging.set_tqdm_hook(before)
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def _heard(items: Any, on_weight: Callable[[str], None]) -> Iterator[Any]:

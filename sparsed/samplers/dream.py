@@ -2,7 +2,7 @@
 
 Time runs from 1 down to eps in equal steps; of the positions still masked at time t, the share 1 − s/t is
 committed on the way to time s, the next one. Logits come in already shifted (position i is predicted by
-i − 1): that belongs to the model, see `sparsed.models.loading.Model.shift`. As in LLaDA's sampler, a position
+i − 1): that belongs to the model, see `sparsed.models.model.Model.shift`. As in LLaDA's sampler, a position
 that is given the mask token stays masked.
 """
 
@@ -18,13 +18,14 @@ from sparsed.samplers import Sampler, surest
 
 def times(steps: int, eps: float) -> Tensor:
     """The steps + 1 times from 1 to eps, float32 on the CPU."""
-    return torch.linspace(1, eps, steps + 1)
+    # The dtype is named everywhere: while transformers loads a model, torch's default is the model's, in all threads.
+    return torch.linspace(1, eps, steps + 1, dtype=torch.float32)
 
 
 def transfer_share(step: int, steps: int, eps: float) -> Tensor:
     """Share of the masked positions to commit at a step, a float32 number; 1 at the last step."""
     if step == steps - 1:
-        return torch.tensor(1.0)
+        return torch.tensor(1.0, dtype=torch.float32)
     time = times(steps, eps)
     return 1 - time[step + 1] / time[step]
 
@@ -104,11 +105,12 @@ class DreamSampler(Sampler):
         masked = confidence > -torch.inf
         if config.algorithm == "origin":
             # One number for each masked position, in order.
-            chance = torch.rand(int(masked.sum()), device=generator.device, generator=generator)
+            count = int(masked.sum())
+            chance = torch.rand(count, dtype=torch.float32, device=generator.device, generator=generator)
             chosen = torch.zeros_like(masked)
             chosen[masked] = (chance < share.to(chance.device)).to(masked.device)
             return chosen
-        count = (masked.sum(-1, keepdim=True) * share.to(masked.device)).long()
+        counts = (masked.sum(-1, keepdim=True) * share.to(masked.device)).long()
         if config.alg_temp > 0:
-            return draw(confidence / config.alg_temp, count, generator)
-        return surest(confidence, count)
+            return draw(confidence / config.alg_temp, counts, generator)
+        return surest(confidence, counts)

@@ -48,7 +48,8 @@ def confidence_of(logits: Tensor, tokens: Tensor, algorithm: str, generator: tor
     "random": a uniform draw.
     """
     if algorithm == "random":
-        return torch.rand(tokens.shape, device=generator.device, generator=generator).to(tokens.device)
+        draw = torch.rand(tokens.shape, dtype=torch.float32, device=generator.device, generator=generator)
+        return draw.to(tokens.device)
     return logits.float().softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 

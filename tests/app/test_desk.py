@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +217,43 @@ def test_warming_up_is_shown_where_kernels_are_compiled(make_engine, place: str,
     if times:
         # Before any step was made.
         assert all(shown.timeline is None for shown in seen[: messages.index(WARMING_UP) + 1])
+
+
+def test_a_closed_tab_keeps_its_place_until_the_device_is_warm(make_engine) -> None:
+    engine = make_engine()
+    desk, visit = desk_of(engine), Visit()
+    asked = asked_of(desk, "dreamer")
+    desk.load("dreamer")
+    begun, go_on = threading.Event(), threading.Event()
+    denoise = engine.denoise
+
+    def slow(*given: Any) -> Any:
+        run = denoise(*given)
+        run.warm_up = lambda: (begun.set(), go_on.wait(10))
+        return run
+
+    engine.denoise = slow
+
+    async def scenario() -> list[int]:
+        async def watch() -> None:
+            async for _ in perform(desk, visit, asked):
+                pass
+
+        watching = asyncio.create_task(watch())
+        await asyncio.to_thread(begun.wait, 10)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        places = [len(desk.queue)]
+        go_on.set()
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if not len(desk.queue):
+                break
+        return [*places, len(desk.queue)]
+
+    assert asyncio.run(scenario()) == [1, 0]
+    assert not desk._held["dreamer"] and not visit.running
 
 
 def test_stop_ends_the_waiting_and_the_loading_goes_on(make_engine) -> None:

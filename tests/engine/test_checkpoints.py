@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
 import shutil
@@ -10,7 +11,6 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 import pytest
 import torch
@@ -18,6 +18,9 @@ from huggingface_hub import errors
 
 import sparsed
 from sparsed.models import loading
+
+# The HTTP library that this version of huggingface_hub uses: httpx, or httpx2.
+HTTP = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
 
 FAMILIES = ("llada", "dream", "qwen3")
 
@@ -616,8 +619,8 @@ def test_progress_of_a_local_checkpoint(checkpoints, folder_of, family: str, sha
 
 
 def hub_error(kind: type, status: int) -> Exception:
-    request = httpx.Request("GET", "https://huggingface.co/api/models/someone/some-model")
-    return kind("said\nin several lines", response=httpx.Response(status, request=request))
+    request = HTTP.Request("GET", "https://huggingface.co/api/models/someone/some-model")
+    return kind("said\nin several lines", response=HTTP.Response(status, request=request))
 
 
 @pytest.mark.parametrize(
@@ -627,8 +630,8 @@ def hub_error(kind: type, status: int) -> Exception:
         (lambda: hub_error(errors.GatedRepoError, 403), "log in"),
         (lambda: hub_error(errors.RevisionNotFoundError, 404), "revision"),
         (lambda: hub_error(errors.HfHubHTTPError, 500), "could not be downloaded"),
-        (lambda: httpx.ConnectError("name resolution failed"), "no connection"),
-        (lambda: httpx.ConnectTimeout("timed out"), "no connection"),
+        (lambda: HTTP.ConnectError("name resolution failed"), "no connection"),
+        (lambda: HTTP.ConnectTimeout("timed out"), "no connection"),
         (lambda: errors.LocalEntryNotFoundError("not in the cache"), "no connection"),
         (lambda: errors.OfflineModeIsEnabled("offline"), "no connection"),
         (lambda: ConnectionResetError("reset by peer"), "no connection"),

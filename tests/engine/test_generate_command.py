@@ -323,3 +323,8 @@ def test_help_is_light() -> None:
     assert done.returncode == 0, done.stderr
     for flag in ("--model_path", "--seq_len", "--sampling-alg", "--save-trace", "--origin"):
         assert flag in done.stdout
+
+
+def test_a_trace_that_cannot_be_written_does_not_cost_the_answer(tell: Any, tmp_path: Path) -> None:
+    code, out, err = tell("--prompt", "Hi", "--steps", "4", "--gen-length", "8", "--save-trace", str(tmp_path))
+    assert code == 1 and "answer: " in out and err.splitlines()[-1].startswith("error: ")

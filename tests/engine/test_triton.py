@@ -13,8 +13,12 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
 
+from sparsed import SparseDConfig  # noqa: E402
 from sparsed.attention import triton_backend  # noqa: E402
-from sparsed.attention.pattern import LayerPattern  # noqa: E402
+from sparsed.attention.backends import load_backend  # noqa: E402
+from sparsed.attention.dense import DenseAttention, dense_attention  # noqa: E402
+from sparsed.attention.dispatch import AttentionState  # noqa: E402
+from sparsed.attention.pattern import BlockLayout, LayerPattern  # noqa: E402
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs the kernels for real"
@@ -96,6 +100,32 @@ def test_importance(
     for tiles in triton_backend._IMPORTANCE[block_size]:
         got = triton_backend._means(q, k, lse, dim**-0.5, block_size, tiles)
         assert got.dtype == torch.float32 and torch.allclose(got.double(), wanted, rtol=2e-5, atol=0), tiles
+
+
+@interpreted
+@pytest.mark.parametrize("length", [161, 256])
+def test_a_selecting_and_a_sparse_step_with_the_kernels(length: int) -> None:
+    """As on a GPU: dense attention gives the log-sum-exp, one kernel the importances, the other the sparse step."""
+    q, k, v = (heads(2, length, count, 32, seed) for count, seed in ((4, 1), (2, 2), (2, 3)))
+    scale = 32**-0.5
+
+    def with_lse(q, k, v, scale):
+        return dense_attention(q, k, v, scale), scores_of(q, k).logsumexp(-1).float()
+
+    config = SparseDConfig(select=0.4, block_size=32).resolve(length)
+    layout = BlockLayout(length, length - 40, 32)
+    dense = DenseAttention("test", dense_attention, with_lse)
+    states = [
+        AttentionState("select", config, layout, load_backend(name, 32), dense=dense, fused=name == "triton")
+        for name in ("triton", "gather")
+    ]
+    assert torch.equal(*(state.attend(0, q, k, v, scale) for state in states))
+    ours, theirs = (state.pattern() for state in states)
+    assert torch.equal(ours.layers[0].indices, theirs.layers[0].indices)
+    for state in states:
+        state.phase = "sparse"
+    got, wanted = (state.attend(0, q, k, v, scale) for state in states)
+    assert torch.allclose(got, wanted, atol=1e-5)
 
 
 def test_what_the_backend_does_not_take() -> None:

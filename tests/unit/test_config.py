@@ -127,6 +127,12 @@ def test_the_algorithm_decides_whose_defaults_are_taken() -> None:
     assert (other.steps, other.block_length, other.temperature) == (64, 64, 0.0)
 
 
+@pytest.mark.parametrize(("gen_length", "steps"), [(160, 125), (192, 126), (128, 128), (96, 96), (8192, 256)])
+def test_default_steps_suit_the_blocks(gen_length: int, steps: int) -> None:
+    llada = SamplerConfig(128, 128, 32, "low_confidence", 0.0, 0)
+    assert SamplerConfig(gen_length=gen_length).resolve(llada).steps == steps
+
+
 def test_a_threshold_makes_steps_an_upper_bound() -> None:
     resolved = SamplerConfig(threshold=0.9, gen_length=96, block_length=32).resolve(DEFAULTS)
     assert (resolved.steps, resolved.block_length, resolved.threshold) == (96, 32, 0.9)

@@ -202,3 +202,31 @@ def test_the_sampler_leaves_its_input_alone() -> None:
     before = logits.clone()
     sampler.commit(canvas, canvas == MASK, logits, 0, torch.Generator())
     assert (canvas == MASK).all() and torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "low_confidence", "origin", "maskgit_plus", "entropy"])
+def test_another_default_dtype_changes_nothing(algorithm: str) -> None:
+    # While transformers loads a bfloat16 model, that is torch's default dtype in every thread.
+    dream = algorithm not in ("random", "low_confidence")
+    config = SamplerConfig(64, 64, 64, algorithm, 0.0, 0, 1.0, 0, 0.5 if algorithm == "entropy" else 0.0, 1e-3, 0.0)
+    sampler = make_sampler(config, mask_id=9)
+    logits = torch.randn(64, 9, generator=torch.Generator().manual_seed(1))
+
+    def masked_after_every_step() -> list[int]:
+        generation = torch.full((1, 64), 9)
+        generator = torch.Generator().manual_seed(2)
+        left = []
+        for step in range(64):
+            eligible = sampler.eligible(generation, step)
+            rows = logits[eligible[0]]
+            generation = sampler.commit(generation, eligible, rows, step, generator).tokens
+            left.append(int((generation == 9).sum()))
+        return left
+
+    expected = masked_after_every_step()
+    assert expected[-1] == 0 and (dream or expected == list(range(63, -1, -1)))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert masked_after_every_step() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
