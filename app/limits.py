@@ -68,6 +68,11 @@ class Estimate:
     memory: int
 
     @property
+    def gain(self) -> float:
+        """How many times faster SparseD is."""
+        return self.dense_seconds / self.sparse_seconds
+
+    @property
     def seconds(self) -> float:
         """The whole race: the lanes take turns on one device."""
         return self.dense_seconds + self.sparse_seconds

@@ -41,6 +41,8 @@ TIMELINE_SECONDS = 0.4
 
 # A visitor presses Run to see what this is; the first run should not keep him waiting.
 FIRST_RUN_SECONDS = 30.0
+# Below this estimated speed-up the page says at which length there is more to see.
+WORTH_IT = 1.15
 
 GENERATIONS = (16, 32, 64, 128, 256)
 LEAST_STEPS, MOST_STEPS = 8, 256
@@ -219,6 +221,7 @@ class _Page:
                     self.heatmap = _view(
                         "chart", {"figure": charts.empty(NO_PATTERN), "label": NO_PATTERN}, "sd-heatmap"
                     )
+                    gr.HTML(words.MASK_LEGEND, apply_default_css=False)
             with gr.Accordion("How it works", open=False, elem_id="sd-how"):
                 gr.HTML(words.HOW, apply_default_css=False)
             gr.HTML(words.FOOTER, apply_default_css=False)
@@ -472,6 +475,8 @@ class _Page:
             header = self._model_header(asked.model)
             loaded = job.result() if job is not None and job.over else self.desk.loaded(asked.model)
             if loaded is None:
+                # How long a model takes that is not here, nobody knows.
+                length = gr.update(choices=[(self._length_label(n), n) for n in self.lengths], visible=not own)
                 panel = {"state": "empty"} if empty else self._offer(asked)
             else:
                 if fresh:
@@ -503,8 +508,24 @@ class _Page:
             "gold": material.gold is not None,
             "estimate": f"{_time(estimated, material.asked)} on this machine" if estimated else "",
             "refused": material.refused or "",
-            "notes": [] if material.refused else notes(self.desk, material, loaded),
+            "notes": []
+            if material.refused
+            else [*notes(self.desk, material, loaded), *self._where_it_pays(material, loaded)],
         }
+
+    def _where_it_pays(self, material: Material, loaded: Loaded) -> list[str]:
+        """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
+        asked, here = material.asked, material.estimated
+        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain >= WORTH_IT:
+            return []
+        for name, tokens in self.lengths.items():
+            there = self.desk.estimate(loaded, asked.resolve(tokens, loaded.model), tokens)
+            if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
+                return [
+                    f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
+                    f"from {name} on ({_time(there, asked)}) it does."
+                ]
+        return []
 
     def _offer(self, asked: Request) -> dict[str, Any]:
         """What Run will do first for a model that is not in memory."""

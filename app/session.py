@@ -233,6 +233,7 @@ def _start(
         judge=engine.verdict,
         read=lambda tokens: engine.read_answer(model, tokens),
         notes=runs[SPARSE].notes,
+        question=material.question or "your own text",
     )
     race = Race([Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=on_end)
     return _Started(race, stage, runs[SPARSE])

@@ -13,11 +13,13 @@ from typing import Any
 
 from app.canvas import Canvas
 from app.race import Update
-from sparsed.agreement import agreement
+from sparsed.agreement import agreement, answer_length
 
 Snapshot = dict[str, Any]
 
 DENSE, SPARSE = "dense", "sparse"
+# Two runs of the same thing differ by as much.
+SAME = 0.02
 LABELS = {DENSE: "Full attention", SPARSE: "SparseD"}
 
 
@@ -79,6 +81,11 @@ class LaneView:
             return self.canvas.committed / self.canvas.length
         return len(self.times) / self.total
 
+    def _answered(self) -> int:
+        """Tokens of the answer so far, up to its end token: what follows is padding."""
+        tokens = self.canvas.tokens
+        return sum(token is not None for token in tokens[: answer_length(tokens, self.canvas.end_ids)])
+
     def ranges(self) -> list[list[Any]]:
         """The lane's phases as `phase_ranges`: as planned, and as they were once it has ended."""
         if self.finished and self.phases:
@@ -100,7 +107,7 @@ class LaneView:
             "progress": round(self.progress, 4),
             "seconds": round(seconds, 3),
             "ms_per_step": round(1000 * seconds / done, 1) if done else None,
-            "tokens_per_second": round(self.canvas.committed / seconds, 1) if seconds > 0 else None,
+            "tokens_per_second": round(self._answered() / seconds, 1) if seconds > 0 else None,
             "backend": self.backend,
             "parallel": self.parallel,
             "cells": self.canvas.cells(),
@@ -144,8 +151,8 @@ def speedup(dense: Sequence[float], sparse: Sequence[float], *, finished: bool) 
     if not steps or a <= 0 or b <= 0:
         return None
     ratio = a / b
-    shown = f"{ratio:.2f}"
-    words = "the same speed" if shown == "1.00" else "faster" if ratio > 1 else "slower"
+    words = "about the same speed" if abs(ratio - 1) < SAME else "faster" if ratio > 1 else "slower"
+    shown = f"{1 / ratio if words == 'slower' else ratio:.2f}"
     over = "whole runs" if finished else f"first {_steps(steps)}" if steps > 1 else "first step"
     uneven = finished and len(dense) != len(sparse)
     made = [f" in {_steps(len(lane))}" if uneven else "" for lane in (dense, sparse)]
@@ -178,8 +185,8 @@ class Stage:
 
     decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
     (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
-    text. notes: read anew for each snapshot, because a run adds to its own. The gold answer is in no snapshot
-    before both lanes have ended.
+    text. question: what this run answers, which may not be what the controls say by now. notes: read anew for each
+    snapshot, because a run adds to its own. The gold answer is in no snapshot before both lanes have ended.
     """
 
     def __init__(
@@ -192,6 +199,7 @@ class Stage:
         judge: Callable[[str, str], tuple[bool, str]] | None = None,
         read: Callable[[Sequence[int]], str] | None = None,
         notes: Sequence[str] = (),
+        question: str = "",
     ) -> None:
         self.lanes = {lane.key: lane for lane in lanes}
         self.run_id = run_id
@@ -200,6 +208,7 @@ class Stage:
         self.judge = judge
         self.read = read
         self.notes = notes
+        self.question = question
         self.state = "running"
         self.message = ""
         self._sequence = 0
@@ -250,13 +259,17 @@ class Stage:
     def snapshot(self, update: Update | None = None) -> Snapshot:
         """The whole stage as JSON; a new value each time."""
         dense, sparse = self.lanes.get(DENSE), self.lanes.get(SPARSE)
-        ratio = speedup(dense.times, sparse.times, finished=self.finished) if dense and sparse else None
+        ratio = None
+        # Before it is sparse the second lane does what the first does: a factor would be noise.
+        if dense and sparse and "sparse" in sparse.phases:
+            ratio = speedup(dense.times, sparse.times, finished=self.finished)
         self._sequence += 1
         return {
             "run": self.run_id,
             "sequence": self._sequence,
             "state": self.state,
             "message": self.message,
+            "question": self.question,
             "notes": list(self.notes),
             "speedup": ratio,
             "agreement": self.agreement(),

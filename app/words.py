@@ -45,3 +45,11 @@ FOOTER = f""" <footer class="sd-footer"> <p>An independent implementation of <a 
 rel="noopener">SparseD: Sparse Attention for Diffusion Language Models</a> (arXiv&nbsp;2509.24014); not by the
 paper's authors. The people, places and works in the prompts are invented.</p> </footer>
 """
+
+MASK_LEGEND = """
+<p class="sd-mask-legend">Each row is a block of queries.
+<b class="sd-key-prompt">■</b> prompt block that the head keeps for it ·
+<b class="sd-key-generation">■</b> block of the answer that it keeps ·
+<b>□</b> skipped (pale).
+Shares are rounded up to whole blocks, prompt and answer apart. Dashed: where the answer begins.</p>
+"""

@@ -158,12 +158,14 @@
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const spoken = el("p", { class: "sd-hidden", role: "status", "aria-live": "polite" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
+    const about = el("b", {});
+    const aboutLine = el("p", { class: "sd-about", hidden: "" }, "These lanes answer: ", about);
     const lanes = el("div", { class: "sd-lanes" });
     const gold = el("span", {});
     const goldLine = el("p", { class: "sd-gold", hidden: "" }, el("b", {}, "Expected answer "), gold);
     root.replaceChildren(
       el("section", { class: "sd-stage", "aria-label": "Race" },
-        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, notes, lanes, goldLine, legend()),
+        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, notes, aboutLine, lanes, goldLine, legend()),
     );
     const views = new Map();
     let run = null;
@@ -195,6 +197,8 @@
       show(message, Boolean(value.message));
       setAttribute(message, "data-state", value.state);
       setList(notes, value.notes);
+      setText(about, value.question);
+      show(aboutLine, Boolean(value.question));
       for (const lane of value.lanes) {
         if (!views.has(lane.key)) {
           const view = laneView(lane.key);

@@ -250,6 +250,9 @@ def measure(
         for step in sparsed.steps:
             steps[step.phase].append(step.seconds)
         same = _agreement(dense.steps[-1].tokens, sparsed.steps[-1].tokens, model.end_ids)
+        if repeat == 0 and isinstance(sparsed.attention, SparseDConfig):
+            used = sparsed.attention
+            say(f"skip {used.skip}, select {used.select}, block {used.block_size}; {sparsed.total} steps")
         say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
     settings = sparsed.attention
     assert isinstance(settings, SparseDConfig) and settings.select is not None
@@ -613,7 +616,7 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
         "dense run s",
         "SparseD run s",
         "speed-up",
-        "attention: dense",
+        "one layer's attention: dense",
         "sparse",
         "speed-up",
         "selection / dense",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -211,11 +212,13 @@ def _own_text(prompt: str) -> str | None:
     """The user's text, or None for a prompt that is built."""
     if prompt in LENGTHS:
         return None
+    if re.fullmatch(r"\d+k", prompt):
+        raise ValueError(f"There is no built prompt of length {prompt!r}; there are {', '.join(LENGTHS)}.")
     try:
         if prompt == "-":
-            prompt = sys.stdin.read()
+            prompt = sys.stdin.read().removesuffix("\n")
         elif prompt.startswith("@"):
-            prompt = Path(prompt[1:]).read_text(encoding="utf-8")
+            prompt = Path(prompt[1:]).read_text(encoding="utf-8").removesuffix("\n")
         prompt.encode()
     except UnicodeError:
         raise ValueError("The prompt is no UTF-8 text.") from None

@@ -93,7 +93,7 @@ def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
     assert value["agreement"]["text"] == "75.0 %" and value["agreement"]["same"] == 3
     assert value["speedup"] == {
         "ratio": 0.6667,
-        "text": "0.67×",
+        "text": "1.50×",
         "words": "slower",
         "detail": "whole runs: 0.80 s with full attention, 1.20 s with SparseD",
     }
@@ -141,14 +141,23 @@ def test_snapshots_do_not_share_what_changes() -> None:
     ("dense", "sparse", "finished", "text", "words"),
     [
         ([1.0, 1.0, 1.0], [1.0, 0.5], False, "1.33×", "faster so far"),  # over the two steps both have
-        ([1.0], [1.08], False, "0.93×", "slower so far"),
-        ([1.0], [1.001], False, "1.00×", "the same speed so far"),
+        ([1.0], [1.08], False, "1.08×", "slower so far"),
+        ([1.0], [1.001], False, "1.00×", "about the same speed so far"),
         ([1.0, 1.0], [0.5], True, "4.00×", "faster"),  # at the end: whole runs
     ],
 )
 def test_speedup_words(dense, sparse, finished, text, words) -> None:
     found = speedup(dense, sparse, finished=finished)
     assert found is not None and (found["text"], found["words"]) == (text, words)
+
+
+def test_there_is_no_factor_before_the_lane_is_sparse() -> None:
+    stage = stage_of()
+    for index in range(4):
+        stage.apply(Update((step("dense", index, 1, 0.1),), "running", ()))
+        value = stage.apply(Update((step("sparse", index, 1, 0.05),), "running", ()))
+        # Step 0 is dense, step 1 selects.
+        assert (value["speedup"] is None) == (index < 2)
 
 
 def test_no_speedup_before_both_lanes_have_a_step() -> None:
