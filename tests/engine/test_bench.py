@@ -54,7 +54,9 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
         say=said.append,
     )
     assert (result.prompt_tokens, result.steps, result.switch_step) == (100, 8, 3)
-    assert len(result.dense_run) == len(result.sparsed_run) == len(said) == 2
+    assert len(result.dense_run) == len(result.sparsed_run) == 2
+    assert said[0] == "skip 0.2, select 0.3, block 32; 8 steps"
+    assert [line.partition(":")[0] for line in said[1:]] == ["run 1 of 2", "run 2 of 2"]
     assert result.dense_step.count == 16
     assert result.select_step is not None and result.select_step.count == 2
     assert result.sparse_step is not None and result.sparse_step.count == 10
