@@ -165,10 +165,7 @@ class SparsedEngine:
         return sparsed.denoise(model, prompt, sampler=sampler, attention=chosen, backend=backend)  # type: ignore[arg-type]
 
     def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
-        ids = list(tokens)
-        if len(ids) == 1:
-            return str(model.token_text(ids[0]))
-        return str(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(model.tokens_text(tokens))
 
     def read_answer(self, model: Any, tokens: Sequence[int]) -> str:
         import torch

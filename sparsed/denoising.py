@@ -297,9 +297,11 @@ class Run(Iterator[Step]):
 
     def _look_for_gain(self) -> None:
         """After the third sparse step (the first ones may still prepare something): were they worth it?"""
-        times = {phase: [s.seconds for s in self.steps if s.phase == phase] for phase in ("dense", "sparse")}
-        dense_times, sparse_times = times["dense"], times["sparse"]
-        if len(sparse_times) != 3 or not dense_times or min(sparse_times) < median(dense_times):
+        if self.switch_step is None or len(self.steps) != self.switch_step + 3:
+            return
+        dense_times = [step.seconds for step in self.steps if step.phase == "dense"]
+        sparse_times = [step.seconds for step in self.steps[self.switch_step :]]
+        if not dense_times or min(sparse_times) < median(dense_times):
             return
         assert isinstance(self.attention, SparseDConfig), "a dense run has no sparse steps"
         said = (
@@ -408,7 +410,6 @@ def denoise(
     ids = model.encode(prompt)
     settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
     assert settings.gen_length is not None and settings.steps is not None
-    check_backend(backend, model.device)
     dense.check(dense_backend, model.device)
     probes = tuple(probe_steps)
     for step in probes:
@@ -418,11 +419,12 @@ def denoise(
         attention = SparseDConfig()
     if isinstance(attention, SparseDConfig):
         attention = attention.resolve(ids.shape[1] + settings.gen_length, model.short_select)
-        check_backend(backend, model.device, attention.block_size)
     elif attention != "dense":
         raise ValueError(f"attention must be a SparseDConfig or 'dense', not {attention!r}.")
     elif probes:
         raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
+    block_size = attention.block_size if isinstance(attention, SparseDConfig) else None
+    check_backend(backend, model.device, block_size)
     return Run(model, ids, settings, attention, backend, probes, dense_backend)
 
 

@@ -270,16 +270,8 @@ def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextMana
         return nullcontext(SilentView() if quiet else PlainView(sys.stderr))
     sampler = run.sampler
     assert sampler.gen_length is not None and sampler.block_length is not None, "a run's config is resolved"
-    canvas = Canvas(sampler.gen_length, sampler.block_length, run.model.end_ids, _decoder(run.model))
+    canvas = Canvas(sampler.gen_length, sampler.block_length, run.model.end_ids, run.model.tokens_text)
     return LiveView(run, canvas, console)
-
-
-def _decoder(model: Model) -> Callable[[Sequence[int]], str]:
-    def decode(tokens: Sequence[int]) -> str:
-        ids = list(tokens)
-        return str(model.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    return decode
 
 
 def _report(run: Run, prompt: Prompt | str) -> Report:
@@ -392,5 +384,5 @@ def _unfinished(run: Run) -> str:
     tokens = [None if token == model.mask_id else token for token in answer]
     while tokens and tokens[-1] is None:
         tokens.pop()
-    texts = cell_texts(tokens, _decoder(model))
+    texts = cell_texts(tokens, model.tokens_text)
     return "".join("_" if token is None else text for token, text in zip(tokens, texts))

@@ -441,16 +441,13 @@ def _fragments(model: Model, trace: Trace) -> tuple[tuple[tuple[int, ...], str],
     found: dict[tuple[int, ...], str] = {}
     if not pieces:
         return ()
-    tokenizer: Any = model.tokenizer
     for lane in trace.lanes:
         for step in replay(trace, lane):
             for row in step.tokens.tolist():
                 for start, end in groups(row, pieces):
                     group = tuple(row[start:end])
                     if group not in found:
-                        found[group] = tokenizer.decode(
-                            list(group), skip_special_tokens=False, clean_up_tokenization_spaces=False
-                        )
+                        found[group] = model.tokens_text(group)
     return tuple((group, text) for group, text in found.items() if REPLACEMENT not in text)
 
 

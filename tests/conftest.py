@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -77,6 +80,19 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(saved))
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> ModuleType:
+    """The module engine/checkpoints.py (tests are no package, so it cannot be imported by name)."""
+    name = "tests_engine_checkpoints"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "engine" / "checkpoints.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")

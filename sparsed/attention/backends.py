@@ -49,10 +49,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend's name, the milliseconds that each one tried took, and which of them failed (name → sentence)."""
+    """A backend's name, and which others could not be tried or failed (name → sentence)."""
 
     name: str
-    milliseconds: tuple[tuple[str, float], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
 
 
@@ -78,11 +77,6 @@ def unavailable(name: str, device: torch.device) -> str | None:
         return f"it cannot be imported ({error})."
     says: Callable[[torch.device], str | None] | None = getattr(module, "unavailable", None)
     return None if says is None else says(device)
-
-
-def usable(device: torch.device) -> tuple[str, ...]:
-    """The backends that can run on a device."""
-    return tuple(name for name in BACKENDS if unavailable(name, device) is None)
 
 
 def load_backend(name: str, block_size: int) -> SparseAttention:
@@ -128,9 +122,10 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
             if name not in _OPTIONAL:
                 left_out[name] = reason
             continue
-        trial = trial if trial is not None else _trial(problem, block_size, kept)
+        q, k, pattern = trial = trial if trial is not None else random_trial(problem, block_size, kept)
         try:
-            times[name] = _milliseconds(load_backend(name, block_size), *trial, problem.head_dim**-0.5)
+            work = partial(load_backend(name, block_size), q, k, k, pattern, problem.head_dim**-0.5)
+            times[name] = device_milliseconds(problem.device, work)
         except torch.OutOfMemoryError:
             # That may be otherwise the next time; what is raised is not remembered.
             raise
@@ -138,11 +133,11 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
             said = (str(error).splitlines() or [""])[0][:120]
             left_out[name] = f"it failed when it was tried ({type(error).__name__}: {said})."
     best = min(times, key=lambda name: times[name]) if times else "gather"
-    return Choice(best, tuple(times.items()), tuple(left_out.items()))
+    return Choice(best, tuple(left_out.items()))
 
 
-def _trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor, LayerPattern]:
-    """Random queries, keys (also values) and a random pattern."""
+def random_trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor, LayerPattern]:
+    """Random queries, keys (also to be used as values) and a pattern that keeps `kept` random blocks everywhere."""
     device, length = problem.device, problem.length
     generator = torch.Generator(device).manual_seed(0)
 
@@ -155,9 +150,3 @@ def _trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor
     indices = chances.topk(kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
     counts = torch.full(indices.shape[:-1], kept, dtype=torch.int32, device=device)
     return normal(problem.heads), normal(problem.key_heads), LayerPattern(indices, counts)
-
-
-def _milliseconds(attend: SparseAttention, q: Tensor, k: Tensor, pattern: LayerPattern, scale: float) -> float:
-    work = partial(attend, q, k, k, pattern, scale)
-    work()
-    return device_milliseconds(q.device, work)

@@ -113,7 +113,6 @@ def fastest(problem: Problem) -> DenseAttention:
     times: dict[DenseAttention, float] = {}
     for choice in (CUDNN, FLASH, *_flash4(device)):
         try:
-            choice.attend(q, k, k, head_dim**-0.5)
             work = partial(choice.attend, q, k, k, head_dim**-0.5)
             times[choice] = device_milliseconds(device, work)
         except torch.OutOfMemoryError:

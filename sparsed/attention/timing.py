@@ -9,7 +9,8 @@ import torch
 
 
 def device_milliseconds(device: torch.device, work: Callable[[], object], *, repeats: int = 3) -> float:
-    """The median time of a few repeats, by the device's own events; `work` has run before."""
+    """The median time of a few repeats, by the device's own events, after one that does not count."""
+    work()
     spent = []
     # Events are recorded on the current device's stream.
     with torch.cuda.device(device):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsed.attention.backends import Problem
+from sparsed.attention.backends import Problem, random_trial
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.timing import device_milliseconds
 
@@ -183,18 +183,8 @@ def _trial(
 ) -> tuple[Tensor, Tensor, LayerPattern]:
     """Queries, keys (also used as values) and a pattern of density 0.3 to try tiles on."""
     length, heads = (16_384, 16) if long else (4096, 32)
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(count: int) -> Tensor:
-        shape = (1, length, count, dim)
-        return torch.randn(shape, dtype=dtype, device=device, generator=generator).transpose(1, 2)
-
-    blocks = length // block_size
-    keep = max(1, round(0.3 * blocks))
-    chances = torch.rand(1, heads, blocks, blocks, device=device, generator=generator)
-    kept = chances.topk(keep, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
-    counts = torch.full(kept.shape[:-1], keep, dtype=torch.int32, device=device)
-    return normal(heads), normal(heads // 4 if grouped else heads), LayerPattern(kept, counts)
+    problem = Problem(device, dtype, 1, heads, heads // 4 if grouped else heads, length, dim)
+    return random_trial(problem, block_size, max(1, round(0.3 * (length // block_size))))
 
 
 @lru_cache(maxsize=64)
@@ -227,10 +217,9 @@ def _fastest(device: torch.device, choices: tuple[Tiles, ...], work: Any) -> Til
     times: dict[Tiles, float] = {}
     for tiles in choices:
         try:
-            work(tiles)
+            times[tiles] = device_milliseconds(device, partial(work, tiles), repeats=5)
         except OutOfResources:
             continue
-        times[tiles] = device_milliseconds(device, partial(work, tiles), repeats=5)
     if not times:
         raise RuntimeError("No tile size of the triton backend fits this GPU.")
     return min(times, key=lambda tiles: times[tiles])

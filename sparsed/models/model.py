@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,11 @@ class Model:
 
     def token_text(self, token: int) -> str:
         """The text of one token as it stands in an answer, special tokens by their names."""
-        text = self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokens_text([token])
+
+    def tokens_text(self, tokens: Sequence[int]) -> str:
+        """The text of neighbouring tokens as they stand in an answer, special tokens by their names."""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 

@@ -561,6 +561,13 @@ class PlainNetwork:
         return masked_attention(q, k, v, seen)
 
 
+def ulps(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two bfloat16 tensors, in units in the last place of the larger value."""
+    a, b = a.double(), b.double()
+    unit = torch.maximum(a.abs(), b.abs()).clamp_min(2.0**-126).log2().floor().exp2() * 2.0**-7
+    return float(((a - b).abs() / unit).max())
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
     """Softmax attention as two matmuls, [heads, length, head_dim]; where `seen` is False a key does not exist."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])

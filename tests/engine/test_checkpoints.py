@@ -432,13 +432,6 @@ def test_logits_equal_a_plain_network(checkpoints, folder_of, model_of, family: 
         assert (logits_of(double, sequence) - wanted).abs().max() < 1e-5 * scale
 
 
-def ulps(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference of two bfloat16 tensors, in units in the last place of the larger value."""
-    a, b = a.double(), b.double()
-    unit = torch.maximum(a.abs(), b.abs()).clamp_min(2.0**-126).log2().floor().exp2() * 2.0**-7
-    return float(((a - b).abs() / unit).max())
-
-
 @pytest.mark.parametrize(("family", "values"), SHAPES)
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])
 def test_bfloat16_logits_are_within_one_ulp(checkpoints, folder_of, model_of, family: str, values: dict, saved) -> None:
@@ -448,10 +441,10 @@ def test_bfloat16_logits_are_within_one_ulp(checkpoints, folder_of, model_of, fa
     sequence = ids(150, seed=3)
     got, wanted = logits_of(model.network, sequence), plain.logits(sequence)
     assert got.dtype == wanted.dtype == torch.bfloat16
-    assert ulps(got, wanted) <= 1
+    assert checkpoints.ulps(got, wanted) <= 1
     # The other rotation is further away than that, so this test can tell them apart.
     plain.llada = not plain.llada
-    assert ulps(got, plain.logits(sequence)) > 1
+    assert checkpoints.ulps(got, plain.logits(sequence)) > 1
 
 
 def test_weights_keep_the_dtype_asked_for_and_rotation_stays_exact(model_of) -> None:

@@ -180,7 +180,7 @@ def assert_traced(loaded: trace.Trace, lane: str, run: Run) -> None:
         # Tokens are bytes here: many a cell reads right only beside its neighbours.
         for tokens in step.tokens.tolist():
             row = [None if token == run.model.mask_id else token for token in tokens]
-            assert cell_texts(row, loaded.decode) == cell_texts(row, generate_command._decoder(run.model))
+            assert cell_texts(row, loaded.decode) == cell_texts(row, run.model.tokens_text)
     pattern = loaded.lanes[lane].pattern
     assert (pattern is None) == (run.pattern is None) and loaded.lanes[lane].attention == run.attention
     if pattern is not None and run.pattern is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,7 @@ TOP = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
         pytest.param(1, (0, 1), marks=needs_two),
     ],
 )
-def test_the_same_tokens(tmp_path: Path, family: str, top: int, layers: tuple[Any, Any]) -> None:
-    path = Path(__file__).parents[1] / "engine" / "checkpoints.py"
-    spec = importlib.util.spec_from_file_location("tests_engine_checkpoints", path)
-    assert spec is not None and spec.loader is not None
-    checkpoints = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(checkpoints)
+def test_the_same_tokens(checkpoints, tmp_path: Path, family: str, top: int, layers: tuple[Any, Any]) -> None:
     folder = checkpoints.WRITERS[family](tmp_path / family)
     device_map: dict[str, Any] = dict.fromkeys(TOP, top)
     device_map |= {f"model.layers.{number}": place for number, place in enumerate(layers)}

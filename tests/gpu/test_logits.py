@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,24 +14,6 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
 FAMILIES = ("llada", "dream", "qwen3")
-
-
-@pytest.fixture(scope="module")
-def checkpoints() -> ModuleType:
-    """tests/engine/checkpoints.py."""
-    path = Path(__file__).parents[1] / "engine" / "checkpoints.py"
-    spec = importlib.util.spec_from_file_location("tests_engine_checkpoints", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def ulps(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference of two bfloat16 tensors, in units in the last place of the larger value."""
-    a, b = a.double(), b.double()
-    unit = torch.maximum(a.abs(), b.abs()).clamp_min(2.0**-126).log2().floor().exp2() * 2.0**-7
-    return float(((a - b).abs() / unit).max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,8 +31,9 @@ def test_logits_equal_the_plain_network(checkpoints, tmp_path: Path, family: str
         print(f"\n{family} float32: largest difference {float((got - wanted).abs().max()):.1e}")
         assert torch.allclose(got, wanted, atol=1e-4, rtol=1e-4)
     else:
-        print(f"\n{family} bfloat16: {ulps(got, wanted):.2f} ulp, equal bit for bit: {torch.equal(got, wanted)}")
-        assert ulps(got, wanted) <= 1
+        apart = checkpoints.ulps(got, wanted)
+        print(f"\n{family} bfloat16: {apart:.2f} ulp, equal bit for bit: {torch.equal(got, wanted)}")
+        assert apart <= 1
         fused = sparsed.load(folder, device="cuda", dtype=dtype, fuse=True)
         assert fused.notes == ()
         with torch.inference_mode():

@@ -50,6 +50,7 @@ def fake_model() -> Any:
         end_ids=(END, 1),
         tokenizer=tokenizer,
         token_text=lambda token: tokenizer.decode([token]),
+        tokens_text=lambda tokens: tokenizer.decode(list(tokens)),
         decode=lambda row: tokenizer.decode([i for i in row.tolist() if i != MASK]),
     )
 
