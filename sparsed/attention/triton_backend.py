@@ -1,7 +1,8 @@
 """The Triton backend: block-sparse attention and block importance on NVIDIA GPUs.
 
-Kernels are in `sparsed.attention.triton_kernels`. Which tiles are fastest is tried out once for each kind of problem
-on each GPU, among the few that have been fastest somewhere.
+Kernels are in `sparsed.attention.triton_kernels`, and one for Hopper alone in `sparsed.attention.gluon_kernels`.
+Which tiles are fastest is tried out once for each kind of problem on each GPU, among the few that have been fastest
+somewhere.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ _LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Tiles:
-    """m query rows, n key rows, and Triton's number of warps and pipeline stages."""
+    """m query rows, n key rows, and Triton's number of warps and pipeline stages. hopper: of the Gluon kernel."""
 
     m: int
     n: int
     warps: int
     stages: int
+    hopper: bool = False
 
 
 # By attention block size: for attention, the first one is a good guess everywhere.
@@ -46,6 +48,8 @@ _IMPORTANCE = {
     64: (Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 2)),
     32: (Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 2)),
 }
+# Where it runs it is the fastest, as far as has been seen, so that only the best guess is tried beside it.
+_HOPPER = Tiles(128, 128, 4, 2, hopper=True)
 _GROUP = 8
 _LONG = 8192
 
@@ -82,6 +86,8 @@ def triton_attention(
     """
     q, k, v = (_contiguous_heads(x) for x in (q, k, v))
     tiles = _attention_tiles(*_problem(q, k), block_size)
+    if tiles.hopper and not _has_tma(q, k, v):
+        tiles = _ATTENTION[block_size][0]
     return _attend(q, k, v, pattern, scale, block_size, tiles)
 
 
@@ -105,6 +111,8 @@ def prepare_importance(problem: Problem, block_size: int) -> None:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, block_size: int, tiles: Tiles
 ) -> Tensor:
+    if tiles.hopper:
+        return _attend_on_hopper(q, k, v, pattern, scale, tiles)
     from sparsed.attention.triton_kernels import block_sparse_forward
 
     batch, heads, length, dim = q.shape
@@ -120,6 +128,36 @@ def _attend(
             BLOCK=block_size, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
     return out
+
+
+def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, tiles: Tiles) -> Tensor:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    from sparsed.attention import gluon_kernels
+
+    batch, heads, length, dim = q.shape
+    blocks, slots = pattern.indices.shape[-2:]
+    items = batch * heads * blocks
+    out = torch.empty(batch, length, heads, dim, dtype=v.dtype, device=v.device).transpose(1, 2)
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+
+    def descriptor(x: Tensor, rows: int) -> Any:
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, dim], layout)
+
+    with _on(q.device):
+        gluon_kernels.warp_specialized_forward[(min(items, _multiprocessors(q.device)),)](
+            descriptor(q, tiles.m // 2), descriptor(k, tiles.n), descriptor(v, tiles.n), out,
+            pattern.indices.contiguous(), pattern.counts.contiguous(), *out.stride()[:3],
+            items, heads, heads // k.shape[1], blocks, slots, length, scale * _LOG2_E,
+            N=tiles.n, D=dim, STAGES=tiles.stages, num_warps=tiles.warps, maxnreg=gluon_kernels.REGISTERS,
+        )  # fmt: skip
+    return out
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _means(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int, tiles: Tiles) -> Tensor:
@@ -187,13 +225,20 @@ def _trial(
     return random_trial(problem, block_size, max(1, round(0.3 * (length // block_size))))
 
 
+def _hopper(device: torch.device, dim: int, block_size: int) -> bool:
+    """Can the Gluon kernel run (for 16-bit numbers)?"""
+    return torch.cuda.get_device_capability(device)[0] == 9 and dim in (64, 128) and block_size == 128
+
+
 @lru_cache(maxsize=64)
 def _attention_tiles(
     device: torch.device, dtype: torch.dtype, dim: int, grouped: bool, long: bool, block_size: int
 ) -> Tiles:
-    choices = _ATTENTION[block_size]
+    choices: tuple[Tiles, ...] = _ATTENTION[block_size]
     if device.type != "cuda" or dtype == torch.float32:
         return choices[-1]
+    if _hopper(device, dim, block_size):
+        choices = (_HOPPER, choices[0])
     q, k, pattern = _trial(device, dtype, dim, grouped, long, block_size)
     return _fastest(device, choices, lambda tiles: _attend(q, k, k, pattern, dim**-0.5, block_size, tiles))
 
@@ -211,7 +256,9 @@ def _importance_tiles(
 
 
 def _fastest(device: torch.device, choices: tuple[Tiles, ...], work: Any) -> Tiles:
-    """The choice with the smallest median time of a few; those that the GPU has no room for are left out."""
+    """The choice with the smallest median time of a few; those that the GPU has no room for, or that only another
+    version of Triton can compile, are left out.
+    """
     from triton.runtime.errors import OutOfResources
 
     times: dict[Tiles, float] = {}
@@ -220,6 +267,12 @@ def _fastest(device: torch.device, choices: tuple[Tiles, ...], work: Any) -> Til
             times[tiles] = device_milliseconds(device, partial(work, tiles), repeats=5)
         except OutOfResources:
             continue
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            # Gluon is young and changes; the plain kernel's errors are errors.
+            if not tiles.hopper:
+                raise
     if not times:
         raise RuntimeError("No tile size of the triton backend fits this GPU.")
     return min(times, key=lambda tiles: times[tiles])
