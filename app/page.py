@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.responses import FileResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from app import charts, limits, request, stage, words
 from app.desk import Desk, Loaded, Loading, SelectedPattern, error_sentence, log_error
@@ -33,6 +32,8 @@ from sparsed.models.catalogue import ModelSpec
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 STYLE, SCRIPT = "page.css", "page.js"
+# What the page's script is made of, in this order; the later ones define views with the tools of the first.
+SCRIPTS = ("page.js",)
 # Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.
 STATIC = "sparsed-static"
 
@@ -102,27 +103,37 @@ def _routes() -> list[Any]:
     async def plotly_js(_: Any) -> FileResponse:
         return FileResponse(plotly, media_type="text/javascript", headers=year)
 
-    class Ours(StaticFiles):
-        """assets/page.css and assets/page.js, and nothing else of assets/."""
+    async def page_js(_: Any) -> Response:
+        return Response(script(), media_type="text/javascript", headers=year)
 
-        async def get_response(self, path: str, scope: Any) -> Any:
-            return await super().get_response(path if path in (STYLE, SCRIPT) else "nothing-here", scope)
+    async def page_css(_: Any) -> FileResponse:
+        return FileResponse(ASSETS / STYLE, media_type="text/css", headers=year)
 
-    return [Route(f"/{STATIC}/plotly.js", plotly_js), Mount(f"/{STATIC}", Ours(directory=ASSETS))]
+    return [
+        Route(f"/{STATIC}/plotly.js", plotly_js),
+        Route(f"/{STATIC}/{SCRIPT}", page_js),
+        Route(f"/{STATIC}/{STYLE}", page_css),
+    ]
+
+
+def script() -> str:
+    """The page's own script, in one piece."""
+    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return "\n".join([*parts, "window.sparsed.start();\n"])
 
 
 def _head() -> str:
-    def address(name: str, path: Path) -> str:
-        return f"{STATIC}/{name}?v={hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    def address(name: str, content: str) -> str:
+        return f"{STATIC}/{name}?v={hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
-    style, script = address(STYLE, ASSETS / STYLE), address(SCRIPT, ASSETS / SCRIPT)
+    style = address(STYLE, (ASSETS / STYLE).read_text(encoding="utf-8"))
     plotly = _plotly_script()
     version = f"{STATIC}/plotly.js?v={plotly.stat().st_size}"
     return (
         f'<meta name="description" content="{words.TAGLINE}">'
         '<meta name="color-scheme" content="light dark">'
         f'<link rel="stylesheet" href="{style}">'
-        f'<script src="{script}" data-plotly="{version}"></script>'
+        f'<script src="{address(SCRIPT, script())}" data-plotly="{version}"></script>'
     )
 
 
@@ -142,7 +153,7 @@ def _view(kind: str, value: Any, element: str) -> gr.HTML:
         # it.
         js_on_load=(
             f"const go = () => window.sparsed.mount('{kind}', element, props, watch);"
-            "window.sparsed ? go() : (window.sparsedWaiting ??= []).push(go);"
+            "window.sparsed?.started ? go() : (window.sparsedWaiting ??= []).push(go);"
         ),
         apply_default_css=False,
         elem_id=element,

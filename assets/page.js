@@ -428,6 +428,11 @@
   const kinds = { header: mountHeader, prompt: mountPrompt, stage: mountStage, chart: mountChart };
 
   window.sparsed = {
+    // For the scripts beside this one: their views register themselves under a name.
+    tools: { el, setText, setAttribute, show, number, seconds, onThemeChange },
+    define(kind, mount) {
+      kinds[kind] = mount;
+    },
     mount(kind, element, props, watch) {
       const draw = kinds[kind](element.querySelector(".sd-view"));
       // The value is JSON text: objects would be copied and compared by gradio again and again.
@@ -435,6 +440,10 @@
       update();
       watch("value", update);
     },
+    // The last line of the bundle calls it: every view is defined by then.
+    start() {
+      this.started = true;
+      for (const go of window.sparsedWaiting || []) go();
+    },
   };
-  for (const go of window.sparsedWaiting || []) go();
 })();
