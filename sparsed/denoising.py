@@ -76,9 +76,10 @@ class Run(Iterator[Step]):
     from 0; None if there is none. pattern: None until the select step was made. probes: step index → the
     pattern a fresh selection after that step gives. backend: what runs the sparse phase (of a dense
     run: every phase), "auto" on a GPU until `warm_up` or the first step has found the fastest. dense: what runs
-    the phases before, likewise. attention, sampler: resolved. prompt_length, length: tokens. notes: sentences
-    a user should see, known before the run starts but for those that follow from trying backends out and from
-    how a run with a threshold ended. steps: the steps made so far. finished: the last step was made.
+    the phases before, likewise. attention, sampler: resolved. prompt: its token ids, int64 [batch,
+    prompt_length] on the CPU. prompt_length, length: tokens. notes: sentences a user should see, known before
+    the run starts but for those that follow from trying backends out and from how a run with a threshold ended.
+    steps: the steps made so far. finished: the last step was made.
 
     With classifier-free guidance every forward has 2 · batch rows, the conditional ones first; so have the
     patterns.
@@ -99,6 +100,7 @@ class Run(Iterator[Step]):
         assert steps is not None and gen_length is not None and seed is not None, "resolve the config first"
         batch, self.prompt_length = prompt.shape
         self.model = model
+        self.prompt = prompt.to("cpu", copy=True)
         self.total = steps
         self.length = self.prompt_length + gen_length
         self.sampler = sampler
@@ -360,7 +362,9 @@ class Run(Iterator[Step]):
         return unconditional + (scale + 1) * (conditional - unconditional)
 
     def _probe(self, canvas: Tensor, state: AttentionState) -> Pattern:
-        probe = replace(state, phase="select", backend=None, layers={}, importance={})
+        assert state.config is not None, "a dense run is not probed"
+        config = replace(state.config, keep_importance=False)
+        probe = replace(state, phase="select", config=config, backend=None, layers={}, importance={})
         with torch.inference_mode():
             nothing = torch.empty(0, dtype=torch.int64, device=canvas.device)
             hidden_rows(self.model.network, self._batch(canvas), probe, nothing)

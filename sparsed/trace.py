@@ -12,7 +12,8 @@ Steps, positions and rows are counted from 0. Readers ignore keys that they do n
     model          {name, label, family, dtype, device}, all text; device is the type alone, as "cuda"
     prompt         {kind, length, seed, question, gold, text, tokens}. tokens: number of prompt tokens, chat
                    template included. kind, length ("4k" …), seed, question, gold (the right answer): null
-                   unless the prompt was built by sparsed.prompts. text: the user's message, or null
+                   unless the prompt was built by sparsed.prompts. text: the user's message, or null.
+                   words: [text], optional
     sampler        every field of SamplerConfig by its name
     batch          number of rows
     gen_length     generated tokens of a row
@@ -34,24 +35,40 @@ Steps, positions and rows are counted from 0. Readers ignore keys that they do n
     steps          [{index, phase, seconds, committed}]. phase: "dense", "select" or "sparse". seconds: device
                    time of the step. committed: [[row, position, token id, confidence]], position within the
                    generated tokens, confidence null where there is none
+    probes         [{step, overlap}], optional
     pattern        null, or {length, prompt_length, block_size, select, batch, heads, kept, layers}: tokens of
                    the sequence, of its prompt and of an attention block; the share asked for; rows (twice
                    `batch` with classifier-free guidance: conditional rows first); query heads; kept, a list:
                    the slots of a query block in each layer. layers: for each layer the block mask, a bit for
-                   each [row, head, query block, key block] in C order, first bit highest, zlib, base64
+                   each [row, head, query block, key block] in C order, first bit highest, zlib, base64.
+                   kept_mass: [layer][head], optional. importance: [text], optional
+
+What is optional may be missing or empty: it was not known, not asked for, or not to be stored. It is about row 0.
+
+    words          how each attention block of the sequence begins, as it stood after the last step: at most 48
+                   characters, white space made one space; repeated masks and end tokens stand once. The blocks
+                   are those of the first lane that is not dense
+    probes         for some steps, ascending: after that step the pattern was selected afresh. overlap:
+                   [layer][head], 0 … 1, four decimals: intersection over union of the kept pairs of that pattern
+                   and of `pattern`, pooled over the query blocks of every row
+    kept_mass      the share of attention that the kept blocks had at the select step, 0 … 1, four decimals
+                   (sparsed.analysis.kept_mass)
+    importance     a text for each layer: the mean attention weight of the block pairs, a byte v for each [head,
+                   query block, key block] in C order, zlib, base64. The weight is 2 ** ((v − 255) / 10), for v = 0
+                   it is 0: from 1 to below the smallest float16, within 3.6 %. Patterns of more than 2 ** 27
+                   pairs, layers and heads counted, have none
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import gzip
 import io
 import json
 import math
 import platform
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -65,6 +82,8 @@ from sparsed.prompts import Prompt
 from sparsed.typed_json import read_as
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparsed.attention.pattern import Pattern
     from sparsed.denoising import Run
     from sparsed.models.model import Model
@@ -75,6 +94,12 @@ FORMAT, VERSION = "sparsed-trace", 1
 _MOST_BYTES = 256 * 2**20
 _MOST_CELLS = 2**24
 _MOST_PAIRS = 2**26
+_MOST_PAIRS_OF_ALL = 2**31
+# At most 180 MB of text, which with the masks stays below _MOST_BYTES.
+_MOST_IMPORTANCES = 2**27
+
+_WORDS = 48
+_CODES_PER_OCTAVE = 10
 
 # The fields of these classes are those of the file, by name and by type: `save` and `load` go by them.
 
@@ -92,7 +117,10 @@ class TraceModel:
 
 @dataclass(frozen=True)
 class TracePrompt:
-    """What was asked. tokens: prompt tokens, template included; all else None where it is not known or stored."""
+    """What was asked. tokens: prompt tokens, template included; all else None where it is not known or stored.
+
+    words: how each attention block of the whole sequence begins, () where it is not known or stored.
+    """
 
     tokens: int
     text: str | None = None
@@ -101,6 +129,7 @@ class TracePrompt:
     kind: str | None = None
     length: str | None = None
     seed: int | None = None
+    words: tuple[str, ...] = ()
 
 
 class Commit(NamedTuple):
@@ -123,8 +152,19 @@ class TraceStep:
 
 
 @dataclass(frozen=True)
+class TraceProbe:
+    """How much a pattern selected afresh after a step has in common with the one in use: overlap[layer][head]."""
+
+    step: int
+    overlap: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class TracePattern:
-    """The block masks of a run. layers: one text for each, see the module's text."""
+    """The block masks of a run. layers: one text for each, see the module's text.
+
+    kept_mass: [layer][head], importance: one text for each layer, both of row 0; () where there is none.
+    """
 
     length: int
     prompt_length: int
@@ -134,6 +174,8 @@ class TracePattern:
     heads: int
     kept: tuple[int, ...]
     layers: tuple[str, ...]
+    kept_mass: tuple[tuple[float, ...], ...] = ()
+    importance: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -147,19 +189,36 @@ class TracePattern:
         Raises ValueError where the text does not hold such a mask.
         """
         cells = math.prod(self.shape)
-        size = -(-cells // 8)
-        try:
-            # Never more than is expected, whatever the data would unpack to.
-            bits = zlib.decompressobj().decompress(base64.b64decode(self.layers[layer], validate=True), size + 1)
-        except (binascii.Error, zlib.error):
-            bits = b""
-        if len(bits) != size:
+        bits = _unpack(self.layers[layer], -(-cells // 8))
+        if bits is None:
             raise ValueError(f"layer {layer} of the pattern cannot be unpacked.")
         flat = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=cells)
         return flat.view(np.bool_).reshape(self.shape)
 
+    def importance_of(self, layer: int) -> np.ndarray:
+        """Float32 [heads, query blocks, key blocks]: the mean attention weight of every block pair in row 0.
+
+        Each is 0 where it was 0, else within 3.6 % (2 ** 0.05 − 1) of the float16 that it was. Raises ValueError
+        where the file has none or the text does not hold them.
+        """
+        if not self.importance:
+            raise ValueError("This pattern was stored without importances.")
+        weights = np.exp2((np.arange(256) - 255) / _CODES_PER_OCTAVE).astype(np.float32)
+        weights[0] = 0
+        return weights[self._codes(layer)]
+
+    def _codes(self, layer: int) -> np.ndarray:
+        """Uint8 [heads, query blocks, key blocks]. Raises ValueError where the text does not hold them."""
+        data = _unpack(self.importance[layer], math.prod(self.shape[1:]))
+        if data is None:
+            raise ValueError(f"the importances of layer {layer} cannot be unpacked.")
+        return np.frombuffer(data, dtype=np.uint8).reshape(self.shape[1:])
+
     def to_pattern(self) -> Pattern:
-        """The engine's own Pattern, on the CPU, without importances. Needs torch."""
+        """The engine's own Pattern, on the CPU. Needs torch.
+
+        Its importances are those of `importance_of`; None where there are none, or more rows than the first.
+        """
         import torch
 
         from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
@@ -175,12 +234,19 @@ class TracePattern:
             shaped = indices.reshape(*counts.shape, kept)
             layers.append(LayerPattern(torch.from_numpy(shaped), torch.from_numpy(counts)))
         layout = BlockLayout(self.length, self.prompt_length, self.block_size)
-        return Pattern(layout, tuple(layers), self.select)
+        importance = None
+        if self.importance and self.batch == 1:
+            weights = (torch.from_numpy(self.importance_of(layer)) for layer in range(len(layers)))
+            importance = tuple(layer[None].to(torch.float16) for layer in weights)
+        return Pattern(layout, tuple(layers), self.select, importance)
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One run. switch_step: the first sparse step or None. text: one a row. seconds: the sum over steps."""
+    """One run. switch_step: the first sparse step or None. text: one a row. seconds: the sum over steps.
+
+    probes: by ascending step; only where there is a pattern.
+    """
 
     attention: SparseDConfig | Literal["dense"]
     backend: str
@@ -192,6 +258,7 @@ class Lane:
     text: tuple[str, ...]
     steps: tuple[TraceStep, ...]
     pattern: TracePattern | None
+    probes: tuple[TraceProbe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -234,11 +301,18 @@ class ReplayedStep:
     seconds: float
 
 
-def record(runs: Run | Mapping[str, Run], *, prompt: Prompt | str | None = None, store_text: bool = True) -> Trace:
+def record(
+    runs: Run | Mapping[str, Run],
+    *,
+    prompt: Prompt | str | None = None,
+    store_text: bool = True,
+    importance: bool = False,
+) -> Trace:
     """The record of a run, or of several by name, finished or stopped.
 
     runs: of one model, prompt and sampler. A single run's lane is named "dense" or "sparsed". prompt: what
     `sparsed.prompts.build_prompt` made, or the user's own text. store_text: False leaves the prompt's text out.
+    importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers.
 
     Raises ValueError for no run, a run without any step, or runs that do not belong together.
     """
@@ -256,7 +330,10 @@ def record(runs: Run | Mapping[str, Run], *, prompt: Prompt | str | None = None,
         if not same or run.prompt_length != first.prompt_length or run.steps[0].tokens.shape != shape:
             raise ValueError(f"The run {name!r} has another model, prompt or sampler than the first one.")
     model = first.model
-    lanes = {name: _lane(run) for name, run in runs.items()}
+    lanes = {name: _lane(run, importance) for name, run in runs.items()}
+    about = _prompt(prompt, first.prompt_length, store_text)
+    if store_text:
+        about = replace(about, words=_words(runs.values()))
     trace = Trace(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         software=_software(),
@@ -268,7 +345,7 @@ def record(runs: Run | Mapping[str, Run], *, prompt: Prompt | str | None = None,
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
         ),
-        prompt=_prompt(prompt, first.prompt_length, store_text),
+        prompt=about,
         sampler=first.sampler,
         batch=shape[0],
         gen_length=shape[1],
@@ -293,7 +370,7 @@ def load(path: str | Path) -> Trace:
     """Reads what `save` wrote.
 
     Raises ValueError, in one sentence, for a file that is no trace, of another version, damaged or larger
-    than 512 MiB; OSError if it cannot be read.
+    than 256 MiB; OSError if it cannot be read.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -354,7 +431,7 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
 # ---------------------------------------------------------------- recording
 
 
-def _lane(run: Run) -> Lane:
+def _lane(run: Run, importance: bool) -> Lane:
     steps = []
     for step in run.steps:
         places = step.committed.nonzero().tolist()
@@ -375,14 +452,22 @@ def _lane(run: Run) -> Lane:
         seconds=sum(step.seconds for step in run.steps),
         text=tuple(run.model.decode(row) for row in run.steps[-1].tokens),
         steps=tuple(steps),
-        pattern=None if run.pattern is None else _pack(run.pattern),
+        pattern=None if run.pattern is None else _pack(run, run.pattern, importance),
+        probes=() if run.pattern is None else _probes(run, run.pattern),
     )
 
 
-def _pack(pattern: Pattern) -> TracePattern:
+def _pack(run: Run, pattern: Pattern, importance: bool) -> TracePattern:
+    from sparsed.analysis import kept_mass
+
     layout = pattern.layout
     batch, heads = pattern.layers[0].counts.shape[:2]
     bits = (np.packbits(layer.mask().cpu().numpy()).tobytes() for layer in pattern.layers)
+    weights = pattern.importance or ()
+    # What the public code ranks by are no shares of attention.
+    weighed = weights and isinstance(run.attention, SparseDConfig) and run.attention.selection != "reference"
+    if not importance or len(weights) * heads * layout.blocks**2 > _MOST_IMPORTANCES:
+        weights = ()
     return TracePattern(
         length=layout.length,
         prompt_length=layout.prompt_length,
@@ -392,7 +477,48 @@ def _pack(pattern: Pattern) -> TracePattern:
         heads=heads,
         kept=tuple(layer.kept for layer in pattern.layers),
         layers=tuple(base64.b64encode(zlib.compress(layer)).decode("ascii") for layer in bits),
+        kept_mass=_rounded(kept_mass(pattern)) if weighed else (),
+        importance=tuple(_encode(layer[0].numpy()) for layer in weights),
     )
+
+
+def _encode(importance: np.ndarray) -> str:
+    """Weights 0 … 1 as the text that `TracePattern.importance` holds."""
+    weights = importance.astype(np.float32)
+    known = weights > 0
+    octaves = np.log2(weights, out=np.zeros_like(weights), where=known)
+    codes = np.clip(np.rint(255 + _CODES_PER_OCTAVE * octaves), 1, 255).astype(np.uint8) * known
+    # More effort makes it 2 % smaller and takes up to five times as long.
+    return base64.b64encode(zlib.compress(codes.tobytes(), 1)).decode("ascii")
+
+
+def _probes(run: Run, pattern: Pattern) -> tuple[TraceProbe, ...]:
+    return tuple(TraceProbe(step, _rounded(fresh.overlap(pattern))) for step, fresh in sorted(run.probes.items()))
+
+
+def _rounded(shares: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(share, 4) for share in heads) for heads in shares.tolist())
+
+
+def _words(runs: Iterable[Run]) -> tuple[str, ...]:
+    """How the attention blocks of the first run that has some begin, in row 0."""
+    for run in runs:
+        if isinstance(run.attention, SparseDConfig):
+            size = run.attention.block_size
+            assert size is not None, "a run's config is resolved"
+            row = run.prompt[0].tolist() + run.steps[-1].tokens[0].tolist()
+            return tuple(_beginning(run.model, row[start : start + size]) for start in range(0, len(row), size))
+    return ()
+
+
+def _beginning(model: Model, block: list[int]) -> str:
+    once = {model.mask_id, *model.end_ids}
+    told = [token for before, token in zip([None, *block], block) if token != before or token not in once]
+    # The ends of a block may cut a character in two.
+    text = " ".join(model.tokens_text(told[:_WORDS]).split()).strip(REPLACEMENT + " ")
+    if len(text) <= _WORDS:
+        return text
+    return text[: _WORDS + 1].rpartition(" ")[0] or text[:_WORDS]
 
 
 def _prompt(prompt: Prompt | str | None, tokens: int, store_text: bool) -> TracePrompt:
@@ -454,6 +580,16 @@ def _fragments(model: Model, trace: Trace) -> tuple[tuple[tuple[int, ...], str],
 # ---------------------------------------------------------------- checking what was read
 
 
+def _unpack(text: str, size: int) -> bytes | None:
+    """The bytes in a text, base64 of zlib; None where they are not `size` bytes."""
+    try:
+        # Never more than is expected, whatever the data would unpack to.
+        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+    except (ValueError, zlib.error):  # ValueError: base64 takes no letter outside ASCII
+        return None
+    return data if len(data) == size else None
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}.")
 
@@ -470,6 +606,7 @@ def _check(trace: Trace) -> None:
     used = set(trace.end_ids)
     for lane in trace.lanes.values():
         used |= _check_lane(lane, trace)
+    _check_words(trace)
     if used - set(trace.vocabulary):
         raise ValueError(f"'vocabulary' lacks the token {min(used - set(trace.vocabulary))}.")
 
@@ -495,7 +632,37 @@ def _check_lane(lane: Lane, trace: Trace) -> set[int]:
             written[row, position] = token
     if lane.pattern is not None:
         _check_pattern(lane.pattern, trace)
+    _check_probes(lane)
     return set(written.values())
+
+
+def _check_words(trace: Trace) -> None:
+    words = trace.prompt.words
+    if not words:
+        return
+    sizes = [lane.attention.block_size for lane in trace.lanes.values() if isinstance(lane.attention, SparseDConfig)]
+    if not sizes or sizes[0] is None or len(words) != -(-(trace.prompt.tokens + trace.gen_length) // sizes[0]):
+        raise ValueError(f"the number of 'words', {len(words)}, is not that of the attention blocks.")
+    if max(map(len, words)) > _WORDS:
+        raise ValueError(f"an entry of 'words' has more than {_WORDS} characters.")
+
+
+def _check_probes(lane: Lane) -> None:
+    before = -1
+    for probe in lane.probes:
+        if lane.pattern is None:
+            raise ValueError("'probes' need a pattern.")
+        if not before < probe.step < len(lane.steps):
+            raise ValueError(f"the steps of 'probes' must ascend, from 0 to at most {len(lane.steps) - 1}.")
+        before = probe.step
+        _check_shares(probe.overlap, lane.pattern, "'overlap'")
+
+
+def _check_shares(shares: tuple[tuple[float, ...], ...], pattern: TracePattern, what: str) -> None:
+    if len(shares) != len(pattern.layers) or any(len(heads) != pattern.heads for heads in shares):
+        raise ValueError(f"{what} must have an entry for each head of each layer.")
+    if not all(0 <= share <= 1 for heads in shares for share in heads):
+        raise ValueError(f"{what} must lie between 0 and 1.")
 
 
 def _check_pattern(pattern: TracePattern, trace: Trace) -> None:
@@ -508,6 +675,21 @@ def _check_pattern(pattern: TracePattern, trace: Trace) -> None:
         raise ValueError("'layers' and 'kept' of the pattern must be of the same length.")
     if math.prod(pattern.shape) > _MOST_PAIRS:
         raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS:,} block pairs a layer.")
+    if len(pattern.layers) * math.prod(pattern.shape) > _MOST_PAIRS_OF_ALL:
+        raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS_OF_ALL:,} block pairs in all layers.")
+    if pattern.kept_mass:
+        _check_shares(pattern.kept_mass, pattern, "'kept_mass'")
+    if pattern.importance:
+        _check_importance(pattern)
     for layer, kept in enumerate(pattern.kept):
         if not pattern.mask(layer).sum(-1).max() <= kept <= pattern.shape[-1]:
             raise ValueError(f"layer {layer} of the pattern keeps another number of blocks than {kept}.")
+
+
+def _check_importance(pattern: TracePattern) -> None:
+    if len(pattern.importance) != len(pattern.layers):
+        raise ValueError("'layers' and 'importance' of the pattern must be of the same length.")
+    if len(pattern.layers) * math.prod(pattern.shape[1:]) > _MOST_IMPORTANCES:
+        raise ValueError(f"the pattern has too many importances: at most {_MOST_IMPORTANCES:,}.")
+    for layer in range(len(pattern.importance)):
+        pattern._codes(layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,7 +14,8 @@ def read_as(kind: Any, value: Any, what: str) -> Any:
     """A value that json.loads gave, as the type `kind`.
 
     kind: a dataclass or NamedTuple (a list in JSON), Mapping, tuple, Literal of texts, union, str, bool, int
-    (64 bits), float (finite) or None. Keys that a dataclass does not have are ignored.
+    (64 bits), float (finite) or None. Keys that a dataclass does not have are ignored; one that is missing takes
+    the field's default.
 
     Raises ValueError, with `what` or the name of the field, where it is none.
     """
@@ -23,7 +24,9 @@ def read_as(kind: Any, value: Any, what: str) -> Any:
         return _one_of(inner, value, what)
     if is_dataclass(kind) and isinstance(kind, type):
         values, hints = _expect(dict, value, what, "an object"), get_type_hints(kind)
-        return kind(**{f.name: read_as(hints[f.name], values.get(f.name), repr(f.name)) for f in fields(kind)})
+        # What is missing takes the class's own value, or is null.
+        told = [f.name for f in fields(kind) if f.name in values or f.default is MISSING]
+        return kind(**{name: read_as(hints[name], values.get(name), repr(name)) for name in told})
     if origin is Mapping:
         values = _expect(dict, value, what, "an object")
         return {_key(inner[0], key, what): read_as(inner[1], item, f"{what} {key!r}") for key, item in values.items()}

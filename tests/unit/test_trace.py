@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsed import trace
+import sparsed
+from sparsed import analysis, trace
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.prompts import Prompt
@@ -55,7 +57,15 @@ def fake_model() -> Any:
     )
 
 
-def fake_pattern(layout: BlockLayout, batch: int, heads: int, layers: int, seed: int, density: float = 0.4) -> Pattern:
+def fake_pattern(
+    layout: BlockLayout,
+    batch: int,
+    heads: int,
+    layers: int,
+    seed: int,
+    density: float = 0.4,
+    keep_importance: bool = False,
+) -> Pattern:
     """Every query block of every head keeps another number of blocks; one slot is always padding."""
     rng = np.random.default_rng(seed)
     made = []
@@ -66,7 +76,11 @@ def fake_pattern(layout: BlockLayout, batch: int, heads: int, layers: int, seed:
         order = np.argsort(~mask, axis=-1, kind="stable")[..., :kept]
         indices = np.where(np.arange(kept) < counts[..., None], order, -1).astype(np.int32)
         made.append(LayerPattern(torch.from_numpy(indices), torch.from_numpy(counts.astype(np.int32))))
-    return Pattern(layout, tuple(made), 0.4)
+    importance = tuple(
+        torch.from_numpy(rng.random((batch, heads, layout.blocks, layout.blocks)).astype(np.float16) ** 8)
+        for _ in range(layers if keep_importance else 0)
+    )
+    return Pattern(layout, tuple(made), 0.4, importance or None)
 
 
 def fake_run(
@@ -78,6 +92,7 @@ def fake_run(
     prompt_length: int = 7,
     dense: bool = False,
     model: Any = None,
+    keep_importance: bool = False,
 ) -> Any:
     """A run that commits random cells; some steps commit nothing, some confidences are NaN."""
     rng = np.random.default_rng(seed)
@@ -101,13 +116,16 @@ def fake_run(
             )
         )
     layout = BlockLayout(prompt_length + gen_length, prompt_length, 4)
+    pattern = None if dense or done < 2 else fake_pattern(layout, batch, 2, 3, seed, keep_importance=keep_importance)
     return SimpleNamespace(
         model=model or fake_model(),
+        prompt=torch.from_numpy(rng.integers(0, 10, (batch, prompt_length))),
+        probes={},
         prompt_length=prompt_length,
         total=steps,
         sampler=SamplerConfig(steps, gen_length, gen_length, "low_confidence", 0.0, seed, 1.0, 0, 0.0, 1e-3, 0.0),
-        attention="dense" if dense else SparseDConfig(0.2, 0.4, 32, "paper", False, "sparsed"),
-        pattern=None if dense or done < 2 else fake_pattern(layout, batch, 2, 3, seed),
+        attention="dense" if dense else SparseDConfig(0.2, 0.4, 32, "paper", keep_importance, "sparsed"),
+        pattern=pattern,
         switch_step=None if dense or steps < 3 else 2,
         backend="sdpa" if dense else "gather",
         finished=done == steps,
@@ -145,14 +163,17 @@ def assert_replays(run: Any, loaded: trace.Trace, lane: str) -> None:
     prompt_length=st.integers(1, 30),
     seed=st.integers(0, 10**6),
     dense=st.booleans(),
+    importance=st.booleans(),
     suffix=st.sampled_from([".json", ".json.gz"]),
 )
 def test_saved_and_loaded_it_replays_the_very_steps(
-    tmp_path_factory, batch, gen_length, steps, stop, prompt_length, seed, dense, suffix
+    tmp_path_factory, batch, gen_length, steps, stop, prompt_length, seed, dense, importance, suffix
 ) -> None:
     made = max(1, steps - stop)
-    run = fake_run(batch, gen_length, steps, made, seed, prompt_length, dense)
-    recorded = trace.record(run, prompt=PROMPT)
+    run = fake_run(batch, gen_length, steps, made, seed, prompt_length, dense, keep_importance=importance)
+    if run.pattern is not None:
+        run.probes = {made - 1: fake_pattern(run.pattern.layout, batch, 2, 3, 0, 1.0)}
+    recorded = trace.record(run, prompt=PROMPT, importance=importance)
     path = tmp_path_factory.mktemp("trace") / f"run{suffix}"
     trace.save(recorded, path)
     loaded = trace.load(path)
@@ -195,7 +216,8 @@ def test_the_prompt_text_can_be_left_out() -> None:
     assert trace.record(fake_run(), prompt=PROMPT).prompt.text == PROMPT.text
     kept_out = trace.record(fake_run(), prompt=PROMPT, store_text=False).prompt
     assert kept_out.text is None and kept_out.gold == "Ann." and kept_out.length == "short_context"
-    assert trace.record(fake_run(), prompt="Hello").prompt == trace.TracePrompt(7, "Hello")
+    hello = trace.record(fake_run(), prompt="Hello").prompt
+    assert hello.words and replace(hello, words=()) == trace.TracePrompt(7, "Hello")
     assert trace.record(fake_run(), prompt="Hello", store_text=False).prompt == trace.TracePrompt(7)
 
 
@@ -218,7 +240,7 @@ def test_a_64k_run_of_a_large_model_stays_below_40_mb(tmp_path: Path) -> None:
     prompt_length, gen_length = 65_536, 128
     run = fake_run(gen_length=gen_length, prompt_length=prompt_length, made=1)
     run.pattern = fake_pattern(BlockLayout(prompt_length + gen_length, prompt_length, 128), 1, 2, 1, 0, 0.3)
-    recorded = trace.record(run)
+    recorded = trace.record(run, store_text=False)
     for name, limit in (("a.json", 41e6), ("a.json.gz", 31e6)):
         sizes = []
         for each in (recorded, replace(recorded, lanes={"sparsed": replace(recorded.lanes["sparsed"], pattern=None)})):
@@ -230,8 +252,196 @@ def test_a_64k_run_of_a_large_model_stays_below_40_mb(tmp_path: Path) -> None:
     assert trace.load(tmp_path / "a.json.gz") == recorded
 
 
+def test_importances_come_back_within_the_stated_error(tmp_path: Path) -> None:
+    """Every float16 from 0 to 1 there is."""
+    known = np.arange(0x3C01, dtype=np.uint16).view(np.float16)
+    assert known[0] == 0 and known[1] == np.float16(2.0**-24) and known[-1] == 1
+    run = fake_run(gen_length=64, prompt_length=60)
+    values = np.zeros(16 * 31 * 31, dtype=np.float16)
+    values[: len(known)] = known
+    shaped = torch.from_numpy(np.random.default_rng(0).permutation(values).reshape(1, 16, 31, 31))
+    layout = BlockLayout(124, 60, 4)
+    run.pattern = replace(fake_pattern(layout, 1, 16, 1, 0), importance=(shaped,))
+    trace.save(trace.record(run, importance=True), tmp_path / "a.json")
+    pattern = trace.load(tmp_path / "a.json").lanes["sparsed"].pattern
+    assert pattern is not None
+    found, true = pattern.importance_of(0), shaped[0].numpy().astype(np.float64)
+    assert found.dtype == np.float32 and found.shape == (16, 31, 31)
+    np.testing.assert_array_equal(found == 0, true == 0)
+    some = true > 0
+    error = np.abs(found[some].astype(np.float64) / true[some] - 1)
+    assert 0.03 < error.max() <= (2**0.05 - 1) * 1.0001 < 0.036
+    assert (found[true == 1] == 1).all()
+    (again,) = pattern.to_pattern().importance
+    assert again.dtype == torch.float16 and again.shape == (1, 16, 31, 31)
+    np.testing.assert_array_equal(again[0].numpy(), found.astype(np.float16))
+
+
+def test_importances_of_several_rows_are_those_of_the_first() -> None:
+    run = fake_run(batch=2, keep_importance=True)
+    pattern = trace.record(run, importance=True).lanes["sparsed"].pattern
+    for layer, importance in enumerate(run.pattern.importance):
+        np.testing.assert_allclose(pattern.importance_of(layer), importance[0].numpy().astype(float), rtol=0.036)
+    assert pattern.to_pattern().importance is None
+    only = replace(run.pattern, importance=tuple(layer[:1] for layer in run.pattern.importance))
+    np.testing.assert_allclose(pattern.kept_mass, analysis.kept_mass(only), atol=5.1e-5)
+
+
+def test_importances_are_stored_where_they_are_asked_for_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = fake_run(keep_importance=True)
+
+    def pattern(run: Any, **flags: Any) -> trace.TracePattern:
+        found = trace.record(run, **flags).lanes["sparsed"].pattern
+        assert found is not None
+        return found
+
+    assert len(pattern(kept, importance=True).importance) == 3
+    assert pattern(kept).importance == () and pattern(kept).kept_mass
+    with pytest.raises(ValueError, match="stored without importances"):
+        pattern(kept).importance_of(0)
+    assert pattern(kept).to_pattern().importance is None
+    assert pattern(fake_run(), importance=True).importance == pattern(fake_run()).kept_mass == ()
+    # What "reference" ranks by adds up to more than the attention there is.
+    kept.attention = replace(kept.attention, selection="reference")
+    assert pattern(kept, importance=True).kept_mass == () != pattern(kept, importance=True).importance
+    monkeypatch.setattr(trace, "_MOST_IMPORTANCES", 3 * 2 * 4 * 4 - 1)
+    assert pattern(kept, importance=True).importance == ()
+    monkeypatch.setattr(trace, "_MOST_IMPORTANCES", 3 * 2 * 4 * 4)
+    assert len(pattern(kept, importance=True).importance) == 3
+
+
+def test_kept_mass_is_stored_with_four_decimals() -> None:
+    run = fake_run(keep_importance=True)
+    stored = trace.record(run).lanes["sparsed"].pattern.kept_mass
+    assert len(stored) == 3 and {len(heads) for heads in stored} == {2}
+    for heads, true in zip(stored, analysis.kept_mass(run.pattern).tolist()):
+        assert heads == tuple(round(share, 4) for share in true) and 0 < min(heads) < 1
+
+
+def test_probes_say_how_much_of_the_pattern_they_would_keep() -> None:
+    run = fake_run(batch=2)
+    fresh = {step: fake_pattern(run.pattern.layout, 2, 2, 3, step, 0.6) for step in (3, 1)}
+    run.probes = fresh | {2: run.pattern}
+    probes = trace.record(run).lanes["sparsed"].probes
+    assert [probe.step for probe in probes] == [1, 2, 3]
+    assert probes[1].overlap == ((1, 1),) * 3
+    for probe in (probes[0], probes[2]):
+        for layer, head in itertools.product(range(3), range(2)):
+            sets = [
+                {(row, i, j) for row in range(2) for i, j in pattern.mask(layer, head, row).nonzero().tolist()}
+                for pattern in (run.pattern, fresh[probe.step])
+            ]
+            share = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+            assert probe.overlap[layer][head] == pytest.approx(share, abs=5.1e-5) and share < 1
+    run.pattern = None
+    assert trace.record(run).lanes["sparsed"].probes == ()
+
+
+def test_words_are_the_beginnings_of_blocks() -> None:
+    blocks = [
+        [6, 7, 8, 4, 9, *[8] * 26, 5],
+        [6, 7, *[1] * 29, 0],
+        [*[8] * 10, 0, 0, *[MASK] * 18, 5, 6],
+        [MASK] * 5,
+    ]
+    canvas = torch.tensor([[token for block in blocks for token in block]])
+    run = fake_run(gen_length=27, prompt_length=74, steps=3, made=2)
+    run.prompt, run.steps[-1].tokens = canvas[:, :74], canvas[:, 74:]
+    text = {4: " \n ", MASK: "<mask>", 0: "<end>", 1: "<stop>"}
+    letters = run.model.tokens_text
+    run.model.tokens_text = lambda tokens: "".join(
+        "".join(text[t] for t in group) if known else letters(list(group))
+        for known, group in itertools.groupby(tokens, key=text.__contains__)
+    )
+    # A half character at either end is left out, a mask or an end is said once.
+    expected = ("HI J" + 26 * "I", "H<stop><end>", 10 * "I" + "<end><mask>é", "<mask>")
+    assert trace.record(run).prompt.words == expected
+    both = {"full": fake_run(gen_length=27, prompt_length=74, steps=3, dense=True, model=run.model), "sparse": run}
+    both["full"].sampler = run.sampler
+    assert trace.record(both).prompt.words == expected
+    assert trace.record(both, store_text=False).prompt.words == ()
+    assert trace.record(both["full"]).prompt.words == ()
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ("a" * 60, "a" * 48),
+        ("a" * 48, "a" * 48),
+        ("a" * 47 + " b", "a" * 47),
+        ("a" * 48 + " b", "a" * 48),
+        ("one two three four five six seven eight nine ten eleven", "one two three four five six seven eight nine ten"),
+        ("one two three four five six seven eight nine tenten", "one two three four five six seven eight nine"),
+        ("  a \t\n b ", "a b"),
+        ("\n", ""),
+    ],
+)
+def test_words_have_at_most_48_characters(block: str, words: str) -> None:
+    run = fake_run()
+    run.model.tokens_text = lambda tokens: block
+    assert trace.record(run).prompt.words == (words,)
+
+
+def test_files_from_before_load_as_they_were(tmp_path: Path) -> None:
+    run = fake_run(keep_importance=True)
+    run.probes = {1: run.pattern}
+    recorded = trace.record(run, prompt=PROMPT, importance=True)
+    trace.save(recorded, tmp_path / "new.json")
+    raw = json.loads((tmp_path / "new.json").read_text())
+    lane = raw["lanes"]["sparsed"]
+    for value in (raw["prompt"].pop("words"), lane.pop("probes"), lane["pattern"].pop("kept_mass")):
+        assert value
+    assert lane["pattern"].pop("importance")
+    (tmp_path / "old.json").write_text(json.dumps(raw))
+    old = trace.load(tmp_path / "old.json")
+    new = recorded.lanes["sparsed"]
+    bare = replace(new, probes=(), pattern=replace(new.pattern, kept_mass=(), importance=()))
+    assert old == replace(recorded, prompt=replace(recorded.prompt, words=()), lanes={"sparsed": bare})
+    # Fields that were always there may still not be missing.
+    del lane["notes"]
+    assert "'notes' must be a list" in refusal(tmp_path / "bad.json", json.dumps(raw))
+
+
+@pytest.mark.parametrize("made", [1, 3, 8])
+def test_a_run_of_a_model_is_recorded_with_all_there_is_to_see(tiny: Any, tmp_path: Path, made: int) -> None:
+    """Finished or stopped, before the pattern (it is made in the third step) or after it."""
+    ids = tiny.encode("Rosa Lind lives in Orlin. She keeps bees. Where does Rosa Lind live?")
+    before = ids.clone()
+    run = sparsed.denoise(
+        tiny,
+        ids,
+        sampler=SamplerConfig(steps=8, gen_length=16),
+        attention=SparseDConfig(block_size=32, select=0.5, keep_importance=True),
+        probe_steps=(2, 4, 7),
+    )
+    assert run.prompt.dtype == torch.int64 and torch.equal(run.prompt, before)
+    for _ in range(made):
+        next(run)
+    run.close()
+    ids.fill_(0)
+    assert torch.equal(run.prompt, before)
+    trace.save(trace.record(run, importance=True), tmp_path / "a.json.gz")
+    loaded = trace.load(tmp_path / "a.json.gz")
+    lane = loaded.lanes["sparsed"]
+    assert lane.finished == (made == 8)
+    assert len(loaded.prompt.words) == -(-run.length // 32)
+    assert loaded.prompt.words[1] == tiny.tokens_text(before[0, 32:64].tolist()).strip()
+    if made == 1:
+        assert lane.pattern is None and lane.probes == ()
+        return
+    assert lane.pattern is not None and run.pattern is not None and run.pattern.importance is not None
+    np.testing.assert_allclose(lane.pattern.kept_mass, analysis.kept_mass(run.pattern), atol=5.1e-5)
+    assert [probe.step for probe in lane.probes] == ([2] if made == 3 else [2, 4, 7])
+    for probe in lane.probes:
+        np.testing.assert_allclose(probe.overlap, run.probes[probe.step].overlap(run.pattern), atol=5.1e-5)
+    for layer, importance in enumerate(run.pattern.importance):
+        np.testing.assert_allclose(lane.pattern.importance_of(layer), importance[0].double(), rtol=0.036)
+
+
 def saved(tmp_path: Path) -> dict[str, Any]:
-    trace.save(trace.record(fake_run(), prompt=PROMPT), tmp_path / "good.json")
+    run = fake_run(keep_importance=True)
+    run.probes = {1: run.pattern, 3: fake_pattern(run.pattern.layout, 1, 2, 3, 9)}
+    trace.save(trace.record(run, prompt=PROMPT, importance=True), tmp_path / "good.json")
     return json.loads((tmp_path / "good.json").read_text())
 
 
@@ -332,12 +542,69 @@ def test_every_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         (lambda lane: lane["steps"][0].update(index=False), "'index' must be a whole number"),
         (lambda lane: lane["steps"][0].update(committed=[[0, 1, 2]]), "must have 4 entries, not 3"),
         (lambda lane: lane["attention"].update(select=3), "select must be above 0"),
+        (lambda lane: lane["pattern"]["kept_mass"].pop(), "'kept_mass' must have an entry for each head of each layer"),
+        (lambda lane: lane["pattern"]["kept_mass"][1].append(0.5), "'kept_mass' must have an entry for each head"),
+        (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, 1.01), "'kept_mass' must lie between 0 and 1"),
+        (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, -0.01), "'kept_mass' must lie between 0 and 1"),
+        (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, float("nan")), "is no trace"),
+        (lambda lane: lane["pattern"]["importance"].pop(), "'layers' and 'importance' of the pattern must be of the"),
+        (lambda lane: lane["pattern"]["importance"].__setitem__(1, "é"), "importances of layer 1 cannot be unpacked"),
+        (lambda lane: lane["pattern"]["importance"].__setitem__(1, "AAAA"), "importances of layer 1 cannot be"),
+        (lambda lane: lane["pattern"]["layers"].__setitem__(1, "é"), "layer 1 of the pattern cannot be unpacked"),
+        (
+            lambda lane: lane["pattern"]["importance"].__setitem__(
+                2, base64.b64encode(zlib.compress(bytes(10**7))).decode()
+            ),
+            "importances of layer 2 cannot be unpacked",
+        ),
+        (
+            lambda lane: lane["pattern"]["importance"].__setitem__(
+                0, base64.b64encode(zlib.compress(bytes(2 * 4 * 4 - 1))).decode()
+            ),
+            "importances of layer 0 cannot be unpacked",
+        ),
+        (lambda lane: lane["probes"].reverse(), "the steps of 'probes' must ascend, from 0 to at most 3"),
+        (lambda lane: lane["probes"].append(lane["probes"][1]), "must ascend"),
+        (lambda lane: lane["probes"][1].update(step=4), "must ascend"),
+        (lambda lane: lane["probes"][0].update(step=-1), "must ascend"),
+        (lambda lane: lane["probes"][0].pop("step"), "'step' must be a whole number"),
+        (lambda lane: lane["probes"][0]["overlap"].pop(), "'overlap' must have an entry for each head of each layer"),
+        (lambda lane: lane["probes"][0]["overlap"][0].__setitem__(1, 2), "'overlap' must lie between 0 and 1"),
+        (lambda lane: lane.update(pattern=None), "'probes' need a pattern"),
+        (lambda lane: lane["attention"].update(block_size=None), "number of 'words', 1,"),
+        (lambda lane: lane.update(attention="dense"), "number of 'words', 1,"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, change: Any, said: str) -> None:
     raw = saved(tmp_path)
     change(raw["lanes"]["sparsed"])
     assert said in refusal(tmp_path / "bad.json", json.dumps(raw))
+
+
+def test_words_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    raw = saved(tmp_path)
+    raw["prompt"]["words"][0] = "w" * 49
+    assert "more than 48 characters" in refusal(tmp_path / "bad.json", json.dumps(raw))
+    raw["prompt"]["words"][0] = 7
+    assert "'words' must be text" in refusal(tmp_path / "bad.json", json.dumps(raw))
+    raw["prompt"]["words"] = ["w"] * 5
+    assert "number of 'words', 5, is not that of the attention blocks" in refusal(
+        tmp_path / "bad.json", json.dumps(raw)
+    )
+
+
+def test_patterns_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = json.dumps(saved(tmp_path))
+    cells = 3 * 2 * 4 * 4
+    for limit, said in (
+        ("_MOST_IMPORTANCES", f"too many importances: at most {cells - 1}"),
+        ("_MOST_PAIRS_OF_ALL", f"at most {cells - 1} block pairs in all layers"),
+    ):
+        with monkeypatch.context() as lower:
+            lower.setattr(trace, limit, cells - 1)
+            assert said in refusal(tmp_path / "bad.json", good)
+            lower.setattr(trace, limit, cells)
+            trace.load(tmp_path / "good.json")
 
 
 def test_a_canvas_too_large_for_memory_is_refused(tmp_path: Path) -> None:
@@ -359,7 +626,9 @@ def test_loading_and_replaying_needs_no_torch(tmp_path: Path) -> None:
     saved(tmp_path)
     code = (
         "import sys; from sparsed import trace; loaded = trace.load(sys.argv[1]); "
-        "assert len(list(trace.replay(loaded))) == 4; loaded.lanes['sparsed'].pattern.mask(0); "
+        "from sparsed import analysis; pattern = loaded.lanes['sparsed'].pattern; "
+        "assert len(list(trace.replay(loaded))) == 4; pattern.mask(0); pattern.importance_of(0); "
+        "analysis.head_overlap(pattern, 0); analysis.thumbnails(analysis.layer_mask(pattern, 0)); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run(
