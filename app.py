@@ -21,19 +21,31 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from app import (
     canvas,
     charts,
+    compare,
     desk,
     engine,
+    explorer,
+    export,
+    kept,
     limits,
+    looks,
     page,
+    peak,
+    published,
     race,
+    replay,
     request,
     session,
     stage,
+    takeaway,
     theme,
     words,
 )
 
-MODULES = (canvas, charts, desk, engine, limits, page, race, request, session, stage, theme, words)
+MODULES = (
+    canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, page,
+    peak, published, race, replay, request, session, stage, takeaway, theme, words,
+)  # fmt: skip
 DEFAULT_KIND = "about"
 
 
@@ -77,7 +89,7 @@ def main() -> int:
         server_port=given.port,
         prevent_thread_lock=True,
         quiet=True,
-        **page.launch_options(),
+        **page.launch_options(here),
     )
     if address is None:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the

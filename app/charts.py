@@ -9,6 +9,7 @@ light or dark design in their place when it draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 Figure = dict[str, Any]
@@ -18,10 +19,10 @@ COLOURS = {"dense": "var(--sd-dense)", "sparse": "var(--sd-sparse)"}
 LABELS = {"dense": "Full attention", "sparse": "SparseD"}
 # Not by colour alone: the lanes differ in line style and marker too.
 STYLES = {"dense": ("solid", "circle"), "sparse": ("dash", "diamond")}
-SKIPPED, KEPT_PROMPT, KEPT_GENERATION = 0, 1, 2
 
 
-def _layout(**layout: Any) -> Figure:
+def base_layout(**layout: Any) -> Figure:
+    """A figure's layout with what all figures have in common: colours, fonts, axes."""
     axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "color": MUTED, "automargin": True}
     base: Figure = {
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -31,7 +32,7 @@ def _layout(**layout: Any) -> Figure:
         "showlegend": False,
         "autosize": True,
     }
-    for name in ("xaxis", "yaxis"):
+    for name in sorted({"xaxis", "yaxis", *(key for key in layout if key.startswith(("xaxis", "yaxis")))}):
         given = layout.get(name, {})
         if "title" in given:
             given = {
@@ -50,7 +51,7 @@ def timeline(
     switch_step: int | None,
     at_most: bool = False,
 ) -> Figure:
-    """Milliseconds per denoising step of each lane, with a line where full attention ends.
+    """Milliseconds per denoising step of each lane, with a line where full attention ends, and below each lane's clock.
 
     times: lane → seconds of each step so far. phases: lane → phase of each step so far. total: steps of a
     run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count from 1,
@@ -60,60 +61,66 @@ def timeline(
     if at_most:
         made = max(map(len, times.values()), default=0)
         total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
-    data = []
+    steps_made, whole = [], []
     for lane, seconds in times.items():
         dash, symbol = STYLES.get(lane, ("dot", "square"))
         # The one step that also selects stands out; it is larger, not only of another shape.
         sizes = [11 if phase == "select" else 6 for phase in phases[lane]]
-        data.append(
+        common: Figure = {
+            "type": "scatter",
+            "name": LABELS.get(lane, lane),
+            "x": list(range(1, len(seconds) + 1)),
+            "legendgroup": lane,
+            "line": {"color": COLOURS.get(lane, INK), "width": 2, "dash": dash},
+        }
+        steps_made.append(
             {
-                "type": "scatter",
+                **common,
                 "mode": "lines+markers",
-                "name": LABELS.get(lane, lane),
-                "x": list(range(1, len(seconds) + 1)),
                 "y": [round(1000 * value, 2) for value in seconds],
                 "text": list(phases[lane]),
-                "line": {"color": COLOURS.get(lane, INK), "width": 2, "dash": dash},
                 "marker": {"symbol": symbol, "size": sizes, "color": COLOURS.get(lane, INK)},
                 "hovertemplate": "step %{x} · %{text}<br>%{y:.1f} ms<extra>%{fullData.name}</extra>",
             }
         )
-    shapes, annotations = [], []
-    if switch_step is not None:
-        shapes.append(
+        whole.append(
             {
-                "type": "line",
-                "name": "switch",
-                "x0": switch_step + 0.5,
-                "x1": switch_step + 0.5,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": INK, "width": 1.5, "dash": "dot"},
+                **common,
+                "mode": "lines",
+                "y": [round(value, 4) for value in accumulate(seconds)],
+                "xaxis": "x",
+                "yaxis": "y2",
+                "showlegend": False,
+                "hovertemplate": "%{y:.2f} s after step %{x}<extra>%{fullData.name}</extra>",
             }
         )
-        right = switch_step <= total / 2
-        annotations.append(
-            {
-                "x": switch_step + 0.5,
-                "y": 1,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "xanchor": "left" if right else "right",
-                "showarrow": False,
-                "text": f"SparseD turns sparse after step {switch_step}",
-                "font": {"color": INK, "size": 12},
-            }
-        )
+    shapes, annotations = _phases(total, switch_step)
+    gain = _gain_so_far(times, phases)
+    if gain and switch_step is not None:
+        annotations.append(gain)
     longest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
+    most = max((sum(seconds) for seconds in times.values()), default=0.0)
     return {
-        "data": data,
-        "layout": _layout(
-            xaxis={"title": {"text": "denoising step"}, "range": [0, total + 1], "showgrid": False},
+        "data": [*steps_made, *whole],
+        "layout": base_layout(
+            xaxis={
+                "title": {"text": "denoising step"},
+                "range": [0, total + 1],
+                "showgrid": False,
+                "anchor": "y2",
+            },
             yaxis={
-                "title": {"text": "milliseconds per step"},
+                "title": {"text": "ms per step"},
                 "range": [0, 1100 * longest if longest else 1],
                 "rangemode": "tozero",
+                "domain": [0.44, 1],
+            },
+            yaxis2={
+                "title": {"text": "seconds so far"},
+                "range": [0, 1.1 * most if most else 1],
+                "rangemode": "tozero",
+                "domain": [0, 0.32],
+                "nticks": 4,
             },
             showlegend=True,
             legend={
@@ -130,6 +137,74 @@ def timeline(
             annotations=annotations,
             hovermode="closest",
         ),
+    }
+
+
+def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Figure]]:
+    """The switch line, the phases of SparseD behind it, and their names."""
+    if switch_step is None:
+        return [], []
+    line: Figure = {
+        "type": "line",
+        "name": "switch",
+        "x0": switch_step + 0.5,
+        "x1": switch_step + 0.5,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"color": INK, "width": 1.5, "dash": "dot"},
+    }
+    right = switch_step <= total / 2
+    said: Figure = {
+        "x": switch_step + 0.5,
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "bottom",
+        "xanchor": "left" if right else "right",
+        "showarrow": False,
+        "text": f"SparseD turns sparse after step {switch_step}",
+        "font": {"color": INK, "size": 12},
+    }
+    spans = (("dense", 0.5, switch_step - 0.5), ("select", switch_step - 0.5, switch_step + 0.5))
+    shapes: list[Figure] = [line]
+    for phase, first, last in (*spans, ("sparse", switch_step + 0.5, total + 0.5)):
+        if last <= first:
+            continue
+        shapes.append(
+            {
+                "type": "rect",
+                "name": phase,
+                "x0": first,
+                "x1": last,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "layer": "below",
+                "line": {"width": 0},
+                "fillcolor": f"var(--sd-phase-{phase})",
+            }
+        )
+    return shapes, [said]
+
+
+def _gain_so_far(times: dict[str, Sequence[float]], phases: dict[str, Sequence[str]]) -> Figure | None:
+    """How far apart the lanes' clocks are over the steps that both have made, once one of them is sparse."""
+    made = min(map(len, times.values()), default=0)
+    if len(times) != 2 or not made or not any("sparse" in names[:made] for names in phases.values()):
+        return None
+    first, second = (sum(seconds[:made]) for seconds in times.values())
+    if second <= 0:
+        return None
+    return {
+        "text": f"{first / second:.2f}× after {made} steps",
+        "x": made,
+        "y": first,
+        "xref": "x",
+        "yref": "y2",
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"color": INK, "size": 12},
     }
 
 
@@ -150,101 +225,12 @@ def block_labels(length: int, prompt_length: int, block_size: int, prompt_blocks
     return labels
 
 
-def heatmap(
-    mask: Sequence[Sequence[bool]],
-    *,
-    layer: int,
-    head: int,
-    length: int,
-    prompt_length: int,
-    block_size: int,
-    prompt_blocks: int,
-) -> Figure:
-    """The key blocks one head keeps for every query block.
-
-    mask: [query blocks][key blocks], True where kept. In the figure a cell is 0 (skipped), 1 (kept, a prompt
-    block) or 2 (kept, a generation block). prompt_blocks: how many blocks belong to the prompt's side. The
-    hover names the block indices and their tokens; the title the share of blocks kept.
-    """
-    rows = [[bool(value) for value in row] for row in mask]
-    blocks = len(rows)
-    cells = [
-        [
-            (KEPT_PROMPT if key < prompt_blocks else KEPT_GENERATION) if kept else SKIPPED
-            for key, kept in enumerate(row)
-        ]
-        for row in rows
-    ]
-    density = sum(map(sum, rows)) / max(1, sum(map(len, rows)))
-    labels = block_labels(length, prompt_length, block_size, prompt_blocks)
-    every = max(1, -(-blocks // 8))
-    ticks = list(range(0, blocks, every))
-    axis = {
-        "type": "category",
-        "tickmode": "array",
-        "tickvals": [labels[tick] for tick in ticks],
-        "ticktext": [str(tick) for tick in ticks],
-        "tickangle": 0,
-        "showgrid": False,
-        "constrain": "domain",
-    }
-    shapes = []
-    if 0 < prompt_blocks < blocks:
-        edge = prompt_blocks - 0.5
-        low, high = -0.5, blocks - 0.5
-        line = {"color": INK, "width": 1.5, "dash": "dot"}
-        shapes = [
-            {"type": "line", "x0": edge, "x1": edge, "y0": low, "y1": high, "line": line},
-            {"type": "line", "x0": low, "x1": high, "y0": edge, "y1": edge, "line": line},
-        ]
-    gap = 1 if blocks <= 64 else 0
-    return {
-        "data": [
-            {
-                "type": "heatmap",
-                "z": cells,
-                "x": labels,
-                "y": labels,
-                "zmin": SKIPPED,
-                "zmax": KEPT_GENERATION,
-                "xgap": gap,
-                "ygap": gap,
-                "showscale": False,
-                "colorscale": [
-                    [0.0, "var(--sd-skipped)"],
-                    [0.3333, "var(--sd-skipped)"],
-                    [0.3333, "var(--sd-kept)"],
-                    [0.6667, "var(--sd-kept)"],
-                    [0.6667, "var(--sd-kept-generation)"],
-                    [1.0, "var(--sd-kept-generation)"],
-                ],
-                "hovertemplate": "query block %{y}<br>key block %{x}<extra></extra>",
-            }
-        ],
-        "layout": _layout(
-            title={
-                "text": f"Layer {layer}, head {head}: {100 * density:.1f} % of blocks kept",
-                "font": {"size": 14, "color": INK},
-                "x": 0,
-                "xref": "container",
-                "xanchor": "left",
-                "y": 0.98,
-                "yanchor": "top",
-            },
-            xaxis={**axis, "title": {"text": f"key block ({block_size} tokens each)"}},
-            yaxis={**axis, "title": {"text": "query block"}, "autorange": "reversed", "scaleanchor": "x"},
-            margin={"l": 56, "r": 14, "t": 44, "b": 56},
-            shapes=shapes,
-        ),
-    }
-
-
 def empty(sentence: str) -> Figure:
     """A figure that says why there is nothing to draw yet."""
     hidden = {"visible": False}
     return {
         "data": [],
-        "layout": _layout(
+        "layout": base_layout(
             xaxis=hidden,
             yaxis=hidden,
             margin={"l": 8, "r": 8, "t": 8, "b": 8},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import secrets
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.engine import Engine
+from app.kept import Kept, Selected, opening
 from app.limits import Estimate, Limits, Shape, Speed, estimate, fit_speed
 from app.race import DeviceQueue, Race
 from app.request import Request
@@ -45,23 +47,6 @@ class Loaded:
     model: Any
     shape: Shape
     speed: Speed | None
-
-
-@dataclass(frozen=True)
-class SelectedPattern:
-    """The pattern of a visit's last run (a `sparsed` Pattern) and what the page asks of it."""
-
-    pattern: Any
-
-    @property
-    def layers(self) -> int:
-        """Layers of the model."""
-        return len(self.pattern.layers)
-
-    @property
-    def heads(self) -> int:
-        """Query heads of a layer."""
-        return int(self.pattern.layers[0].counts.shape[1])
 
 
 class Loading:
@@ -102,13 +87,19 @@ class Loading:
 
 class Visit:
     """What belongs to one open page. stopping: Stop was pressed (or the tab closed) during the current run.
-    latest: the newest preparation of a prompt; older ones give way to it.
+    latest: the newest preparation of a prompt; older ones give way to it. selected: the pattern of the current run,
+    from its select step on. kept: the last run that is over, or a recorded one. looked_at: layer and head.
+    comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see `app.compare`).
     """
 
     def __init__(self) -> None:
         self.latest: object = None
         self.race: Race | None = None
-        self.selected: SelectedPattern | None = None
+        self.selected: Selected | None = None
+        self.kept: Kept | None = None
+        self.looked_at = (1, 0)
+        self.comparison: dict[str, Any] | None = None
+        self.pins: tuple[Any, ...] = ()
         self.running = False
         self.stopping = False
 
@@ -383,6 +374,15 @@ class Desk:
             visit = self._visits.pop(name or "api", None)
         if visit is not None:
             visit.stop()
+
+    def kept(self, key: str) -> Kept | None:
+        """The run of that key, as long as the visit it belongs to keeps it; the recorded one always."""
+        with self._lock:
+            runs = [visit.kept for visit in self._visits.values()]
+        for run in (*runs, opening()):
+            if run is not None and secrets.compare_digest(run.key, key):
+                return run
+        return None
 
     def next_run(self) -> int:
         """A number for a run, different for every run of this page."""

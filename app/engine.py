@@ -63,9 +63,21 @@ class Engine(Protocol):
         """Is the answer right, and that in a few words."""
 
     def denoise(
-        self, model: Any, prompt: str, sampler: SamplerConfig, attention: SparseDConfig | None, backend: str
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        attention: SparseDConfig | None,
+        backend: str,
+        probe_steps: Sequence[int] = (),
     ) -> Any:
-        """A run; attention None is full attention throughout."""
+        """A run; attention None is full attention throughout. probe_steps: select afresh there, for comparison."""
+
+    def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
+        """What stays of runs by lane when they are over (an `app.kept.Kept`), or None.
+
+        prompt: what `build_prompt` made, or a visitor's own text.
+        """
 
     def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
         """The text of some tokens as it stands in the answer, spaces kept."""
@@ -159,10 +171,28 @@ class SparsedEngine:
         return False, f"{right} of {facts} facts as expected" if facts > 1 else "not the expected answer"
 
     def denoise(
-        self, model: Any, prompt: str, sampler: SamplerConfig, attention: SparseDConfig | None, backend: str
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        attention: SparseDConfig | None,
+        backend: str,
+        probe_steps: Sequence[int] = (),
     ) -> Any:
         chosen = "dense" if attention is None else attention
-        return sparsed.denoise(model, prompt, sampler=sampler, attention=chosen, backend=backend)  # type: ignore[arg-type]
+        return sparsed.denoise(
+            model,
+            prompt,
+            sampler=sampler,
+            attention=chosen,  # type: ignore[arg-type]
+            backend=backend,
+            probe_steps=probe_steps,
+        )
+
+    def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
+        from app.kept import keep
+
+        return keep(runs, prompt)
 
     def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
         return str(model.tokens_text(tokens))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import html
 import importlib.util
 import json
 import shutil
@@ -17,14 +18,15 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from app import charts, limits, request, stage, words
-from app.desk import Desk, Loaded, Loading, SelectedPattern, error_sentence, log_error
+from app import charts, compare, kept, limits, looks, replay, request, stage, takeaway, words
+from app.desk import Desk, Loaded, Loading, Visit, error_sentence, log_error
+from app.kept import Kept
 from app.request import FOLLOWING, OWN_TEXT, SAMPLER_FIELDS, Request
 from app.session import EXPECTED, Material, follow, gather, notes, perform
 from app.theme import theme
@@ -33,9 +35,11 @@ from sparsed.models.catalogue import ModelSpec
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 STYLE, SCRIPT = "page.css", "page.js"
 # What the page's script is made of, in this order; the later ones define views with the tools of the first.
-SCRIPTS = ("page.js",)
+SCRIPTS = ("page.js", "replay.js", "compare.js", "explore.js")
 # Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.
 STATIC = "sparsed-static"
+# Below the root too: the files of a run, by its key.
+RUNS = "sparsed-run"
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
 TIMELINE_SECONDS = 0.4
@@ -61,12 +65,19 @@ STEPS_AT_MOST_INFO = "At most: the threshold may end it."
 NO_TIMELINE = "Each step's time appears here when a run starts."
 NO_PATTERN = "The blocks a head keeps appear here at the select step."
 NO_SELECTION = "The last run ended before its select step."
+NOT_TRACKED = "The last run was not tracked: tick “Track the pattern” in the settings, and run."
+TRACK_NEXT = "The last run was not tracked. “Track the pattern” is ticked now: press Run."
+
+# The inputs of a run before those that follow the model, in the order of the page.
+INPUTS = ("model", "kind", "length", "question", "text", "skip", "selection", "seed", "backend", "track")
+# How many outputs show a run that is over.
+AFTER = 8
 
 Outputs = tuple[Any, ...]
 
 
 def build_page(desk: Desk, *, default_kind: str, default_length: str | None = None) -> gr.Blocks:
-    """The whole page around `desk`. Call `launch(**launch_options())` on what it returns.
+    """The whole page around `desk`. Call `launch(**launch_options(desk))` on what it returns.
 
     default_length: the prompt length of a fresh page; None takes the longest whose race is done within
     FIRST_RUN_SECONDS on this machine.
@@ -74,12 +85,12 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
     return _Page(desk, default_length, default_kind).build()
 
 
-def launch_options() -> dict[str, Any]:
-    """Arguments for `Blocks.launch` that the page needs: theme, style, script and its static files."""
+def launch_options(desk: Desk) -> dict[str, Any]:
+    """Arguments for `Blocks.launch` that the page needs: theme, style, script, its static files and its downloads."""
     return {
         "theme": theme(),
         "head": _head(),
-        "app_kwargs": {"routes": _routes()},
+        "app_kwargs": {"routes": [*_routes(), _downloads(desk)]},
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,
@@ -114,6 +125,19 @@ def _routes() -> list[Any]:
         Route(f"/{STATIC}/{SCRIPT}", page_js),
         Route(f"/{STATIC}/{STYLE}", page_css),
     ]
+
+
+def _downloads(desk: Desk) -> Route:
+    async def file(http: Any) -> Response:
+        run, name = desk.kept(http.path_params["key"]), http.path_params["name"]
+        if run is None or name not in takeaway.FILES:
+            said = "This run is not kept any more: the page was closed, or another run took its place."
+            return PlainTextResponse(said, status_code=404)
+        made = await asyncio.to_thread(takeaway.download, run, name, desk.engine.verdict)
+        headers = {"Content-Disposition": f'attachment; filename="{made.name}"', "Cache-Control": "no-store"}
+        return Response(made.content, media_type=made.media_type, headers=headers)
+
+    return Route(f"/{RUNS}/{{key}}/{{name}}", file)
 
 
 def script() -> str:
@@ -152,7 +176,7 @@ def _view(kind: str, value: Any, element: str) -> gr.HTML:
         # Gradio may run this before the script in the page's head has arrived; then it waits in a list for
         # it.
         js_on_load=(
-            f"const go = () => window.sparsed.mount('{kind}', element, props, watch);"
+            f"const go = () => window.sparsed.mount('{kind}', element, props, watch, trigger);"
             "window.sparsed?.started ? go() : (window.sparsedWaiting ??= []).push(go);"
         ),
         apply_default_css=False,
@@ -211,34 +235,89 @@ class _Page:
             )
             self.panel = _view("prompt", {"state": "loading"}, "sd-prompt")
             self._settings()
+            first = kept.opening()
             self.stage = _view("stage", self._opening(), "sd-stage")
+            self.replay = _view("replay", self._replay(first), "sd-replay")
             with gr.Row(elem_id="sd-charts", equal_height=False):
                 with gr.Column(scale=3, min_width=320, elem_classes="sd-card"):
                     gr.HTML("<h2>Time per step</h2>", apply_default_css=False)
-                    self.timeline = _view(
-                        "chart", {"figure": charts.empty(NO_TIMELINE), "label": NO_TIMELINE}, "sd-timeline"
-                    )
+                    self.timeline = _view("chart", looks.timeline(first) or _nothing(NO_TIMELINE), "sd-timeline")
                 with gr.Column(scale=2, min_width=320, elem_classes="sd-card"):
                     gr.HTML("<h2>Blocks kept by one head</h2>", apply_default_css=False)
+                    layers, heads = (1, 1) if first is None else (max(1, first.layers - 1), max(1, first.heads - 1))
                     with gr.Row(elem_id="sd-head-choice"):
                         self.layer = gr.Slider(
-                            0, 1, value=0, step=1, label="Layer (from 0)", interactive=False, elem_id="sd-layer",
-                            min_width=120,
+                            0, layers, value=min(1, layers), step=1, label="Layer (from 0)",
+                            interactive=first is not None, elem_id="sd-layer", min_width=120,
                         )  # fmt: skip
                         self.head = gr.Slider(
-                            0, 1, value=0, step=1, label="Head (from 0)", interactive=False, elem_id="sd-head",
-                            min_width=120,
+                            0, heads, value=0, step=1, label="Head (from 0)", interactive=first is not None,
+                            elem_id="sd-head", min_width=120,
                         )  # fmt: skip
-                    self.heatmap = _view(
-                        "chart", {"figure": charts.empty(NO_PATTERN), "label": NO_PATTERN}, "sd-heatmap"
-                    )
+                    self.heatmap = _view("chart", looks.head(first, 1, 0) or _nothing(NO_PATTERN), "sd-heatmap")
                     gr.HTML(words.MASK_LEGEND, apply_default_css=False)
+            self._explorer(first)
+            self._comparison()
             with gr.Accordion("How it works", open=False, elem_id="sd-how"):
                 gr.HTML(words.HOW, apply_default_css=False)
+                self.picture = _view("chart", looks.picture(first) or _nothing(NO_PATTERN), "sd-picture")
             gr.HTML(words.FOOTER, apply_default_css=False)
             self.touched = gr.State([])
             self._wire(page)
         return page
+
+    def _explorer(self, first: Kept | None) -> None:
+        """What the heads keep, beside each other; each view is made when its tab is opened or its layer chosen."""
+        with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
+            gr.HTML("<h2>Look inside</h2>", apply_default_css=False)
+            with gr.Row(elem_id="sd-observations"):
+                self.observations = []
+                for name, (claim, button) in words.OBSERVATIONS.items():
+                    with gr.Column(min_width=220, elem_classes="sd-observation"):
+                        gr.HTML(f"<p>{claim}</p>", apply_default_css=False)
+                        self.observations.append(gr.Button(button, size="sm", elem_id=f"sd-observe-{name}"))
+            with gr.Tabs(elem_id="sd-tabs") as self.tabs:
+                with gr.Tab("Heads of one layer", id="layer") as self.layer_tab:
+                    self.overview = _view("chart", _nothing(NO_PATTERN), "sd-overview")
+                    with gr.Row(equal_height=False):
+                        with gr.Column(min_width=320):
+                            self.overlap = _view("chart", _nothing(NO_PATTERN), "sd-overlap")
+                        with gr.Column(min_width=320):
+                            self.mass = _view("chart", _nothing(NO_PATTERN), "sd-mass")
+                with gr.Tab("Whole model", id="model") as self.model_tab:
+                    self.atlas = _view("chart", _nothing(NO_PATTERN), "sd-atlas")
+                with gr.Tab("Later steps", id="later") as self.later_tab:
+                    self.tracking = _view("chart", _nothing(NOT_TRACKED), "sd-tracking")
+                with gr.Tab("Take it away", id="takeaway"):
+                    self.takeaway = _view("takeaway", self._offer_files(first), "sd-takeaway")
+                    self.upload = gr.UploadButton(
+                        "Open a record (run.json.gz)", file_types=[".gz", ".json"], elem_id="sd-upload", size="sm"
+                    )
+                    self.upload_said = gr.HTML("", apply_default_css=False, elem_id="sd-upload-said")
+
+    def _comparison(self) -> None:
+        """The same race at several prompt lengths."""
+        with gr.Column(elem_id="sd-compare", elem_classes="sd-card"):
+            gr.HTML("<h2>Compare prompt lengths</h2>", apply_default_css=False)
+            with gr.Row(equal_height=False):
+                self.compared = gr.Dropdown(
+                    [(self._length_label(name), name) for name in self.lengths], value=list(self.lengths)[:2],
+                    multiselect=True, label="Prompt lengths", elem_id="sd-compare-lengths", min_width=260, scale=4,
+                    info="The question and the settings above, one race for each length.",
+                )  # fmt: skip
+                self.compare_button = gr.Button(
+                    "Compare", variant="primary", elem_id="sd-compare-run", min_width=110, scale=1
+                )
+                self.compare_stop = gr.Button(
+                    "Stop", interactive=False, elem_id="sd-compare-stop", min_width=90, scale=1
+                )
+                self.pin_button = gr.Button("Pin", elem_id="sd-compare-pin", min_width=90, scale=1)
+                self.unpin_button = gr.Button("Clear pins", elem_id="sd-compare-clear", min_width=110, scale=1)
+            self.compare_said = gr.HTML("", apply_default_css=False, elem_id="sd-compare-said")
+            self.comparison = _view("comparison", compare.with_pins(None, ()), "sd-comparison")
+            self.comparison_chart = _view(
+                "chart", {"figure": compare.chart(()), "label": compare.chart_label(())}, "sd-comparison-chart"
+            )
 
     def _settings(self) -> None:
         """The settings start as the default model's; `prepare` moves them with the model and the prompt length."""
@@ -321,6 +400,10 @@ class _Page:
                     self._backends(), value="auto", label="Sparse attention backend", elem_id="sd-backend",
                     info="auto: the fastest on this machine.", **slim,
                 )  # fmt: skip
+                self.track = gr.Checkbox(
+                    value=False, label="Track the pattern", elem_id="sd-track", min_width=200,
+                    info="Selects afresh at four later steps, outside the clock.",
+                )  # fmt: skip
         # In the order of `request.FOLLOWING`.
         self.following: list[Any] = [
             self.steps, self.gen_length, self.block_length, self.algorithm, self.temperature, self.threshold,
@@ -330,7 +413,7 @@ class _Page:
     def _wire(self, page: gr.Blocks) -> None:
         inputs = [
             self.model, self.kind, self.length, self.question, self.text, self.skip, self.selection, self.seed,
-            self.backend, *self.following, self.touched,
+            self.backend, self.track, *self.following, self.touched,
         ]  # fmt: skip
         prepared = [
             self.header, self.panel, self.length, self.another, self.text, self.model, *self.following,
@@ -338,7 +421,7 @@ class _Page:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         # A preparation may wait for a model; nobody else's may wait for it.
         prepare: dict[str, Any] = {**quiet, "concurrency_limit": None}
-        page.load(self.open, inputs, prepared, **prepare)
+        page.load(self.follow_link, None, inputs, **prepare).then(self.open, inputs, prepared, **prepare)
         # A value the visitor has set himself is not moved when the model or the prompt length changes.
         for component, name in zip(self.following, FOLLOWING, strict=True):
             component.input(
@@ -357,15 +440,37 @@ class _Page:
         self.another.click(
             lambda n: int(n or 0) + 1, self.question, self.question, queue=False, **quiet
         ).then(self.prepare, inputs, prepared, **prepare)
-        shown = [
-            self.stage, self.timeline, self.heatmap, self.layer, self.head, self.run_button, self.stop_button,
-        ]  # fmt: skip
-        self.run_button.click(self.run, inputs, shown + prepared, concurrency_limit=None, **quiet)
+        looked = [self.overview, self.overlap, self.mass]
+        after = [self.replay, *looked, self.atlas, self.tracking, self.takeaway, self.picture]
+        running = [self.stage, self.timeline, self.heatmap, self.layer, self.head]
+        shown = [*running, self.run_button, self.stop_button, *after]
+        run: dict[str, Any] = {"concurrency_limit": None, **quiet}
+        self.run_button.click(self.run, inputs, shown + prepared, **run)
         self.stop_button.click(self.stop, None, self.stop_button, queue=False, **quiet)
+        chosen = [self.layer, self.head]
+        look: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
+        gr.on([self.layer.input, self.head.input], self.show_head, chosen, self.heatmap, **look)
+        self.layer.input(self.show_layer, self.layer, looked, **look)
+        gr.on([page.load, self.layer_tab.select], self.show_layer, self.layer, looked, **look)
+        self.model_tab.select(self.show_model, None, self.atlas, **look)
+        self.later_tab.select(self.show_later, None, self.tracking, **look)
         gr.on(
-            [self.layer.input, self.head.input], self.show_pattern, [self.layer, self.head], self.heatmap,
-            queue=False, trigger_mode="always_last", **quiet,
-        )  # fmt: skip
+            [self.overview.click, self.atlas.click], self.show_clicked, None, [*chosen, self.heatmap, *looked], **look
+        )
+        differ, stay, early = self.observations
+        differ.click(lambda: gr.update(selected="layer"), None, self.tabs, queue=False, **quiet)
+        stay.click(self.observe_later, None, [self.tabs, self.tracking, self.track], queue=False, **quiet)
+        early.click(lambda: 0.0, None, self.skip, queue=False, **quiet).then(
+            self.prepare, inputs, prepared, **prepare
+        ).then(self.run, inputs, shown + prepared, **run)
+        self.upload.upload(self.open_file, self.upload, [*running, *after, self.upload_said], **run)
+        compared = [self.comparison, self.comparison_chart]
+        buttons = [self.compare_button, self.compare_stop, self.run_button]
+        self.compare_button.click(self.compare, [self.compared, *inputs], [*compared, *buttons], **run)
+        self.compare_stop.click(self.stop, None, self.compare_stop, queue=False, **quiet)
+        self.pin_button.click(self.pin, None, compared, queue=False, **quiet)
+        self.unpin_button.click(self.unpin, None, compared, queue=False, **quiet)
+        self.compared.input(self.foresee, [self.compared, *inputs], self.compare_said, **look)
         page.unload(self.leave)
 
     @staticmethod
@@ -414,11 +519,13 @@ class _Page:
     def _opening(self) -> dict[str, Any]:
         return stage.opening(64, 64, total=64, switch_step=14, message=words.START)
 
+    @staticmethod
+    def _given(values: Outputs) -> dict[str, Any]:
+        """What the inputs hold, by name."""
+        return dict(zip((*INPUTS, *FOLLOWING), values[:-1], strict=True))
+
     def _parse(self, *values: Any) -> Request:
-        names = (
-            "model", "kind", "length", "question", "text", "skip", "selection", "seed", "backend", *FOLLOWING,
-        )  # fmt: skip
-        given = dict(zip(names, values[:-1], strict=True))
+        given = self._given(values)
         for name in FOLLOWING:
             if name not in (values[-1] or []):
                 given[name] = None
@@ -433,7 +540,8 @@ class _Page:
 
     async def open(self, http: gr.Request, *values: Any) -> AsyncGenerator[Outputs, None]:
         """A fresh page: like `prepare`, with the prompt length that suits this machine."""
-        async for outputs in self._prepare(http, values, fresh=self.default_length is None):
+        linked = "length" in (values[-1] or ())
+        async for outputs in self._prepare(http, values, fresh=self.default_length is None and not linked):
             yield outputs
 
     async def prepare(self, http: gr.Request, *values: Any) -> AsyncGenerator[Outputs, None]:
@@ -593,13 +701,14 @@ class _Page:
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Outputs]:
         """One race, streamed: the first value says that it is being prepared, the last how it ended."""
+        nothing = tuple(gr.skip() for _ in range(AFTER))
         busy = (gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True))
         free = (gr.update(value="Run", interactive=True), gr.update(value="Stop", interactive=False))
         try:
             asked = self._parse(*values)
         except ValueError as error:
             value = stage.opening(64, 64, total=64, switch_step=None, state="refused", message=str(error))
-            yield (_sent(value), *[gr.skip()] * 4, *free, *self._skip(0))
+            yield (_sent(value), *[gr.skip()] * 4, *free, *nothing, *self._skip(0))
             return
         visit = self.desk.visit(http.session_hash)
         started, waiting, next_timeline = False, False, 0.0
@@ -610,17 +719,22 @@ class _Page:
                     timeline = _sent({"figure": shown.timeline, "label": _timeline_label(shown.stage)})
                     next_timeline = time.monotonic() + TIMELINE_SECONDS
                 elif not started:
-                    timeline = _sent({"figure": charts.empty(NO_TIMELINE), "label": NO_TIMELINE})
-                    heatmap = _sent({"figure": charts.empty(NO_PATTERN), "label": NO_PATTERN})
-                if shown.over and shown.timeline is not None and visit.selected is None:
-                    heatmap = _sent({"figure": charts.empty(NO_SELECTION), "label": NO_SELECTION})
+                    timeline, heatmap = _sent(_nothing(NO_TIMELINE)), _sent(_nothing(NO_PATTERN))
+                after = nothing
+                if shown.kept is not None:
+                    # The head that is looked at now stays; its view gets what only a whole run has.
+                    layer, head = visit.looked_at
+                    after = self._after(shown.kept, layer, request.link(self._given(values), values[-1] or ()))
+                    heatmap = _sent(looks.head(shown.kept, layer, head) or _nothing(NO_SELECTION))
+                elif shown.over and shown.timeline is not None and visit.selected is None:
+                    heatmap = _sent(_nothing(NO_SELECTION))
+                elif not started:
+                    # The run before is not what the stage shows any more.
+                    after = (_sent(None), *nothing[1:])
                 if shown.selected is not None:
-                    layer, head = min(1, shown.selected.layers - 1), 0
-                    heatmap = _heatmap(shown.selected, layer, head)
-                    sliders = (
-                        gr.update(maximum=max(1, shown.selected.layers - 1), value=layer, interactive=True),
-                        gr.update(maximum=max(1, shown.selected.heads - 1), value=head, interactive=True),
-                    )
+                    layer, head = visit.looked_at = (min(visit.looked_at[0], shown.selected.layers - 1), 0)
+                    heatmap = _sent(looks.live_head(shown.selected, layer, head))
+                    sliders = self._sliders(shown.selected.layers, shown.selected.heads, layer, head)
                 buttons = free if shown.over else (gr.skip(), gr.skip()) if started else busy
                 started = True
                 prepared = self._skip(0)
@@ -632,7 +746,7 @@ class _Page:
                     prepared = await asyncio.to_thread(self._prepared, values)
                 elif shown.over and waiting:
                     prepared = (self._model_header(asked.model), *self._skip(1))
-                yield (_sent(shown.stage), timeline, heatmap, *sliders, *buttons, *prepared)
+                yield (_sent(shown.stage), timeline, heatmap, *sliders, *buttons, *after, *prepared)
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""
@@ -643,10 +757,187 @@ class _Page:
         """The tab was closed."""
         self.desk.leave(http.session_hash)
 
-    def show_pattern(self, http: gr.Request, layer: Any, head: Any) -> Any:
-        """The block mask of one head of the visit's last run."""
-        selected = self.desk.visit(http.session_hash).selected
-        return gr.skip() if selected is None else _heatmap(selected, layer, head)
+    # ---- comparing prompt lengths ------------------------------------------------------------------------------
+
+    def foresee(self, lengths: Any, *values: Any) -> str:
+        """How long the comparison of these lengths will take here."""
+        try:
+            said = compare.outlook(self.desk, self._parse(*values), lengths or ())
+        except ValueError as error:
+            said = str(error)
+        return f"<p>{html.escape(said)}</p>"
+
+    async def compare(self, http: gr.Request, lengths: Any, *values: Any) -> AsyncIterator[Outputs]:
+        """A race for each length, streamed row by row."""
+        visit = self.desk.visit(http.session_hash)
+        busy = (gr.update(interactive=False), gr.update(value="Stop", interactive=True), gr.update(interactive=False))
+        free = (gr.update(interactive=True), gr.update(value="Stop", interactive=False), gr.update(interactive=True))
+        try:
+            asked = self._parse(*values)
+        except ValueError as error:
+            gr.Warning(str(error))
+            yield (gr.skip(), gr.skip(), *free)
+            return
+        started, rows_done = False, -1
+        async with contextlib.aclosing(compare.compare(self.desk, visit, asked, lengths or ())) as stream:
+            async for value in stream:
+                if value["rows"]:
+                    visit.comparison = value
+                over = value["state"] != "running"
+                drawn = len(compare.done(value["rows"]))
+                chart = gr.skip() if drawn == rows_done else _compared(value, visit.pins)
+                buttons = free if over else (gr.skip(),) * 3 if started else busy
+                if over and not started:
+                    # Refused: perhaps beside a run, whose buttons these are.
+                    buttons = (*free[:2], gr.skip())
+                started, rows_done = True, drawn
+                yield (_sent(compare.with_pins(value, visit.pins)), chart, *buttons)
+
+    def pin(self, http: gr.Request) -> Outputs:
+        """Keeps the last comparison in the chart, beside those to come."""
+        visit = self.desk.visit(http.session_hash)
+        visit.pins = compare.pin(visit.pins, visit.comparison)
+        return self._pinned(visit)
+
+    def unpin(self, http: gr.Request) -> Outputs:
+        """Lets go of all pinned comparisons."""
+        visit = self.desk.visit(http.session_hash)
+        visit.pins = ()
+        return self._pinned(visit)
+
+    def _pinned(self, visit: Visit) -> Outputs:
+        return _sent(compare.with_pins(visit.comparison, visit.pins)), _compared(visit.comparison, visit.pins)
+
+    # ---- looking at a run that is over --------------------------------------------------------------------------
+
+    def _kept(self, visit: Visit) -> Kept | None:
+        """What the page looks at: the visit's last run, or the recorded one before the first."""
+        return visit.kept or kept.opening()
+
+    def show_head(self, http: gr.Request, layer: Any, head: Any) -> Any:
+        """The key blocks that one head keeps."""
+        visit = self.desk.visit(http.session_hash)
+        selected, run = visit.selected, self._kept(visit)
+        look = selected or (None if run is None else run.look)
+        if look is None:
+            return gr.skip()
+        layer = max(0, min(int(layer or 0), look.layers - 1))
+        head = max(0, min(int(head or 0), look.heads - 1))
+        visit.looked_at = (layer, head)
+        return _sent(looks.live_head(selected, layer, head) if selected else looks.head(run, layer, head))
+
+    def show_layer(self, http: gr.Request, layer: Any) -> Outputs:
+        """All heads of a layer, how much they share, and how much attention each keeps."""
+        run = self._kept(self.desk.visit(http.session_hash))
+        views = None if run is None else looks.layer(run, int(layer or 0))
+        return (gr.skip(),) * 3 if views is None else tuple(_sent(view) for view in views)
+
+    def show_model(self, http: gr.Request) -> Any:
+        """Every head of every layer."""
+        return _sent(looks.model(self._kept(self.desk.visit(http.session_hash))) or _nothing(NO_SELECTION))
+
+    def show_later(self, http: gr.Request) -> Any:
+        """How far a fresh selection at later steps would differ from the one reused."""
+        return _sent(looks.later(self._kept(self.desk.visit(http.session_hash))) or _nothing(NOT_TRACKED))
+
+    def observe_later(self, http: gr.Request) -> Outputs:
+        """The tab of the later steps; where the last run was not tracked, the next one will be."""
+        view = looks.later(self._kept(self.desk.visit(http.session_hash)))
+        tabs = gr.update(selected="later")
+        return tabs, _sent(view or _nothing(TRACK_NEXT)), gr.skip() if view else True
+
+    def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Outputs:
+        """A thumbnail was clicked: its layer and its head."""
+        run = self._kept(self.desk.visit(http.session_hash))
+        place = looks.clicked(clicked._data or {})
+        if run is None or place is None or place[0] >= run.layers or place[1] >= run.heads:
+            return (gr.skip(),) * 6
+        return (*place, self.show_head(http, *place), *self.show_layer(http, place[0]))
+
+    def _sliders(self, layers: int, heads: int, layer: int, head: int) -> Outputs:
+        return (
+            gr.update(maximum=max(1, layers - 1), value=layer, interactive=True),
+            gr.update(maximum=max(1, heads - 1), value=head, interactive=True),
+        )
+
+    def _replay(self, run: Kept | None) -> Any:
+        """The replay of a run that is over; a recorded one begins by itself."""
+        if run is None:
+            return None
+        judge, old = self.desk.engine.verdict, not run.live
+        way: Literal["step", "clock"] = "clock" if old else "step"
+        return replay.replay_value(run.trace, recorded=old, autoplay=old, way=way, judge=judge)
+
+    def _offer_files(self, run: Kept | None, link: str = "") -> Any:
+        return None if run is None else takeaway.offer(run, RUNS, link)
+
+    def _after(self, run: Kept, layer: int, link: str = "") -> Outputs:
+        """The outputs that show a run that is over."""
+        views = looks.layer(run, layer) or (_nothing(NO_SELECTION),) * 3
+        return (
+            _sent(self._replay(run)),
+            *(_sent(view) for view in views),
+            _sent(looks.model(run) or _nothing(NO_SELECTION)),
+            _sent(looks.later(run) or _nothing(NOT_TRACKED)),
+            _sent(self._offer_files(run, link)),
+            _sent(looks.picture(run) or _nothing(NO_SELECTION)),
+        )
+
+    async def open_file(self, http: gr.Request, path: Any) -> AsyncIterator[Outputs]:
+        """A record that the visitor brings back; it takes the place of the last run."""
+        visit = self.desk.visit(http.session_hash)
+        nothing = (gr.skip(),) * (5 + AFTER)
+        if visit.running:
+            yield (*nothing, "<p>A run goes on: stop it, or wait for its end, and open the file then.</p>")
+            return
+        try:
+            run = await asyncio.to_thread(kept.opened, str(path))
+            after = await asyncio.to_thread(self._after, run, 0)
+        except EXPECTED as error:
+            yield (*nothing, f"<p>{html.escape(error_sentence(error))}</p>")
+            return
+        visit.kept, visit.selected, visit.looked_at = run, None, (0, 0)
+        sliders = self._sliders(run.layers, run.heads, 0, 0) if run.layers else (gr.skip(), gr.skip())
+        yield (
+            gr.skip(),  # the replay draws the stage
+            _sent(looks.timeline(run) or _nothing(NO_TIMELINE)),
+            _sent(looks.head(run, 0, 0) or _nothing(NO_SELECTION)),
+            *sliders,
+            *after,
+            "",
+        )
+
+    def follow_link(self, http: gr.Request) -> Outputs:
+        """What a link's query sets; the rest stays as it is."""
+        names = (*INPUTS, *FOLLOWING)
+        values, problems = request.from_link(dict(http.query_params))
+        touched = sorted({*values} & {*FOLLOWING, "length"})
+        if values:
+            usual = {
+                "model": self.desk.default_model, "kind": self.default_kind, "length": next(iter(self.lengths)),
+                "question": 0, "text": "", "skip": 0.2, "selection": "paper", "seed": 0, "backend": "auto",
+            }  # fmt: skip
+            given = {**usual, **values}
+            try:
+                self._parse(*[given.get(name) for name in names], touched)
+            except ValueError as error:
+                values, touched = {}, []
+                problems = [f"This link cannot be followed. {error}"]
+        for problem in problems:
+            gr.Warning(problem)
+        updates = [gr.update(value=values[name]) if name in values else gr.skip() for name in names]
+        return (*updates, touched if values else gr.skip())
+
+
+def _compared(comparison: dict[str, Any] | None, pins: Any) -> str:
+    """The chart of a comparison and of the pinned ones."""
+    rows = comparison["rows"] if comparison else ()
+    return _sent({"figure": compare.chart(rows, pins), "label": compare.chart_label(rows, pins)})
+
+
+def _nothing(sentence: str) -> dict[str, Any]:
+    """A chart that says why there is nothing to draw yet."""
+    return {"figure": charts.empty(sentence), "label": sentence}
 
 
 def _time(estimated: limits.Estimate, asked: Request) -> str:
@@ -657,22 +948,6 @@ def _time(estimated: limits.Estimate, asked: Request) -> str:
 def _numbers(*more: int | None) -> list[int]:
     """Lengths to choose from, with those that a model brings along."""
     return sorted({*GENERATIONS, *(number for number in more if number)})
-
-
-def _heatmap(selected: SelectedPattern, layer: Any, head: Any) -> str:
-    layer = max(0, min(int(layer or 0), selected.layers - 1))
-    head = max(0, min(int(head or 0), selected.heads - 1))
-    pattern, layout = selected.pattern, selected.pattern.layout
-    figure = charts.heatmap(
-        pattern.mask(layer, head).tolist(),
-        layer=layer,
-        head=head,
-        length=layout.length,
-        prompt_length=layout.prompt_length,
-        block_size=layout.block_size,
-        prompt_blocks=layout.prompt_blocks,
-    )
-    return _sent({"figure": figure, "label": figure["layout"]["title"]["text"]})
 
 
 def _timeline_label(snapshot: dict[str, Any]) -> str:

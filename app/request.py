@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
 from sparsed.config import ALGORITHMS, DEFAULT_SKIP, SHORT_SELECT, SamplerConfig, SparseDConfig, switch_step
 
@@ -28,7 +29,8 @@ class Request:
     """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt. sampler: every field set, but for
     threshold, which is None when off.
 
-    attention: fields that are None take the published default for the length; `resolve` fills them in.
+    attention: fields that are None take the published default for the length; `resolve` fills them in. track: select
+    afresh at some later steps, outside the clock, to see how far the pattern would move.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Request:
     sampler: SamplerConfig
     attention: SparseDConfig
     backend: str
+    track: bool = False
 
     @property
     def steps(self) -> int:
@@ -95,6 +98,7 @@ def parse(
     selection: Any = None,
     seed: Any,
     backend: Any,
+    track: Any = False,
     defaults: SamplerConfig,
     models: Collection[str],
     kinds: Collection[str],
@@ -140,8 +144,53 @@ def parse(
         selection=selection,
     )
     return Request(
-        model, kind, length, question_number, own, sampler.resolve(defaults), attention, backend
+        model, kind, length, question_number, own, sampler.resolve(defaults), attention, backend, bool(track)
     )
+
+
+# What a link says, and as what; of the settings that follow the model, those that the visitor has set.
+_LINKED: dict[str, Callable[[str], Any]] = {
+    "model": str, "kind": str, "length": str, "question": int, "text": str, "skip": float, "selection": str,
+    "seed": int, "backend": str, "track": lambda value: value == "1",
+    "steps": int, "gen_length": int, "block_length": int, "algorithm": str, "temperature": float, "threshold": float,
+    "cfg_scale": float, "top_p": float, "select": float, "block_size": int,
+}  # fmt: skip
+# Beyond it a link would break on its way; such a text is left out.
+_LINKED_CHARACTERS = 1500
+
+
+def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
+    """What the page's inputs hold as the query of a link that brings them back: "?model=mini&kind=about…"."""
+    said = {}
+    for name in _LINKED:
+        value = given.get(name)
+        if value is None or (name in FOLLOWING and name not in touched):
+            continue
+        if name == "text" and (given.get("kind") != OWN_TEXT or len(str(value)) > _LINKED_CHARACTERS):
+            continue
+        if name == "track":
+            value = int(bool(value))
+        said[name] = value
+    return "?" + urlencode(said)
+
+
+def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """(the inputs that a link's query sets, a sentence for each that cannot be read). Whether a value can be run is
+    for `parse` to say; what a link does not know is left out.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    for name, read in _LINKED.items():
+        if name not in query:
+            continue
+        try:
+            value = read(query[name])
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError
+            values[name] = value
+        except ValueError:
+            problems.append(f"The link's {name.replace('_', ' ')} {query[name][:40]!r} is no number: it is left out.")
+    return values, problems
 
 
 def unused(sampler: SamplerConfig, defaults: SamplerConfig) -> dict[str, str]:

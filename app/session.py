@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app import charts, limits
 from app.canvas import Canvas
-from app.desk import Desk, Loaded, Loading, SelectedPattern, Visit, error_sentence, log_error
+from app.desk import Desk, Loaded, Loading, Visit, error_sentence, log_error
+from app.kept import Kept, Selected, fits, probe_steps
 from app.race import Lane, Race, Ticket
 from app.request import OWN_TEXT, Request
 from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, opening
@@ -34,13 +35,14 @@ WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No cl
 @dataclass(frozen=True)
 class Shown:
     """What the page shows next. timeline: None while there is no step. selected: set once, at the select
-    step. loading: how far the model is, in words, while it is being loaded. loaded: the model, once, where this run
-    had to wait for it.
+    step. kept: what stays of the run, with its last value. loading: how far the model is, in words, while it is being
+    loaded. loaded: the model, once, where this run had to wait for it.
     """
 
     stage: Snapshot
     timeline: charts.Figure | None = None
-    selected: SelectedPattern | None = None
+    selected: Selected | None = None
+    kept: Kept | None = None
     over: bool = False
     loading: str = ""
     loaded: Loaded | None = None
@@ -48,12 +50,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Material:
-    """The prompt of a request, and what it will cost. gold: None for a visitor's own text."""
+    """The prompt of a request, and what it will cost. gold: None for a visitor's own text. prompt: what the engine
+    built, or that text.
+    """
 
     text: str
     question: str
     tokens: int
     gold: str | None
+    prompt: Any
     asked: Request
     estimated: limits.Estimate | None
     refused: str | None
@@ -62,6 +67,7 @@ class Material:
 def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     """Builds the prompt and checks it against the limits of this machine. Raises what the engine raises."""
     if asked.kind == OWN_TEXT:
+        prompt: Any = asked.text
         text, question, gold = asked.text, "", None
         tokens = desk.engine.count(loaded.model, text)
     else:
@@ -71,7 +77,7 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     estimated = desk.estimate(loaded, asked, tokens)
     room = desk.room(loaded)
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
-    return Material(text, question, tokens, gold, asked, estimated, refused)
+    return Material(text, question, tokens, gold, prompt, asked, estimated, refused)
 
 
 def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
@@ -150,7 +156,7 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         visit.selected = None
         if visit.stopping:
             race.stop()
-        async for shown in _stream(started, visit):
+        async for shown in _stream(desk, started, visit):
             yield shown
     except EXPECTED as error:
         if not isinstance(error, ValueError):
@@ -193,7 +199,8 @@ def _shown(asked: Request, state: str, message: str, **more: Any) -> Shown:
 class _Started:
     race: Race
     stage: Stage
-    sparse_run: Any
+    runs: dict[str, Any]
+    prompt: Any
 
 
 def _start(
@@ -201,9 +208,14 @@ def _start(
 ) -> _Started:
     engine, model = desk.engine, loaded.model
     runs: dict[str, Any] = {}
+    sparse = asked.attention
+    length, block = material.tokens + asked.gen_length, sparse.block_size or 128
+    if fits(loaded.shape.layers, loaded.shape.heads, length, block):
+        sparse = replace(sparse, keep_importance=True)
+    probes = probe_steps(asked.steps, asked.switch_step) if asked.track else ()
     try:
-        for key, attention in ((DENSE, None), (SPARSE, asked.attention)):
-            runs[key] = engine.denoise(model, material.text, asked.sampler, attention, asked.backend)
+        for key, attention, fresh in ((DENSE, None, ()), (SPARSE, sparse, probes)):
+            runs[key] = engine.denoise(model, material.text, asked.sampler, attention, asked.backend, fresh)
             # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
             warm_up = getattr(runs[key], "warm_up", None)
             if warm_up is not None:
@@ -236,17 +248,18 @@ def _start(
         question=material.question or "your own text",
     )
     race = Race([Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=on_end)
-    return _Started(race, stage, runs[SPARSE])
+    return _Started(race, stage, runs, material.prompt)
 
 
-async def _stream(started: _Started, visit: Visit) -> AsyncIterator[Shown]:
+async def _stream(desk: Desk, started: _Started, visit: Visit) -> AsyncIterator[Shown]:
     stage, sparse = started.stage, started.stage.lanes[SPARSE]
+    run = started.runs[SPARSE]
     found = False
     async for update in started.race.updates():
-        new: SelectedPattern | None = None
-        if not found and started.sparse_run.pattern is not None:
+        new: Selected | None = None
+        if not found and run.pattern is not None:
             found = True
-            new = visit.selected = SelectedPattern(started.sparse_run.pattern)
+            new = visit.selected = Selected(run.pattern)
         stage.message = _message(update.state, update.error, update.error_lane)
         if update.error is not None:
             log_error(update.error)
@@ -258,7 +271,13 @@ async def _stream(started: _Started, visit: Visit) -> AsyncIterator[Shown]:
             switch_step=sparse.switch_step,
             at_most=sparse.at_most,
         )
-        yield Shown(snapshot, figure, new, update.state != "running")
+        over = update.state != "running"
+        kept = None
+        if over:
+            kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
+            if kept is not None:
+                visit.kept, visit.selected = kept, None
+        yield Shown(snapshot, figure, new, kept, over)
 
 
 def _message(state: str, error: Exception | None, lane: str | None) -> str:

@@ -41,6 +41,22 @@ hatched cell is still masked, an underlined bold one was just committed, plain t
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
 
+# The paper's observations, and what shows each on the page's run. Name → (claim, button).
+OBSERVATIONS = {
+    "differ": (
+        "<b>Every head looks elsewhere.</b> Heads of one layer keep different blocks.",
+        "Compare the heads",
+    ),
+    "stay": (
+        "<b>A head keeps looking there.</b> Chosen afresh at later steps, its blocks are much the same.",
+        "Show later steps",
+    ),
+    "early": (
+        "<b>The first steps decide.</b> Sparse from the very first step on, answers suffer more.",
+        "Run with skip 0",
+    ),
+}
+
 FOOTER = f""" <footer class="sd-footer"> <p>An independent implementation of <a href="{PAPER}" target="_blank"
 rel="noopener">SparseD: Sparse Attention for Diffusion Language Models</a> (arXiv&nbsp;2509.24014); not by the
 paper's authors. The people, places and works in the prompts are invented.</p> </footer>

@@ -158,6 +158,7 @@
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const spoken = el("p", { class: "sd-hidden", role: "status", "aria-live": "polite" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
+    const recorded = el("p", { class: "sd-recorded", hidden: "" });
     const about = el("b", {});
     const aboutLine = el("p", { class: "sd-about", hidden: "" }, "These lanes answer: ", about);
     const lanes = el("div", { class: "sd-lanes" });
@@ -165,12 +166,14 @@
     const goldLine = el("p", { class: "sd-gold", hidden: "" }, el("b", {}, "Expected answer "), gold);
     root.replaceChildren(
       el("section", { class: "sd-stage", "aria-label": "Race" },
-        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, notes, aboutLine, lanes, goldLine, legend()),
+        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, recorded, notes, aboutLine, lanes, goldLine, legend()),
     );
     const views = new Map();
     let run = null;
     let phase = "";
-    return (value) => {
+    // A snapshot has `replay` where it shows an earlier state of a run that is over (replay.js), `recorded` where the
+    // run was not made here and now.
+    function draw(value) {
       if (!value) return;
       if (value.run !== run) {
         run = value.run;
@@ -196,9 +199,12 @@
       setText(message, value.message);
       show(message, Boolean(value.message));
       setAttribute(message, "data-state", value.state);
+      setText(recorded, value.recorded);
+      show(recorded, Boolean(value.recorded));
       setList(notes, value.notes);
       setText(about, value.question);
       show(aboutLine, Boolean(value.question));
+      for (const [key, view] of views) show(view.root, value.lanes.some((lane) => lane.key === key));
       for (const lane of value.lanes) {
         if (!views.has(lane.key)) {
           const view = laneView(lane.key);
@@ -213,14 +219,16 @@
       // Said to screen readers at the turning points only; the numbers change too often to be read out.
       const sparse = value.lanes.find((lane) => lane.key === "sparse");
       const now = value.state === "running" && sparse ? sparse.phase : value.state;
-      if (now !== phase) {
+      if (now !== phase && !value.replay) {
         phase = now;
         if (now === "dense") setText(spoken, "The race has begun. Both lanes use full attention.");
         if (now === "sparse") setText(spoken, "SparseD has selected its blocks and is sparse now.");
         if (now === "done" && score) setText(spoken, `Both lanes are done. SparseD: ${score.text} ${score.words}.`);
       }
       document.dispatchEvent(new CustomEvent("sparsed:stage", { detail: value }));
-    };
+    }
+    document.addEventListener("sparsed:show", (event) => draw(event.detail));
+    return draw;
   }
 
   function legend() {
@@ -264,6 +272,14 @@
       const what = end ? "end of the answer" : `“${text}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
       return `Token ${index + 1}: ${what}, committed in step ${at}${sure}`;
+    }
+
+    // The name of a cell whose text says nothing; null where it does.
+    function named([text, at, , isEnd], later) {
+      if (!at) return "masked";
+      if (isEnd) return later ? "after the end" : "end of the answer";
+      if (text.trim() || text.includes("\n")) return null;
+      return text ? "space" : "part of the character before";
     }
 
     function point(index) {
@@ -315,9 +331,10 @@
         if (!at) kind = "masked";
         else if (isEnd || (end >= 0 && i > end)) kind = "end";
         // Committed since the picture before this one; an end token too, it only looks different.
-        const fresh = Boolean(at) && running && at > drawn;
+        const fresh = Boolean(at) && running && at > (lane.since ?? drawn);
         if (fresh && kind === "settled") kind = "fresh";
         setText(node, !at ? "" : isEnd ? (i === end ? " ∎" : "·") : text.replace(/\n/g, "↵\n"));
+        setAttribute(node, "aria-label", named(data[i], i > end));
         setAttribute(node, "data-state", kind);
         setAttribute(node, "data-step", at || null);
         setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);
@@ -391,7 +408,7 @@
     return value;
   }
 
-  function mountChart(root) {
+  function mountChart(root, trigger) {
     const plot = el("div", { class: "sd-plot", role: "img" });
     root.replaceChildren(plot);
     let figure = null;
@@ -406,6 +423,13 @@
       const font = { family: styles.fontFamily };
       const { data, layout } = resolveColours(figure, styles);
       await Plotly.react(plot, data, { ...layout, font: { ...font, ...layout.font } }, { displayModeBar: false, responsive: true });
+      if (!plot.dataset.drawn && trigger) {
+        // What was clicked, for the charts whose parts can be chosen.
+        plot.on("plotly_click", (event) => {
+          const point = event.points[0];
+          trigger("click", { meta: point.data.meta ?? null, x: point.x, y: point.y });
+        });
+      }
       plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
     }
     function soon() {
@@ -433,8 +457,8 @@
     define(kind, mount) {
       kinds[kind] = mount;
     },
-    mount(kind, element, props, watch) {
-      const draw = kinds[kind](element.querySelector(".sd-view"));
+    mount(kind, element, props, watch, trigger) {
+      const draw = kinds[kind](element.querySelector(".sd-view"), trigger);
       // The value is JSON text: objects would be copied and compared by gradio again and again.
       const update = () => draw(props.value ? JSON.parse(props.value) : null);
       update();

@@ -72,7 +72,10 @@ class Pattern:
         rng = np.random.default_rng(seed)
         self._masks = rng.random((LAYERS, HEADS, layout.blocks, layout.blocks)) < select
         self._masks[..., -1] = True
-        self.layers = [SimpleNamespace(counts=self._masks[i][None].sum(-1)) for i in range(LAYERS)]
+        self.importance = None
+        self.layers = [
+            SimpleNamespace(counts=masks.sum(-1), mask=lambda masks=masks: masks) for masks in self._masks[:, None]
+        ]
 
     def mask(self, layer: int, head: int, batch: int = 0) -> np.ndarray:
         return self._masks[layer, head]
@@ -241,7 +244,10 @@ class FakeEngine:
     def verdict(self, text, gold):
         return (True, "as expected") if text == gold else (False, "not the expected answer")
 
-    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend):
+    def keep(self, runs, prompt):
+        return None
+
+    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=()):
         text = SEED_WORDS if "Mara Velin" in prompt else prompt
         answer = []
         for position, word in enumerate(text.split()):

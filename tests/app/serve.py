@@ -44,6 +44,7 @@ class Watched:
             return next(self._run)
         finally:
             log.working -= 1
+            log.pattern = self._run.pattern or log.pattern
 
 
 class Log:
@@ -54,6 +55,7 @@ class Log:
         self.stopped_at: float | None = None
         self.working = 0
         self.overlaps = 0
+        self.pattern: Any = None
 
     def state(self) -> dict[str, Any]:
         stop = self.stopped_at
@@ -87,7 +89,7 @@ def main() -> None:
     async def mask(http: Any) -> JSONResponse:
         """The kept key blocks of every query block, read from the engine's own indices."""
         layer, head = int(http.query_params["layer"]), int(http.query_params["head"])
-        (pattern,) = [visit.selected.pattern for visit in here._visits.values() if visit.selected is not None]
+        pattern = log.pattern
         kept = getattr(pattern.layers[layer], "indices", None)
         rows = pattern.mask(layer, head) if kept is None else kept[0, head].tolist()
         if kept is None:
@@ -95,7 +97,7 @@ def main() -> None:
         return JSONResponse([sorted(block for block in row if block >= 0) for row in rows])
 
     demo = page.build_page(here, default_length="short_context", default_kind="about")
-    given = page.launch_options()
+    given = page.launch_options(here)
     given["app_kwargs"]["routes"] += [Route("/test/state", state), Route("/test/mask", mask)]
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
     here.open()

@@ -59,7 +59,7 @@ def test_a_race(visit, real, length: str, steps: int) -> None:
     page.click("#sd-run")
     page.wait_for_selector('.sd-stage[data-state="done"]', timeout=240_000)
     page.wait_for_function(
-        "n => document.querySelector('#sd-timeline .sd-plot').data?.length === 2"
+        "n => document.querySelector('#sd-timeline .sd-plot').data?.length === 4"
         " && document.querySelector('#sd-timeline .sd-plot').data.every((d) => d.x.length === n)",
         arg=steps,
     )
@@ -81,14 +81,18 @@ def test_a_race(visit, real, length: str, steps: int) -> None:
     # The switch line stands at the engine's switch step: between s + 1 and s + 2 when steps count from 1.
     select_step = math.ceil(Fraction("0.2") * steps)
     layout = page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout")
-    assert [line["x0"] for line in layout["shapes"]] == [select_step + 1.5]
+    switch, *spans = layout["shapes"]
+    assert switch["x0"] == switch["x1"] == select_step + 1.5
+    assert [(span["name"], span["x0"]) for span in spans] == [
+        ("dense", 0.5), ("select", select_step + 0.5), ("sparse", select_step + 1.5),
+    ]  # fmt: skip
     assert f"after step {select_step + 1}" in layout["annotations"][0]["text"]
     phases = {item["step"]: item["phase"] for value in stream for item in value["steps"] if item["lane"] == "sparse"}
     assert phases[select_step + 1] == "select" and phases[select_step + 2] == "sparse"
 
     # The timeline shows every step of both lanes.
     data = page.evaluate("document.querySelector('#sd-timeline .sd-plot').data.map(d => [d.name, d.x.length])")
-    assert data == [["Full attention", steps], ["SparseD", steps]]
+    assert data == 2 * [["Full attention", steps], ["SparseD", steps]]
 
     # The heatmap is the engine's mask, for more than one head.
     for layer, head in ((1, 0), (0, 1), (2, 3)):
@@ -96,10 +100,13 @@ def test_a_race(visit, real, length: str, steps: int) -> None:
             page.fill(f"#sd-{name} input[type=number]", str(value))
             page.keyboard.press("Tab")
         page.wait_for_function(
-            "title => document.querySelector('#sd-heatmap .sd-plot').layout.title.text.startsWith(title)",
-            arg=f"Layer {layer}, head {head}:",
+            "title => document.querySelector('#sd-heatmap .sd-plot').layout.title.text === title",
+            arg=f"Layer {layer}, head {head}",
         )
-        drawn = page.evaluate("document.querySelector('#sd-heatmap .sd-plot').data[0].z")
+        drawn = page.evaluate(
+            "() => { const t = document.querySelector('#sd-heatmap .sd-plot')._fullData[0];"
+            " return [...t.z].map((row) => [...row].map((cell) => cell >= t.meta.kept_from)); }"
+        )
         assert [[i for i, cell in enumerate(row) if cell] for row in drawn] == real.mask(layer, head)
     assert real.state()["overlaps"] == 0
 

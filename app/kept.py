@@ -1,0 +1,159 @@
+"""What stays of a run when it is over: the record that everything on the page looks at afterwards.
+
+A visit keeps its last run, in memory alone. A recorded one (the page's first, or a file that a visitor opened) is the
+same thing, made on another day.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsed import trace as traces
+from sparsed.trace import Lane, Trace, TracePattern
+
+# Importances are kept beside the pattern up to this many bytes: LLaDA-8B at 64k has 539 MB of them.
+MOST_IMPORTANCE = 600_000_000
+# The trace that a fresh page plays.
+OPENING = Path(__file__).resolve().parent.parent / "assets" / "opening.json.gz"
+# A trace of 64 steps at 64k has some MB.
+MOST_FILE = 64 * 2**20
+
+
+class Look:
+    """A pattern to look at, whatever it comes from."""
+
+    layers: int
+    heads: int
+    length: int
+    prompt_length: int
+    block_size: int
+
+    @property
+    def prompt_blocks(self) -> int:
+        """Blocks on the prompt's side; they come first."""
+        return min(-(-self.prompt_length // self.block_size), -(-self.length // self.block_size) - 1)
+
+    def mask(self, layer: int) -> np.ndarray:
+        """Bool [heads, query blocks, key blocks] of the first row: True where the block is kept."""
+        raise NotImplementedError
+
+    def importance_of(self, layer: int, head: int) -> np.ndarray | None:
+        """Float32 [query blocks, key blocks] of the first row; None where it was not kept."""
+        raise NotImplementedError
+
+
+class Selected(Look):
+    """The pattern of a run that goes on (a `sparsed` Pattern)."""
+
+    def __init__(self, pattern: Any) -> None:
+        layout = pattern.layout
+        self.pattern = pattern
+        self.layers = len(pattern.layers)
+        self.heads = int(pattern.layers[0].counts.shape[1])
+        self.length, self.prompt_length, self.block_size = layout.length, layout.prompt_length, layout.block_size
+
+    def mask(self, layer: int) -> np.ndarray:
+        return np.asarray(self.pattern.layers[layer].mask()[0])
+
+    def importance_of(self, layer: int, head: int) -> np.ndarray | None:
+        if self.pattern.importance is None:
+            return None
+        return np.asarray(self.pattern.importance[layer][0, head].float())
+
+
+class Recorded(Look):
+    """The pattern of a run that is over, from its record. importance: where the record has none, the live run's."""
+
+    def __init__(self, pattern: TracePattern, importance: tuple[Any, ...] | None) -> None:
+        self.pattern, self.importance = pattern, importance
+        self.layers, self.heads = len(pattern.layers), pattern.heads
+        self.length, self.prompt_length, self.block_size = pattern.length, pattern.prompt_length, pattern.block_size
+
+    def mask(self, layer: int) -> np.ndarray:
+        return self.pattern.mask(layer)[0]
+
+    def importance_of(self, layer: int, head: int) -> np.ndarray | None:
+        if self.importance is not None:
+            return np.asarray(self.importance[layer][0, head].float())
+        return self.pattern.importance_of(layer)[head] if self.pattern.importance else None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A run that is over. live: made on this page. importance: of a live run, for each layer float16 [batch, heads,
+    query blocks, key blocks] on the CPU, or None. key: what its downloads are asked for by; nobody can guess it.
+    """
+
+    trace: Trace
+    live: bool
+    importance: tuple[Any, ...] | None = None
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    @property
+    def sparse(self) -> Lane | None:
+        """The lane of SparseD, whatever it is called."""
+        return next((lane for lane in self.trace.lanes.values() if lane.attention != "dense"), None)
+
+    @property
+    def pattern(self) -> TracePattern | None:
+        """None where the run ended before its select step."""
+        return None if self.sparse is None else self.sparse.pattern
+
+    @property
+    def layers(self) -> int:
+        """Layers of the pattern; 0 without one."""
+        return 0 if self.pattern is None else len(self.pattern.layers)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer; 0 without a pattern."""
+        return 0 if self.pattern is None else self.pattern.heads
+
+    @property
+    def look(self) -> Look | None:
+        """Its pattern to look at; None without one."""
+        return None if self.pattern is None else Recorded(self.pattern, self.importance)
+
+
+def keep(runs: dict[str, Any], prompt: Any) -> Kept | None:
+    """The record of live runs by lane, finished or stopped; None where none has made a step."""
+    made = {key: run for key, run in runs.items() if run.steps}
+    if not made:
+        return None
+    patterns = [run.pattern for run in made.values() if run.pattern is not None]
+    importance = patterns[0].importance if patterns else None
+    return Kept(traces.record(made, prompt=prompt), True, importance)
+
+
+def fits(layers: int, heads: int, length: int, block_size: int) -> bool:
+    """Are the importances of such a run small enough to be kept?"""
+    return layers * heads * (-(-length // block_size)) ** 2 * 2 <= MOST_IMPORTANCE
+
+
+def opened(path: str | Path) -> Kept:
+    """A trace from a file. Raises ValueError, in one sentence, for a file that is none or too large."""
+    path = Path(path)
+    if path.stat().st_size > MOST_FILE:
+        raise ValueError(f"{path.name} is too large for this page: at most {MOST_FILE // 2**20} MB.")
+    return Kept(traces.load(path), False)
+
+
+@lru_cache(maxsize=1)
+def opening() -> Kept | None:
+    """The recorded run that a fresh page plays; None where the file is not there."""
+    return opened(OPENING) if OPENING.is_file() else None
+
+
+def probe_steps(total: int, switch_step: int | None, count: int = 4) -> Sequence[int]:
+    """Steps of the sparse phase, counted from 0, at which tracking selects afresh: evenly apart, the last one last."""
+    if switch_step is None:
+        return ()
+    room = total - switch_step
+    return sorted({switch_step + (i + 1) * room // count - 1 for i in range(count)} - {switch_step - 1})

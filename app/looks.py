@@ -1,0 +1,147 @@
+"""A run that is over → the values of the page's charts. None where the run has nothing for a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from app import charts, explorer
+from app.kept import Kept, Look, Selected
+from app.stage import DENSE, SPARSE
+from sparsed.analysis import head_overlap, thumbnails
+
+Value = dict[str, Any]
+
+
+def timeline(run: Kept | None) -> Value | None:
+    """Both lanes' times, step by step."""
+    if run is None:
+        return None
+    lanes = {DENSE if lane.attention == "dense" else SPARSE: lane for lane in run.trace.lanes.values()}
+    total = max(lane.total for lane in lanes.values())
+    switch = None if run.sparse is None else run.sparse.switch_step
+    figure = charts.timeline(
+        {key: [step.seconds for step in lanes[key].steps] for key in (DENSE, SPARSE) if key in lanes},
+        {key: [step.phase for step in lanes[key].steps] for key in (DENSE, SPARSE) if key in lanes},
+        total=total,
+        switch_step=switch,
+        at_most=run.trace.sampler.threshold is not None,
+    )
+    return {"figure": figure, "label": f"Line chart of the time per step of {' and '.join(lanes)}, {total} steps."}
+
+
+def live_head(selected: Selected, layer: int, head: int) -> Value:
+    """One head of a run that goes on."""
+    return _head(selected, layer, head)
+
+
+def head(run: Kept | None, layer: int, head: int) -> Value | None:
+    """One head: what it keeps, over what mattered to it."""
+    look = None if run is None else run.look
+    if run is None or look is None:
+        return None
+    layer, head = min(layer, look.layers - 1), min(head, look.heads - 1)
+    mass = _mass(run, layer)
+    return _head(look, layer, head, None if mass is None else mass[head], run.trace.prompt.words)
+
+
+def _head(look: Look, layer: int, head: int, mass: float | None = None, words: tuple[str, ...] = ()) -> Value:
+    view = explorer.head_detail(
+        look.mask(layer)[head],
+        layer=layer,
+        head=head,
+        length=look.length,
+        prompt_length=look.prompt_length,
+        block_size=look.block_size,
+        prompt_blocks=look.prompt_blocks,
+        importance=look.importance_of(layer, head),
+        kept_mass=mass,
+        words=words,
+    )
+    return view._asdict()
+
+
+def layer(run: Kept | None, layer: int) -> tuple[Value, Value, Value] | None:
+    """All heads of a layer: their masks, how much they share, and how much attention each keeps."""
+    look = None if run is None else run.look
+    if run is None or look is None or run.pattern is None:
+        return None
+    layer = max(0, min(layer, look.layers - 1))
+    mask, mass = look.mask(layer), _mass(run, layer)
+    thumbs, per_cell = thumbnails(mask)
+    density = mask.mean((1, 2))
+    overview = explorer.overview(
+        thumbs,
+        per_cell,
+        layer,
+        mass,
+        blocks=mask.shape[-1],
+        block_size=look.block_size,
+        prompt_blocks=look.prompt_blocks,
+    )
+    overlap = explorer.overlap_matrix(head_overlap(run.pattern, layer), layer)
+    if mass is None:
+        said = "How much attention the heads keep is known of runs whose importances were kept."
+        bars: Value = {"figure": charts.empty(said), "label": said}
+    else:
+        bars = explorer.kept_mass_bars(mass, density.tolist(), layer)._asdict()
+    return overview._asdict(), overlap._asdict(), bars
+
+
+def model(run: Kept | None) -> Value | None:
+    """Every head of every layer."""
+    look = None if run is None else run.look
+    if look is None:
+        return None
+    made = [thumbnails(look.mask(layer), explorer.ATLAS_CELLS) for layer in range(look.layers)]
+    return explorer.atlas(
+        [thumbs for thumbs, _ in made],
+        made[0][1],
+        blocks=-(-look.length // look.block_size),
+        block_size=look.block_size,
+        prompt_blocks=look.prompt_blocks,
+    )._asdict()
+
+
+def later(run: Kept | None) -> Value | None:
+    """How much of the pattern a fresh selection at later steps would choose again; None for a run not tracked."""
+    lane = None if run is None else run.sparse
+    if lane is None or not lane.probes:
+        return None
+    overlap = np.asarray([probe.overlap for probe in lane.probes], dtype=np.float32)
+    return explorer.tracking([probe.step for probe in lane.probes], overlap, lane.switch_step)._asdict()
+
+
+def picture(run: Kept | None) -> Value | None:
+    """What selection is, drawn from this run: the middle layer's first head, and the one most unlike it."""
+    look = None if run is None else run.look
+    if look is None:
+        return None
+    layer = look.layers // 2
+    return explorer.picture(
+        look.mask(layer),
+        layer=layer,
+        head=0,
+        prompt_blocks=look.prompt_blocks,
+        importance=look.importance_of(layer, 0),
+    )._asdict()
+
+
+def clicked(point: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(layer, head) of the thumbnail that was clicked: said by its trace, or by where it stands in the whole model."""
+    meta = point.get("meta")
+    if isinstance(meta, Mapping) and {"layer", "head"} <= set(meta):
+        return int(meta["layer"]), int(meta["head"])
+    x, y = point.get("x"), point.get("y")
+    if not isinstance(x, (int, float)) or not isinstance(y, (int, float)) or x < -0.5 or y < -0.5:
+        return None
+    return round(y), round(x)
+
+
+def _mass(run: Kept, layer: int) -> list[float] | None:
+    """The share of attention that each head of a layer keeps."""
+    if run.pattern is None or not run.pattern.kept_mass:
+        return None
+    return list(run.pattern.kept_mass[layer])

@@ -1,0 +1,95 @@
+"""How much memory a stretch of work takes at most."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+GPU_WORDS = "Peak memory: what torch held at most on the GPU during the race, weights included."
+CPU_WORDS = "Peak memory: the largest resident size of the whole page’s process during the race, weights included."
+
+
+class Peak:
+    """Bytes needed at most between `begin` and the last `note`, of the devices that hold a model's weights.
+
+    On CUDA these are bytes that torch allocated. On a CPU it is the resident size of this process: Linux keeps its
+    high-water mark and can set it back; elsewhere it is known only where the process was never larger before. Stays
+    None where it is not known, as on other devices.
+    """
+
+    def __init__(self, model: Any) -> None:
+        device = getattr(model, "device", None)
+        self._kind = "cpu" if device is None else str(device.type)
+        self._gpus: list[Any] = []
+        if self._kind == "cuda":
+            self._gpus = sorted({weight.device.index for weight in model.network.parameters()} - {None})
+        self._marked = False
+        self._before: int | None = None
+        self.bytes: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What the number is, in one sentence; empty where there is none."""
+        return {"cuda": GPU_WORDS, "cpu": CPU_WORDS}.get(self._kind, "")
+
+    def begin(self) -> None:
+        """What was needed before counts no more. Takes some microseconds."""
+        self.bytes = None
+        if self._kind == "cuda":
+            import torch
+
+            for gpu in self._gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
+        elif self._kind == "cpu":
+            self._marked = _set_mark_back()
+            self._before = None if self._marked else _largest_ever()
+
+    def note(self) -> None:
+        """Takes over what was needed since `begin`; to be called before somebody else uses the device."""
+        found = self._read()
+        if found is not None:
+            self.bytes = max(found, self.bytes or 0)
+
+    def _read(self) -> int | None:
+        if self._kind == "cuda":
+            import torch
+
+            return sum(int(torch.cuda.max_memory_allocated(gpu)) for gpu in self._gpus)
+        if self._kind != "cpu":
+            return None
+        if self._marked:
+            return _mark()
+        largest = _largest_ever()
+        if largest is None or self._before is None or largest <= self._before:
+            return None
+        return largest
+
+
+def _set_mark_back() -> bool:
+    """Sets Linux' high-water mark of this process to its size now; False where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return _mark() is not None
+
+
+def _mark() -> int | None:
+    """Bytes: the largest resident size of this process since the mark was set back."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if found is None else 1024 * int(found[1])
+
+
+def _largest_ever() -> int | None:
+    """Bytes: the largest resident size of this process in its life; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest

@@ -1,0 +1,177 @@
+"""A recorded run as the plain value (JSON) that assets/replay.js plays: what changed in each lane's canvas, step by
+step, and what the stage showed at the end.
+
+The trace goes through the same canvas and the same stage as a live run, so that nothing is told twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.canvas import Canvas
+from app.race import Update
+from app.session import BACKEND_WORDS
+from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges
+from sparsed import trace as traces
+from sparsed.config import switch_step
+
+Judge = Callable[[str, str], tuple[bool, str]]
+
+OWN_TEXT = "your own text"
+STOPPED = "Stopped. What was written so far stays here."
+
+
+def replay_value(
+    trace: traces.Trace,
+    *,
+    run: int = 0,
+    recorded: bool = False,
+    autoplay: bool = False,
+    way: Literal["step", "clock"] = "step",
+    judge: Judge | None = None,
+) -> dict[str, Any]:
+    """What the replay view draws, from row 0 of a trace with a dense lane, a SparseD lane, or both.
+
+    run: the stage's number of this run. recorded: say on the page that this is a record, of which machine, day and
+    model. autoplay: begin to play at once. way: both lanes at the same step, or each by its own clock, until the
+    visitor chooses. judge: (text, gold) → (right or not, in words).
+
+    "lanes" holds for each: "changes", per step a list of [cell, text, confidence or None, end 0 or 1]: a cell named
+    for the first time is committed in that step; applying the first k lists gives `Canvas.cells()` after k steps.
+    "ms": milliseconds per step. "ranges": the phases as planned, "made": as they were, both as
+    `app.stage.phase_ranges`. "text", "right", "verdict": None unless the lane reached its end. The gold answer is
+    there only if every lane did. "state": "done" or "stopped".
+
+    Raises ValueError for a trace whose lanes are not one dense and one SparseD run at most.
+    """
+    played = _play(trace, run, judge)
+    final = played.stage.snapshot()
+    return {
+        "run": run,
+        "recorded": origin(trace) if recorded else None,
+        "autoplay": autoplay,
+        "way": way,
+        "question": final["question"],
+        "gold": final["gold"],
+        "notes": final["notes"],
+        "state": final["state"],
+        "message": final["message"],
+        "cells": trace.gen_length,
+        "lanes": [_lane(played, shown) for shown in final["lanes"]],
+        "speedup": final["speedup"],
+        "agreement": final["agreement"],
+    }
+
+
+def final_snapshot(trace: traces.Trace, *, run: int = 0, judge: Judge | None = None) -> Snapshot:
+    """What the stage shows when the whole trace has been played. Arguments and errors as for `replay_value`."""
+    return _play(trace, run, judge).stage.snapshot()
+
+
+def origin(trace: traces.Trace) -> dict[str, str]:
+    """{"machine", "date", "model"} of a trace, in words; the date is that of UTC, as 2026-11-22."""
+    about = trace.machine
+    name = about.get("gpu") if trace.model.device == "cuda" else None
+    machine = str(name or about.get("cpu") or trace.model.device)
+    if not name and about.get("cores"):
+        machine += f", {about['cores']} cores"
+    return {"machine": machine, "date": trace.created[:10], "model": trace.model.label or trace.model.name}
+
+
+def lane_names(trace: traces.Trace) -> dict[str, str]:
+    """The stage's key of each lane → its name in the trace, dense first.
+
+    Raises ValueError where that is not one dense and one SparseD run at most.
+    """
+    names: dict[str, str] = {}
+    for name, lane in trace.lanes.items():
+        key = DENSE if lane.attention == "dense" else SPARSE
+        if key in names:
+            listed = ", ".join(repr(one) for one in trace.lanes)
+            raise ValueError(f"The trace has the lanes {listed}; a replay takes one dense and one SparseD run at most.")
+        names[key] = name
+    return {key: names[key] for key in (DENSE, SPARSE) if key in names}
+
+
+def lane_view(trace: traces.Trace, name: str) -> LaneView:
+    """A lane of the stage before its first step, for a lane of the trace."""
+    lane, sampler = trace.lanes[name], trace.sampler
+    key, switch = DENSE, None
+    if lane.attention != "dense":
+        # A run that ends before it is sparse has no switch any more; it had one while it went on.
+        key, switch, skip = SPARSE, lane.switch_step, lane.attention.skip
+        if switch is None and skip is not None:
+            switch = switch_step(lane.total, skip, lane.attention.selection or "paper")
+    return LaneView(
+        key,
+        Canvas(trace.gen_length, trace.decode, trace.end_ids),
+        total=lane.total,
+        switch_step=switch,
+        backend=BACKEND_WORDS.get(lane.backend, lane.backend),
+        parallel=sampler.block_length or trace.gen_length,
+        at_most=sampler.threshold is not None,
+    )
+
+
+@dataclass(frozen=True)
+class _Played:
+    """The stage after the last step; by lane: the phases as planned, and the changes of every step."""
+
+    stage: Stage
+    planned: dict[str, list[list[Any]]]
+    changes: dict[str, list[list[list[Any]]]]
+
+
+def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
+    names = lane_names(trace)
+    stage = Stage(
+        [lane_view(trace, name) for name in names.values()],
+        run_id=run,
+        end_ids=trace.end_ids,
+        gold=trace.prompt.gold,
+        judge=judge,
+        notes=trace.lanes[names.get(SPARSE) or names[DENSE]].notes,
+        question=trace.prompt.question or OWN_TEXT,
+    )
+    planned = {key: view.ranges() for key, view in stage.lanes.items()}
+    changes = {key: _changes(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}
+    for key, name in names.items():
+        if trace.lanes[name].finished:
+            stage.read = _reader(trace.lanes[name].text[0])
+            stage.apply(Update((), "running", (key,)))
+    stage.state = "done" if stage.finished else "stopped"
+    stage.message = "" if stage.finished else STOPPED
+    return _Played(stage, planned, changes)
+
+
+def _reader(text: str) -> Callable[[Sequence[int]], str]:
+    """The answer as the run itself has read it from its tokens."""
+    return lambda _: text
+
+
+def _changes(lane: LaneView, steps: Iterable[Any]) -> list[list[list[Any]]]:
+    """Gives the lane every step; what each of them changed in its canvas."""
+    changes, before = [], lane.canvas.cells()
+    for step in steps:
+        lane.apply(step)
+        after = lane.canvas.cells()
+        pairs = enumerate(zip(before, after, strict=True))
+        changes.append([[cell, new[0], new[2], new[3]] for cell, (old, new) in pairs if old != new])
+        before = after
+    return changes
+
+
+def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
+    lane = played.stage.lanes[shown["key"]]
+    return {
+        **{name: shown[name] for name in ("key", "label", "backend", "parallel", "total", "at_most")},
+        "finished": lane.finished,
+        "ranges": played.planned[lane.key],
+        "made": made_ranges(lane.phases),
+        "ms": [round(1000 * seconds, 6) for seconds in lane.times],
+        "phases": list(lane.phases),
+        "changes": played.changes[lane.key],
+        **{name: shown[name] for name in ("text", "right", "verdict")},
+    }

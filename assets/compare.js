@@ -1,0 +1,175 @@
+/* Draws the comparison of prompt lengths: how far it is, and a table of its rows and of those pinned before. */
+(() => {
+  "use strict";
+
+  const { el, setText, setAttribute, show, number, seconds } = window.sparsed.tools;
+  const GIB = 2 ** 30;
+  const HINT = "Choose prompt lengths and press Compare: each is raced in turn, and its row appears here.";
+  // A mark and a word for every state: never a colour alone.
+  const STATES = {
+    waiting: ["○", "waiting"],
+    preparing: ["◔", "preparing"],
+    running: ["▶", "running"],
+    done: ["✓", "done"],
+    refused: ["⊘", "refused"],
+    failed: ["✗", "failed"],
+    stopped: ["■", "stopped"],
+  };
+  const COLUMNS = [
+    ["prompt", "Prompt"], ["state", "State"], ["dense", "Full attention"], ["sparse", "SparseD"], ["gain", "Speed-up"],
+    ["same", "Same text"], ["dense-right", "Full attention’s answer"], ["sparse-right", "SparseD’s answer"],
+    ["memory", "Peak memory"], ["paper", "In the paper"],
+  ];
+  const NUMBERS = COLUMNS.slice(2);
+
+  const memory = (bytes) => {
+    if (bytes === null) return "–";
+    return bytes < GIB ? `${Math.round(bytes / 2 ** 20)} MiB` : `${(bytes / GIB).toFixed(bytes < 10 * GIB ? 2 : 1)} GiB`;
+  };
+  const right = (value) => (value === null ? "–" : value ? "✓ right" : "✗ wrong");
+  const ran = (value, steps, other) => {
+    if (value === null) return ["–", ""];
+    return [seconds(value), steps === other ? "" : `${steps} steps`];
+  };
+
+  // Column → what the cell says, and in smaller letters what belongs to it.
+  function cells(row) {
+    const gain = row.speedup;
+    const same = row.agreement;
+    const paper = row.published;
+    return {
+      dense: ran(row.dense_seconds, row.dense_steps, row.sparse_steps),
+      sparse: ran(row.sparse_seconds, row.sparse_steps, row.dense_steps),
+      gain: gain ? [gain.text, gain.words] : ["–", row.state === "done" ? "never sparse" : ""],
+      same: same ? [same.text, `${same.same} of ${same.compared}`] : ["–", ""],
+      "dense-right": [right(row.dense_right), row.dense_right ? "" : row.dense_verdict || ""],
+      "sparse-right": [right(row.sparse_right), row.sparse_right ? "" : row.sparse_verdict || ""],
+      memory: [memory(row.memory), ""],
+      paper: paper ? [paper.text, `${number(paper.dense_seconds)} → ${number(paper.sparse_seconds)} s`] : ["–", ""],
+    };
+  }
+
+  function drawnRow() {
+    const name = el("b", {});
+    const tokens = el("span", { class: "sd-small" });
+    const head = el("th", { scope: "row" }, name, tokens);
+    const mark = el("span", { "aria-hidden": "true" });
+    const word = el("span", {});
+    const step = el("span", { class: "sd-small" });
+    const state = el("td", { class: "sd-compare-state" }, mark, word, step);
+    const sentence = el("td", { class: "sd-compare-why", colspan: NUMBERS.length, hidden: "" });
+    const fields = NUMBERS.map(([column]) => {
+      const value = el("span", {});
+      const small = el("span", { class: "sd-small" });
+      return { column, value, small, cell: el("td", { "data-column": column }, value, small) };
+    });
+    const root = el("tr", {}, head, state, ...fields.map((field) => field.cell), sentence);
+    return {
+      root,
+      draw(row) {
+        const [sign, said] = STATES[row.state];
+        const ended = ["refused", "failed", "stopped"].includes(row.state);
+        setAttribute(root, "data-length", row.length);
+        setAttribute(root, "data-state", row.state);
+        setText(name, row.name);
+        setText(tokens, row.tokens === null ? "" : `${number(row.tokens)} tokens`);
+        setText(mark, `${sign} `);
+        setText(word, said);
+        setText(step, row.state === "running" ? `step ${row.step} of ${row.total}` : "");
+        setText(sentence, row.message);
+        show(sentence, ended);
+        const values = cells(row);
+        for (const field of fields) {
+          show(field.cell, !ended);
+          setText(field.value, values[field.column][0]);
+          setText(field.small, values[field.column][1]);
+          setAttribute(field.cell, "data-right", field.column.endsWith("-right") ? values[field.column][0].slice(2) : null);
+        }
+        setAttribute(root, "data-sense", row.speedup ? row.speedup.words.split(" ")[0] : null);
+      },
+    };
+  }
+
+  // The rows of one comparison; they stay the same nodes while it goes on.
+  function group() {
+    const body = el("tbody", {});
+    let rows = [];
+    return {
+      body,
+      draw(wanted) {
+        while (rows.length < wanted.length) rows.push(drawnRow());
+        rows = rows.slice(0, wanted.length);
+        if (body.children.length !== rows.length) body.replaceChildren(...rows.map((row) => row.root));
+        rows.forEach((row, index) => row.draw(wanted[index]));
+      },
+    };
+  }
+
+  function mountComparison(root) {
+    const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
+    const far = el("p", { class: "sd-intro" });
+    const fill = el("span", {});
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the comparison", "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
+    const title = el("span", {});
+    const head = el("tr", {}, ...COLUMNS.map(([column, words]) => el("th", { scope: "col", "data-column": column }, words)));
+    const current = group();
+    const table = el("table", { class: "sd-compare-table" }, el("caption", {}, title), el("thead", {}, head), current.body);
+    const box = el("div", { class: "sd-compare-box", role: "region", tabindex: "0", "aria-label": "Table of the comparison" }, table);
+    const notes = el("ul", { class: "sd-compare-notes" });
+    const hint = el("p", { class: "sd-intro" }, HINT);
+    root.replaceChildren(
+      el("section", { class: "sd-compare", "aria-label": "Comparison of prompt lengths" }, message, bar, far, hint, box, notes),
+    );
+    let pinned = "";
+
+    function drawPins(pins) {
+      const wanted = JSON.stringify(pins);
+      if (wanted === pinned) return;
+      pinned = wanted;
+      for (const old of table.querySelectorAll("tbody[data-pin]")) old.remove();
+      for (const pin of pins) {
+        const rows = group();
+        rows.draw(pin.rows);
+        rows.body.dataset.pin = "";
+        rows.body.prepend(el("tr", {}, el("th", { scope: "rowgroup", colspan: COLUMNS.length }, el("span", {}, `Pinned: ${pin.label}`))));
+        table.append(rows.body);
+      }
+    }
+
+    function drawNotes(value) {
+      const said = value.rows.flatMap((row) => row.notes.map((note) => `${row.name}: ${note}`));
+      if (value.rows.some((row) => row.memory !== null) && value.memory) said.push(value.memory);
+      if (value.rows.some((row) => row.published)) said.push(value.paper);
+      const wanted = JSON.stringify(said);
+      if (notes.dataset.shown === wanted) return;
+      notes.dataset.shown = wanted;
+      notes.replaceChildren(...said.map((sentence) => el("li", {}, sentence)));
+      show(notes, said.length > 0);
+    }
+
+    return (given) => {
+      const value = given || { state: "idle", message: "", label: "", question: "", progress: 0, progress_text: "", rows: [], pins: [] };
+      const pins = value.pins || [];
+      const begun = value.rows.length > 0;
+      setAttribute(root.firstElementChild, "data-state", value.state);
+      setText(message, value.message);
+      show(message, Boolean(value.message));
+      setAttribute(message, "data-state", value.state);
+      show(bar, begun);
+      show(far, begun);
+      setAttribute(bar, "aria-valuenow", Math.round(100 * value.progress));
+      setAttribute(bar, "aria-valuetext", value.progress_text);
+      fill.style.transform = `scaleX(${value.progress})`;
+      setText(far, value.progress_text);
+      show(hint, !begun && !pins.length && !value.message);
+      show(box, begun || pins.length > 0);
+      setText(title, begun ? [value.label, value.question].filter(Boolean).join(" · ") : "Pinned comparisons");
+      current.draw(value.rows);
+      drawPins(pins);
+      drawNotes(value);
+      document.dispatchEvent(new CustomEvent("sparsed:comparison", { detail: value }));
+    };
+  }
+
+  window.sparsed.define("comparison", mountComparison);
+})();

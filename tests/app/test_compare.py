@@ -1,0 +1,692 @@
+"""Comparing prompt lengths, without a browser: the stand-in engine and a desk of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import mmap
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from app import compare as comparing
+from app import limits, published
+from app.compare import Comparison, Pin, chart, chart_label, compare, outlook, pin, with_pins
+from app.desk import Desk, Visit
+from app.limits import Limits
+from app.peak import Peak
+from app.request import OWN_TEXT, parse
+from sparsed.models import LoadError
+
+PACE = 0.002
+
+
+class Noted:
+    """A run that remembers the seconds of its steps. error: what its third step raises."""
+
+    def __init__(self, run: Any, name: str, attention: Any, error: BaseException | None) -> None:
+        self._run, self.name, self.attention, self._error = run, name, attention, error
+        self.sparse = attention is not None
+        self.seconds: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+    def __next__(self) -> Any:
+        if self._error is not None and len(self.seconds) == 2:
+            raise self._error
+        step = next(self._run)
+        self.seconds.append(step.seconds)
+        return step
+
+
+class Noting:
+    """The stand-in engine that remembers its runs, and whose runs fail or report what a test asks for."""
+
+    def __init__(self, fake: Any) -> None:
+        self._fake = fake
+        self.runs: list[Any] = []
+        # Prompt length → what its sparse lane raises in its third step, and why it has no such question.
+        self.failing: dict[str, BaseException] = {}
+        self.missing: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fake, name)
+
+    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
+        if length in self.missing:
+            raise ValueError(self.missing[length])
+        made = self._fake.build_prompt(model, length, kind, seed)
+        self.names[made.text] = length
+        return made
+
+    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, backend: str, *more: Any) -> Any:
+        run = self._fake.denoise(model, prompt, sampler, attention, backend, *more)
+        name = self.names.get(prompt, "")
+        noted = Noted(run, name, attention, self.failing.get(name) if attention is not None else None)
+        self.runs.append(noted)
+        return noted
+
+
+@pytest.fixture
+def engine(fake_engine: Any) -> Noting:
+    return Noting(fake_engine.FakeEngine(pace=PACE, load_seconds=0.0))
+
+
+def desk_of(engine: Any, **limited: Any) -> Desk:
+    desk = Desk(engine, "mini", Limits(**limited))
+    desk.load("mini")
+    engine.runs.clear()  # those that measured the speed
+    return desk
+
+
+def asked_of(desk: Desk, model: str = "mini", **given: Any) -> Any:
+    given = {"kind": "about", "length": "4k", "text": "", "steps": 16, **given}
+    return parse(
+        model=model, question=0, seed=0, backend="auto", defaults=desk.defaults(model), models=desk.engine.models(),
+        kinds=["about"], lengths=desk.engine.lengths(), **given,
+    )  # fmt: skip
+
+
+def collect(
+    desk: Desk,
+    visit: Visit,
+    asked: Any,
+    lengths: list[str],
+    act: Callable[[Comparison], None] = lambda _: None,
+) -> list[Comparison]:
+    async def run() -> list[Comparison]:
+        seen = []
+        async for value in compare(desk, visit, asked, lengths):
+            seen.append(value)
+            act(value)
+        return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run()).result(timeout=60)
+
+
+def free(desk: Desk, visit: Visit, model: str = "mini") -> bool:
+    """Is everything that a comparison takes given back?"""
+    return not len(desk.queue) and not desk._held[model] and visit.race is None and not visit.running
+
+
+def states(value: Comparison) -> dict[str, str]:
+    return {row["length"]: row["state"] for row in value["rows"]}
+
+
+# ---- a comparison ------------------------------------------------------------------------------------------
+
+
+def test_two_lengths_end_with_two_rows_that_hold_the_numbers_of_their_runs(engine: Noting, fake_engine: Any) -> None:
+    desk, visit = desk_of(engine), Visit()
+    visit.selected = last = SimpleNamespace()  # type: ignore[assignment]
+    seen = collect(desk, visit, asked_of(desk), ["1k", "short_context", "1k"])
+    end = seen[-1]
+    assert end["state"] == "done" and end["message"] == "Done: 2 lengths compared." and end["progress"] == 1
+    assert [row["length"] for row in end["rows"]] == ["short_context", "1k"]
+    assert [row["state"] for row in end["rows"]] == ["done", "done"]
+    assert [row["tokens"] for row in end["rows"]] == [252, 1020]
+    assert len(engine.runs) == 4
+    for row in end["rows"]:
+        dense, sparse = sorted((run for run in engine.runs if run.name == row["length"]), key=lambda run: run.sparse)
+        assert (row["dense_steps"], row["sparse_steps"], row["step"], row["total"]) == (16, 16, 32, 32)
+        assert row["dense_seconds"] == round(sum(dense.seconds), 3)
+        assert row["sparse_seconds"] == round(sum(sparse.seconds), 3)
+        assert row["speedup"]["ratio"] == round(sum(dense.seconds) / sum(sparse.seconds), 4)
+        # The stand-in writes the right answer in both lanes, and an end token.
+        answer = len(fake_engine.SEED_WORDS.split()) + 1
+        assert (row["agreement"]["same"], row["agreement"]["compared"]) == (answer, answer)
+        assert row["agreement"]["text"] == "100 %"
+        assert row["dense_right"] is row["sparse_right"] is True and row["published"] is None
+    json.dumps(seen, allow_nan=False)
+    assert free(desk, visit)
+    # What the visitor looked at before is still there, and nothing was kept or measured beside the races.
+    assert visit.selected is last
+    assert [run.attention.keep_importance for run in engine.runs if run.sparse] == [False, False]
+
+
+def test_rows_arrive_one_by_one_and_progress_never_goes_back(engine: Noting) -> None:
+    desk = desk_of(engine)
+    seen = collect(desk, Visit(), asked_of(desk), ["short_context", "1k"])
+    assert states(seen[0]) == {"short_context": "waiting", "1k": "waiting"}
+    progress = [value["progress"] for value in seen]
+    assert progress == sorted(progress) and progress[0] == 0 and len(set(progress)) > 4
+    # Every value is one of its own: what was yielded does not change any more.
+    assert seen[0]["rows"][0]["step"] == 0
+    steps = [value["rows"][0]["step"] for value in seen]
+    assert steps == sorted(steps) and steps[-1] == 32
+    first = next(value for value in seen if states(value)["short_context"] == "done")
+    assert states(first)["1k"] == "waiting" and first["state"] == "running"
+    assert first["message"].startswith("short context: SparseD was ")
+    # By then as much is done as the first race is expected to take of both.
+    costs = comparing.foresee(desk, asked_of(desk), ["short_context", "1k"])
+    short, long = (cost.seconds for cost, _ in costs.values() if cost)
+    assert first["progress"] == pytest.approx(short / (short + long), abs=1e-4)
+    running = [value for value in seen if states(value)["1k"] == "running"]
+    assert running and all(value["rows"][0] == first["rows"][0] for value in running)
+    said = running[-1]["rows"][1]
+    assert (
+        f"1 of 2 lengths done · 1k: step {said['step']} of 32, both lanes together · " in running[-1]["progress_text"]
+    )
+    assert running[-1]["progress_text"].endswith(" left")
+    assert {value["state"] for value in seen[:-1]} == {"running"}
+
+
+def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
+    table = comparing._Table([comparing._row("4k", 4096, None)], "", "", "")
+    table.costs = {"4k": (limits.Estimate(30.0, 10.0, 0), "")}
+    lanes = [
+        {"key": "dense", "step": 8, "total": 16, "progress": 0.5},
+        {"key": "sparse", "step": 4, "total": 16, "progress": 0.25},
+    ]
+    table.take("4k", {"lanes": lanes, "state": "running", "notes": [], "message": ""}, 4090, None)
+    value = table.value("running", "")
+    assert value["progress"] == round((30 * 0.5 + 10 * 0.25) / 40, 4)
+    assert value["estimate"] == "about 40 s" and value["progress_text"].endswith("about 20 s left")
+    assert value["rows"][0]["message"] == "Step 12 of 32, both lanes together."
+
+
+def test_stop_in_the_second_length_keeps_the_first(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    made_at_stop: list[int] = []
+
+    def act(value: Comparison) -> None:
+        if value["rows"][1]["step"] and not made_at_stop:
+            visit.stop()
+            made_at_stop.append(sum(len(run.seconds) for run in engine.runs))
+
+    seen = collect(desk, visit, asked_of(desk, steps=64), ["short_context", "1k", "2k"], act)
+    end = seen[-1]
+    assert end["state"] == "stopped" and states(end) == {"short_context": "done", "1k": "stopped", "2k": "stopped"}
+    first, second, third = end["rows"]
+    assert first["speedup"] and first["dense_seconds"] > 0 and first["agreement"]["text"] == "100 %"
+    assert second["dense_seconds"] is None and second["message"] == f"Stopped after {second['step']} of 128 steps."
+    assert third["message"] == comparing.NOT_BEGUN and third["tokens"] is None
+    # At most the step that was running when Stop was pressed.
+    assert sum(len(run.seconds) for run in engine.runs) <= made_at_stop[0] + 1
+    assert free(desk, visit)
+    assert collect(desk, visit, asked_of(desk), ["short_context"])[-1]["state"] == "done"
+
+
+def test_stop_between_two_lengths_is_not_lost(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+
+    def act(value: Comparison) -> None:
+        if states(value) == {"short_context": "done", "1k": "waiting"}:
+            visit.stop()
+
+    end = collect(desk, visit, asked_of(desk), ["short_context", "1k"], act)[-1]
+    assert end["state"] == "stopped" and states(end) == {"short_context": "done", "1k": "stopped"}
+    assert len(engine.runs) == 2 and free(desk, visit)
+    # Nor is one that comes when the next race has been asked for, but not begun.
+    turn = comparing._Turn(visit)
+    visit.stop()
+    turn.stopping = False
+    assert turn.stopping
+
+
+def test_stop_while_it_waits_for_the_device(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    other = desk.queue.join()
+
+    def act(value: Comparison) -> None:
+        if "before yours" in value["rows"][0]["message"]:
+            visit.stop()
+
+    end = collect(desk, visit, asked_of(desk), ["short_context", "1k"], act)[-1]
+    assert states(end) == {"short_context": "stopped", "1k": "stopped"} and engine.runs == []
+    assert end["rows"][0]["message"] == "Stopped before it began."
+    assert len(desk.queue) == 1 and other.position == 0
+    other.leave()
+    assert free(desk, visit)
+
+
+def test_who_waits_is_let_in_between_two_lengths(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    places: list[Any] = []
+
+    def act(value: Comparison) -> None:
+        if value["rows"][0]["state"] == "running" and not places:
+            places.append(desk.queue.join())
+        if "before yours" in value["rows"][1]["message"]:
+            assert places[0].position == 0
+            places[0].leave()
+
+    seen = collect(desk, visit, asked_of(desk), ["short_context", "1k"], act)
+    assert any("before yours" in value["rows"][1]["message"] for value in seen)
+    assert seen[-1]["state"] == "done" and free(desk, visit)
+
+
+def test_closing_the_stream_frees_the_device(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+
+    async def scenario() -> None:
+        async with contextlib.aclosing(compare(desk, visit, asked_of(desk, steps=64), ["1k", "2k"])) as stream:
+            async for value in stream:
+                if value["rows"][0]["step"]:
+                    break
+        # Closed, and not only forgotten.
+        assert visit.race is None and not visit.running
+        for _ in range(200):
+            if free(desk, visit):
+                return
+            await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+    assert free(desk, visit)
+    assert {run.name for run in engine.runs} == {"1k"} and 0 < sum(len(run.seconds) for run in engine.runs) < 128
+    assert collect(desk, visit, asked_of(desk), ["short_context"])[-1]["state"] == "done"
+
+
+def test_a_comparison_does_not_begin_beside_a_run_of_the_same_visit(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    visit.running = True
+    (only,) = collect(desk, visit, asked_of(desk), ["1k"])
+    assert (only["state"], only["message"], only["rows"]) == ("refused", comparing.BUSY, [])
+    assert visit.running and engine.runs == []
+
+
+# ---- lengths that cannot be run ----------------------------------------------------------------------------
+
+
+def test_a_refused_length_in_the_middle_does_not_end_the_others(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    engine.missing["1k"] = "There is no such question at 1k."
+    end = collect(desk, visit, asked_of(desk), ["short_context", "1k", "2k"])[-1]
+    assert states(end) == {"short_context": "done", "1k": "refused", "2k": "done"} and end["progress"] == 1
+    assert end["rows"][1]["message"] == "There is no such question at 1k." and end["rows"][1]["speedup"] is None
+    assert end["state"] == "done" and end["message"].startswith("Done: 2 of 3 lengths compared")
+    assert free(desk, visit)
+
+
+def test_a_length_beyond_the_limits_is_refused_with_the_sentence_and_weighs_nothing(engine: Noting) -> None:
+    desk, visit = desk_of(engine, max_tokens=1500), Visit()
+    seen = collect(desk, visit, asked_of(desk), ["short_context", "2k"])
+    end = seen[-1]
+    assert states(end) == {"short_context": "done", "2k": "refused"}
+    assert end["rows"][1]["message"].startswith("2,108 tokens are more than this page takes (1,500)")
+    first = next(value for value in seen if states(value)["short_context"] == "done")
+    assert first["progress"] == 1 and states(first)["2k"] == "waiting"
+    refused = "Too long here: 2k (more than 1,500 tokens)."
+    assert outlook(desk, asked_of(desk), ["2k"]) == refused
+    assert outlook(desk, asked_of(desk), ["2k", "short_context"]) == f"1 length: under 1 s on this machine. {refused}"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "This machine ran out of memory in the lane “SparseD”."),
+        (RuntimeError("CUDA error: out of memory"), "This machine ran out of memory in the lane “SparseD”."),
+        (RuntimeError("the kernel failed"), "RuntimeError: the kernel failed"),
+    ],
+)
+def test_a_failing_length_does_not_end_the_others(engine: Noting, error: BaseException, says: str) -> None:
+    desk, visit = desk_of(engine), Visit()
+    engine.failing["1k"] = error
+    end = collect(desk, visit, asked_of(desk), ["short_context", "1k", "2k"])[-1]
+    assert states(end) == {"short_context": "done", "1k": "failed", "2k": "done"} and end["progress"] == 1
+    failed = end["rows"][1]
+    assert says in failed["message"] and failed["dense_seconds"] is failed["memory"] is None and failed["step"] >= 4
+    assert end["rows"][2]["speedup"] and end["state"] == "done" and free(desk, visit)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_whole(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+
+    def load(*_: Any) -> Any:
+        raise LoadError("There is no network.")
+
+    engine.load = load  # type: ignore[attr-defined]
+    end = collect(desk, visit, asked_of(desk, "dreamer"), ["short_context", "1k"])[-1]
+    assert (end["state"], end["message"], end["progress"]) == ("failed", "There is no network.", 0.2)
+    assert states(end) == {"short_context": "refused", "1k": "stopped"}
+    assert end["rows"][1]["message"] == "The model could not be loaded." and free(desk, visit, "dreamer")
+
+
+def test_a_model_that_is_not_in_memory_is_loaded_first(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    asked = asked_of(desk, "dreamer")
+    assert outlook(desk, asked, ["1k"]) == "1 length: how long that takes here is not known yet."
+    seen = collect(desk, visit, asked, ["short_context"])
+    assert any(value["rows"][0]["message"].startswith("Dreamer-7B · ") for value in seen)
+    assert seen[0]["estimate"] == "" and seen[-1]["estimate"] and seen[-1]["rows"][0]["state"] == "done"
+    assert free(desk, visit, "dreamer")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "says"),
+    [
+        ("about", [], comparing.NOTHING_CHOSEN),
+        (OWN_TEXT, ["1k"], comparing.OWN_HAS_ONE),
+        ("about", ["1k", "3k"], "The prompt length '3k' is not one of short_context, 1k, 2k, 4k, 64k."),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(engine: Noting, kind: str, lengths: list[str], says: str) -> None:
+    desk, visit = desk_of(engine), Visit()
+    (only,) = collect(desk, visit, asked_of(desk, kind=kind, text="hello"), lengths)
+    assert (only["state"], only["message"], only["rows"]) == ("refused", says, []) and free(desk, visit)
+
+
+def test_a_run_that_never_becomes_sparse_has_no_speed_up(engine: Noting) -> None:
+    desk = desk_of(engine)
+    asked = asked_of(desk, steps=64)
+    asked = replace(asked, sampler=replace(asked.sampler, threshold=0.9))
+    end = collect(desk, Visit(), asked, ["short_context"])[-1]
+    (row,) = end["rows"]
+    assert row["state"] == "done" and row["speedup"] is None and (row["dense_steps"], row["total"]) == (11, 128)
+    assert row["notes"] == ["This run never became sparse: it was done after 11 steps."]
+    assert end["label"] == "mini · up to 64 steps · default select · threshold 0.9"
+    assert [trace["name"] for trace in chart(end["rows"])["data"]] == ["Full attention", "SparseD"]
+    assert outlook(desk, asked, ["1k"]).endswith(" on this machine at most.")
+
+
+def test_the_whole_is_estimated_beforehand(engine: Noting) -> None:
+    desk = desk_of(engine)
+    asked = asked_of(desk)
+    loaded = desk.loaded("mini")
+    assert loaded is not None and loaded.speed is not None
+    desk._loaded["mini"] = replace(loaded, speed=limits.Speed(0.001, 0.0))
+    # 256 + 64 and 1024 + 64 tokens at 1 ms each, 16 steps, two lanes: 45 s; nothing is saved without attention.
+    assert outlook(desk, asked, ["1k", "short_context", "1k"]) == "2 lengths: about 45 s on this machine."
+    assert outlook(desk, asked, []) == comparing.NOTHING_CHOSEN
+    assert comparing.label(desk, replace(asked, attention=replace(asked.attention, select=0.3, skip=0.1))) == (
+        "mini · 16 steps · select 0.3 · skip 0.1"
+    )
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+BLOCK = 200 * 2**20
+
+
+def take_and_give_back(size: int) -> None:
+    """Touches so many bytes of fresh memory and returns it to the system."""
+    with mmap.mmap(-1, size) as pages:
+        for start in range(0, size, mmap.PAGESIZE):
+            pages[start] = 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can set the high-water mark back")
+def test_peak_memory_is_that_of_the_work_alone() -> None:
+    peak = Peak(SimpleNamespace())
+    take_and_give_back(2 * BLOCK)
+    peak.begin()
+    if not peak._marked:
+        pytest.skip("this system does not let a process set its high-water mark back")
+    peak.note()
+    low = peak.bytes
+    assert low is not None
+    take_and_give_back(BLOCK)
+    peak.note()
+    assert peak.bytes is not None and 0.9 * BLOCK < peak.bytes - low < 1.5 * BLOCK
+    peak.begin()
+    peak.note()
+    assert peak.bytes is not None and peak.bytes < low + 0.5 * BLOCK
+
+
+def test_where_the_mark_cannot_be_set_back_only_a_new_record_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.peak._set_mark_back", lambda: False)
+    monkeypatch.setattr("app.peak._largest_ever", lambda: largest)
+    largest: int | None = 1000
+    peak = Peak(SimpleNamespace())
+    peak.begin()
+    peak.note()
+    assert peak.bytes is None
+    largest = 1500
+    peak.note()
+    assert peak.bytes == 1500
+    largest = None
+    peak.begin()
+    peak.note()
+    assert peak.bytes is None
+
+
+def test_on_a_gpu_the_peaks_of_the_devices_that_hold_weights_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    reset: list[int] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: {0: 3, 2: 40}[gpu])
+    weights = [SimpleNamespace(device=SimpleNamespace(index=index)) for index in (2, 0, 2)]
+    network = SimpleNamespace(parameters=lambda: weights)
+    peak = Peak(SimpleNamespace(device=SimpleNamespace(type="cuda"), network=network))
+    peak.begin()
+    peak.note()
+    assert reset == [0, 2] and peak.bytes == 43 and "GPU" in peak.words
+    other = Peak(SimpleNamespace(device=SimpleNamespace(type="mps")))
+    other.begin()
+    other.note()
+    assert other.bytes is None and other.words == ""
+
+
+def test_memory_is_taken_before_the_device_is_free_for_others(engine: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told:
+        """A peak that only knows who had the device."""
+
+        words = "how"
+
+        def __init__(self, _: Any) -> None:
+            self.bytes: int | None = None
+            self.queue: list[int] = []
+
+        def begin(self) -> None:
+            self.queue.append(len(desk.queue))
+
+        def note(self) -> None:
+            self.queue.append(len(desk.queue))
+            self.bytes = 100 * len(self.queue)
+            told.append(self)
+
+    told: list[Told] = []
+    monkeypatch.setattr(comparing, "Peak", Told)
+    desk = desk_of(engine)
+    end = collect(desk, Visit(), asked_of(desk), ["short_context", "1k"])[-1]
+    # Begun once, noted once by each lane, and always with the place in the line still taken.
+    assert [one.queue for one in told] == [[1, 1, 1]] * 4 and len({id(one) for one in told}) == 2
+    assert [row["memory"] for row in end["rows"]] == [300, 300] and end["memory"] == "how"
+
+
+# ---- published figures, chart, pins ------------------------------------------------------------------------
+
+
+def test_the_published_figures_are_those_of_the_nearest_model() -> None:
+    assert published.source("dream").model == "Dream-7B"
+    assert {published.source(family).model for family in ("llada", "llama", "qwen3")} == {"LLaDA-1.5"}
+    llada = published.source("llada").runs
+    assert [round(run.gain, 2) for run in llada.values()] == [0.93, 0.99, 1.07, 1.16, 1.25]
+    for one in (llada, published.source("dream").runs):
+        assert list(one) == ["4k", "8k", "16k", "32k", "64k"]
+        assert all(abs(run.dense / run.sparse - run.gain) < 0.01 for run in one.values())
+
+
+def row_of(name: str, budget: int, dense: float, sparse: float, paper: Any = None, **more: Any) -> comparing.Row:
+    ratio = {"ratio": dense / sparse, "text": f"{dense / sparse:.2f}×", "words": "faster"}
+    row = comparing._row(name, budget, paper)
+    return {
+        **row, "tokens": budget - 4, "state": "done", "dense_seconds": dense, "sparse_seconds": sparse,
+        "speedup": ratio, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> list[comparing.Row]:
+    llada = published.source("llada").runs
+    return [
+        row_of("2k", 2048, 10.0, 11.0),
+        row_of("4k", 4096, 70.5, 50.2, llada["4k"]),
+        row_of("8k", 8192, 300.0, 200.0, llada["8k"]),
+        {**comparing._row("16k", 16384, llada["16k"]), "state": "running"},
+    ]
+
+
+def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[comparing.Row]) -> None:
+    figure = chart(rows)
+    go.Figure(figure)
+    json.dumps(figure, allow_nan=False)
+    traces = {trace["name"]: trace for trace in figure["data"]}
+    assert traces["Full attention"]["x"] == ["2k", "4k", "8k"] and traces["Full attention"]["y"] == [10.0, 70.5, 300.0]
+    assert traces["SparseD"]["y"] == [11.0, 50.2, 200.0]
+    gains = traces["speed-up here"]
+    assert gains["y"] == [10 / 11, 70.5 / 50.2, 1.5] and gains["text"] == ["0.91×", "1.40×", "1.50×"]
+    # The published ones stand at every length that was asked for and that the paper has, done or not.
+    paper = traces["speed-up in the paper"]
+    assert paper["x"] == ["4k", "8k", "16k"] and paper["y"] == [0.9268, 0.9895, 1.0652]
+    assert gains["yaxis"] == paper["yaxis"] == "y2" and paper["line"]["dash"] == "dash"
+    # Told apart without colours.
+    looks = [(trace["marker"]["symbol"], trace["line"]["dash"]) for trace in figure["data"]]
+    assert len(set(looks)) == 4
+    layout = figure["layout"]
+    assert layout["xaxis"]["categoryarray"] == ["2k", "4k", "8k", "16k"] and layout["yaxis"]["type"] == "log"
+    low, high = layout["yaxis2"]["range"]
+    assert low < 0.9 and high > 1.5
+    # From 7 s to 420 s.
+    assert layout["yaxis"]["range"] == pytest.approx([0.8451, 2.6232], abs=1e-3)
+    assert layout["yaxis"]["ticktext"] == ["10 s", "30 s", "1 min", "3 min"]
+    assert gains["textposition"] == ["bottom center", "top center", "top center"]
+
+
+def test_nothing_measured_is_said_and_not_drawn(rows: list[comparing.Row]) -> None:
+    for figure in (chart([]), chart(rows[3:])):
+        go.Figure(figure)
+        assert figure["data"] == [] and "appear here" in figure["layout"]["annotations"][0]["text"]
+
+
+def test_pinned_comparisons_are_laid_over_the_new_one(rows: list[comparing.Row]) -> None:
+    old = Pin("mini · 32 steps", (row_of("1k", 1024, 3.0, 2.0), row_of("4k", 4096, 40.0, 20.0)))
+    older = Pin("mini · 16 steps", (row_of("4k", 4096, 20.0, 10.0),))
+    figure = chart(rows, [older, old])
+    go.Figure(figure)
+    assert len(figure["data"]) == 4 + 3 + 3
+    pinned = [trace for trace in figure["data"] if "legendgroup" in trace]
+    assert [trace["name"] for trace in pinned if trace["showlegend"]] == [
+        "pinned: mini · 16 steps", "pinned: mini · 32 steps",
+    ]  # fmt: skip
+    dense, sparse, gains = pinned[3:]
+    assert (dense["x"], dense["y"], sparse["y"], gains["y"]) == (["1k", "4k"], [3.0, 40.0], [2.0, 20.0], [1.5, 2.0])
+    assert {trace["marker"]["symbol"] for trace in pinned[:3]} == {"square-open", "square"}
+    assert {trace["marker"]["symbol"] for trace in pinned[3:]} == {"triangle-up-open", "triangle-up"}
+    assert figure["layout"]["xaxis"]["categoryarray"] == ["1k", "2k", "4k", "8k", "16k"]
+    assert figure["layout"]["yaxis2"]["range"][1] > 2
+    # Pins alone are a chart too.
+    go.Figure(chart([], [old]))
+    assert len(chart([], [old])["data"]) == 3
+    assert "4k: 1 min 10 s with full attention, 50.2 s with SparseD, 1.40× faster" in chart_label(rows, [old])
+    assert chart_label(rows, [old]).endswith("pinned beside it: mini · 32 steps")
+
+
+def test_pins_hold_what_is_done_once_each_and_the_oldest_gives_way(rows: list[comparing.Row]) -> None:
+    def comparison(label: str, of: list[comparing.Row]) -> Comparison:
+        return {"label": label, "rows": of}
+
+    pins: tuple[Pin, ...] = ()
+    assert pin(pins, None) == pin(pins, comparison("none is done", rows[3:])) == ()
+    pins = pin(pins, comparison("0", rows))
+    assert pins == (Pin("0", tuple(rows[:3])),)
+    assert pin(pins, comparison("0", rows)) == pins
+    for number in range(1, 6):
+        pins = pin(pins, comparison(str(number), rows))
+    assert [one.label for one in pins] == ["2", "3", "4", "5"]
+    shown = with_pins(comparison("now", rows), pins[:1])
+    assert shown["rows"] == rows and shown["pins"] == [{"label": "2", "rows": rows[:3]}]
+    before = with_pins(None, pins)
+    assert before["rows"] == [] and before["state"] == "idle" and len(before["pins"]) == 4
+    json.dumps(before, allow_nan=False)
+
+
+def test_two_comparisons_on_one_device_take_turns(engine: Noting, fake_engine: Any) -> None:
+    desk = desk_of(engine)
+    visits = [Visit(), Visit()]
+    overlaps = fake_engine.Run.overlaps
+    ends: list[Comparison] = []
+
+    def run(visit: Visit) -> None:
+        ends.append(collect(desk, visit, asked_of(desk), ["short_context", "1k"])[-1])
+
+    threads = [threading.Thread(target=run, args=(visit,)) for visit in visits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [end["state"] for end in ends] == ["done", "done"] and fake_engine.Run.overlaps == overlaps
+    assert len(engine.runs) == 8 and all(free(desk, visit) for visit in visits)
+
+
+# ---- the view ----------------------------------------------------------------------------------------------
+
+
+def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[comparing.Row]) -> None:
+    assets = Path(__file__).resolve().parents[2] / "assets"
+    hostile = "<img src=x onerror='document.title=1'>"
+    refused = {**comparing._row("32k", 32768, None), "state": "refused", "message": hostile}
+    done = {**rows[1], "dense_right": True, "sparse_right": False, "sparse_verdict": hostile, "memory": 3 * 2**29}
+    done["agreement"] = {"same": 24, "compared": 25, "text": "96.0 %"}
+    value = {
+        "state": "running", "message": hostile, "label": "mini", "question": hostile, "progress": 0.25, "paper": "P.",
+        "progress_text": "1 of 3 lengths done", "estimate": "", "memory": "M.",
+        "rows": [done, refused, {**rows[3], "step": 5, "total": 32}],
+    }  # fmt: skip
+    values = [with_pins(None, ()), with_pins(value, [Pin(hostile, tuple(rows[:2]))]), with_pins(value, ())]
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    try:
+        page.set_content('<body class="light"><div class="gradio-container"><div class="sd-view"></div></div>')
+        page.add_style_tag(path=assets / "page.css")
+        page.add_script_tag(path=assets / "page.js")
+        page.add_script_tag(path=assets / "compare.js")
+        page.evaluate(
+            """(first) => {
+              window.props = { value: JSON.stringify(first) };
+              const watch = (_, update) => (window.update = update);
+              window.sparsed.mount("comparison", document.querySelector(".gradio-container"), window.props, watch);
+            }""",
+            values[0],
+        )
+        assert not page.is_visible("table") and "press Compare" in page.inner_text(".sd-compare")
+
+        def show(index: int) -> None:
+            page.evaluate("(value) => { window.props.value = JSON.stringify(value); window.update(); }", values[index])
+
+        def visible(row: str) -> list[str]:
+            cells = page.locator(f"{row} > :not([hidden])")
+            return [" ".join(text.split()) for text in cells.all_inner_texts()]
+
+        show(1)
+        assert page.locator("tbody").count() == 2 and page.locator("tbody:not([data-pin]) > tr").count() == 3
+        current = "tbody:not([data-pin]) > tr"
+        assert visible(f"{current}[data-length='4k']") == [
+            "4k 4,092 tokens", "✓ done", "1 min 11 s", "50.2 s", "1.40× faster", "96.0 % 24 of 25", "✓ right",
+            f"✗ wrong {hostile}", "1.50 GiB", "0.93× 38 → 41 s",
+        ]  # fmt: skip
+        assert visible(f"{current}[data-length='32k']") == ["32k", "⊘ refused", hostile]
+        assert visible(f"{current}[data-length='16k']")[:3] == ["16k", "▶ running step 5 of 32", "–"]
+        assert page.inner_text("tbody[data-pin] th[scope=rowgroup]") == f"Pinned: {hostile}"
+        assert page.locator("tbody[data-pin] tr[data-length]").count() == 2
+        assert page.inner_text("caption") == f"mini · {hostile}" and page.locator("img").count() == 0
+        bar = page.locator("[role=progressbar]")
+        assert (bar.get_attribute("aria-valuenow"), bar.get_attribute("aria-valuetext")) == (
+            "25",
+            "1 of 3 lengths done",
+        )
+        assert page.locator("thead th[scope=col]").count() == 10
+        assert page.locator("tbody th[scope=row]").count() == 5
+        alignment = "(cell) => getComputedStyle(cell).textAlign"
+        assert {cell.evaluate(alignment) for cell in page.query_selector_all("td[data-column]")} == {"right"}
+        # On a phone the table is scrolled inside its box, by keyboard too; the page is not.
+        box, page_width = page.locator(".sd-compare-box"), "document.documentElement.scrollWidth"
+        assert box.evaluate("(box) => box.scrollWidth > box.clientWidth + 300") and page.evaluate(page_width) == 390
+        assert box.get_attribute("tabindex") == "0"
+        show(2)
+        assert page.locator("tbody").count() == 1 and page.locator(current).count() == 3
+        show(0)
+        assert not page.is_visible("table") and page.locator("tbody tr").count() == 0
+    finally:
+        page.close()

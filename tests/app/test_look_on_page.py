@@ -1,0 +1,264 @@
+"""After a run: replay, heads, files and links, comparison of lengths; the bundled model, a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsed import trace as traces
+
+STEPS = 16
+
+
+def prepare(page: Any, *, track: bool = False) -> None:
+    """A short race of few steps."""
+    page.click("#sd-length input")
+    page.get_by_role("option", name=re.compile("short context")).first.click()
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('25')")
+    page.click("#sd-settings button")
+    page.fill("#sd-steps input[type=number]", str(STEPS))
+    page.keyboard.press("Tab")
+    if track:
+        page.check("#sd-track input")
+    page.wait_for_timeout(700)  # until the page has taken note of it
+    page.click("#sd-settings button")
+
+
+def race(page: Any) -> None:
+    page.evaluate("window.seen.length = 0")
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'done')", timeout=120_000)
+    page.wait_for_selector("#sd-run:not([disabled])")
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+
+
+def download(page: Any, name: str) -> Path:
+    page.get_by_role("tab", name="Take it away").click()
+    with page.expect_download() as found:
+        page.click(f'#sd-takeaway a[href$="{name}"]')
+    return Path(found.value.path())
+
+
+def canvases(page: Any) -> list[list[str]]:
+    """Every cell's text and state, both lanes."""
+    return page.evaluate(
+        "() => [...document.querySelectorAll('.sd-lane .sd-canvas')].map((canvas) =>"
+        " [...canvas.querySelectorAll('.sd-cell')].map((cell) => `${cell.dataset.step ?? ''}:${cell.textContent}`))"
+    )
+
+
+def scrub(page: Any, step: int) -> None:
+    slider = page.locator("#sd-replay input[type=range]")
+    slider.evaluate("(node, step) => { node.value = step; node.dispatchEvent(new Event('input')); }", step)
+    page.wait_for_function(
+        "n => document.querySelector('.sd-lane .sd-figures dd').textContent.startsWith(n ? n + ' of' : '– of')",
+        arg=step,
+    )
+
+
+@pytest.fixture(scope="module")
+def raced(chromium, real):
+    """A page whose first run is over, tracked; and the record of that run."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.add_init_script(
+        "window.seen = []; document.addEventListener('sparsed:stage', (e) => window.seen.push(e.detail));"
+    )
+    page.set_default_timeout(30_000)
+    real.idle()
+    page.goto(real.url)
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    prepare(page, track=True)
+    race(page)
+    yield page, traces.load(download(page, "run.json.gz")), problems
+    assert problems == []
+    context.close()
+
+
+def test_the_slider_shows_exactly_each_state(raced) -> None:
+    page, record, _ = raced
+    end = canvases(page)
+    for k in (0, 1, 5, STEPS - 1, STEPS):
+        scrub(page, k)
+        drawn = canvases(page)
+        given = page.evaluate("window.seen.at(-1).lanes.map((lane) => lane.cells)")
+        for lane, name in enumerate(("dense", "sparse")):
+            commits = {c.position: (step.index + 1, c) for step in record.lanes[name].steps[:k] for c in step.committed}
+            for position, (cell, (text, at, confidence, ends)) in enumerate(zip(drawn[lane], given[lane], strict=True)):
+                step, commit = commits.get(position, (0, None))
+                assert at == step and cell.split(":")[0] == (str(step) if step else "")
+                if commit is None:
+                    assert cell == ":"
+                    continue
+                assert bool(ends) == (commit.token in record.end_ids)
+                assert confidence == pytest.approx(commit.confidence, abs=6e-4)
+                if not ends:
+                    assert cell == f"{step}:{text}" and text == record.vocabulary[commit.token]
+    assert canvases(page) == end
+
+
+def test_playing_reaches_the_end(raced) -> None:
+    page, _, _ = raced
+    end = canvases(page)
+    scrub(page, 0)
+    page.evaluate("window.seen.length = 0")
+    page.get_by_role("button", name=re.compile("Play")).click()
+    page.wait_for_function(
+        "n => document.querySelector('.sd-lane .sd-figures dd').textContent.startsWith(`${n} of`)", arg=STEPS
+    )
+    steps = page.evaluate("window.seen.map((one) => one.lanes[0].step)")
+    assert steps == sorted(steps) and len(set(steps)) >= 5
+    assert canvases(page) == end
+
+
+def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
+    page, record, _ = raced
+    pattern = record.lanes["sparse"].pattern
+    assert pattern is not None
+    page.get_by_role("tab", name="Heads of one layer").click()
+    for layer in (0, 3):
+        page.fill("#sd-layer input[type=number]", str(layer))
+        page.keyboard.press("Tab")
+        page.wait_for_function(
+            "title => document.querySelector('#sd-overview .sd-plot').layout?.title.text.startsWith(title)",
+            arg=f"Layer {layer},",
+        )
+        drawn = page.evaluate(
+            "document.querySelector('#sd-overview .sd-plot').data.filter((d) => d.meta).map((d) => [d.meta, d.z])"
+        )
+        assert [meta["head"] for meta, _ in drawn] == list(range(pattern.heads))
+        for meta, z in drawn:
+            cells = np.frombuffer(base64.b64decode(z["bdata"]), np.uint8).reshape(
+                [int(n) for n in z["shape"].split(",")]
+            )
+            assert np.array_equal(cells == 100, pattern.mask(layer)[0, meta["head"]]) and set(cells.flat) <= {0, 100}
+    page.get_by_role("tab", name="Later steps").click()
+    page.wait_for_function("() => document.querySelector('#sd-tracking .sd-plot').data?.length > 1")
+    probes = record.lanes["sparse"].probes
+    x = page.evaluate("document.querySelector('#sd-tracking .sd-plot').data.at(-1).x")
+    assert x == [probe.step + 1 for probe in probes] and len(probes) == 4
+
+
+def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:
+    page, _, _ = raced
+    page.get_by_role("tab", name="Whole model").click()
+    page.wait_for_selector("#sd-atlas .nsewdrag")
+    place = page.evaluate(
+        """() => {
+            const plot = document.querySelector('#sd-atlas .sd-plot'), full = plot._fullLayout;
+            plot.scrollIntoView();
+            const box = plot.getBoundingClientRect(), { xaxis, yaxis } = full;
+            return [box.left + xaxis._offset + xaxis.c2p(2), box.top + yaxis._offset + yaxis.c2p(4)];
+        }"""
+    )
+    page.mouse.move(*place)
+    page.mouse.click(*place)
+    page.wait_for_function(
+        "() => document.querySelector('#sd-heatmap .sd-plot').layout.title.text.startsWith('Layer 4, head 2')"
+    )
+    assert page.input_value("#sd-layer input[type=number]") == "4"
+
+
+def test_the_files_are_the_run_s(raced) -> None:
+    page, record, _ = raced
+    text = download(page, "replay.html").read_text(encoding="utf-8")
+    assert record.prompt.question is not None and json.dumps(record.prompt.question)[1:-1] in text
+    assert "http://" not in text.replace("http://www.w3.org/", "") and "src=" not in text
+    from PIL import Image
+
+    with Image.open(download(page, "race.gif")) as picture:
+        assert picture.format == "GIF" and picture.n_frames > 5
+    with Image.open(download(page, "race.webp")) as picture:
+        assert picture.format == "WEBP" and picture.n_frames > 5
+
+
+def test_a_record_loads_back_into_the_same_page(raced, visit, real, tmp_path) -> None:
+    page, record, _ = raced
+    path = tmp_path / "run.json.gz"
+    traces.save(record, path)
+    other = visit(real)
+    other.get_by_role("tab", name="Take it away").click()
+    with other.expect_file_chooser() as chooser:
+        other.click("#sd-upload")
+    chooser.value.set_files(path)
+    other.wait_for_selector("#sd-replay input[type=range]:visible")
+    other.wait_for_function("() => document.querySelector('.sd-recorded')?.textContent.startsWith('Recorded')")
+    # A recorded run plays by its lanes' own clocks; the slider counts steps when both lanes go in step.
+    other.get_by_label("in step").check()
+    scrub(other, STEPS)
+    scrub(page, STEPS)
+    assert canvases(other) == canvases(page)
+    picked = "() => document.querySelector('#sd-timeline .sd-plot').data?.map((d) => d.y)"
+    other.wait_for_function(f"n => ({picked})()?.[0]?.length === n", arg=STEPS)
+    drawn = other.evaluate(picked)
+    assert drawn[0] == pytest.approx([1000 * step.seconds for step in record.lanes["dense"].steps], abs=0.01)
+    # What is no record is refused in a sentence, and what was there stays.
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"a": "<b>1</b>"}')
+    with other.expect_file_chooser() as chooser:
+        other.click("#sd-upload")
+    chooser.value.set_files(wrong)
+    other.wait_for_function("() => document.querySelector('#sd-upload-said').textContent.includes('is no trace')")
+    assert canvases(other) == canvases(page)
+
+
+def test_a_link_brings_the_settings_back(raced, visit, real) -> None:
+    page, record, _ = raced
+    page.get_by_role("tab", name="Take it away").click()
+    link = page.input_value("#sd-link")
+    assert link.startswith(real.url) and f"steps={STEPS}" in link and "track=1" in link
+    other = visit(real)
+    other.goto(link)
+    other.wait_for_function(
+        "question => document.querySelector('.sd-question')?.textContent === question", arg=record.prompt.question
+    )
+    other.click("#sd-settings button")
+    assert other.input_value("#sd-steps input[type=number]") == str(STEPS)
+    assert other.is_checked("#sd-track input")
+    other.goto(real.url.rstrip("/") + "/?length=nowhere&steps=12")
+    other.wait_for_selector("text=This link cannot be followed")
+    other.click("#sd-settings button")
+    assert other.input_value("#sd-steps input[type=number]") == "64"
+
+
+def test_two_lengths_end_with_two_rows(visit, real) -> None:
+    real.idle()
+    page = visit(real)
+    prepare(page)
+    page.click("#sd-compare-run")
+    done = '#sd-comparison tbody:not([data-pin]) > tr[data-state="done"]'
+    page.wait_for_function(f"() => document.querySelectorAll('{done}').length === 2", timeout=180_000)
+    page.wait_for_selector("#sd-compare-run:not([disabled])")
+    assert [row.get_attribute("data-length") for row in page.locator(done).all()] == ["short_context", "1k"]
+    page.click("#sd-compare-pin")
+    page.wait_for_selector("#sd-comparison tbody[data-pin]")
+    assert real.state()["overlaps"] == 0 and page.is_enabled("#sd-run")
+
+
+def test_a_stopped_run_keeps_what_was_there(visit, real) -> None:
+    real.idle()
+    page = visit(real)
+    prepare(page)
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 3))")
+    page.click("#sd-stop")
+    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    shown = canvases(page)
+    made = int(page.get_attribute("#sd-replay input[type=range]", "max"))
+    assert 3 <= made <= STEPS
+    scrub(page, 1)
+    slider = page.locator("#sd-replay input[type=range]")
+    slider.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("state => document.querySelector('.sd-stage').dataset.state === state", arg="stopped")
+    assert canvases(page) == shown

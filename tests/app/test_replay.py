@@ -1,0 +1,298 @@
+"""The replay value: its changes make the canvas of every step, and its end is what the live run left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.canvas import Canvas
+from app.race import LaneStep, Update
+from app.replay import final_snapshot, lane_names, origin, replay_value
+from app.stage import DENSE, SPARSE, LaneView, Stage
+from sparsed import trace as traces
+from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.prompts import Prompt
+
+MASK, ENDS = 127, (0, 1)
+# Tokens are bytes: letters, and pieces of "é" and "€" that are characters only side by side.
+BYTES = [0, 1, 65, 66, 97, 32, 10, 0xC3, 0xA9, 0xC3, 0xA9, 0xE2, 0x82, 0xAC]
+PROMPT = Prompt("Documents.\nWho?", "Who?", "Ann.", "about", "short_context", 7, 3)
+
+
+def read(tokens: Any) -> str:
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+MODEL = SimpleNamespace(
+    name="fake",
+    label="Fake",
+    family="llada",
+    dtype=torch.float32,
+    device=torch.device("cpu"),
+    mask_id=MASK,
+    end_ids=ENDS,
+    token_text=lambda token: read([token]),
+    tokens_text=read,
+    decode=lambda row: read([token for token in row.tolist() if token not in (MASK, *ENDS)]).strip(),
+)
+
+
+def make_run(
+    seed: int, dense: bool, cells: int, total: int, made: int, skip: float, threshold: float | None = None
+) -> Any:
+    """A run that commits cells at random; with fewer than `total` steps it was stopped, or the threshold ended it."""
+    rng = np.random.default_rng(seed)
+    when = rng.integers(0, made if threshold else total, cells)
+    final = torch.from_numpy(rng.choice(BYTES, cells))
+    sure = torch.from_numpy(rng.random(cells).astype(np.float32))
+    sure[torch.from_numpy(rng.random(cells) < 0.1)] = torch.nan
+    select, switch = (total, None) if dense else (select_step(total, skip), switch_step(total, skip))
+    steps = []
+    for index in range(made):
+        committed = torch.from_numpy(when == index)
+        steps.append(
+            SimpleNamespace(
+                index=index,
+                total=total,
+                phase="dense" if index < select else "select" if index == select else "sparse",
+                tokens=torch.where(torch.from_numpy(when <= index), final, MASK)[None],
+                committed=committed[None],
+                confidence=torch.where(committed, sure, torch.nan)[None],
+                seconds=float(rng.random()),
+            )
+        )
+    finished = made == total or threshold is not None
+    sampler = SamplerConfig(
+        total, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
+    )
+    return SimpleNamespace(
+        model=MODEL,
+        prompt=torch.full((1, 7), 65),
+        prompt_length=7,
+        probes={},
+        total=total,
+        sampler=sampler,
+        attention="dense" if dense else SparseDConfig(skip, 0.4, 32, "paper", False),
+        pattern=None,
+        # As the engine has it: a run that ended before it was sparse has no switch any more.
+        switch_step=None if finished and switch is not None and made <= switch else switch,
+        backend="sdpa" if dense else "gather",
+        finished=finished,
+        notes=["Short."],
+        steps=steps,
+    )
+
+
+def make_race(seed: int, cells: int, total: int, made: tuple[int, int], skip: float, threshold: float | None) -> Any:
+    runs = {
+        "dense": make_run(seed, True, cells, total, made[0], skip, threshold),
+        "sparse": make_run(seed + 1, False, cells, total, made[1], skip, threshold),
+    }
+    return runs, traces.record(runs, prompt=PROMPT)
+
+
+races = st.builds(
+    lambda seed, cells, total, made, skip, threshold: make_race(
+        seed, cells, total, (min(made[0], total), min(made[1], total)), skip, threshold
+    ),
+    st.integers(0, 10**6),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.one_of(st.just((12, 12)), st.tuples(st.integers(1, 12), st.integers(1, 12))),
+    st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    st.sampled_from([None, None, 0.9]),
+)
+
+
+def slow_cells(run: Any, made: int) -> list[list[Any]]:
+    """The canvas after `made` steps, from the run's own tensors, cell by cell."""
+    row = [None] * run.sampler.gen_length
+    at, sure = [0] * len(row), [None] * len(row)
+    for step in run.steps[:made]:
+        for cell in range(len(row)):
+            if bool(step.committed[0, cell]):
+                row[cell], at[cell] = int(step.tokens[0, cell]), step.index + 1
+                confidence = float(step.confidence[0, cell])
+                sure[cell] = None if confidence != confidence else round(confidence, 3)
+    texts = ["" if token is None else read([token]) for token in row]
+    cell = 0
+    while cell < len(row):
+        last = cell
+        while last < len(row) and row[last] is not None and row[last] > 127:
+            last += 1
+        whole = read(row[cell:last])
+        if last - cell > 1 and "\ufffd" not in whole:
+            texts[cell:last] = [whole] + [""] * (last - cell - 1)
+        cell = max(last, cell + 1)
+    return [[texts[i], at[i], sure[i], int(row[i] in ENDS)] for i in range(len(row))]
+
+
+def play(value: dict[str, Any], key: str) -> list[list[list[Any]]]:
+    """The cells after 0, 1, … steps, as the page makes them from the changes."""
+    lane = next(lane for lane in value["lanes"] if lane["key"] == key)
+    cells: list[list[Any]] = [["", 0, None, 0] for _ in range(value["cells"])]
+    states = [[list(cell) for cell in cells]]
+    for step, changes in enumerate(lane["changes"], start=1):
+        for index, text, confidence, end in changes:
+            cells[index] = [text, cells[index][1] or step, confidence, end]
+        states.append([list(cell) for cell in cells])
+    return states
+
+
+def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
+    """The last snapshot of a stage that was fed as the page feeds it while a race goes on."""
+    lanes = []
+    for key, run in runs.items():
+        skip = None if run.attention == "dense" else run.attention.skip
+        lanes.append(
+            LaneView(
+                key,
+                Canvas(run.sampler.gen_length, read, ENDS),
+                total=run.total,
+                switch_step=None if skip is None else switch_step(run.total, skip),
+                backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
+                parallel=run.sampler.block_length,
+                at_most=run.sampler.threshold is not None,
+            )
+        )
+    stage = Stage(
+        lanes,
+        run_id=3,
+        end_ids=ENDS,
+        gold="Ann.",
+        judge=judge,
+        read=lambda tokens: MODEL.decode(torch.tensor(list(tokens), dtype=torch.int64)),
+        notes=["Short."],
+        question="Who?",
+    )
+    longest = max(len(run.steps) for run in runs.values())
+    for index in range(longest):
+        made = [(key, run) for key, run in runs.items() if index < len(run.steps)]
+        stage.apply(Update(tuple(LaneStep(key, run.steps[index]) for key, run in made), "running", ()))
+    over = tuple(key for key, run in runs.items() if run.finished)
+    stage.message = "" if len(over) == len(runs) else "Stopped. What was written so far stays here."
+    return stage.apply(Update((), "done" if len(over) == len(runs) else "stopped", over))
+
+
+def judge(text: str, gold: str) -> tuple[bool, str]:
+    return len(text) % 2 == 0, f"{text!r} for {gold}"
+
+
+@settings(max_examples=80, deadline=None)
+@given(races)
+def test_the_changes_make_the_canvas_of_every_step(race) -> None:
+    runs, trace = race
+    value = json.loads(json.dumps(replay_value(trace), allow_nan=False))
+    for key, run in runs.items():
+        canvas = Canvas(run.sampler.gen_length, read, ENDS)
+        states = play(value, key)
+        assert len(states) == len(run.steps) + 1
+        assert states[0] == canvas.cells()
+        for made, step in enumerate(run.steps, start=1):
+            canvas.apply(step)
+            assert states[made] == canvas.cells() == slow_cells(run, made)
+
+
+def test_pieces_of_a_character_join_when_the_last_of_them_comes() -> None:
+    run = make_run(0, True, 3, 3, 3, 0.0)
+    for index, cell in enumerate((2, 0, 1)):
+        tokens = [0xE2, 0x82, 0xAC]
+        shown = {2}, {0, 2}, {0, 1, 2}
+        run.steps[index].committed = torch.tensor([[place == cell for place in range(3)]])
+        row = [tokens[place] if place in shown[index] else MASK for place in range(3)]
+        run.steps[index].tokens = torch.tensor([row])
+        run.steps[index].confidence = torch.tensor([[0.5 if place == cell else torch.nan for place in range(3)]])
+    value = replay_value(traces.record(run))
+    states = play(value, DENSE)
+    assert [[cell[0] for cell in state] for state in states] == [
+        ["", "", ""],
+        ["", "", "\ufffd"],
+        ["\ufffd", "", "\ufffd"],
+        ["€", "", ""],
+    ]
+    # The cells that were there before keep the step they were committed in.
+    assert [cell[1] for cell in states[3]] == [2, 3, 1]
+
+
+@settings(max_examples=80, deadline=None)
+@given(races)
+def test_the_end_is_what_the_live_run_left(race) -> None:
+    runs, trace = race
+    live = live_stage(runs, judge)
+    final = final_snapshot(trace, run=3, judge=judge)
+    value = replay_value(trace, run=3, judge=judge)
+    for gone in (live, final):
+        del gone["sequence"]
+    live["steps"] = []
+    assert final == live
+    assert {name: value[name] for name in live if name in value and name != "lanes"} == {
+        name: live[name] for name in live if name in value and name != "lanes"
+    }
+    for lane, shown, run in zip(value["lanes"], live["lanes"], runs.values(), strict=True):
+        same = ("key", "label", "backend", "parallel", "total", "at_most", "text", "right", "verdict")
+        assert [lane[name] for name in same] == [shown[name] for name in same]
+        assert shown["phases"] == (lane["made"] if lane["finished"] else lane["ranges"])
+        assert lane["finished"] == run.finished and lane["phases"] == [step.phase for step in run.steps]
+        assert lane["ms"] == pytest.approx([1000 * step.seconds for step in run.steps], abs=1e-6)
+    everything = all(run.finished for run in runs.values())
+    assert (value["gold"] == "Ann.") == everything and (value["state"] == "done") == everything
+
+
+def test_the_phases_as_planned_survive_an_early_end() -> None:
+    """With a threshold the run was over before its switch; while it went on, the page showed the switch."""
+    runs, trace = make_race(5, 12, 10, (3, 2), 0.5, 0.9)
+    assert trace.lanes["sparse"].switch_step is None
+    lane = replay_value(trace)["lanes"][1]
+    assert lane["ranges"] == [["dense", 1, 5], ["select", 6, 6], ["sparse", 7, None]]
+    assert lane["made"] == [["dense", 1, 2]] and lane["at_most"] is True
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_one_lane_alone(dense) -> None:
+    trace = traces.record(make_run(2, dense, 9, 6, 6, 0.2), prompt=PROMPT)
+    assert list(trace.lanes) == ["dense" if dense else "sparsed"]
+    value = replay_value(trace, judge=judge)
+    assert [lane["key"] for lane in value["lanes"]] == [DENSE if dense else SPARSE]
+    assert value["speedup"] is None and value["agreement"] is None
+    assert value["gold"] == "Ann." and value["lanes"][0]["verdict"] is not None
+
+
+def test_lanes_are_known_by_what_they_do_and_the_dense_one_comes_first() -> None:
+    runs = {"SparseD": make_run(1, False, 5, 4, 4, 0.2), "full": make_run(1, True, 5, 4, 4, 0.2)}
+    trace = traces.record(runs)
+    assert list(lane_names(trace).items()) == [(DENSE, "full"), (SPARSE, "SparseD")]
+    value = replay_value(trace)
+    assert [lane["key"] for lane in value["lanes"]] == [DENSE, SPARSE]
+    assert value["question"] == "your own text" and value["gold"] is None
+    again = {"a": make_run(1, False, 5, 4, 4, 0.2), "b": make_run(2, False, 5, 4, 4, 0.2)}
+    with pytest.raises(ValueError, match="the lanes 'a', 'b'; a replay takes one dense and one SparseD run at most"):
+        replay_value(traces.record(again))
+
+
+def test_a_record_says_where_it_comes_from() -> None:
+    _, trace = make_race(1, 5, 4, (4, 4), 0.2, None)
+    trace = replace(trace, created="2026-11-22T09:30:00+00:00", machine={"cpu": "Chip", "cores": 4, "gpu": "Card"})
+    assert replay_value(trace)["recorded"] is None
+    assert replay_value(trace, recorded=True)["recorded"] == {
+        "machine": "Chip, 4 cores",
+        "date": "2026-11-22",
+        "model": "Fake",
+    }
+    on_gpu = replace(trace, model=replace(trace.model, device="cuda"))
+    assert origin(on_gpu)["machine"] == "Card"
+    assert origin(replace(trace, machine={}))["machine"] == "cpu"
+    assert replay_value(trace)["autoplay"] is False and replay_value(trace, autoplay=True)["autoplay"] is True
+
+
+def test_what_was_loaded_from_a_file_replays_the_same(tmp_path) -> None:
+    _, trace = make_race(8, 20, 8, (8, 5), 0.2, None)
+    traces.save(trace, tmp_path / "race.json.gz")
+    assert replay_value(traces.load(tmp_path / "race.json.gz"), judge=judge) == replay_value(trace, judge=judge)
