@@ -728,9 +728,6 @@ class _Page:
                     heatmap = _sent(looks.head(shown.kept, layer, head) or _nothing(NO_SELECTION))
                 elif shown.over and shown.timeline is not None and visit.selected is None:
                     heatmap = _sent(_nothing(NO_SELECTION))
-                elif not started:
-                    # The run before is not what the stage shows any more.
-                    after = (_sent(None), *nothing[1:])
                 if shown.selected is not None:
                     layer, head = visit.looked_at = (min(visit.looked_at[0], shown.selected.layers - 1), 0)
                     heatmap = _sent(looks.live_head(shown.selected, layer, head))

@@ -320,7 +320,8 @@
         // Nothing came of it: the run before can be played again.
         stale = false;
       }
-      if (stale) pause();
+      // Whatever the page itself has to say stays readable.
+      if (picture.state !== "idle") pause();
       show(bar, Boolean(value) && !stale);
     });
 

@@ -31,6 +31,7 @@ RECORDER = """
 window.seen = [];
 window.messages = [];
 document.addEventListener("sparsed:stage", (event) => {
+  if (event.detail.replay) return;
   const { state, run, sequence, lanes } = event.detail;
   const canvases = {};
   for (const lane of lanes) {
