@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.engine import Engine
-from app.kept import Kept, Selected, opening
+from app.kept import MOST_IMPORTANCE, Kept, Selected, opening
 from app.limits import Estimate, Limits, Shape, Speed, estimate, fit_speed
 from app.race import DeviceQueue, Race
 from app.request import Request
@@ -379,10 +379,23 @@ class Desk:
         """The run of that key, as long as the visit it belongs to keeps it; the recorded one always."""
         with self._lock:
             runs = [visit.kept for visit in self._visits.values()]
+        asked = key.encode("utf-8", "replace")
         for run in (*runs, opening()):
-            if run is not None and secrets.compare_digest(run.key, key):
+            if run is not None and secrets.compare_digest(run.key.encode("ascii"), asked):
                 return run
         return None
+
+    def remember(self, visit: Visit, run: Kept) -> None:
+        """This is the visit's last run now. Of the importances, which are large, those of the visits longest ago go."""
+        with self._lock:
+            visit.kept, visit.selected = run, None
+            room = MOST_IMPORTANCE - run.importance_bytes
+            for other in reversed(self._visits.values()):
+                if other is visit or other.kept is None:
+                    continue
+                room -= other.kept.importance_bytes
+                if room < 0:
+                    other.kept = replace(other.kept, importance=None)
 
     def next_run(self) -> int:
         """A number for a run, different for every run of this page."""

@@ -18,7 +18,7 @@ import numpy as np
 from sparsed import trace as traces
 from sparsed.trace import Lane, Trace, TracePattern
 
-# Importances are kept beside the pattern up to this many bytes: LLaDA-8B at 64k has 539 MB of them.
+# Importances are kept beside the patterns up to this many bytes, of all visits together: LLaDA-8B at 64k has 539 MB.
 MOST_IMPORTANCE = 600_000_000
 # The trace that a fresh page plays.
 OPENING = Path(__file__).resolve().parent.parent / "assets" / "opening.json.gz"
@@ -105,6 +105,11 @@ class Kept:
     def pattern(self) -> TracePattern | None:
         """None where the run ended before its select step."""
         return None if self.sparse is None else self.sparse.pattern
+
+    @property
+    def importance_bytes(self) -> int:
+        """What `importance` takes of memory."""
+        return sum(layer.numel() * layer.element_size() for layer in self.importance or ())
 
     @property
     def layers(self) -> int:

@@ -224,6 +224,13 @@ class _Page:
                 self.stop_button = gr.Button(
                     "Stop", interactive=False, elem_id="sd-stop", min_width=90, scale=1
                 )
+            with gr.Row(elem_id="sd-examples"):
+                gr.HTML("<span>Try</span>", apply_default_css=False, elem_classes="sd-try")
+                self.examples = [
+                    (gr.Button(label, size="sm", elem_classes="sd-example"), chosen)
+                    for label, chosen in words.EXAMPLES.items()
+                    if chosen[0] in self.kinds and chosen[1] in self.lengths
+                ]
             self.text = gr.Textbox(
                 label="Your own text",
                 info="Sent to the model as one message. Mini only knows its own small world of invented documents.",
@@ -443,6 +450,10 @@ class _Page:
         looked = [self.overview, self.overlap, self.mass]
         after = [self.replay, *looked, self.atlas, self.tracking, self.takeaway, self.picture]
         running = [self.stage, self.timeline, self.heatmap, self.layer, self.head]
+        for button, (kind, length, question) in self.examples:
+            button.click(
+                _constant(kind, length, question), None, [self.kind, self.length, self.question], queue=False, **quiet
+            ).then(self.prepare, inputs, prepared, **prepare)
         shown = [*running, self.run_button, self.stop_button, *after]
         run: dict[str, Any] = {"concurrency_limit": None, **quiet}
         self.run_button.click(self.run, inputs, shown + prepared, **run)
@@ -724,7 +735,8 @@ class _Page:
                 if shown.kept is not None:
                     # The head that is looked at now stays; its view gets what only a whole run has.
                     layer, head = visit.looked_at
-                    after = self._after(shown.kept, layer, request.link(self._given(values), values[-1] or ()))
+                    link = request.link(self._given(values), values[-1] or ())
+                    after = await asyncio.to_thread(self._after, shown.kept, layer, link)
                     heatmap = _sent(looks.head(shown.kept, layer, head) or _nothing(NO_SELECTION))
                 elif shown.over and shown.timeline is not None and visit.selected is None:
                     heatmap = _sent(_nothing(NO_SELECTION))
@@ -930,6 +942,11 @@ def _compared(comparison: dict[str, Any] | None, pins: Any) -> str:
     """The chart of a comparison and of the pinned ones."""
     rows = comparison["rows"] if comparison else ()
     return _sent({"figure": compare.chart(rows, pins), "label": compare.chart_label(rows, pins)})
+
+
+def _constant(*values: Any) -> Any:
+    """A handler that gives these values, whatever the page holds."""
+    return lambda: values
 
 
 def _nothing(sentence: str) -> dict[str, Any]:

@@ -276,7 +276,7 @@ async def _stream(desk: Desk, started: _Started, visit: Visit) -> AsyncIterator[
         if over:
             kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
             if kept is not None:
-                visit.kept, visit.selected = kept, None
+                desk.remember(visit, kept)
         yield Shown(snapshot, figure, new, kept, over)
 
 

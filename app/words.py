@@ -41,6 +41,15 @@ hatched cell is still masked, an underlined bold one was just committed, plain t
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
 
+# What to begin with: label → (kind of question, prompt length, question number). Those that the engine has are shown.
+EXAMPLES = {
+    "Somebody in a few words": ("about", "short_context", 0),
+    "A small sum": ("arithmetic", "short_context", 1),
+    "Two hops through 1k": ("two_hop", "1k", 2),
+    "Not in the documents": ("unanswerable", "1k", 3),
+    "Who is older, at 4k": ("older", "4k", 4),
+}
+
 # The paper's observations, and what shows each on the page's run. Name → (claim, button).
 OBSERVATIONS = {
     "differ": (
@@ -63,9 +72,8 @@ paper's authors. The people, places and works in the prompts are invented.</p> <
 """
 
 MASK_LEGEND = """
-<p class="sd-mask-legend">Each row is a block of queries.
-<b class="sd-key-prompt">■</b> prompt block that the head keeps for it ·
-<b class="sd-key-generation">■</b> block of the answer that it keeps ·
-<b>□</b> skipped (pale).
+<p class="sd-mask-legend">Each row is a block of queries, each column a block of keys.
+<b class="sd-key-prompt">■</b> coloured: the head keeps it, the darker the more attention it got ·
+<b>□</b> grey: skipped. Point at a cell for its tokens.
 Shares are rounded up to whole blocks, prompt and answer apart. Dashed: where the answer begins.</p>
 """

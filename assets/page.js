@@ -443,6 +443,7 @@
       if (!value || !value.figure) return;
       figure = value.figure;
       setAttribute(plot, "aria-label", value.label);
+      setAttribute(plot, "data-empty", figure.data.length ? null : "");
       soon();
     };
   }

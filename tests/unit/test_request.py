@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
+from app import request
 from app.request import FOLLOWING, MAX_CHARACTERS, OWN_TEXT, parse, unused
 from sparsed.config import ALGORITHMS, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
@@ -148,3 +150,32 @@ def test_without_a_threshold_dream_has_one_block() -> None:
 def test_the_public_codes_selection_has_its_own_switch() -> None:
     asked = parse(**{**GOOD, "steps": 10, "skip": 0.5, "selection": "reference", "block_length": 64})
     assert asked.switch_step == 7 and parse(**{**GOOD, "steps": 10, "skip": 0.5}).switch_step == 6
+
+
+def test_a_link_brings_back_what_was_set() -> None:
+    given: dict[str, Any] = {
+        "model": "mini", "kind": "about", "length": "4k", "question": 7, "text": "", "skip": 0.25, "selection": "paper",
+        "seed": 3, "backend": "auto", "track": True, "steps": 32, "gen_length": 64, "select": 0.35, "threshold": 0,
+    }  # fmt: skip
+    link = request.link(given, ["steps", "select"])
+    values, problems = request.from_link(dict(parse_qsl(link.removeprefix("?"))))
+    assert problems == []
+    wanted = {name: value for name, value in given.items() if name not in ("text", "gen_length", "threshold")}
+    assert values == wanted and type(values["skip"]) is float and type(values["steps"]) is int
+
+
+def test_a_link_holds_a_short_text_of_one_s_own_and_no_long_one() -> None:
+    text = "What & who = 100 %? ü 🦊\nnew line"
+    link = request.link({"kind": "own", "text": text}, [])
+    assert dict(parse_qsl(link[1:])) == {"kind": "own", "text": text}
+    assert "text" not in request.link({"kind": "own", "text": "x" * 2000}, [])
+    assert "text" not in request.link({"kind": "about", "text": "left over"}, [])
+
+
+def test_a_link_that_says_nonsense_is_left_out_in_a_sentence() -> None:
+    values, problems = request.from_link({"steps": "many", "skip": "nan", "unknown": "1", "seed": "4"})
+    assert values == {"seed": 4}
+    assert problems == [
+        "The link's skip 'nan' is no number: it is left out.",
+        "The link's steps 'many' is no number: it is left out.",
+    ]

@@ -1,0 +1,169 @@
+"""What stays of a run, and what the page makes of it; without a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+
+import sparsed
+from app import kept, looks, takeaway
+from app.desk import Desk
+from app.limits import Limits
+from sparsed import trace as traces
+from sparsed.config import SamplerConfig, SparseDConfig
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Any]:
+    """A short race of the bundled model, tracked, its importances kept."""
+    model = sparsed.load("mini", device="cpu", dtype="float32")
+    sampler = SamplerConfig(steps=STEPS, gen_length=32, block_length=32)
+    prompt = "Every word of this prompt is one of many. " * 12
+    sparse = SparseDConfig(keep_importance=True, block_size=32, select=0.4)
+    made = {
+        "dense": sparsed.denoise(model, prompt, sampler=sampler, attention="dense"),
+        "sparse": sparsed.denoise(model, prompt, sampler=sampler, attention=sparse, probe_steps=(4, 7)),
+    }
+    for run in made.values():
+        run.result()
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(runs) -> kept.Kept:
+    found = kept.keep(runs, "a visitor's own text")
+    assert found is not None
+    return found
+
+
+def test_steps_that_are_tracked_lie_in_the_sparse_phase() -> None:
+    assert kept.probe_steps(64, None) == ()
+    for total in range(2, 70):
+        for switch in range(1, total):
+            steps = kept.probe_steps(total, switch)
+            assert steps == sorted(set(steps)) and 1 <= len(steps) <= 4
+            assert all(switch <= step < total for step in steps) and steps[-1] == total - 1
+
+
+def test_the_mask_and_the_importances_are_the_engine_s(runs, run) -> None:
+    pattern, look = runs["sparse"].pattern, run.look
+    assert look is not None and (run.layers, run.heads) == (6, 4)
+    for layer in range(6):
+        live = kept.Selected(pattern)
+        for head in range(4):
+            wanted = pattern.mask(layer, head).numpy()
+            assert np.array_equal(look.mask(layer)[head], wanted) and np.array_equal(live.mask(layer)[head], wanted)
+            importance = pattern.importance[layer][0, head].float().numpy()
+            assert np.array_equal(look.importance_of(layer, head), importance)
+    layout = pattern.layout
+    assert (look.length, look.block_size, look.prompt_blocks) == (layout.length, 32, layout.prompt_blocks)
+
+
+def test_every_view_of_a_run_is_a_figure(run) -> None:
+    views = [looks.timeline(run), looks.head(run, 2, 3), *(looks.layer(run, 1) or ()), looks.model(run)]
+    views += [looks.later(run), looks.picture(run)]
+    assert len(views) == 8
+    for view in views:
+        assert view is not None and view["label"]
+        go.Figure(view["figure"])
+        json.dumps(view, allow_nan=False)
+    assert views[1]["figure"]["layout"]["title"]["text"] == "Layer 2, head 3"
+
+
+def test_a_run_without_a_pattern_has_nothing_to_look_at(runs) -> None:
+    dense = kept.keep({"dense": runs["dense"]}, None)
+    assert dense is not None and dense.look is None and dense.layers == 0
+    assert looks.head(dense, 0, 0) is looks.layer(dense, 0) is looks.model(dense) is looks.later(dense) is None
+    assert looks.timeline(dense) is not None
+    assert looks.timeline(None) is looks.head(None, 0, 0) is looks.picture(None) is None
+
+
+def test_runs_without_a_step_leave_nothing(runs) -> None:
+    model = runs["dense"].model
+    unbegun = sparsed.denoise(model, "one two", attention="dense")
+    assert kept.keep({"dense": unbegun}, None) is None
+    both = kept.keep({"dense": unbegun, "sparse": runs["sparse"]}, None)
+    assert both is not None and set(both.trace.lanes) == {"sparse"}
+
+
+def test_a_record_opens_again(run, tmp_path) -> None:
+    made = takeaway.download(run, "run.json.gz", lambda text, gold: (True, ""))
+    path = tmp_path / "run.json.gz"
+    path.write_bytes(made.content)
+    again = kept.opened(path)
+    assert not again.live and again.trace == run.trace and again.key != run.key
+    assert again.look is not None and np.array_equal(again.look.mask(3), run.look.mask(3))
+    assert made.name == "sparsed-mini-run.json.gz"
+    with pytest.raises(KeyError):
+        takeaway.download(run, "../secret", lambda text, gold: (True, ""))
+
+
+def test_a_recorded_importance_is_read_from_the_file(runs, tmp_path) -> None:
+    path = tmp_path / "opening.json"
+    traces.save(traces.record(runs, importance=True), path)
+    look = kept.opened(path).look
+    wanted = runs["sparse"].pattern.importance[4][0, 1].float().numpy()
+    assert look is not None
+    assert np.allclose(look.importance_of(4, 1), wanted, rtol=0.04, atol=1e-7)
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(kept, "MOST_FILE", 10)
+    path = tmp_path / "large.json"
+    path.write_text("x" * 11)
+    with pytest.raises(ValueError, match="large.json is too large for this page"):
+        kept.opened(path)
+
+
+def test_what_was_clicked() -> None:
+    assert looks.clicked({"meta": {"layer": 3, "head": 1}, "x": 7, "y": 9}) == (3, 1)
+    assert looks.clicked({"meta": {"layers": 6}, "x": 2.4, "y": 0.6}) == (1, 2)
+    for nothing in ({}, {"x": "a", "y": 1}, {"x": -3, "y": 1}, {"meta": None}):
+        assert looks.clicked(nothing) is None
+
+
+def test_what_fits_is_kept() -> None:
+    assert kept.fits(32, 32, 65_664, 128) and not kept.fits(32, 32, 65_664, 64)
+
+
+def test_files_have_their_types(run) -> None:
+    def judge(text: str, gold: str) -> tuple[bool, str]:
+        return True, "right"
+
+    page = takeaway.download(run, "replay.html", judge).content.decode()
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    from PIL import Image
+
+    with Image.open(io.BytesIO(takeaway.download(run, "race.gif", judge).content)) as picture:
+        assert picture.format == "GIF"
+    offered = takeaway.offer(run, "prefix", "?a=1")
+    assert {file["name"] for file in offered["files"]} == set(takeaway.FILES) and offered["live"]
+    assert all(file["href"] == f"prefix/{run.key}/{file['name']}" for file in offered["files"])
+
+
+def test_importances_are_kept_as_the_engine_made_them(run) -> None:
+    assert run.importance is not None and run.importance[0].dtype == torch.float16
+
+
+def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> None:
+    desk = Desk(None, "mini", Limits())  # type: ignore[arg-type]
+    size = run.importance_bytes
+    assert size == sum(layer.nbytes for layer in run.importance) > 0
+    monkeypatch.setattr("app.desk.MOST_IMPORTANCE", 2 * size)
+    runs = [replace(run) for _ in range(4)]
+    for number, one in enumerate(runs):
+        desk.remember(desk.visit(f"visit {number}"), one)
+    left = [desk.visit(f"visit {number}").kept for number in range(4)]
+    assert [one is not None and one.importance is not None for one in left] == [False, False, True, True]
+    # Nothing else of them goes: the downloads' addresses still hold.
+    assert [one.key for one in left if one] == [one.key for one in runs]
+    assert desk.kept(runs[0].key) is left[0] and desk.kept("guessed") is desk.kept("größer 🦊") is None
