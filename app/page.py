@@ -343,7 +343,7 @@ class _Page:
                     value=0, label="Question number", elem_id="sd-question", info="Each number makes another prompt.",
                     scale=1, **number,
                 )  # fmt: skip
-            gr.HTML("<h3>Sampler</h3>", apply_default_css=False)
+            gr.HTML("<h2>Sampler</h2>", apply_default_css=False)
             with gr.Row():
                 self.algorithm = gr.Dropdown(
                     [(label, name) for name, label in words.ALGORITHMS.items()], value=usual.algorithm,
@@ -384,7 +384,7 @@ class _Page:
                 self.seed = gr.Number(
                     value=0, label="Sampler seed", elem_id="sd-seed", info="Both lanes use the same.", **number,
                 )  # fmt: skip
-            gr.HTML("<h3>SparseD</h3>", apply_default_css=False)
+            gr.HTML("<h2>SparseD</h2>", apply_default_css=False)
             with gr.Row():
                 self.skip = gr.Slider(
                     0.0, 1.0, value=0.2, step=0.05, label="Skip", elem_id="sd-skip",

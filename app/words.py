@@ -73,7 +73,7 @@ paper's authors. The people, places and works in the prompts are invented.</p> <
 
 MASK_LEGEND = """
 <p class="sd-mask-legend">Each row is a block of queries, each column a block of keys.
-<b class="sd-key-prompt">■</b> coloured: the head keeps it, the darker the more attention it got ·
+<b class="sd-key-prompt">■</b> coloured: the head keeps it, the stronger the more attention it got ·
 <b>□</b> grey: skipped. Point at a cell for its tokens.
 Shares are rounded up to whole blocks, prompt and answer apart. Dashed: where the answer begins.</p>
 """

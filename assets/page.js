@@ -411,6 +411,8 @@
   function mountChart(root, trigger) {
     const plot = el("div", { class: "sd-plot", role: "img" });
     root.replaceChildren(plot);
+    // On a phone some scroll inside themselves, which must not need a pointer.
+    root.tabIndex = window.matchMedia("(max-width: 760px)").matches ? 0 : -1;
     let figure = null;
     let timer = null;
     let last = 0;
