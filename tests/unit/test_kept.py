@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sparsed
-from app import kept, looks, takeaway
+from app import kept, looks, record, takeaway
 from app.desk import Desk
 from app.limits import Limits
 from sparsed import trace as traces
@@ -167,3 +167,22 @@ def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> Non
     # Nothing else of them goes: the downloads' addresses still hold.
     assert [one.key for one in left if one] == [one.key for one in runs]
     assert desk.kept(runs[0].key) is left[0] and desk.kept("guessed") is desk.kept("größer 🦊") is None
+
+
+def test_the_page_begins_with_a_recorded_race_of_the_bundled_model() -> None:
+    run = kept.opening()
+    assert run is not None and not run.live and run.trace.model.name == "mini"
+    assert set(run.trace.lanes) == {"dense", "sparse"} and all(lane.finished for lane in run.trace.lanes.values())
+    # Everything that a live run shows afterwards is in the file.
+    assert run.pattern is not None and run.pattern.importance and run.pattern.kept_mass and run.trace.prompt.words
+    assert run.sparse is not None and len(run.sparse.probes) == 4 and run.trace.prompt.gold
+
+
+def test_recording_a_race(tmp_path, capsys) -> None:
+    path = tmp_path / "race.json.gz"
+    assert record.main(["--length", "short_context", "--steps", "5", "--out", str(path)]) == 0
+    run = kept.opened(path)
+    assert {name: len(lane.steps) for name, lane in run.trace.lanes.items()} == {"dense": 5, "sparse": 5}
+    assert run.look is not None and run.look.importance_of(0, 0) is not None
+    assert record.main(["--length", "17", "--steps", "5", "--out", str(path)]) == 2
+    assert "error: " in capsys.readouterr().err
