@@ -283,7 +283,8 @@ def test_closing_the_stream_frees_the_device(engine: Noting) -> None:
                 return
             await asyncio.sleep(0.02)
 
-    asyncio.run(scenario())
+    with ThreadPoolExecutor(1) as alone:  # Playwright has a loop in the main thread
+        alone.submit(asyncio.run, scenario()).result()
     assert free(desk, visit)
     assert {run.name for run in engine.runs} == {"1k"} and 0 < sum(len(run.seconds) for run in engine.runs) < 128
     assert collect(desk, visit, asked_of(desk), ["short_context"])[-1]["state"] == "done"
