@@ -65,7 +65,8 @@ def take(browser, address: str, given: argparse.Namespace) -> None:
     page.get_by_role("option", name=re.compile(f"^{given.length}")).first.click()
     page.wait_for_timeout(3000)
     page.evaluate(
-        "document.addEventListener('sparsed:stage', (e) => { window.stepsMade = e.detail.lanes.map((l) => l.step); })"
+        "document.addEventListener('sparsed:stage', ({ detail }) => {"
+        " if (!detail.replay) window.stepsMade = detail.lanes.map((lane) => lane.step); })"
     )
     page.click("#sd-run")
     page.mouse.move(0, 0)
