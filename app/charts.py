@@ -19,6 +19,9 @@ COLOURS = {"dense": "var(--sd-dense)", "sparse": "var(--sd-sparse)"}
 LABELS = {"dense": "Full attention", "sparse": "SparseD"}
 # Not by colour alone: the lanes differ in line style and marker too.
 STYLES = {"dense": ("solid", "circle"), "sparse": ("dash", "diamond")}
+LEGEND_ABOVE = {
+    "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
+}  # fmt: skip
 
 
 def base_layout(**layout: Any) -> Figure:
@@ -123,15 +126,7 @@ def timeline(
                 "nticks": 4,
             },
             showlegend=True,
-            legend={
-                "orientation": "h",
-                "x": 0,
-                "xanchor": "left",
-                "xref": "paper",
-                "y": 1,
-                "yref": "container",
-                "yanchor": "top",
-            },
+            legend=LEGEND_ABOVE,
             margin={"l": 56, "r": 14, "t": 62, "b": 52},
             shapes=shapes,
             annotations=annotations,
@@ -140,11 +135,9 @@ def timeline(
     }
 
 
-def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Figure]]:
-    """The switch line, the phases of SparseD behind it, and their names."""
-    if switch_step is None:
-        return [], []
-    line: Figure = {
+def switch_line(switch_step: int) -> Figure:
+    """Stands between the select step and the first sparse one, where steps count from 1; switch_step from 0."""
+    return {
         "type": "line",
         "name": "switch",
         "x0": switch_step + 0.5,
@@ -154,6 +147,12 @@ def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Fig
         "yref": "paper",
         "line": {"color": INK, "width": 1.5, "dash": "dot"},
     }
+
+
+def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Figure]]:
+    """The switch line, the phases of SparseD behind it, and their names."""
+    if switch_step is None:
+        return [], []
     right = switch_step <= total / 2
     said: Figure = {
         "x": switch_step + 0.5,
@@ -166,7 +165,7 @@ def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Fig
         "font": {"color": INK, "size": 12},
     }
     spans = (("dense", 0.5, switch_step - 0.5), ("select", switch_step - 0.5, switch_step + 0.5))
-    shapes: list[Figure] = [line]
+    shapes = [switch_line(switch_step)]
     for phase, first, last in (*spans, ("sparse", switch_step + 0.5, total + 0.5)):
         if last <= first:
             continue

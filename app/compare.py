@@ -569,15 +569,7 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> charts.Figure:
                 }
             ],
             showlegend=True,
-            legend={
-                "orientation": "h",
-                "x": 0,
-                "xanchor": "left",
-                "xref": "paper",
-                "y": 1,
-                "yref": "container",
-                "yanchor": "top",
-            },
+            legend=charts.LEGEND_ABOVE,
             margin={"l": 60, "r": 14, "t": 62, "b": 52},
             hovermode="closest",
         ),

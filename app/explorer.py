@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from app.charts import INK, MUTED, Figure, base_layout, block_labels, block_ranges
+from app.charts import INK, MUTED, Figure, base_layout, block_labels, block_ranges, switch_line
 
 SKIPPED, HATCH, KEPT = "var(--sd-skipped)", "var(--sd-hatch)", "var(--sd-kept)"
 KEPT_GENERATION, STRONG, PANEL = "var(--sd-kept-generation)", "var(--sd-ink-strong)", "var(--sd-panel)"
@@ -620,18 +620,7 @@ def tracking(steps: Sequence[int], overlap: np.ndarray, switch_step: int | None)
     ]
     shapes, annotations = [], []
     if switch_step is not None:
-        shapes.append(
-            {
-                "type": "line",
-                "name": "switch",
-                "x0": switch_step + 0.5,
-                "x1": switch_step + 0.5,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": INK, "width": 1.5, "dash": "dot"},
-            }
-        )
+        shapes.append(switch_line(switch_step))
         annotations.append(
             {
                 "x": switch_step + 0.5,

@@ -7,6 +7,7 @@ same thing, made on another day.
 from __future__ import annotations
 
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,7 @@ OPENING = Path(__file__).resolve().parent.parent / "assets" / "opening.json.gz"
 MOST_FILE = 64 * 2**20
 
 
-class Look:
+class Look(ABC):
     """A pattern to look at, whatever it comes from."""
 
     layers: int
@@ -40,13 +41,13 @@ class Look:
         """Blocks on the prompt's side; they come first."""
         return min(-(-self.prompt_length // self.block_size), -(-self.length // self.block_size) - 1)
 
+    @abstractmethod
     def mask(self, layer: int) -> np.ndarray:
         """Bool [heads, query blocks, key blocks] of the first row: True where the block is kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def importance_of(self, layer: int, head: int) -> np.ndarray | None:
         """Float32 [query blocks, key blocks] of the first row; None where it was not kept."""
-        raise NotImplementedError
 
 
 class Selected(Look):

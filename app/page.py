@@ -274,7 +274,7 @@ class _Page:
         return page
 
     def _explorer(self, first: Kept | None) -> None:
-        """What the heads keep, beside each other; each view is made when its tab is opened or its layer chosen."""
+        """What the heads keep, beside each other."""
         with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
             gr.HTML("<h2>Look inside</h2>", apply_default_css=False)
             with gr.Row(elem_id="sd-observations"):
@@ -291,10 +291,10 @@ class _Page:
                             self.overlap = _view("chart", _nothing(NO_PATTERN), "sd-overlap")
                         with gr.Column(min_width=320):
                             self.mass = _view("chart", _nothing(NO_PATTERN), "sd-mass")
-                with gr.Tab("Whole model", id="model") as self.model_tab:
-                    self.atlas = _view("chart", _nothing(NO_PATTERN), "sd-atlas")
-                with gr.Tab("Later steps", id="later") as self.later_tab:
-                    self.tracking = _view("chart", _nothing(NOT_TRACKED), "sd-tracking")
+                with gr.Tab("Whole model", id="model"):
+                    self.atlas = _view("chart", looks.model(first) or _nothing(NO_PATTERN), "sd-atlas")
+                with gr.Tab("Later steps", id="later"):
+                    self.tracking = _view("chart", looks.later(first) or _nothing(NOT_TRACKED), "sd-tracking")
                 with gr.Tab("Take it away", id="takeaway"):
                     self.takeaway = _view("takeaway", self._offer_files(first), "sd-takeaway")
                     self.upload = gr.UploadButton(
@@ -463,8 +463,6 @@ class _Page:
         gr.on([self.layer.input, self.head.input], self.show_head, chosen, self.heatmap, **look)
         self.layer.input(self.show_layer, self.layer, looked, **look)
         gr.on([page.load, self.layer_tab.select], self.show_layer, self.layer, looked, **look)
-        self.model_tab.select(self.show_model, None, self.atlas, **look)
-        self.later_tab.select(self.show_later, None, self.tracking, **look)
         gr.on(
             [self.overview.click, self.atlas.click], self.show_clicked, None, [*chosen, self.heatmap, *looked], **look
         )
@@ -840,14 +838,6 @@ class _Page:
         run = self._kept(self.desk.visit(http.session_hash))
         views = None if run is None else looks.layer(run, int(layer or 0))
         return (gr.skip(),) * 3 if views is None else tuple(_sent(view) for view in views)
-
-    def show_model(self, http: gr.Request) -> Any:
-        """Every head of every layer."""
-        return _sent(looks.model(self._kept(self.desk.visit(http.session_hash))) or _nothing(NO_SELECTION))
-
-    def show_later(self, http: gr.Request) -> Any:
-        """How far a fresh selection at later steps would differ from the one reused."""
-        return _sent(looks.later(self._kept(self.desk.visit(http.session_hash))) or _nothing(NOT_TRACKED))
 
     def observe_later(self, http: gr.Request) -> Outputs:
         """The tab of the later steps; where the last run was not tracked, the next one will be."""

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import sparsed
     from sparsed import trace
-    from sparsed.config import SamplerConfig, SparseDConfig
+    from sparsed.config import DEFAULT_SKIP, SamplerConfig, SparseDConfig, switch_step
     from sparsed.prompts import build_prompt
 
     try:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         prompt = build_prompt(model, given.length, given.kind, given.question)
         sampler = SamplerConfig(steps=given.steps)
         dense = sparsed.denoise(model, prompt.text, sampler=sampler, attention="dense")
-        probes = probe_steps(dense.total, sparsed.denoise(model, prompt.text, sampler=sampler).switch_step)
+        probes = probe_steps(dense.total, switch_step(dense.total, DEFAULT_SKIP, "paper"))
         sparse = sparsed.denoise(
             model, prompt.text, sampler=sampler, attention=SparseDConfig(keep_importance=True), probe_steps=probes
         )

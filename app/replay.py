@@ -12,15 +12,12 @@ from typing import Any, Literal
 
 from app.canvas import Canvas
 from app.race import Update
-from app.session import BACKEND_WORDS
+from app.session import BACKEND_WORDS, OWN_QUESTION, STOPPED
 from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges
 from sparsed import trace as traces
 from sparsed.config import switch_step
 
 Judge = Callable[[str, str], tuple[bool, str]]
-
-OWN_TEXT = "your own text"
-STOPPED = "Stopped. What was written so far stays here."
 
 
 def replay_value(
@@ -133,7 +130,7 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         gold=trace.prompt.gold,
         judge=judge,
         notes=trace.lanes[names.get(SPARSE) or names[DENSE]].notes,
-        question=trace.prompt.question or OWN_TEXT,
+        question=trace.prompt.question or OWN_QUESTION,
     )
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
     changes = {key: _changes(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}

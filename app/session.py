@@ -29,6 +29,8 @@ BACKEND_WORDS = {
     "flex": "FlexAttention",
     "triton": "Triton",
 }
+STOPPED = "Stopped. What was written so far stays here."
+OWN_QUESTION = "your own text"
 WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No clock runs yet."
 
 
@@ -245,7 +247,7 @@ def _start(
         judge=engine.verdict,
         read=lambda tokens: engine.read_answer(model, tokens),
         notes=runs[SPARSE].notes,
-        question=material.question or "your own text",
+        question=material.question or OWN_QUESTION,
     )
     race = Race([Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=on_end)
     return _Started(race, stage, runs, material.prompt)
@@ -284,4 +286,4 @@ def _message(state: str, error: Exception | None, lane: str | None) -> str:
     if state == "failed" and error is not None:
         from_lane = {DENSE: "Full attention", SPARSE: "SparseD"}.get(lane or "")
         return error_sentence(error, from_lane)
-    return {"stopped": "Stopped. What was written so far stays here.", "done": "", "running": ""}[state]
+    return {"stopped": STOPPED, "done": "", "running": ""}[state]
