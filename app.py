@@ -35,7 +35,9 @@ from app import (
     race,
     replay,
     request,
+    serving,
     session,
+    settings,
     stage,
     takeaway,
     theme,
@@ -44,7 +46,7 @@ from app import (
 
 MODULES = (
     canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, page,
-    peak, published, race, replay, request, session, stage, takeaway, theme, words,
+    peak, published, race, replay, request, serving, session, settings, stage, takeaway, theme, words,
 )  # fmt: skip
 DEFAULT_KIND = "about"
 
@@ -89,7 +91,7 @@ def main() -> int:
         server_port=given.port,
         prevent_thread_lock=True,
         quiet=True,
-        **page.launch_options(here),
+        **serving.launch_options(here),
     )
     if address is None:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the

@@ -11,15 +11,14 @@ import gc
 import math
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from app import charts, limits, published
 from app.desk import Desk, Visit
 from app.limits import Estimate
 from app.peak import Peak
-from app.race import Race
 from app.request import OWN_TEXT, Request
-from app.session import Shown, perform
+from app.session import Measured, Shown, perform
 from app.stage import DENSE, SPARSE, clock
 
 # A row and a comparison as assets/compare.js draws them; see `_row` and `_Table.value`.
@@ -326,99 +325,6 @@ class _Table:
 # ---- the races ---------------------------------------------------------------------------------------------
 
 
-class _Run:
-    """A run of the engine that notes the memory it took before its device is free for others."""
-
-    def __init__(self, run: Any, peak: Peak) -> None:
-        self._run, self._peak = run, peak
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
-
-    def __iter__(self) -> _Run:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._run)
-
-    def close(self) -> None:
-        self._peak.note()
-        self._run.close()
-
-
-class _Engine:
-    """The engine as one race of a comparison sees it: memory is watched from when the device is its own, and nothing
-    is kept or measured that only a look at the pattern needs.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.peak: Peak | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def denoise(
-        self, model: Any, prompt: Any, sampler: Any, attention: Any, backend: str, probe_steps: Sequence[int] = ()
-    ) -> _Run:
-        if self.peak is None:
-            # What the race before left behind in cycles would count as this one's.
-            gc.collect()
-            self.peak = Peak(model)
-            self.peak.begin()
-        if attention is not None:
-            attention = replace(attention, keep_importance=False)
-        return _Run(self._engine.denoise(model, prompt, sampler, attention, backend), self.peak)
-
-    def keep(self, runs: Any, prompt: Any) -> None:
-        """A comparison leaves no run behind to look at."""
-
-
-class _Bench:
-    """The desk as one race of a comparison sees it."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self.engine = _Engine(desk.engine)
-        self.tokens: int | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._desk, name)
-
-    def prompt(self, *given: Any) -> Any:
-        made = self._desk.prompt(*given)
-        self.tokens = made.tokens
-        return made
-
-
-class _Turn(Visit):
-    """The visit as one race of a comparison sees it: it can be stopped, also between two races, and the last run that
-    the visitor looks at stays where it is.
-    """
-
-    def __init__(self, visit: Visit) -> None:
-        self._visit = visit
-        super().__init__()
-
-    @property
-    def stopping(self) -> bool:
-        return self._visit.stopping
-
-    @stopping.setter
-    def stopping(self, value: bool) -> None:
-        # A race begins by forgetting that Stop was pressed; here that would lose one pressed between two races.
-        if value:
-            self._visit.stopping = True
-
-    @property
-    def race(self) -> Race | None:
-        return self._visit.race
-
-    @race.setter
-    def race(self, race: Race | None) -> None:
-        self._visit.race = race
-
-
 async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[str]) -> AsyncGenerator[Comparison, None]:
     """Runs the race of `asked` at each of `lengths`, shortest first, and yields the table after every change.
 
@@ -456,14 +362,14 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
         for name in chosen:
             if visit.stopping or unloaded:
                 break
-            bench = _Bench(desk)
+            measured = Measured()
             message = f"{_shown(name)} is being run."
-            stream = perform(cast(Desk, bench), _Turn(visit), replace(asked, length=name))
+            stream = perform(desk, visit, replace(asked, length=name), measured)
             async with contextlib.aclosing(stream) as race:
                 async for shown in race:
                     if table.costs is None and _ready(desk, asked, shown):
                         table.costs = foresee(desk, asked, chosen)
-                    table.take(name, shown.stage, bench.tokens, bench.engine.peak)
+                    table.take(name, shown.stage, measured.tokens, measured.peak)
                     if not shown.over:
                         yield table.value("running", message)
             row = table.rows[name]

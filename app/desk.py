@@ -17,7 +17,7 @@ import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from app.engine import Engine
 from app.kept import MOST_IMPORTANCE, Kept, Selected, opening
@@ -88,8 +88,9 @@ class Loading:
 class Visit:
     """What belongs to one open page. stopping: Stop was pressed (or the tab closed) during the current run.
     latest: the newest preparation of a prompt; older ones give way to it. selected: the pattern of the current run,
-    from its select step on. kept: the last run that is over, or a recorded one. looked_at: layer and head.
-    comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see `app.compare`).
+    from its select step on. kept: the last run that is over, or a recorded one. looked_at: layer and head; shades:
+    what their view shows. comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see
+    `app.compare`).
     """
 
     def __init__(self) -> None:
@@ -98,6 +99,7 @@ class Visit:
         self.selected: Selected | None = None
         self.kept: Kept | None = None
         self.looked_at = (1, 0)
+        self.shades: Literal["both", "importance", "kept"] = "both"
         self.comparison: dict[str, Any] | None = None
         self.pins: tuple[Any, ...] = ()
         self.running = False

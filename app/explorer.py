@@ -76,7 +76,8 @@ def overview(
     it. blocks, block_size, prompt_blocks: of the sequence. columns: at most so many heads in a row. width:
     the pixels the figure will probably get; its height follows.
 
-    The trace of a head has meta {"layer", "head"}; its z are whole percents, its x and y block indices.
+    The trace of a head has meta {"layer", "head"}, the layout {"layer", "heads"}; a trace's z are whole percents, its
+    x and y block indices.
     """
     heads, cells = _heads_and_cells(thumbs)
     across, down = grid(heads, columns)
@@ -165,6 +166,7 @@ def overview(
         shapes=shapes,
         annotations=annotations,
         hovermode="closest",
+        meta={"layer": layer, "heads": heads},
     )
     label = (
         f"Block masks of the {heads} heads of layer {layer}, {scale}. By head, the {what}: "
@@ -325,7 +327,8 @@ def head_detail(
     "kept", only the mask is drawn; with "importance", kept cells are not marked by their shade. words: the
     first words of every block, or nothing. kept_mass: share of attention mass kept, for the title.
 
-    A cell is kept exactly where z ≥ meta.kept_from, whatever is shown. Cells are never merged. Where there
+    The layout's meta is {"layer", "head"}. A cell is kept exactly where z ≥ meta.kept_from of its trace, whatever
+    is shown. Cells are never merged. Where there
     is importance, customdata is the share of attention, negative for cells that are skipped; the hover puts
     these into brackets, because a sentence for each of 513 × 513 cells would be megabytes.
     """
@@ -402,6 +405,7 @@ def head_detail(
         margin={"l": 56, "r": 14, "t": 46 + 16 * len(lines), "b": 56},
         shapes=shapes,
         hovermode="closest",
+        meta={"layer": layer, "head": head},
     )
     return View({"data": [trace], "layout": layout}, f"Block mask of layer {layer}, head {head}: {kept}.")
 

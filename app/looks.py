@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from app import charts, explorer
 from app.kept import Kept, Look, Selected
+from app.replay import origin
 from app.stage import DENSE, SPARSE
-from sparsed.analysis import head_overlap, thumbnails
+from sparsed.analysis import mask_overlap, thumbnails
 
 Value = dict[str, Any]
+Shades = Literal["both", "importance", "kept"]
 
 
 def timeline(run: Kept | None) -> Value | None:
@@ -32,22 +34,30 @@ def timeline(run: Kept | None) -> Value | None:
     return {"figure": figure, "label": f"Line chart of the time per step of {' and '.join(lanes)}, {total} steps."}
 
 
-def live_head(selected: Selected, layer: int, head: int) -> Value:
-    """One head of a run that goes on."""
-    return _head(selected, layer, head)
+def which(run: Kept | Selected | None, *, before: bool = False) -> str:
+    """Which run the page looks at, in a sentence. before: another one goes on that has not selected yet."""
+    if run is None:
+        return "Nothing to look at yet: press Run."
+    if isinstance(run, Selected):
+        return "Your run, which goes on: its blocks are selected. More is here when it is over."
+    if run.live:
+        said = "Your last run"
+    else:
+        about = origin(run.trace)
+        said = f"A recorded run of {run.trace.model.name}, on {about['machine']}, {about['date']}"
+    said += f": {run.trace.prompt.tokens:,} prompt tokens"
+    look = run.look
+    said += "" if look is None else f", {-(-look.length // look.block_size)} blocks of {look.block_size}"
+    return f"{said}. The run that goes on now comes here at its select step." if before else f"{said}."
 
 
-def head(run: Kept | None, layer: int, head: int) -> Value | None:
+def head(run: Kept | Selected | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
     """One head: what it keeps, over what mattered to it."""
-    look = None if run is None else run.look
-    if run is None or look is None:
+    look = _look(run)
+    if look is None:
         return None
     layer, head = min(layer, look.layers - 1), min(head, look.heads - 1)
     mass = _mass(run, layer)
-    return _head(look, layer, head, None if mass is None else mass[head], run.trace.prompt.words)
-
-
-def _head(look: Look, layer: int, head: int, mass: float | None = None, words: tuple[str, ...] = ()) -> Value:
     view = explorer.head_detail(
         look.mask(layer)[head],
         layer=layer,
@@ -57,16 +67,17 @@ def _head(look: Look, layer: int, head: int, mass: float | None = None, words: t
         block_size=look.block_size,
         prompt_blocks=look.prompt_blocks,
         importance=look.importance_of(layer, head),
-        kept_mass=mass,
-        words=words,
+        kept_mass=None if mass is None else mass[head],
+        words=run.trace.prompt.words if isinstance(run, Kept) else (),
+        show=shades,
     )
     return view._asdict()
 
 
-def layer(run: Kept | None, layer: int) -> tuple[Value, Value, Value] | None:
+def layer(run: Kept | Selected | None, layer: int) -> tuple[Value, Value, Value] | None:
     """All heads of a layer: their masks, how much they share, and how much attention each keeps."""
-    look = None if run is None else run.look
-    if run is None or look is None or run.pattern is None:
+    look = _look(run)
+    if look is None:
         return None
     layer = max(0, min(layer, look.layers - 1))
     mask, mass = look.mask(layer), _mass(run, layer)
@@ -81,9 +92,11 @@ def layer(run: Kept | None, layer: int) -> tuple[Value, Value, Value] | None:
         block_size=look.block_size,
         prompt_blocks=look.prompt_blocks,
     )
-    overlap = explorer.overlap_matrix(head_overlap(run.pattern, layer), layer)
+    overlap = explorer.overlap_matrix(mask_overlap(mask), layer)
     if mass is None:
-        said = "How much attention the heads keep is known of runs whose importances were kept."
+        said = "How much attention each head keeps appears here when the run is over."
+        if not isinstance(run, Selected):
+            said = "How much attention the heads keep is known of runs whose importances were kept."
         bars: Value = {"figure": charts.empty(said), "label": said}
     else:
         bars = explorer.kept_mass_bars(mass, density.tolist(), layer)._asdict()
@@ -92,7 +105,7 @@ def layer(run: Kept | None, layer: int) -> tuple[Value, Value, Value] | None:
 
 def model(run: Kept | None) -> Value | None:
     """Every head of every layer."""
-    look = None if run is None else run.look
+    look = _look(run)
     if look is None:
         return None
     made = [thumbnails(look.mask(layer), explorer.ATLAS_CELLS) for layer in range(look.layers)]
@@ -116,7 +129,7 @@ def later(run: Kept | None) -> Value | None:
 
 def picture(run: Kept | None) -> Value | None:
     """What selection is, drawn from this run: the middle layer's first head, and the one most unlike it."""
-    look = None if run is None else run.look
+    look = _look(run)
     if look is None:
         return None
     layer = look.layers // 2
@@ -140,8 +153,12 @@ def clicked(point: Mapping[str, Any]) -> tuple[int, int] | None:
     return round(y), round(x)
 
 
-def _mass(run: Kept, layer: int) -> list[float] | None:
-    """The share of attention that each head of a layer keeps."""
-    if run.pattern is None or not run.pattern.kept_mass:
+def _look(run: Kept | Selected | None) -> Look | None:
+    return run.look if isinstance(run, Kept) else run
+
+
+def _mass(run: Kept | Selected | None, layer: int) -> list[float] | None:
+    """The share of attention that each head of a layer keeps; None where that is not known, or not yet."""
+    if not isinstance(run, Kept) or run.pattern is None or not run.pattern.kept_mass:
         return None
     return list(run.pattern.kept_mass[layer])

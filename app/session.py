@@ -5,7 +5,8 @@ gradio.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from app import charts, limits
 from app.canvas import Canvas
 from app.desk import Desk, Loaded, Loading, Visit, error_sentence, log_error
 from app.kept import Kept, Selected, fits, probe_steps
+from app.peak import Peak
 from app.race import Lane, Race, Ticket
 from app.request import OWN_TEXT, Request
 from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, opening
@@ -48,6 +50,30 @@ class Shown:
     over: bool = False
     loading: str = ""
     loaded: Loaded | None = None
+
+
+@dataclass
+class Measured:
+    """What a race that is one of several leaves: its numbers alone. The visit's last run, which the visitor looks at,
+    stays; so does a Stop that was pressed before this race began.
+
+    tokens: of the prompt, once it is made. peak: the memory that was needed while the device was this race's.
+    """
+
+    tokens: int | None = None
+    peak: Peak | None = None
+
+    def begin(self, model: Any) -> None:
+        """The device is this race's now."""
+        # What the race before left behind in cycles would count as this one's.
+        gc.collect()
+        self.peak = Peak(model)
+        self.peak.begin()
+
+    def end(self) -> None:
+        """It is so no longer; from any thread."""
+        if self.peak is not None:
+            self.peak.note()
 
 
 @dataclass(frozen=True)
@@ -100,12 +126,18 @@ async def follow(job: Loading) -> AsyncIterator[tuple[str, bool]]:
         await asyncio.sleep(LOADING_SECONDS)
 
 
-async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Shown, None]:
+async def perform(
+    desk: Desk, visit: Visit, asked: Request, measured: Measured | None = None
+) -> AsyncGenerator[Shown, None]:
     """Runs the race for `visit`. Ends within one step after `visit.stop()`; closing the stream stops the race
     too.
+
+    measured: this is one race of several, whose caller keeps `visit.running`; its numbers go there, and nothing is kept
+    or computed that only a look at the run needs.
     """
-    visit.stopping = False
-    visit.running = True
+    if measured is None:
+        visit.stopping = False
+        visit.running = True
     ticket: Ticket | None = None
     race: Race | None = None
     handed_on = False
@@ -124,6 +156,8 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         yield _shown(asked, "preparing", "Preparing the prompt …", loaded=loaded if waited else None)
         material = await asyncio.to_thread(gather, desk, asked, loaded)
         asked = material.asked
+        if measured is not None:
+            measured.tokens = material.tokens
         if material.refused:
             yield _shown(asked, "refused", material.refused, over=True)
             return
@@ -141,12 +175,14 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         place = ticket
 
         def free() -> None:
+            if measured is not None:
+                measured.end()
             place.leave()
             release()
 
         if not loaded.place.startswith("CPU"):
             yield _shown(asked, "preparing", WARMING_UP)
-        starting = asyncio.create_task(asyncio.to_thread(_start, desk, asked, loaded, material, free))
+        starting = asyncio.create_task(asyncio.to_thread(_start, desk, asked, loaded, material, free, measured))
         try:
             started = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -155,10 +191,11 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
             starting.add_done_callback(lambda done: _abandon(done, free))
             raise
         visit.race = race = started.race
-        visit.selected = None
+        if measured is None:
+            visit.selected = None
         if visit.stopping:
             race.stop()
-        async for shown in _stream(desk, started, visit):
+        async for shown in _stream(desk, started, visit if measured is None else None):
             yield shown
     except EXPECTED as error:
         if not isinstance(error, ValueError):
@@ -166,7 +203,8 @@ async def perform(desk: Desk, visit: Visit, asked: Request) -> AsyncGenerator[Sh
         state = "refused" if isinstance(error, ValueError) else "failed"
         yield _shown(asked, state, error_sentence(error), over=True)
     finally:
-        visit.running = False
+        if measured is None:
+            visit.running = False
         visit.race = None  # it holds the model
         if race is not None:
             race.stop()
@@ -206,15 +244,23 @@ class _Started:
 
 
 def _start(
-    desk: Desk, asked: Request, loaded: Loaded, material: Material, on_end: Callable[[], None]
+    desk: Desk,
+    asked: Request,
+    loaded: Loaded,
+    material: Material,
+    on_end: Callable[[], None],
+    measured: Measured | None,
 ) -> _Started:
     engine, model = desk.engine, loaded.model
     runs: dict[str, Any] = {}
     sparse = asked.attention
-    length, block = material.tokens + asked.gen_length, sparse.block_size or 128
-    if fits(loaded.shape.layers, loaded.shape.heads, length, block):
-        sparse = replace(sparse, keep_importance=True)
-    probes = probe_steps(asked.steps, asked.switch_step) if asked.track else ()
+    probes: Sequence[int] = ()
+    if measured is not None:
+        measured.begin(model)
+    else:
+        length, block = material.tokens + asked.gen_length, sparse.block_size or 128
+        sparse = replace(sparse, keep_importance=fits(loaded.shape.layers, loaded.shape.heads, length, block))
+        probes = probe_steps(asked.steps, asked.switch_step) if asked.track else ()
     try:
         for key, attention, fresh in ((DENSE, None, ()), (SPARSE, sparse, probes)):
             runs[key] = engine.denoise(model, material.text, asked.sampler, attention, asked.backend, fresh)
@@ -253,13 +299,14 @@ def _start(
     return _Started(race, stage, runs, material.prompt)
 
 
-async def _stream(desk: Desk, started: _Started, visit: Visit) -> AsyncIterator[Shown]:
+async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIterator[Shown]:
+    """visit: who looks at the run, at its pattern from the select step on; None if nobody does."""
     stage, sparse = started.stage, started.stage.lanes[SPARSE]
     run = started.runs[SPARSE]
     found = False
     async for update in started.race.updates():
         new: Selected | None = None
-        if not found and run.pattern is not None:
+        if not found and visit is not None and run.pattern is not None:
             found = True
             new = visit.selected = Selected(run.pattern)
         stage.message = _message(update.state, update.error, update.error_lane)
@@ -275,7 +322,7 @@ async def _stream(desk: Desk, started: _Started, visit: Visit) -> AsyncIterator[
         )
         over = update.state != "running"
         kept = None
-        if over:
+        if over and visit is not None:
             kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
             if kept is not None:
                 desk.remember(visit, kept)

@@ -22,6 +22,24 @@ ALGORITHMS = {
 }
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 
+# What the view of one head shows.
+SHADES = {"both": "importance and choice", "importance": "importance alone", "kept": "choice alone"}
+
+# What the buttons do, by the id of the element.
+BUTTONS = {
+    "sd-another": "The next question of this kind, with another prompt.",
+    "sd-run": "Both lanes answer the question above, with the settings below.",
+    "sd-stop": "Ends the run after the step that goes on now; what is there stays.",
+    "sd-observe-differ": "Shows the heads of one layer beside each other.",
+    "sd-observe-stay": "Shows how much of the choice later steps would choose again.",
+    "sd-observe-early": "Sets skip to 0 and runs.",
+    "sd-upload": "Opens a record that was downloaded here; nothing is sent to anybody else.",
+    "sd-compare-run": "One race for each prompt length chosen, one after the other.",
+    "sd-compare-stop": "Ends the comparison; the rows that are there stay.",
+    "sd-compare-pin": "Keeps this comparison in the chart, beside those to come.",
+    "sd-compare-clear": "Takes the pinned comparisons out of the chart.",
+}
+
 START = "Press Run. The two lanes take turns on this machine, so each clock shows its own lane's work alone."
 
 HOW = """ <div class="sd-how"> <ol> <li><b>A canvas of masks.</b> A diffusion language model starts from masks

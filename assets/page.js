@@ -3,6 +3,7 @@
   "use strict";
 
   const PLOTLY = document.currentScript.dataset.plotly;
+  const BUTTONS = JSON.parse(document.currentScript.dataset.buttons);
   const THEME_KEY = "sparsed-theme";
   const DRAW_EVERY_MS = 250;
   const LANE_LABELS = { dense: "Full attention", sparse: "SparseD" };
@@ -382,6 +383,7 @@
   // ---- charts ----------------------------------------------------------------------------------------------------
 
   let plotlyLoading = null;
+  let looked = null; // the layer and head of the last detailed view
   function loadPlotly() {
     plotlyLoading ??= new Promise((resolve, reject) => {
       const script = el("script", { src: PLOTLY });
@@ -433,7 +435,28 @@
         });
       }
       plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
+      const { layer, head, heads } = layout.meta || {};
+      if (head !== undefined) {
+        looked = { layer, head };
+        document.dispatchEvent(new Event("sparsed:head"));
+      }
+      if (heads !== undefined) frame();
     }
+    // Among the heads of a layer, a frame around the one that is looked at in detail.
+    function frame() {
+      const { layer, heads } = (figure && figure.layout.meta) || {};
+      if (heads === undefined || !window.Plotly || !plot.dataset.drawn) return;
+      const shapes = resolveColours(figure.layout.shapes || [], getComputedStyle(root));
+      if (looked && looked.layer === layer && looked.head < heads) {
+        const suffix = looked.head ? looked.head + 1 : "";
+        shapes.push({
+          type: "rect", name: "looked at", xref: `x${suffix} domain`, yref: `y${suffix} domain`, x0: 0, x1: 1, y0: 0, y1: 1,
+          line: { color: getComputedStyle(root).getPropertyValue("--sd-ink").trim(), width: 3 },
+        });
+      }
+      window.Plotly.relayout(plot, { shapes });
+    }
+    document.addEventListener("sparsed:head", frame);
     function soon() {
       if (timer === null) timer = setTimeout(draw, Math.max(0, last + DRAW_EVERY_MS - performance.now()));
     }
@@ -448,6 +471,15 @@
       setAttribute(plot, "data-empty", figure.data.length ? null : "");
       soon();
     };
+  }
+
+  // What a button does, said when it is pointed at or focused: gradio's buttons have no room for it.
+  for (const kind of ["pointerover", "focusin"]) {
+    document.addEventListener(kind, (event) => {
+      const button = event.target instanceof Element && event.target.closest("button");
+      const said = button && BUTTONS[(button.id ? button : button.closest("[id]"))?.id];
+      if (said && button.title !== said) button.title = said;
+    });
   }
 
   // ---- gradio's side ---------------------------------------------------------------------------------------------

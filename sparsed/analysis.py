@@ -60,13 +60,17 @@ def kept_mass(pattern: Pattern, row: int = 0) -> Tensor:
 
 
 def head_overlap(pattern: Pattern | TracePattern, layer: int, row: int = 0) -> np.ndarray:
-    """How alike the heads of a layer are: float32 [heads, heads], intersection over union of their kept pairs.
+    """How alike the heads of a layer are: `mask_overlap` of its mask."""
+    return mask_overlap(layer_mask(pattern, layer, row))
+
+
+def mask_overlap(mask: np.ndarray) -> np.ndarray:
+    """Bool [heads, query blocks, key blocks] → float32 [heads, heads], intersection over union of the kept pairs.
 
     A pair is (query block, key block). The diagonal is 1. For the paper's first observation, that heads attend
     differently from each other.
     """
-    flat = layer_mask(pattern, layer, row)
-    flat = flat.reshape(len(flat), -1)
+    flat = mask.reshape(len(mask), -1)
     both = np.zeros((len(flat), len(flat)))
     for start in range(0, flat.shape[1], _AT_ONCE):
         part = flat[:, start : start + _AT_ONCE].astype(np.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -269,10 +270,17 @@ def _fastest(device: torch.device, choices: tuple[Tiles, ...], work: Any) -> Til
             continue
         except torch.OutOfMemoryError:
             raise
-        except Exception:
+        except Exception as error:
             # Gluon is young and changes; the plain kernel's errors are errors.
             if not tiles.hopper:
                 raise
+            first_line = (str(error).strip().splitlines() or [""])[0][:200]
+            warnings.warn(
+                f"The kernel for Hopper GPUs does not compile here ({type(error).__name__}: {first_line}); the "
+                "portable one runs instead.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     if not times:
         raise RuntimeError("No tile size of the triton backend fits this GPU.")
     return min(times, key=lambda tiles: times[tiles])

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,10 +20,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = Path(__file__).with_name("serve.py")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 # Records every picture of the stage and every message of the stream, before the page's own script runs.
 RECORDER = """
@@ -164,14 +159,12 @@ def dream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if found is None:
+    pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
+    headless = load_module(Path(__file__).with_name("headless.py"))
+    if headless.executable() is None:
         pytest.skip("no Chromium or Chrome on the PATH")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+    with headless.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

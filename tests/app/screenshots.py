@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from headless import ROOT, chromium, served
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 LIMIT = 500_000
 
 
@@ -30,24 +23,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=7899)
     parser.add_argument("--out", type=Path, default=ROOT / "assets")
     given = parser.parse_args()
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    if found is None:
-        print("error: no Chromium or Chrome on the PATH", file=sys.stderr)
-        return 2
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), "--port", str(given.port)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        address = re.search(r"http\S+", server.stdout.readline())
-        assert address is not None, "app.py prints its address when it serves"
-        with sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=found, args=FLAGS)
-            take(browser, address.group(), given)
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait()
+    with served(given.port) as address, chromium() as browser:
+        take(browser, address, given)
     return 0
 
 

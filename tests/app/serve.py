@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from starlette.responses import JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-from app import desk, engine, limits, page  # noqa: E402
+from app import desk, engine, limits, page, serving  # noqa: E402
 
 
 class Watched:
@@ -97,7 +97,7 @@ def main() -> None:
         return JSONResponse([sorted(block for block in row if block >= 0) for row in rows])
 
     demo = page.build_page(here, default_length="short_context", default_kind="about")
-    given = page.launch_options(here)
+    given = serving.launch_options(here)
     given["app_kwargs"]["routes"] += [Route("/test/state", state), Route("/test/mask", mask)]
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
     here.open()

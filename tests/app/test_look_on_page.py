@@ -26,7 +26,6 @@ def prepare(page: Any, *, track: bool = False) -> None:
     page.keyboard.press("Tab")
     if track:
         page.check("#sd-track input")
-    page.wait_for_timeout(700)  # until the page has taken note of it
     page.click("#sd-settings button")
 
 
@@ -146,6 +145,48 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
     probes = record.lanes["sparse"].probes
     x = page.evaluate("document.querySelector('#sd-tracking .sd-plot').data.at(-1).x")
     assert x == [probe.step + 1 for probe in probes] and len(probes) == 4
+
+
+def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
+    page, record, _ = raced
+    page.get_by_role("tab", name="Heads of one layer").click()
+    frame = (
+        "() => { const { layout } = document.querySelector('#sd-overview .sd-plot');"
+        " const found = layout.shapes.filter((shape) => shape.name === 'looked at');"
+        " return found.length === 1 ? [layout.meta.layer, found[0].xref, found[0].yref] : null; }"
+    )
+    for layer, head in ((2, 0), (2, 3), (5, 1)):
+        page.fill("#sd-layer input[type=number]", str(layer))
+        page.fill("#sd-head input[type=number]", str(head))
+        page.keyboard.press("Tab")
+        axis = str(head + 1) if head else ""
+        wanted = f"{layer},x{axis} domain,y{axis} domain"
+        page.wait_for_function(f"wanted => String(({frame})()) === wanted", arg=wanted)
+
+
+def test_shades_show_the_choice_or_the_importance(raced) -> None:
+    page, record, _ = raced
+    pattern = record.lanes["sparse"].pattern
+    page.fill("#sd-layer input[type=number]", "3")
+    page.fill("#sd-head input[type=number]", "2")
+    page.keyboard.press("Tab")
+    for label, top in (("choice alone", 2), ("importance alone", 255), ("importance and choice", 255)):
+        page.click("#sd-shades input")
+        page.get_by_role("option", name=label, exact=True).click()
+        page.wait_for_function(
+            """([title, top]) => {
+                const { layout, data } = document.querySelector('#sd-heatmap .sd-plot');
+                return layout.title.text === title && data[0].zmax === top;
+            }""",
+            arg=["Layer 3, head 2", top],
+        )
+        drawn = page.evaluate(
+            """() => {
+                const [{ z, meta }] = document.querySelector('#sd-heatmap .sd-plot')._fullData;
+                return Array.from(z, (row) => Array.from(row, (cell) => cell >= meta.kept_from));
+            }"""
+        )
+        assert np.array_equal(drawn, pattern.mask(3)[0, 2])
 
 
 def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:

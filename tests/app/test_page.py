@@ -117,6 +117,43 @@ def test_a_run_from_beginning_to_end(visit, fake) -> None:
     assert fake.state()["overlaps"] == 0
 
 
+def test_the_heads_can_be_looked_at_while_the_run_goes_on(visit, fake) -> None:
+    page = visit(fake)
+    said = "() => document.querySelector('#sd-looking').textContent.trim()"
+    assert page.evaluate(said).startswith("A recorded run of ")
+    run(page)
+    page.wait_for_function(f"() => ({said})().includes('comes here at its select step')")
+    page.wait_for_function(f"() => ({said})().startsWith('Your run, which goes on')")
+    assert state(page) == "running"
+    heads = "() => document.querySelector('#sd-overview .sd-plot').data.filter((trace) => trace.meta).length"
+    page.wait_for_function(f"() => ({heads})() === 2")  # of the stand-in; the recorded model has more
+
+
+def test_a_value_set_just_before_run_counts(visit, fake) -> None:
+    """However slow the server: Run is pressed before it can have heard of the new value."""
+    page = visit(fake)
+    page.click("#sd-settings button")
+    page.wait_for_selector("#sd-seed input")
+    page.route("**/queue/join*", lambda route: (time.sleep(0.3), route.continue_()))
+    page.route("**/run/predict*", lambda route: (time.sleep(0.3), route.continue_()))
+    page.fill("#sd-steps input[type=number]", "16")
+    page.keyboard.press("Tab")
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'done')")
+    assert page.locator(".sd-lane .sd-figures dd").first.inner_text() == "16 of 16"
+
+
+def test_what_buttons_do_is_said_when_they_are_pointed_at(visit, fake) -> None:
+    from app.words import BUTTONS
+
+    page = visit(fake)
+    page.get_by_role("tab", name="Take it away").click()
+    for element, said in BUTTONS.items():
+        page.locator(f"#{element}").hover(force=True)
+        assert page.evaluate("id => { const node = document.getElementById(id);"
+            " return node.title || node.querySelector('button')?.title; }", element) == said  # fmt: skip
+
+
 def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     page = visit(fake)
     choose(page, "sd-length", "4k")

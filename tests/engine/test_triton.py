@@ -232,3 +232,21 @@ def test_kernels_compile_ahead_for_every_generation(tmp_path: Path) -> None:
     assert len(lines) == 14 and {capability for capability, _, _ in lines} == set(room)
     for capability, _block, shared in lines:
         assert shared <= room[capability] * 1024
+
+
+def test_a_hopper_kernel_that_does_not_compile_gives_way_and_is_said(monkeypatch) -> None:
+    plain, hopper = triton_backend.Tiles(64, 64, 4, 2), triton_backend.Tiles(128, 128, 4, 2, hopper=True)
+
+    def milliseconds(device: torch.device, work, repeats: int) -> float:
+        return work()
+
+    def work(tiles: triton_backend.Tiles) -> float:
+        if tiles.hopper:
+            raise AttributeError("no such descriptor\nand much more")
+        return 1.0
+
+    monkeypatch.setattr(triton_backend, "device_milliseconds", milliseconds)
+    with pytest.warns(RuntimeWarning, match=r"does not compile here \(AttributeError: no such descriptor\)"):
+        assert triton_backend._fastest(torch.device("cpu"), (hopper, plain), work) == plain
+    with pytest.raises(RuntimeError, match="No tile size"):
+        triton_backend._fastest(torch.device("cpu"), (), work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import sparsed
-from app import kept, looks, record, takeaway
+from app import kept, looks, record, takeaway, words
 from app.desk import Desk
 from app.limits import Limits
 from sparsed import trace as traces
@@ -77,6 +78,32 @@ def test_every_view_of_a_run_is_a_figure(run) -> None:
         go.Figure(view["figure"])
         json.dumps(view, allow_nan=False)
     assert views[1]["figure"]["layout"]["title"]["text"] == "Layer 2, head 3"
+
+
+def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
+    live = kept.Selected(runs["sparse"].pattern)
+    overview, overlap, mass = looks.layer(live, 2)
+    over = looks.layer(run, 2)
+    assert overlap == over[1]
+    assert [trace["z"] for trace in overview["figure"]["data"]] == [trace["z"] for trace in over[0]["figure"]["data"]]
+    # How much attention is kept is counted when the run is over.
+    assert mass["label"].endswith("appears here when the run is over.") and not mass["figure"]["data"]
+    shades = {name: looks.head(live, 2, 1, name)["figure"]["data"][0] for name in words.SHADES}
+    wanted = runs["sparse"].pattern.mask(2, 1).numpy()
+    for name, trace in shades.items():
+        z = np.frombuffer(base64.b64decode(trace["z"]["bdata"]), np.uint8).reshape(wanted.shape)
+        assert np.array_equal(z >= trace["meta"]["kept_from"], wanted), name
+    assert len({str(trace["colorscale"]) for trace in shades.values()}) == 3
+
+
+def test_it_says_which_run_it_looks_at(runs, run) -> None:
+    tokens = f"{run.trace.prompt.tokens:,} prompt tokens"
+    assert looks.which(run).startswith(f"Your last run: {tokens}, ") and "blocks of 32" in looks.which(run)
+    assert looks.which(run, before=True).startswith(looks.which(run)) and "select step" in looks.which(run, before=True)
+    assert looks.which(kept.Selected(runs["sparse"].pattern)).startswith("Your run, which goes on")
+    recorded = looks.which(kept.Kept(run.trace, False))
+    assert recorded.startswith("A recorded run of mini, on ") and run.trace.created[:10] in recorded and tokens in recorded
+    assert "press Run" in looks.which(None)
 
 
 def test_a_run_without_a_pattern_has_nothing_to_look_at(runs) -> None:

@@ -1,0 +1,104 @@
+"""What the page is served with: theme, the script and the style of its own, plotly.js, and the files of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import html
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from app import takeaway, words
+from app.desk import Desk
+from app.theme import theme
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+STYLE, SCRIPT = "page.css", "page.js"
+# What the page's script is made of, in this order; the later ones define views with the tools of the first.
+SCRIPTS = ("page.js", "replay.js", "compare.js", "explore.js")
+# Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.
+STATIC = "sparsed-static"
+# Below the root too: the files of a run, by its key.
+RUNS = "sparsed-run"
+
+
+def launch_options(desk: Desk) -> dict[str, Any]:
+    """Arguments for `Blocks.launch` that the page needs: theme, style, script, its static files and its downloads."""
+    return {
+        "theme": theme(),
+        "head": _head(),
+        "app_kwargs": {"routes": [*_routes(), _downloads(desk)]},
+        "footer_links": [],
+        "run_history": False,
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "show_error": True,
+    }
+
+
+def _plotly_script() -> Path:
+    """plotly.js as the installed plotly package ships it; plotly itself is not imported."""
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or spec.origin is None:
+        raise ImportError("plotly is not installed; run: pip install -r requirements.txt")
+    return Path(spec.origin).parent / "package_data" / "plotly.min.js"
+
+
+def _routes() -> list[Any]:
+    plotly = _plotly_script()
+    year = {"Cache-Control": "public, max-age=31536000, immutable"}
+
+    async def plotly_js(_: Any) -> FileResponse:
+        return FileResponse(plotly, media_type="text/javascript", headers=year)
+
+    async def page_js(_: Any) -> Response:
+        return Response(script(), media_type="text/javascript", headers=year)
+
+    async def page_css(_: Any) -> FileResponse:
+        return FileResponse(ASSETS / STYLE, media_type="text/css", headers=year)
+
+    return [
+        Route(f"/{STATIC}/plotly.js", plotly_js),
+        Route(f"/{STATIC}/{SCRIPT}", page_js),
+        Route(f"/{STATIC}/{STYLE}", page_css),
+    ]
+
+
+def _downloads(desk: Desk) -> Route:
+    async def file(http: Any) -> Response:
+        run, name = desk.kept(http.path_params["key"]), http.path_params["name"]
+        if run is None or name not in takeaway.FILES:
+            said = "This run is not kept any more: the page was closed, or another run took its place."
+            return PlainTextResponse(said, status_code=404)
+        made = await asyncio.to_thread(takeaway.download, run, name, desk.engine.verdict)
+        headers = {"Content-Disposition": f'attachment; filename="{made.name}"', "Cache-Control": "no-store"}
+        return Response(made.content, media_type=made.media_type, headers=headers)
+
+    return Route(f"/{RUNS}/{{key}}/{{name}}", file)
+
+
+def script() -> str:
+    """The page's own script, in one piece."""
+    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return "\n".join([*parts, "window.sparsed.start();\n"])
+
+
+def _head() -> str:
+    def address(name: str, content: str) -> str:
+        return f"{STATIC}/{name}?v={hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    style = address(STYLE, (ASSETS / STYLE).read_text(encoding="utf-8"))
+    plotly = _plotly_script()
+    version = f"{STATIC}/plotly.js?v={plotly.stat().st_size}"
+    return (
+        f'<meta name="description" content="{words.TAGLINE}">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<link rel="stylesheet" href="{style}">'
+        f'<script src="{address(SCRIPT, script())}" data-plotly="{version}" '
+        f'data-buttons="{html.escape(json.dumps(words.BUTTONS))}"></script>'
+    )

@@ -1,0 +1,131 @@
+"""The page for everybody: axe-core's rules, and a whole visit by keyboard alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+TABS = ("Heads of one layer", "Whole model", "Later steps", "Take it away")
+
+# What a visitor can do something with: visible, not switched off.
+CONTROLS = """() => {
+  const found = document.querySelectorAll(
+    "button, input, textarea, select, summary, a[href], [role=slider], [role=listbox][tabindex]");
+  window.controls = [...found].filter((node) =>
+    !node.disabled && !node.closest("[aria-hidden=true]") && node.checkVisibility({ visibilityProperty: true, opacityProperty: true })
+    && node.getBoundingClientRect().width > 1);
+  return window.controls.map((node) => `${node.tagName} ${node.id || node.className} ${node.textContent.slice(0, 30)}`);
+}"""
+
+
+def serious(page: Any) -> list[str]:
+    """axe-core's findings on the page as it is now, but for the minor and moderate ones."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{one['impact']}: {one['id']}: {one['help']}: {[node['target'] for node in one['nodes'][:4]]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def open_tab(page: Any, name: str) -> None:
+    """On a phone gradio puts the tabs that have no room into a menu."""
+    tab = page.get_by_role("tab", name=name)
+    if not tab.count():
+        page.get_by_role("button", name="More tabs").click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+    elif tab.get_attribute("aria-selected") != "true":
+        tab.click()
+    page.wait_for_function(
+        "name => document.querySelector('[role=tab][aria-selected=true]')?.textContent.trim() === name", arg=name
+    )
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_axe_finds_nothing_serious(visit, fake, scheme, width) -> None:
+    fake.idle()
+    page = visit(fake, color_scheme=scheme, viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page.wait_for_selector("#sd-heatmap .sd-plot[data-drawn]")
+    assert serious(page) == []
+    page.click("#sd-run")
+    page.wait_for_selector('.sd-stage[data-state="running"]')
+    assert serious(page) == []
+    page.wait_for_selector('.sd-stage[data-state="done"]')
+    page.click("#sd-settings button")
+    page.click("#sd-how button")
+    page.wait_for_selector("#sd-seed input")
+    for name in TABS:
+        open_tab(page, name)
+        assert serious(page) == []
+
+
+def press_until(page: Any, key: str, condition: str, most: int = 120) -> None:
+    """Presses a key until a JavaScript condition on `node`, the element that has the focus, holds."""
+    for _ in range(most):
+        page.keyboard.press(key)
+        if page.evaluate(f"() => {{ const node = document.activeElement; return Boolean({condition}); }}"):
+            return
+    raise AssertionError(f"{condition} does not hold after {most} times {key}")
+
+
+def test_the_tab_key_reaches_every_control(visit, fake) -> None:
+    fake.idle()
+    page = visit(fake)
+    page.click("#sd-settings button")
+    page.wait_for_selector("#sd-seed input")
+    page.wait_for_timeout(500)
+    controls = page.evaluate(CONTROLS)
+    assert len(controls) > 50
+    page.evaluate("() => { window.reached = new Set(); document.activeElement.blur(); window.scrollTo(0, 0); }")
+    for _ in range(3 * len(controls)):
+        page.keyboard.press("Tab")
+        page.evaluate("() => window.reached.add(document.activeElement)")
+    missed = page.evaluate(
+        """() => window.controls.map((node, index) => [node, index])
+            .filter(([node]) => !window.reached.has(node))
+            // Of a group of radio buttons the chosen one has the focus; arrow keys choose another.
+            .filter(([node]) => !(node.type === "radio" && [...window.reached].some((one) => one.name === node.name)))
+            .map(([, index]) => index)"""
+    )
+    assert [controls[index] for index in missed] == []
+
+
+def test_a_whole_visit_by_keyboard(visit, real) -> None:
+    real.idle()
+    page = visit(real)
+    page.evaluate("window.seen.length = 0")
+    # A longer prompt, from the list.
+    press_until(page, "Tab", "node.closest('#sd-length')")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('#sd-length input').value.startsWith('1k')")
+    page.wait_for_function("() => /^9\\d\\d|^1,0\\d\\d/.test(document.querySelector('.sd-facts').textContent)")
+    press_until(page, "Tab", "node.id === 'sd-run'")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'running' && one.steps[1] > 16)")
+    press_until(page, "Tab", "node.id === 'sd-stop'")
+    page.keyboard.press("Space")
+    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    # Back through the replay.
+    step = "document.querySelector('.sd-lane .sd-figures dd').textContent"
+    press_until(page, "Tab", "node.matches('#sd-replay input[type=range]')")
+    page.keyboard.press("Home")
+    page.wait_for_function(f"() => {step}.startsWith('–')")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"() => {step}.startsWith('1 ')")
+    # A token of the canvas, and what is known of it.
+    press_until(page, "Shift+Tab", "node.matches('.sd-canvas')")
+    page.keyboard.press("End")
+    assert re.match(r"Token 64: (masked|“|end of)", page.locator(".sd-tip:visible").inner_text())
+    # Another head, another tab.
+    press_until(page, "Tab", "node.matches('#sd-head input[type=range]')")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => document.querySelector('#sd-heatmap .sd-plot').layout.title?.text.endsWith('head 1')")
+    press_until(page, "Tab", "node.getAttribute('role') === 'tab'")
+    press_until(page, "Tab", "node.textContent.includes('Whole model')", 4)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sd-atlas .sd-plot:visible")
