@@ -88,7 +88,8 @@ class Loading:
 class Visit:
     """What belongs to one open page. stopping: Stop was pressed (or the tab closed) during the current run.
     latest: the newest preparation of a prompt; older ones give way to it. selected: the pattern of the current run,
-    from its select step on. kept: the last run that is over, or a recorded one. looked_at: layer and head; shades:
+    from its select step on. kept: the last run that is over, or a recorded one; unseen while the page
+    does not show it yet. looked_at: layer and head; shades:
     what their view shows. comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see
     `app.compare`).
     """
@@ -98,6 +99,7 @@ class Visit:
         self.race: Race | None = None
         self.selected: Selected | None = None
         self.kept: Kept | None = None
+        self.unseen = False
         self.looked_at = (1, 0)
         self.shades: Literal["both", "importance", "kept"] = "both"
         self.comparison: dict[str, Any] | None = None
@@ -390,7 +392,7 @@ class Desk:
     def remember(self, visit: Visit, run: Kept) -> None:
         """This is the visit's last run now. Of the importances, which are large, those of the visits longest ago go."""
         with self._lock:
-            visit.kept, visit.selected = run, None
+            visit.kept, visit.unseen, visit.selected = run, True, None
             room = MOST_IMPORTANCE - run.importance_bytes
             for other in reversed(self._visits.values()):
                 if other is visit or other.kept is None:

@@ -30,6 +30,9 @@ from sparsed.models.catalogue import ModelSpec
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
 TIMELINE_SECONDS = 0.4
 
+# How often gradio looks whether there is something to do.
+QUEUE_SECONDS = 0.02
+
 # A visitor presses Run to see what this is; the first run should not keep him waiting.
 FIRST_RUN_SECONDS = 30.0
 # Below this estimated speed-up the page says at which length there is more to see.
@@ -182,6 +185,8 @@ class _Page:
             # Run is pressed counts, however slow the server.
             self.touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
             self._wire(page)
+        # Gradio's queue looks for work a thousand times a second, which on two cores takes 7 % of one from the engine.
+        page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_SECONDS
         return page
 
     def _explorer(self, first: Kept | None) -> None:
@@ -277,28 +282,43 @@ class _Page:
                 **quiet,
             ).then(self.prepare, inputs, prepared, **prepare)  # fmt: skip
         place, looked = [self.layer, self.head], [self.overview, self.overlap, self.mass]
-        over = [self.replay, *looked, self.atlas, self.tracking, self.takeaway, self.picture, self.looking]
-        running = [self.stage, self.timeline, self.heatmap, *place, *over]
-        raced = [*running, self.run_button, self.stop_button, *prepared]
+        selected = [self.heatmap, *place, *looked, self.looking]
+        over = [*selected, self.replay, self.atlas, self.tracking, self.takeaway, self.picture]
+        buttons = [self.run_button, self.stop_button]
         run: dict[str, Any] = {"concurrency_limit": None, **quiet}
-        self.run_button.click(self.run, inputs, raced, **run)
+
+        def race(after: Any) -> None:
+            """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the
+            stream: gradio makes each output's component anew for each value, which takes the engine's time.
+            """
+            after(self.begin, None, buttons, queue=False, **quiet).then(
+                self.run, inputs, [self.stage, self.timeline, self.header], **run
+            ).then(self.over, inputs, [*over, *buttons], **run)
+
+        race(self.run_button.click)
+        # The stage's view tells these three: the first step was made, the pattern is there, a model was loaded.
+        self.stage.play(self.started, None, [self.heatmap, self.looking], queue=False, **quiet)
+        self.stage.select(self.select_step, None, selected, queue=False, **quiet)
+        self.stage.load(self.prepare, inputs, prepared, **prepare)
         self.stop_button.click(self.stop, None, self.stop_button, queue=False, **quiet)
         look: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
         gr.on([self.layer.input, self.head.input], self.show_head, place, self.heatmap, **look)
         self.shades.input(self.show_shades, self.shades, self.heatmap, **look)
         self.layer.input(self.show_layer, self.layer, looked, **look)
-        gr.on([page.load, self.layer_tab.select], self.show_layer, self.layer, looked, **look)
+        self.layer_tab.select(self.show_layer, self.layer, looked, **look)
         gr.on([self.overview.click, self.atlas.click], self.show_clicked, None, [*place, self.heatmap, *looked], **look)
         differ, stay, early = self.observations
         differ.click(lambda: gr.update(selected="layer"), None, self.tabs, queue=False, **quiet)
         stay.click(self.observe_later, None, [self.tabs, self.tracking, chosen.track], queue=False, **quiet)
-        early.click(lambda: 0.0, None, chosen.skip, queue=False, **quiet).then(
-            self.prepare, inputs, prepared, **prepare
-        ).then(self.run, inputs, raced, **run)
-        self.upload.upload(self.open_file, self.upload, [*running, self.upload_said], **run)
+        race(
+            early.click(None, None, chosen.skip, js="() => 0", queue=False, **quiet)
+            .then(self.prepare, inputs, prepared, **prepare)
+            .then
+        )
+        self.upload.upload(self.open_file, self.upload, [*over, self.timeline, self.upload_said], **run)
         compared = [self.comparison, self.comparison_chart]
-        buttons = [self.compare_button, self.compare_stop, self.run_button]
-        self.compare_button.click(self.compare, [self.compared, *inputs], [*compared, *buttons], **run)
+        pressed = [self.compare_button, self.compare_stop, self.run_button]
+        self.compare_button.click(self.compare, [self.compared, *inputs], [*compared, *pressed], **run)
         self.compare_stop.click(self.stop, None, self.compare_stop, queue=False, **quiet)
         self.pin_button.click(self.pin, None, compared, queue=False, **quiet)
         self.unpin_button.click(self.unpin, None, compared, queue=False, **quiet)
@@ -490,59 +510,65 @@ class _Page:
             choices.append((self._length_label(name, f"too long here: {reason}" if reason else remark), name))
         return choices
 
+    def begin(self) -> Values:
+        """Run pressed."""
+        return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
+
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
         """One race, streamed: the first value says that it is being prepared, the last how it ended."""
-        busy = {
-            self.run_button: gr.update(value="Running …", interactive=False),
-            self.stop_button: gr.update(value="Stop", interactive=True),
-        }
-        free = {
-            self.run_button: gr.update(value="Run", interactive=True),
-            self.stop_button: gr.update(value="Stop", interactive=False),
-        }
         try:
             asked = self._parse(*values)
         except ValueError as error:
             value = stage.opening(64, 64, total=64, switch_step=None, state="refused", message=str(error))
-            yield {self.stage: _sent(value), **free}
+            yield {self.stage: _sent(value)}
             return
         visit = self.desk.visit(http.session_hash)
-        preparing, racing, waiting, next_timeline = False, False, False, 0.0
+        waiting, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(self.desk, visit, asked)) as stream:
             async for shown in stream:
-                updates: Updates = {self.stage: _sent(shown.stage)}
-                if not preparing:
-                    preparing = True
-                    updates |= busy
-                if shown.timeline is not None and not racing:
-                    racing = True
-                    updates[self.heatmap] = _sent(_nothing(NO_PATTERN))
-                    updates[self.looking] = _line(looks.which(self._kept(visit), before=True))
+                # A model that was loaded changes what the page says of it: its view asks for that.
+                updates: Updates = {self.stage: _sent({**shown.stage, "loaded": shown.loaded is not None})}
                 if shown.timeline is not None and (shown.over or time.monotonic() >= next_timeline):
                     updates[self.timeline] = _sent({"figure": shown.timeline, "label": _timeline_label(shown.stage)})
                     next_timeline = time.monotonic() + TIMELINE_SECONDS
-                if shown.selected is not None:
-                    visit.looked_at = (min(visit.looked_at[0], shown.selected.layers - 1), 0)
-                    updates |= await asyncio.to_thread(self._select_step, shown.selected, visit)
-                if shown.kept is not None:
-                    # The head that is looked at now stays; its view gets what only a whole run has.
-                    link = request.link(self._given(values), _names(values[-1]))
-                    updates |= await asyncio.to_thread(self._after, shown.kept, visit, link)
-                elif shown.over and racing:
-                    updates[self.looking] = _line(looks.which(self._looked_at(visit)))
-                    if visit.selected is None:
-                        updates[self.heatmap] = _sent(_nothing(NO_SELECTION))
                 if shown.loading:
                     updates[self.header] = self._loading_header(asked.model, shown.loading)
                     waiting = True
                 elif shown.loaded is not None:
-                    updates |= await asyncio.to_thread(self._prepared, values)
                     waiting = False
                 elif shown.over and waiting:
                     updates[self.header] = self._model_header(asked.model)
-                if shown.over:
-                    updates |= free
                 yield updates
+
+    def started(self, http: gr.Request) -> Values:
+        """The first step of a run was made: what one head keeps is not known yet."""
+        visit = self.desk.visit(http.session_hash)
+        if visit.race is None or visit.selected is not None:
+            return gr.skip(), gr.skip()
+        return _sent(_nothing(NO_PATTERN)), _line(looks.which(self._kept(visit), before=True))
+
+    def select_step(self, http: gr.Request) -> Updates:
+        """The select step was made: what can be looked at while the run goes on."""
+        visit = self.desk.visit(http.session_hash)
+        run = visit.selected
+        if run is None:
+            return {self.looking: gr.skip()}  # over already, and shown as that
+        visit.looked_at = (min(visit.looked_at[0], run.layers - 1), 0)
+        return self._look(run, visit)
+
+    def over(self, http: gr.Request, *values: Any) -> Updates:
+        """A run has ended, or did not begin: everything that shows the last run."""
+        free = {
+            self.run_button: gr.update(value="Run", interactive=True),
+            self.stop_button: gr.update(value="Stop", interactive=False),
+        }
+        visit = self.desk.visit(http.session_hash)
+        if not visit.unseen or visit.kept is None:
+            run = self._looked_at(visit)
+            head = gr.skip() if run is None else self._head(run, visit)
+            return {**free, self.heatmap: head, self.looking: _line(looks.which(run))}
+        visit.unseen = False
+        return {**free, **self._after(visit.kept, visit, request.link(self._given(values), _names(values[-1])))}
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""
@@ -672,8 +698,8 @@ class _Page:
     def _offer_files(self, run: Kept | None, link: str = "") -> Any:
         return None if run is None else takeaway.offer(run, RUNS, link)
 
-    def _select_step(self, run: Selected, visit: Visit) -> Updates:
-        """What can be looked at from the select step on, while the run goes on."""
+    def _look(self, run: Kept | Selected, visit: Visit) -> Updates:
+        """The pattern of a run: the head that is looked at, and all heads of its layer."""
         overview, overlap, mass = looks.layer(run, visit.looked_at[0]) or (_nothing(NO_SELECTION),) * 3
         return {
             self.heatmap: self._head(run, visit),
@@ -681,23 +707,18 @@ class _Page:
             self.overlap: _sent(overlap),
             self.mass: _sent(mass),
             self.looking: _line(looks.which(run)),
-            **self._sliders(run, visit),
+            **(self._sliders(run, visit) if run.layers else {}),
         }
 
     def _after(self, run: Kept, visit: Visit, link: str = "") -> Updates:
-        """Everything that shows a run that is over, but for the stage."""
-        overview, overlap, mass = looks.layer(run, visit.looked_at[0]) or (_nothing(NO_SELECTION),) * 3
+        """Everything that shows a run that is over, but for its times."""
         return {
+            **self._look(run, visit),
             self.replay: _sent(self._replay(run)),
-            self.heatmap: self._head(run, visit),
-            self.overview: _sent(overview),
-            self.overlap: _sent(overlap),
-            self.mass: _sent(mass),
             self.atlas: _sent(looks.model(run) or _nothing(NO_SELECTION)),
             self.tracking: _sent(looks.later(run) or _nothing(NOT_TRACKED)),
             self.takeaway: _sent(self._offer_files(run, link)),
             self.picture: _sent(looks.picture(run) or _nothing(NO_SELECTION)),
-            self.looking: _line(looks.which(run)),
         }
 
     async def open_file(self, http: gr.Request, path: Any) -> AsyncIterator[Updates]:
@@ -720,7 +741,7 @@ class _Page:
         visit.kept, visit.selected = run, None
         # The replay draws the stage.
         updates[self.timeline] = _sent(looks.timeline(run) or _nothing(NO_TIMELINE))
-        yield {**updates, **(self._sliders(run, visit) if run.layers else {}), self.upload_said: ""}
+        yield {**updates, self.upload_said: ""}
 
     def follow_link(self, http: gr.Request) -> Values:
         """What a link's query sets; the rest stays as it is."""

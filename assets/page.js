@@ -147,7 +147,7 @@
 
   // ---- stage: both lanes and the score ---------------------------------------------------------------------------
 
-  function mountStage(root) {
+  function mountStage(root, trigger) {
     const ratio = el("span", { class: "sd-ratio" });
     const words = el("span", { class: "sd-words" });
     const detail = el("span", { class: "sd-detail" });
@@ -172,6 +172,12 @@
     const views = new Map();
     let run = null;
     let phase = "";
+    const told = {}; // the run that was told of last, by what was told
+    function tell(what, of) {
+      if (told[what] === of) return;
+      told[what] = of;
+      trigger(what);
+    }
     // A snapshot has `replay` where it shows an earlier state of a run that is over (replay.js), `recorded` where the
     // run was not made here and now.
     function draw(value) {
@@ -219,6 +225,11 @@
       show(goldLine, Boolean(value.gold));
       // Said to screen readers at the turning points only; the numbers change too often to be read out.
       const sparse = value.lanes.find((lane) => lane.key === "sparse");
+      if (value.state === "running" && !value.replay && !value.recorded) {
+        tell("play", value.run);
+        if (sparse && sparse.phase !== "dense") tell("select", value.run);
+      }
+      if (value.loaded) trigger("load");
       const now = value.state === "running" && sparse ? sparse.phase : value.state;
       if (now !== phase && !value.replay) {
         phase = now;

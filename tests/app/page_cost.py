@@ -36,25 +36,29 @@ Times = dict[str, list[float]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", default="4k", help="prompt length (default 4k)")
-    parser.add_argument("--steps", type=int, default=16, help="denoising steps of a run (default 16)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind (default 3)")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps of a run (default 8)")
+    parser.add_argument("--rounds", type=int, default=8, help="runs of each kind (default 8)")
     given = parser.parse_args()
-    alone: Times = defaultdict(list)
-    watched: Times = defaultdict(list)
+    alone: list[Times] = []
+    watched: list[Times] = []
     with served(7898, ENVIRONMENT) as address, chromium() as browser, tempfile.TemporaryDirectory() as folder:
         page = browser.new_page()
         page.set_default_timeout(1_200_000)
         for turn in range(given.rounds):
             page.goto("about:blank")
-            generate(given, Path(folder), alone)
+            alone.append(generate(given, Path(folder)))
             page.goto(f"{address}?{urlencode({'length': given.length, 'steps': given.steps})}")
-            add(race(page, Path(folder)), watched)
+            watched.append(times([race(page, Path(folder))]))
             print(f"round {turn + 1} of {given.rounds}", flush=True)
         for phase in PHASES:
-            here, there = median(watched[phase]), median(alone[phase])
+            here, there = ([step for one in runs for step in one[phase]] for runs in (watched, alone))
+            # Machines change their pace within minutes: each round's two runs are closer to each other in time.
+            ratios = sorted(median(a[phase]) / median(b[phase]) for a, b in zip(watched, alone))
             print(
-                f"{phase} step, {given.length}: {1000 * here:.1f} ms with the page, {1000 * there:.1f} ms without, "
-                f"{100 * (here / there - 1):+.1f} % ({len(watched[phase])} and {len(alone[phase])} steps)"
+                f"{phase} step, {given.length}: {1000 * median(here):.1f} ms with the page, "
+                f"{1000 * median(there):.1f} ms without, {100 * (median(here) / median(there) - 1):+.1f} % "
+                f"({len(here)} and {len(there)} steps); round by round {100 * (median(ratios) - 1):+.1f} %, "
+                f"from {100 * (ratios[0] - 1):+.1f} to {100 * (ratios[-1] - 1):+.1f} %"
             )
         page.goto(f"{address}?{urlencode({'length': 'short_context', 'steps': 256, 'gen_length': 256})}")
         share, rate = streaming(page)
@@ -62,24 +66,29 @@ def main() -> int:
     return 0
 
 
-def generate(given: argparse.Namespace, folder: Path, times: Times) -> None:
+def generate(given: argparse.Namespace, folder: Path) -> Times:
     """Both lanes' runs, one after the other, without a page."""
-    for lane in ([], ["--dense"]):
-        path = folder / "alone.json"
+    made = []
+    for name, lane in (("sparse", []), ("dense", ["--dense"])):
+        path = folder / f"{name}.json"
         command = [sys.executable, "-m", "sparsed", "generate", "--prompt", given.length, "--steps", str(given.steps)]
         subprocess.run(
             [*command, *lane, "--quiet", "--save-trace", str(path)],
             cwd=ROOT, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        add(path, times)
+        made.append(path)
+    return times(made)
 
 
-def add(path: Path, times: Times) -> None:
-    """Every step of a recorded race but each phase's first, by its phase."""
-    for lane in trace.load(path).lanes.values():
-        for before, step in zip(lane.steps, lane.steps[1:]):
-            if before.phase == step.phase:
-                times[step.phase].append(step.seconds)
+def times(paths: list[Path]) -> Times:
+    """Every step of recorded runs but the first of each phase, by its phase."""
+    found: Times = defaultdict(list)
+    for path in paths:
+        for lane in trace.load(path).lanes.values():
+            for before, step in zip(lane.steps, lane.steps[1:]):
+                if before.phase == step.phase:
+                    found[step.phase].append(step.seconds)
+    return found
 
 
 def begin(page: Page) -> None:

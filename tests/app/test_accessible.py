@@ -14,7 +14,8 @@ CONTROLS = """() => {
   const found = document.querySelectorAll(
     "button, input, textarea, select, summary, a[href], [role=slider], [role=listbox][tabindex]");
   window.controls = [...found].filter((node) =>
-    !node.disabled && !node.closest("[aria-hidden=true]") && node.checkVisibility({ visibilityProperty: true, opacityProperty: true })
+    !node.disabled && !node.closest("[aria-hidden=true]")
+    && node.checkVisibility({ visibilityProperty: true, opacityProperty: true })
     && node.getBoundingClientRect().width > 1);
   return window.controls.map((node) => `${node.tagName} ${node.id || node.className} ${node.textContent.slice(0, 30)}`);
 }"""
@@ -51,7 +52,7 @@ def test_axe_finds_nothing_serious(visit, fake, scheme, width) -> None:
     page.wait_for_selector("#sd-heatmap .sd-plot[data-drawn]")
     assert serious(page) == []
     page.click("#sd-run")
-    page.wait_for_selector('.sd-stage[data-state="running"]')
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'running')")
     assert serious(page) == []
     page.wait_for_selector('.sd-stage[data-state="done"]')
     page.click("#sd-settings button")

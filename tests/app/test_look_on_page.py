@@ -285,6 +285,21 @@ def test_two_lengths_end_with_two_rows(visit, real) -> None:
     assert real.state()["overlaps"] == 0 and page.is_enabled("#sd-run")
 
 
+def test_a_run_that_ended_before_its_select_step_says_so(visit, real) -> None:
+    real.idle()
+    page = visit(real)
+    page.goto(real.url + "?length=1k&steps=64")
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 1))")
+    page.click("#sd-stop")
+    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    label = "document.querySelector('#sd-heatmap .sd-plot').ariaLabel"
+    page.wait_for_function(f"() => {label}.startsWith('The last run ended before')")
+    said = page.locator("#sd-looking").inner_text().strip()
+    assert said.startswith("Your last run: 1,0") and "blocks" not in said
+
+
 def test_a_stopped_run_keeps_what_was_there(visit, real) -> None:
     real.idle()
     page = visit(real)

@@ -102,7 +102,8 @@ def test_it_says_which_run_it_looks_at(runs, run) -> None:
     assert looks.which(run, before=True).startswith(looks.which(run)) and "select step" in looks.which(run, before=True)
     assert looks.which(kept.Selected(runs["sparse"].pattern)).startswith("Your run, which goes on")
     recorded = looks.which(kept.Kept(run.trace, False))
-    assert recorded.startswith("A recorded run of mini, on ") and run.trace.created[:10] in recorded and tokens in recorded
+    assert recorded.startswith("A recorded run of mini, on ")
+    assert run.trace.created[:10] in recorded and tokens in recorded
     assert "press Run" in looks.which(None)
 
 
