@@ -510,8 +510,9 @@ class _Page:
             choices.append((self._length_label(name, f"too long here: {reason}" if reason else remark), name))
         return choices
 
-    def begin(self) -> Values:
-        """Run pressed."""
+    def begin(self, http: gr.Request) -> Values:
+        """Run pressed; a Stop from now on counts, be the run on its way yet."""
+        self.desk.visit(http.session_hash).stopping = False
         return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:

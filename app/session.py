@@ -136,7 +136,6 @@ async def perform(
     or computed that only a look at the run needs.
     """
     if measured is None:
-        visit.stopping = False
         visit.running = True
     ticket: Ticket | None = None
     race: Race | None = None
@@ -204,7 +203,7 @@ async def perform(
         yield _shown(asked, state, error_sentence(error), over=True)
     finally:
         if measured is None:
-            visit.running = False
+            visit.running = visit.stopping = False
         visit.race = None  # it holds the model
         if race is not None:
             race.stop()

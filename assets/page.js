@@ -3,7 +3,7 @@
   "use strict";
 
   const PLOTLY = document.currentScript.dataset.plotly;
-  const BUTTONS = JSON.parse(document.currentScript.dataset.buttons);
+  const BUTTONS = JSON.parse(document.currentScript.dataset.buttons ?? "{}");
   const THEME_KEY = "sparsed-theme";
   const DRAW_EVERY_MS = 250;
   const LANE_LABELS = { dense: "Full attention", sparse: "SparseD" };
@@ -176,7 +176,7 @@
     function tell(what, of) {
       if (told[what] === of) return;
       told[what] = of;
-      trigger(what);
+      if (trigger) trigger(what); // a replay in a file of its own has nobody to tell
     }
     // A snapshot has `replay` where it shows an earlier state of a run that is over (replay.js), `recorded` where the
     // run was not made here and now.
@@ -229,7 +229,7 @@
         tell("play", value.run);
         if (sparse && sparse.phase !== "dense") tell("select", value.run);
       }
-      if (value.loaded) trigger("load");
+      if (value.loaded && trigger) trigger("load");
       const now = value.state === "running" && sparse ? sparse.phase : value.state;
       if (now !== phase && !value.replay) {
         phase = now;
