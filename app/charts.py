@@ -195,7 +195,7 @@ def _gain_so_far(times: dict[str, Sequence[float]], phases: dict[str, Sequence[s
     if second <= 0:
         return None
     return {
-        "text": f"{first / second:.2f}× after {made} steps",
+        "text": f"{_ratio(first / second)} after {made} steps",
         "x": made,
         "y": first,
         "xref": "x",
@@ -246,3 +246,8 @@ def empty(sentence: str) -> Figure:
             ],
         ),
     }
+
+
+def _ratio(gain: float) -> str:
+    """How many times faster the second lane is, as the stage says it."""
+    return f"{gain:.2f}×" if gain >= 1 else f"{1 / gain:.2f}× slower"

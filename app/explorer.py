@@ -359,6 +359,7 @@ def head_detail(
         kept += f", {_percent(kept_mass)} of attention"
     lines = [kept]
     if importance is None or show == "kept":
+        lines.append("coloured: kept, the answer's keys in the second colour")
         codes = mask.astype(np.uint8)
         codes[:, prompt_blocks:] *= 2
         trace |= {"z": typed(codes), "zmin": 0, "zmax": 2, "meta": {"kept_from": 1}}

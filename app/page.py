@@ -24,7 +24,7 @@ from app.kept import Kept, Selected
 from app.request import FOLLOWING, OWN_TEXT, Request
 from app.serving import RUNS
 from app.session import EXPECTED, Material, follow, gather, notes, perform
-from app.settings import Settings
+from app.settings import Settings, Slider
 from sparsed.models.catalogue import ModelSpec
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
@@ -161,18 +161,18 @@ class _Page:
                     layers, heads = (1, 1) if first is None else (max(1, first.layers - 1), max(1, first.heads - 1))
                     with gr.Row(elem_id="sd-head-choice"):
                         there = first is not None
-                        self.layer = gr.Slider(
-                            0, layers, value=min(1, layers), step=1, label="Layer", info="From 0, the first.",
-                            interactive=there, elem_id="sd-layer", min_width=120,
+                        self.layer = Slider(
+                            0, layers, value=min(1, layers), step=1, label="Layer", info="Counted from 0.",
+                            interactive=there, elem_id="sd-layer", min_width=140,
                         )  # fmt: skip
-                        self.head = gr.Slider(
-                            0, heads, value=0, step=1, label="Head", info="Each keeps its own blocks.",
-                            interactive=there, elem_id="sd-head", min_width=120,
+                        self.head = Slider(
+                            0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there,
+                            elem_id="sd-head", min_width=140,
                         )  # fmt: skip
-                        self.shades = gr.Dropdown(
-                            [(label, name) for name, label in words.SHADES.items()], value="both", label="Show",
-                            info="What the shades mean.", elem_id="sd-shades", min_width=120,
-                        )  # fmt: skip
+                    self.shades = gr.Dropdown(
+                        [(label, name) for name, label in words.SHADES.items()], value="both", label="Show",
+                        info="What the colours of the cells stand for.", elem_id="sd-shades",
+                    )  # fmt: skip
                     self.heatmap = _view("chart", looks.head(first, 1, 0) or _nothing(NO_PATTERN), "sd-heatmap")
                     gr.HTML(words.MASK_LEGEND, apply_default_css=False)
             self._explorer(first)
@@ -480,7 +480,7 @@ class _Page:
             if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
-                    f"from {name} on ({_time(there, asked)}) it does."
+                    f"it pays off from {name} on ({_time(there, asked)})."
                 ]
         return []
 
@@ -554,7 +554,8 @@ class _Page:
         run = visit.selected
         if run is None:
             return {self.looking: gr.skip()}  # over already, and shown as that
-        visit.looked_at = (min(visit.looked_at[0], run.layers - 1), 0)
+        layer, head = visit.looked_at
+        visit.looked_at = (min(layer, run.layers - 1), min(head, run.heads - 1))
         return self._look(run, visit)
 
     def over(self, http: gr.Request, *values: Any) -> Updates:

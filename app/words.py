@@ -23,7 +23,11 @@ ALGORITHMS = {
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 
 # What the view of one head shows.
-SHADES = {"both": "importance and choice", "importance": "importance alone", "kept": "choice alone"}
+SHADES = {
+    "both": "blocks kept, over how important they are",
+    "importance": "importance alone",
+    "kept": "blocks kept alone",
+}
 
 # What the buttons do, by the id of the element.
 BUTTONS = {
@@ -48,7 +52,7 @@ commits the ones it is surest of.</li> <li><b>Full attention first.</b> The firs
 SparseD leaves them alone: skip 0.2 means that the first fifth of the steps use full attention in both
 lanes.</li> <li><b>Every head chooses once.</b> At the select step the attention scores are averaged over
 blocks of queries and keys. Each head keeps, for every query block, its most important key blocks, ranked
-apart for the prompt and for the generation.</li> <li><b>Then the choice is reused.</b> Within a head the
+separately for the prompt and for the generation.</li> <li><b>Then the choice is reused.</b> Within a head the
 pattern hardly changes from step to step, so all later steps compute the kept blocks only. At 30&nbsp;% kept,
 attention does about a third of its work; the rest of the network costs what it did.</li> </ol> <p><b>How the
 race is timed.</b> Both lanes run on the same device, never at the same time. Each step is timed alone,
@@ -75,12 +79,12 @@ OBSERVATIONS = {
         "Compare the heads",
     ),
     "stay": (
-        "<b>A head keeps looking there.</b> Chosen afresh at later steps, its blocks are much the same.",
+        "<b>A head stays with its choice.</b> Chosen afresh at later steps, its blocks are much the same.",
         "Show later steps",
     ),
     "early": (
-        "<b>The first steps decide.</b> Sparse from the very first step on, answers suffer more.",
-        "Run with skip 0",
+        "<b>The first steps decide.</b> Sparse from the very first step on, answers to long prompts suffer more.",
+        "Set skip to 0 and run",
     ),
 }
 
@@ -91,7 +95,6 @@ paper's authors. The people, places and works in the prompts are invented.</p> <
 
 MASK_LEGEND = """
 <p class="sd-mask-legend">Each row is a block of queries, each column a block of keys.
-<b class="sd-key-prompt">■</b> coloured: the head keeps it, the stronger the more attention it got ·
-<b>□</b> grey: skipped. Point at a cell for its tokens.
-Shares are rounded up to whole blocks, prompt and answer apart. Dashed: where the answer begins.</p>
+Point at a cell for its tokens.
+Shares are rounded up to whole blocks, prompt and answer separately. Dashed: where the answer begins.</p>
 """

@@ -54,6 +54,11 @@
     return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
   }
 
+  function milliseconds(value) {
+    if (value >= 10_000) return seconds(value / 1000);
+    return `${value < 100 ? value.toFixed(1) : Math.round(value)} ms`;
+  }
+
   // ---- header ----------------------------------------------------------------------------------------------------
 
   function mountHeader(root) {
@@ -379,8 +384,8 @@
         drawPhases(lane);
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? seconds(lane.seconds) : "–");
-        setText(pace, lane.ms_per_step === null ? "–" : `${lane.ms_per_step < 100 ? lane.ms_per_step.toFixed(1) : Math.round(lane.ms_per_step)} ms`);
-        setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second} tokens/s`);
+        setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
         setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
         fill.style.transform = `scaleX(${lane.progress})`;
         drawCells(lane, lane.state, other);
@@ -429,9 +434,12 @@
     let figure = null;
     let timer = null;
     let last = 0;
+    let hidden = false; // a figure laid out without a size would have its titles one over the other
     async function draw() {
       timer = null;
       last = performance.now();
+      hidden = !root.offsetWidth;
+      if (hidden) return;
       const Plotly = await loadPlotly();
       if (!figure) return;
       const styles = getComputedStyle(root);
@@ -460,8 +468,10 @@
       const shapes = resolveColours(figure.layout.shapes || [], getComputedStyle(root));
       if (looked && looked.layer === layer && looked.head < heads) {
         const suffix = looked.head ? looked.head + 1 : "";
+        const [x0, x1] = figure.layout[`xaxis${suffix}`].range;
+        const [y0, y1] = figure.layout[`yaxis${suffix}`].range;
         shapes.push({
-          type: "rect", name: "looked at", xref: `x${suffix} domain`, yref: `y${suffix} domain`, x0: 0, x1: 1, y0: 0, y1: 1,
+          type: "rect", name: "looked at", xref: `x${suffix}`, yref: `y${suffix}`, x0, x1, y0, y1,
           line: { color: getComputedStyle(root).getPropertyValue("--sd-ink").trim(), width: 3 },
         });
       }
@@ -473,7 +483,8 @@
     }
     onThemeChange(() => figure && soon());
     new ResizeObserver(() => {
-      if (window.Plotly && plot.classList.contains("js-plotly-plot")) window.Plotly.Plots.resize(plot);
+      if (root.offsetWidth && hidden) return void soon();
+      if (root.offsetWidth && window.Plotly && plot.classList.contains("js-plotly-plot")) window.Plotly.Plots.resize(plot);
     }).observe(root);
     return (value) => {
       if (!value || !value.figure) return;

@@ -148,8 +148,8 @@ def test_two_lengths_end_with_two_rows_that_hold_the_numbers_of_their_runs(engin
     for row in end["rows"]:
         dense, sparse = sorted((run for run in engine.runs if run.name == row["length"]), key=lambda run: run.sparse)
         assert (row["dense_steps"], row["sparse_steps"], row["step"], row["total"]) == (16, 16, 32, 32)
-        assert row["dense_seconds"] == round(sum(dense.seconds), 3)
-        assert row["sparse_seconds"] == round(sum(sparse.seconds), 3)
+        assert row["dense_seconds"] == round(sum(dense.seconds), 6)
+        assert row["sparse_seconds"] == round(sum(sparse.seconds), 6)
         assert row["speedup"]["ratio"] == round(sum(dense.seconds) / sum(sparse.seconds), 4)
         # The stand-in writes the right answer in both lanes, and an end token.
         answer = len(fake_engine.SEED_WORDS.split()) + 1

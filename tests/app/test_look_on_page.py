@@ -160,7 +160,7 @@ def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
         page.fill("#sd-head input[type=number]", str(head))
         page.keyboard.press("Tab")
         axis = str(head + 1) if head else ""
-        wanted = f"{layer},x{axis} domain,y{axis} domain"
+        wanted = f"{layer},x{axis},y{axis}"
         page.wait_for_function(f"wanted => String(({frame})()) === wanted", arg=wanted)
 
 
@@ -170,7 +170,8 @@ def test_shades_show_the_choice_or_the_importance(raced) -> None:
     page.fill("#sd-layer input[type=number]", "3")
     page.fill("#sd-head input[type=number]", "2")
     page.keyboard.press("Tab")
-    for label, top in (("choice alone", 2), ("importance alone", 255), ("importance and choice", 255)):
+    both = "blocks kept, over how important they are"
+    for label, top in (("blocks kept alone", 2), ("importance alone", 255), (both, 255)):
         page.click("#sd-shades input")
         page.get_by_role("option", name=label, exact=True).click()
         page.wait_for_function(
@@ -298,6 +299,20 @@ def test_a_run_that_ended_before_its_select_step_says_so(visit, real) -> None:
     page.wait_for_function(f"() => {label}.startsWith('The last run ended before')")
     said = page.locator("#sd-looking").inner_text().strip()
     assert said.startswith("Your last run: 1,0") and "blocks" not in said
+
+
+def test_a_tab_that_was_hidden_while_a_run_ended_is_laid_out_when_it_is_opened(raced, visit, real) -> None:
+    page, _, _ = raced
+    page.get_by_role("tab", name="Take it away").click()
+    drawn = int(page.get_attribute("#sd-overview .sd-plot", "data-drawn"))
+    race(page)
+    page.wait_for_timeout(600)
+    assert int(page.get_attribute("#sd-overview .sd-plot", "data-drawn")) == drawn  # not where nobody looks
+    page.get_by_role("tab", name="Heads of one layer").click()
+    page.wait_for_function(f"() => Number(document.querySelector('#sd-overview .sd-plot').dataset.drawn) > {drawn}")
+    title = page.locator("#sd-overview .gtitle").bounding_box()
+    subtitle = page.locator("#sd-overview .gtitle-subtitle").bounding_box()
+    assert subtitle["y"] >= title["y"] + 0.7 * title["height"]
 
 
 def test_a_stopped_run_keeps_what_was_there(visit, real) -> None:

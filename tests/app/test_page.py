@@ -159,6 +159,22 @@ def test_a_value_set_just_before_run_counts(visit, fake) -> None:
     assert page.locator(".sd-lane .sd-figures dd").first.inner_text() == "16 of 16"
 
 
+def test_a_number_beyond_a_slider_s_range_is_the_nearest_one_within(visit, fake) -> None:
+    page = visit(fake)
+    page.click("#sd-settings button")
+    page.wait_for_selector("#sd-seed input")
+    page.fill("#sd-steps input[type=number]", "999")
+    page.keyboard.press("Tab")
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'done')")
+    assert page.locator(".sd-lane .sd-figures dd").first.inner_text() == "256 of 256"
+    is_free(page)
+    page.fill("#sd-head input[type=number]", "9")
+    page.keyboard.press("Tab")
+    page.wait_for_function("() => document.querySelector('#sd-heatmap .sd-plot').layout.title.text.endsWith('head 1')")
+    assert page.locator(".toast-body").count() == 0
+
+
 def test_what_buttons_do_is_said_when_they_are_pointed_at(visit, fake) -> None:
     from app.words import BUTTONS
 

@@ -72,7 +72,7 @@ def test_a_finished_race() -> None:
     dense, sparse = value["lanes"]
     assert [(lane["right"], lane["verdict"]) for lane in (dense, sparse)] == [(True, "words")] * 2
     assert (dense["step"], dense["total"], dense["seconds"], dense["ms_per_step"]) == (4, 4, 1.2, 300.0)
-    assert dense["tokens_per_second"] == 3.3
+    assert dense["tokens_per_second"] == 3.333
     assert sparse["phase"] == "sparse"
     assert [cell[1] for cell in sparse["cells"]] == [1, 2, 3, 4]
 
