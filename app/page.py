@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import html
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from app.kept import Kept, Selected
 from app.request import FOLLOWING, OWN_TEXT, Request
 from app.serving import RUNS
 from app.session import EXPECTED, Material, follow, gather, notes, perform
-from app.settings import Settings, Slider
+from app.settings import Settings
 from sparsed.models.catalogue import ModelSpec
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
@@ -161,11 +162,11 @@ class _Page:
                     layers, heads = (1, 1) if first is None else (max(1, first.layers - 1), max(1, first.heads - 1))
                     with gr.Row(elem_id="sd-head-choice"):
                         there = first is not None
-                        self.layer = Slider(
+                        self.layer = gr.Slider(
                             0, layers, value=min(1, layers), step=1, label="Layer", info="Counted from 0.",
                             interactive=there, elem_id="sd-layer", min_width=140,
                         )  # fmt: skip
-                        self.head = Slider(
+                        self.head = gr.Slider(
                             0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there,
                             elem_id="sd-head", min_width=140,
                         )  # fmt: skip
@@ -302,10 +303,12 @@ class _Page:
         self.stage.load(self.prepare, inputs, prepared, **prepare)
         self.stop_button.click(self.stop, None, self.stop_button, queue=False, **quiet)
         look: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
-        gr.on([self.layer.input, self.head.input], self.show_head, place, self.heatmap, **look)
+        # A number beyond the range that was typed in is moved into it here; gradio's own check would refuse it.
+        typed = {**look, "preprocess": False}
+        gr.on([self.layer.input, self.head.input], self.show_head, place, self.heatmap, **typed)
         self.shades.input(self.show_shades, self.shades, self.heatmap, **look)
-        self.layer.input(self.show_layer, self.layer, looked, **look)
-        self.layer_tab.select(self.show_layer, self.layer, looked, **look)
+        self.layer.input(self.show_layer, self.layer, looked, **typed)
+        self.layer_tab.select(self.show_layer, self.layer, looked, **typed)
         gr.on([self.overview.click, self.atlas.click], self.show_clicked, None, [*place, self.heatmap, *looked], **look)
         differ, stay, early = self.observations
         differ.click(lambda: gr.update(selected="layer"), None, self.tabs, queue=False, **quiet)
@@ -768,8 +771,8 @@ class _Page:
 
 
 def _index(value: Any, count: int | None) -> int:
-    """A slider's value as an index below count; any number without it."""
-    index = max(0, int(value or 0))
+    """What came from a slider as an index below count; any number without it. What is no number is 0."""
+    index = max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
     return index if count is None else min(index, count - 1)
 
 

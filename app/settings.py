@@ -27,16 +27,6 @@ STEPS_AT_MOST_INFO = "At most: the threshold may end it."
 
 
 
-class Slider(gr.Slider):
-    """Gradio's slider; a number beyond its range that was typed in is the nearest one within, not an error."""
-
-    is_template = True  # for the browser it is gradio's own
-
-    def preprocess(self, payload: float) -> float:
-        """The value as the handlers get it."""
-        return super().preprocess(min(max(payload, self.minimum), self.maximum))
-
-
 class Settings:
     """The components of the accordion, made inside the page that is being built.
 
@@ -66,7 +56,7 @@ class Settings:
                     label="Algorithm", elem_id="sd-algorithm", info="Which tokens each step commits.",
                     min_width=320, scale=2,
                 )  # fmt: skip
-                self.steps = Slider(
+                self.steps = gr.Slider(
                     LEAST_STEPS, MOST_STEPS, value=usual.steps, step=8, label="Denoising steps", elem_id="sd-steps",
                     info=STEPS_INFO, scale=1, **slim,
                 )  # fmt: skip
@@ -79,11 +69,11 @@ class Settings:
                     _numbers(usual.block_length), value=usual.block_length, label="Semi-autoregressive block length",
                     elem_id="sd-block-length", info=INFO["block_length"], **slim,
                 )  # fmt: skip
-                self.temperature = Slider(
+                self.temperature = gr.Slider(
                     0.0, 2.0, value=usual.temperature, step=0.05, label="Temperature", elem_id="sd-temperature",
                     info="0 takes the likeliest token.", **slim,
                 )  # fmt: skip
-                self.top_p = Slider(
+                self.top_p = gr.Slider(
                     0.05, 1.0, value=usual.top_p, step=0.05, label="Top-p", elem_id="sd-top-p", info=INFO["top_p"],
                     **slim,
                 )  # fmt: skip
@@ -93,7 +83,7 @@ class Settings:
                     value=usual.threshold or OFF, label="Confidence threshold", elem_id="sd-threshold",
                     info=INFO["threshold"], **slim,
                 )  # fmt: skip
-                self.cfg_scale = Slider(
+                self.cfg_scale = gr.Slider(
                     0.0, 4.0, value=usual.cfg_scale, step=0.25, label="Guidance (CFG scale)", elem_id="sd-cfg-scale",
                     info="0 is off; above, each step costs twice.", **slim,
                 )  # fmt: skip
@@ -102,11 +92,11 @@ class Settings:
                 )  # fmt: skip
             gr.HTML("<h2>SparseD</h2>", apply_default_css=False)
             with gr.Row():
-                self.skip = Slider(
+                self.skip = gr.Slider(
                     0.0, 1.0, value=0.2, step=0.05, label="Skip", elem_id="sd-skip",
                     info="Share of steps before the switch.", **slim,
                 )  # fmt: skip
-                self.select = Slider(
+                self.select = gr.Slider(
                     0.05, 1.0, value=0.5, step=0.05, label="Select", elem_id="sd-select",
                     info="Share of key blocks a head keeps.", **slim,
                 )  # fmt: skip
