@@ -16,7 +16,14 @@ LLADA_ALGORITHMS = ("low_confidence", "random")
 DREAM_ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
 SELECTIONS = ("paper", "reference")
-PATTERNS = ("sparsed", "sliding_window")
+PATTERN_LABELS = {
+    "sparsed": "SparseD",
+    "sliding_window": "Sliding window",
+    "streaming_llm": "StreamingLLM",
+    "random": "Random blocks",
+    "shared": "One pattern for all heads",
+}
+PATTERNS = tuple(PATTERN_LABELS)
 ON_NO_GAIN = ("sparse", "dense")
 BLOCK_SIZES = (32, 64, 128)
 
@@ -195,11 +202,14 @@ class SparseDConfig:
     0.3). block_size: attention block size in tokens, 32, 64 or 128 (default 32 below 4000 tokens, else 128).
     selection: "paper", isolated selection as the paper defines it, or "reference", as the public code does
     it (see `sparsed.attention.reference`). keep_importance: keep the block importances in the pattern
-    (float16, CPU memory). pattern: "sparsed", or the baseline "sliding_window" with the same number of kept
-    blocks. on_no_gain: what to do when the first sparse steps turn out no faster than the dense ones: stay
-    "sparse" (default), or go back to "dense"; either way the run says so.
+    (float16, CPU memory). pattern: "sparsed", or a baseline that keeps as many blocks: "sliding_window",
+    "streaming_llm", "random" or "shared", one pattern for all heads (see `sparsed.attention.baselines`). isolated,
+    reuse: the paper's ablations: without the one, prompt and generation blocks are ranked together; without the
+    other, every sparse step makes its pattern anew. on_no_gain: what to do when the first sparse steps turn out no
+    faster than the dense ones: stay "sparse" (default), or go back to "dense"; either way the run says so.
 
-    Raises ValueError for a value out of range, or select = 1 with "reference".
+    Raises ValueError for a value out of range, select = 1 with "reference", or "reference" together with a setting
+    that only the paper's selection has.
     """
 
     skip: float | None = None
@@ -208,6 +218,8 @@ class SparseDConfig:
     selection: str | None = None
     keep_importance: bool | None = None
     pattern: str | None = None
+    isolated: bool | None = None
+    reuse: bool | None = None
     on_no_gain: str | None = None
 
     def __post_init__(self) -> None:
@@ -226,6 +238,12 @@ class SparseDConfig:
             )
         _check_choice("keep_importance", self.keep_importance, (False, True))
         _check_choice("pattern", self.pattern, PATTERNS)
+        _check_choice("isolated", self.isolated, (False, True))
+        _check_choice("reuse", self.reuse, (False, True))
+        if self.selection == "reference" and (self.isolated is False or self.pattern == "shared"):
+            raise ValueError(
+                "Selection 'reference' is the public code's own: isolated = False and pattern 'shared' need 'paper'."
+            )
         _check_choice("on_no_gain", self.on_no_gain, ON_NO_GAIN)
 
     def resolve(self, length: int, short_select: float = SHORT_SELECT) -> SparseDConfig:
@@ -241,6 +259,8 @@ class SparseDConfig:
             selection="paper",
             keep_importance=False,
             pattern="sparsed",
+            isolated=True,
+            reuse=True,
             on_no_gain="sparse",
         )
         unset = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}

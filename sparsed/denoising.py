@@ -120,7 +120,7 @@ class Run(Iterator[Step]):
             layout = BlockLayout(self.length, self.prompt_length, attention.block_size)
             # The public code scales LLaDA's scores by heads, Dream's by head_dim.
             by_heads = model.family == "llada"
-            state = AttentionState("dense", attention, layout, scaled_by_heads=by_heads)
+            state = AttentionState("dense", attention, layout, scaled_by_heads=by_heads, seed=seed)
         else:
             state = AttentionState("dense")
         self._state: AttentionState | None = state

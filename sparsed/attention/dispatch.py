@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsed.attention.backends import SparseAttention
-from sparsed.attention.baselines import sliding_window
+from sparsed.attention.baselines import random_blocks, shared_by_heads, sliding_window, streaming_llm
 from sparsed.attention.dense import SDPA, DenseAttention
 from sparsed.attention.importance import block_importance, fused_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
@@ -33,7 +33,7 @@ class AttentionState:
     index → the layer's pattern. importance: layer index → float16 [batch, query_heads, n, n], if kept.
     dense: what runs in the other phases. fused: a kernel makes the importances from the dense attention's log-sum-exp.
     scaled_by_heads: selection "reference" divides scores by √query_heads (the
-    public LLaDA code).
+    public LLaDA code). seed: what the baseline "random" draws from.
     """
 
     phase: Phase = "dense"
@@ -45,11 +45,16 @@ class AttentionState:
     scaled_by_heads: bool = False
     dense: DenseAttention = SDPA
     fused: bool = False
+    seed: int = 0
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
         if self.phase == "sparse":
             assert self.backend is not None, "a sparse phase needs a backend"
+            if self.config is not None and self.config.reuse is False:
+                # A kernel makes the importances from the rows' log-sum-exp, which only a dense pass knows.
+                lse = self._dense_with_lse(q, k, v, scale)[1] if self.fused else None
+                self.layers[layer] = self._select(layer, q, k, scale, lse)
             return self.backend(q, k, v, self.layers[layer], scale)
         if self.phase == "dense":
             return self.dense.attend(q, k, v, scale)
@@ -66,8 +71,13 @@ class AttentionState:
     def _select(self, layer: int, q: Tensor, k: Tensor, scale: float, lse: Tensor | None) -> LayerPattern:
         config, layout = self.config, self.layout
         assert config is not None and layout is not None and config.select is not None
+        batch, heads = q.shape[:2]
         if config.pattern == "sliding_window":
-            return sliding_window(layout, config.select, q.shape[0], q.shape[1], q.device)
+            return sliding_window(layout, config.select, batch, heads, q.device)
+        if config.pattern == "streaming_llm":
+            return streaming_llm(layout, config.select, batch, heads, q.device)
+        if config.pattern == "random":
+            return random_blocks(layout, config.select, batch, heads, (1000 * self.seed + layer) % 2**63, q.device)
         if config.selection == "reference":
             if self.scaled_by_heads:
                 scale = q.shape[1] ** -0.5
@@ -77,7 +87,10 @@ class AttentionState:
                 importance = block_importance(q, k, scale, layout.block_size)
             else:
                 importance = fused_importance(q, k, lse, scale, layout.block_size)
-            chosen = select_blocks(importance, layout, config.select)
+            if config.pattern == "shared":
+                chosen = shared_by_heads(importance, layout, config.select)
+            else:
+                chosen = select_blocks(importance, layout, config.select, config.isolated is not False)
         if config.keep_importance:
             # Moved to the CPU in `pattern`, once for all layers and outside the step's clock.
             self.importance[layer] = importance.to(torch.float16)

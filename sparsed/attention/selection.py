@@ -25,12 +25,13 @@ def blocks_to_keep(select: float, blocks: int) -> int:
     return max(1, math.ceil(Fraction(str(select)) * blocks))
 
 
-def select_blocks(importance: Tensor, layout: BlockLayout, select: float) -> LayerPattern:
+def select_blocks(importance: Tensor, layout: BlockLayout, select: float, isolated: bool = True) -> LayerPattern:
     """The most important key blocks of each side for each query block.
 
-    importance: float32 [batch, query_heads, n, n] (query block, key block). Ties go to the lower key
-    block, so the result is the same on every device. Every query block keeps the same number of blocks;
-    see `blocks_to_keep`.
+    importance: float32 [batch, query_heads, n, n] (query block, key block). isolated: rank the two sides apart;
+    without it (the paper's ablation) as many blocks as the two sides together keep, the most important of all. Ties
+    go to the lower key block, so the result is the same on every device. Every query block keeps the same number of
+    blocks; see `blocks_to_keep`.
 
     Raises ValueError if the importance does not fit the layout or holds NaN.
     """
@@ -41,14 +42,18 @@ def select_blocks(importance: Tensor, layout: BlockLayout, select: float) -> Lay
     check_finite(importance)
     middle = layout.prompt_blocks
     sides = [(0, middle), (middle, blocks)]
-    kept = torch.cat(
-        [
-            most_important(importance[..., first:end], blocks_to_keep(select, end - first)) + first
-            for first, end in sides
-            if end > first
-        ],
-        dim=-1,
-    )
+    numbers = [blocks_to_keep(select, end - first) for first, end in sides]
+    if isolated:
+        kept = torch.cat(
+            [
+                most_important(importance[..., first:end], number) + first
+                for (first, end), number in zip(sides, numbers)
+                if number
+            ],
+            dim=-1,
+        )
+    else:
+        kept = most_important(importance, sum(numbers))
     counts = torch.full(kept.shape[:-1], kept.shape[-1], dtype=torch.int32, device=kept.device)
     return LayerPattern(kept.to(torch.int32), counts)
 

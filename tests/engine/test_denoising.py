@@ -9,6 +9,7 @@ import math
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
 from sparsed.attention import gather
+from sparsed.attention.importance import block_importance
+from sparsed.attention.pattern import BlockLayout
+from sparsed.attention.selection import select_blocks
 from sparsed.denoising import Run
 
 TEXT = "The old library of Orlin stands by the river, and nobody knows who built it. " * 2
@@ -420,6 +424,41 @@ def test_importance_is_kept_on_request(tiny, eager) -> None:
             assert torch.allclose(kept[0, :, i, j].float(), block.mean((1, 2)), rtol=2e-3, atol=1e-6)
     without = SparseDConfig(skip=0, block_size=64)
     assert sparsed.generate(tiny, ids, sampler=sampler, attention=without).pattern.importance is None
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_without_reuse_every_sparse_step_selects_from_its_own_queries_and_keys(tiny, monkeypatch, reuse) -> None:
+    fresh, used = [], []
+    real = gather.gather_attention
+
+    def watching(q, k, v, pattern, scale, *, block_size):
+        layout = BlockLayout(q.shape[2], 300, block_size)
+        fresh.append(select_blocks(block_importance(q, k, scale, block_size), layout, 0.3).indices)
+        used.append(pattern.indices)
+        return real(q, k, v, pattern, scale, block_size=block_size)
+
+    monkeypatch.setattr(gather, "gather_attention", watching)
+    attention = SparseDConfig(skip=0.2, select=0.3, block_size=32, reuse=reuse)
+    sampler = SamplerConfig(steps=6, gen_length=24)
+    result = sparsed.generate(tiny, prompt_ids(tiny, 300), sampler=sampler, attention=attention)
+    assert [step.phase for step in result.steps].count("sparse") == 3
+    assert len(used) == 3 * len(result.pattern.layers)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, used)) == (not reuse)
+
+
+@pytest.mark.parametrize("pattern", ["streaming_llm", "random", "shared"])
+def test_every_baseline_runs_at_the_density_of_sparsed(tiny, calls, pattern) -> None:
+    ids = prompt_ids(tiny, 300)
+    sampler = SamplerConfig(steps=5, gen_length=20, seed=5)
+    attention = SparseDConfig(select=0.3, block_size=32, pattern=pattern)
+    run = sparsed.generate(tiny, ids, sampler=sampler, attention=attention)
+    chosen = sparsed.generate(tiny, ids, sampler=sampler, attention=SparseDConfig(select=0.3, block_size=32))
+    assert len(calls) == 2 * 3 * 3
+    assert run.pattern.requested_density == chosen.pattern.requested_density
+    if pattern == "random":  # by the run's seed, and each layer its own
+        again = sparsed.generate(tiny, ids, sampler=replace(sampler, seed=6), attention=attention).pattern
+        assert not torch.equal(run.pattern.layers[0].indices, again.layers[0].indices)
+        assert not torch.equal(run.pattern.layers[0].indices, run.pattern.layers[1].indices)
 
 
 def test_the_sliding_window_keeps_as_much_without_looking(tiny, calls) -> None:

@@ -99,7 +99,14 @@ def test_sampler_says_what_is_wrong(values: dict, said: str) -> None:
         ({"selection": "reference", "select": 1}, "select must be below 1 with selection 'reference'"),
         ({"keep_importance": 1}, "keep_importance must be one of False, True, not 1"),
         ({"on_no_gain": "stop"}, "on_no_gain must be one of 'sparse', 'dense', not 'stop'"),
-        ({"pattern": "causal"}, "pattern must be one of 'sparsed', 'sliding_window', not 'causal'"),
+        (
+            {"pattern": "causal"},
+            "pattern must be one of 'sparsed', 'sliding_window', 'streaming_llm', 'random', 'shared', not 'causal'",
+        ),
+        ({"isolated": 0}, "isolated must be one of False, True, not 0"),
+        ({"reuse": "no"}, "reuse must be one of False, True, not 'no'"),
+        ({"selection": "reference", "isolated": False}, "isolated = False and pattern 'shared' need 'paper'"),
+        ({"selection": "reference", "pattern": "shared"}, "isolated = False and pattern 'shared' need 'paper'"),
     ],
 )
 def test_sparsed_says_what_is_wrong(values: dict, said: str) -> None:
@@ -195,7 +202,10 @@ def test_lengths_and_steps_must_divide(gen_length: int, steps: int) -> None:
 
 @pytest.mark.parametrize(("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)])
 def test_sparsed_defaults_follow_the_length(length: int, select: float, block_size: int) -> None:
-    expected = SparseDConfig(0.2, select, block_size, "paper", False, "sparsed", "sparse")
+    expected = SparseDConfig(
+        skip=0.2, select=select, block_size=block_size, selection="paper", keep_importance=False, pattern="sparsed",
+        isolated=True, reuse=True, on_no_gain="sparse",
+    )  # fmt: skip
     assert SparseDConfig().resolve(length) == expected
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from sparsed.attention.backends import executed_density
-from sparsed.attention.baselines import sliding_window
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
-from sparsed.attention.selection import blocks_to_keep, select_blocks
+from sparsed.attention.selection import select_blocks
 
 
 def sides_by_the_text(length: int, prompt: int, size: int) -> list[bool]:
@@ -130,18 +129,3 @@ def test_overlap_of_unlike_patterns_is_refused() -> None:
         Pattern(layout, (layer,), 0.5).overlap(Pattern(layout, (layer, layer), 0.5))
     with pytest.raises(ValueError, match="shapes"):
         Pattern(layout, (layer,), 0.5).overlap(Pattern(layout, (other,), 0.5))
-
-
-@pytest.mark.parametrize("select", [0.1, 0.3, 0.5, 0.75, 1.0])
-@pytest.mark.parametrize(("length", "prompt"), [(100, 80), (97, 96), (64, 60), (8, 3)])
-def test_sliding_window_keeps_the_nearest_blocks_at_sparsed_density(
-    length: int, prompt: int, select: float
-) -> None:
-    layout = BlockLayout(length, prompt, 8)
-    window = sliding_window(layout, select, 2, 3)
-    kept = blocks_to_keep(select, layout.prompt_blocks) + blocks_to_keep(select, layout.generation_blocks)
-    importance = torch.rand(2, 3, layout.blocks, layout.blocks)
-    assert torch.equal(window.counts, select_blocks(importance, layout, select).counts)
-    for i in range(layout.blocks):
-        nearest = sorted(sorted(range(layout.blocks), key=lambda j: (abs(i - j), j))[:kept])
-        assert (window.indices[:, :, i] == torch.tensor(nearest)).all()
