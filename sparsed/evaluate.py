@@ -1,15 +1,16 @@
-"""Does the answer change? ``python -m sparsed eval``: dense, SparseD and a sliding window on the same questions.
+"""Does the answer change? ``python -m sparsed eval``: full attention, SparseD and the baselines, on the same questions.
 
-Answers are compared with the only right one, questions use names that training never showed, differences to dense
-are paired. One line of JSON a question and method is written as soon as it is known, so an interrupted evaluation
-goes on where it stopped and several processes (``--shard``) can share the work.
+Answers are compared with the only right one; questions use names that training never showed and seeds of their own;
+differences to dense are paired. A line of JSON is written as soon as an answer is known, so that an interrupted
+evaluation goes on where it stopped, methods can be added later, and several processes (``accelerate launch``) can
+share the work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,82 +18,92 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsed.agreement import agreement
+from sparsed.agreement import agreement, answer_length
+from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
 from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, token_budget
+from sparsed.scores import METHODS, Observation, Record, summarise, table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsed.models.model import Model
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "lookup": ("fact", "inverse", "two_hop"),
+TYPES: dict[str, tuple[str, ...]] = {
+    "lookup": ("fact", "inverse"),
+    "two_hop": ("two_hop",),
     "comparison": ("older", "same"),
-    "about": ("about",),
+    "several": ("several", "about"),
     "arithmetic": ("arithmetic",),
     "unanswerable": ("unanswerable",),
 }
-METHODS = ("dense", "sparsed", "sliding_window")
+"""Question types of the grid, and the kinds of `sparsed.prompts` that each asks in turns."""
+
 LENGTHS = ("512", "1k", "2k", "4k", "8k", "16k", "32k", "64k")
-FIRST_SEED = 1_000_000
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FIRST_SEED = 3_000_000
+ABLATIONS = (
+    *(f"sparsed:skip={skip}" for skip in (0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    *(f"sparsed:select={select}" for select in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)),
+    *(f"sparsed:block_size={size}" for size in (32, 64, 128)),
+    "sparsed:reuse=no",
+    "sparsed:isolated=no",
+)
+"""What the paper varies, one setting at a time."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Questions of one group at one prompt length."""
+    """Questions of one type at one prompt length."""
 
-    group: str
+    type: str
     length: str
     questions: int
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a visitor of the page could set too; None is the model's default."""
+class Plan:
+    """What is the same for all answers of an evaluation; a folder of records holds one plan.
 
-    steps: int | None = None
-    skip: float | None = None
-    select: float | None = None
-    block_size: int | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """One answer.
-
-    Attributes:
-        exact: the answer is the gold answer.
-        right, facts, invented: facts stated, facts asked for, sentences stated that are none of them.
-        agreement: share of tokens equal to the dense answer's, up to the longer answer's end; None for dense.
-        seconds: the run's own compute, divided by the questions that ran together.
-        text: the answer where it is not the gold answer.
+    model: as it was asked for. sampler: None is the model's default. attention: SparseD's settings, None by length.
+    depths: where the needed documents stand, question by question in turns; None leaves that to chance.
     """
 
-    group: str
-    length: str
-    index: int
-    kind: str
-    method: str
-    exact: bool
-    right: int
-    facts: int
-    invented: int
-    verdict: str
-    depth: float | None
-    agreement: float | None
-    seconds: float
-    text: str | None
-    gold: str | None
+    model: str = "mini"
+    sampler: SamplerConfig = SamplerConfig()
+    attention: SparseDConfig = SparseDConfig()
+    depths: tuple[float, ...] | None = DEPTHS
 
 
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % Wilson score interval of a share, as (low, high) between 0 and 1."""
-    if total == 0:
-        return 0.0, 1.0
-    share = right / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
+def parse_method(method: str, base: SparseDConfig) -> SparseDConfig | Literal["dense"]:
+    """A method as it is written on the command line: "dense", a pattern, or a pattern with settings of its own.
+
+    "sparsed:skip=0", "sliding_window:select=0.1,block_size=64"; settings: skip, select, block_size, selection,
+    isolated, reuse (yes or no). What is not given is `base`'s. Raises ValueError for anything else.
+    """
+    name, colon, said = method.partition(":")
+    if method == "dense":
+        return "dense"
+    if name not in PATTERNS:
+        raise ValueError(f"Method {method!r} is unknown; choose from {', '.join(METHODS)}.")
+    values: dict[str, Any] = {}
+    for part in said.split(",") if colon else ():
+        key, _, value = part.partition("=")
+        try:
+            values[key] = _SETTINGS[key](value)
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"Method {method!r}: {part!r} is no setting; write one of {', '.join(_SETTINGS)} as name=value."
+            ) from None
+    return replace(base, pattern=name, **values)
+
+
+def _yes_or_no(value: str) -> bool:
+    return {"yes": True, "no": False}[value]
+
+
+_SETTINGS: dict[str, Any] = {
+    "skip": float, "select": float, "block_size": int, "selection": str, "isolated": _yes_or_no, "reuse": _yes_or_no,
+}  # fmt: skip
 
 
 def token_agreement(one: Sequence[int], two: Sequence[int], end: int | Collection[int]) -> float:
@@ -102,16 +113,64 @@ def token_agreement(one: Sequence[int], two: Sequence[int], end: int | Collectio
     return counted[0] / counted[1]
 
 
-def default_cells(lengths: Iterable[str], groups: Iterable[str], questions: int | None = None) -> list[Cell]:
-    """The evaluation grid: 200 questions a cell up to 16k, 100 at 32k, 40 at 64k; small sums without documents."""
-    lengths = list(lengths)
+def default_cells(lengths: Iterable[str], types: Iterable[str], questions: int | None = None) -> list[Cell]:
+    """The evaluation grid: 200 questions a cell up to 16k, 100 at 32k, 40 at 64k."""
+    types = list(types)
     cells = []
-    for group in groups:
-        for length in ["short_context"] if group == "arithmetic" else lengths:
-            tokens = token_budget(length)
-            usual = 200 if tokens <= 16384 else 100 if tokens <= 32768 else 40
-            cells.append(Cell(group, length, questions or usual))
+    for length in lengths:
+        tokens = token_budget(length)
+        usual = 200 if tokens <= 16384 else 100 if tokens <= 32768 else 40
+        cells += [Cell(type, length, questions or usual) for type in types]
     return cells
+
+
+class Folder:
+    """Records of an evaluation: files of JSON lines, one for each process, and the plan they were made by.
+
+    Raises ValueError if the folder holds records of another plan.
+    """
+
+    def __init__(self, path: Path, plan: Plan, shard: tuple[int, int] = (0, 1)) -> None:
+        self.path, self.name = path, f"{shard[0]}-of-{shard[1]}.jsonl"
+        path.mkdir(parents=True, exist_ok=True)
+        said = json.dumps(asdict(plan), indent=1)
+        file = path / "plan.json"
+        if file.exists() and json.loads(file.read_text("utf-8")) != json.loads(said):
+            raise ValueError(f"{path} holds answers of another model or other settings; choose another folder.")
+        # Several processes begin at once: none may see half a file.
+        draft = path / f"plan-{os.getpid()}.part"
+        draft.write_text(said, encoding="utf-8")
+        draft.replace(file)
+
+    def add(self, entry: Record | Observation) -> None:
+        """Append one entry to this process's file; it is on disk when this returns."""
+        kind = "records" if isinstance(entry, Record) else "observations"
+        with (self.path / f"{kind}-{self.name}").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records of a folder, of all processes; an answer that two processes gave counts once."""
+    records = (Record(**entry) for entry in _lines(folder, "records"))
+    return list({(r.type, r.length, r.index, r.method): r for r in records}.values())
+
+
+def read_observations(folder: Path) -> list[Observation]:
+    """All observations of a folder, of all processes; a question that two processes looked at counts once."""
+    observations = (Observation(**entry) for entry in _lines(folder, "observations"))
+    return list({(o.type, o.length, o.index): o for o in observations}.values())
+
+
+def _lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # cut off in the middle of a line: that question is asked again
+
+
+Asked = tuple[int, Prompt, "Tensor"]
 
 
 def evaluate(
@@ -120,54 +179,67 @@ def evaluate(
     methods: Sequence[str],
     out: Path,
     *,
+    plan: Plan | None = None,
     shard: tuple[int, int] = (0, 1),
     batch_tokens: int = 0,
-    settings: Settings | None = None,
+    backend: str = "auto",
 ) -> None:
     """Answer the questions of the cells with each method and append a record for each to ``out``/records-*.jsonl.
 
     Args:
         model: a loaded model.
         cells: what to ask.
-        methods: of METHODS; "dense" comes first, because agreement is measured against it.
+        methods: see `parse_method`; agreement is measured against "dense", if that is among them or in the folder.
         out: folder of records; what is there already is not asked again.
+        plan: what all answers share.
         shard: (i, n): answer every n-th question from the i-th.
         batch_tokens: run questions of equal length together up to this many tokens; 0 runs them one by one.
-        settings: steps and sparsity where they are not the model's defaults.
+        backend: what computes the sparse steps.
     """
     from tqdm import tqdm
 
-    unknown = set(methods) - set(METHODS)
-    if unknown:
-        raise ValueError(f"Method {sorted(unknown)[0]!r} is unknown; choose from {', '.join(METHODS)}.")
-    out.mkdir(parents=True, exist_ok=True)
-    done = {(r.group, r.length, r.index, r.method) for r in read_records(out)}
-    work = [(cell, batch) for cell in cells for batch in _batches(model, cell, shard, batch_tokens, done, methods)]
-    with (out / f"records-{shard[0]}-of-{shard[1]}.jsonl").open("a", encoding="utf-8") as file:
-        for cell, batch in tqdm(work, desc="questions", unit="batch", disable=not sys.stderr.isatty()):
-            for record in _answer(model, batch, methods, cell, settings or Settings()):
-                if (record.group, record.length, record.index, record.method) not in done:
-                    file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-
-
-Batch = list[tuple[int, Prompt, "Tensor"]]
+    plan = plan or Plan()
+    configs = {method: parse_method(method, plan.attention) for method in methods}
+    folder = Folder(out, plan, shard)
+    done: dict[tuple[str, str, int], dict[str, list[int]]] = defaultdict(dict)
+    for record in read_records(out):
+        done[record.type, record.length, record.index][record.method] = record.tokens
+    total = sum(
+        len(set(methods) - set(done[cell.type, cell.length, index]))
+        for cell in cells
+        for index in range(shard[0], cell.questions, shard[1])
+    )
+    # Dense first: the others are compared with it.
+    order = sorted(configs, key=lambda method: method != "dense")
+    with tqdm(total=total, desc="answers", unit="answer", disable=not sys.stderr.isatty()) as bar:
+        for cell in cells:
+            bar.set_postfix_str(f"{cell.length} {cell.type}")
+            known = {index: done[cell.type, cell.length, index] for index in range(cell.questions)}
+            for batch in _batches(model, cell, plan, shard, batch_tokens, methods, known):
+                for method in order:
+                    missing = [asked for asked in batch if method not in known[asked[0]]]
+                    if missing:
+                        for record in _answer(model, missing, method, configs[method], cell, plan, known, backend):
+                            known[record.index][method] = record.tokens
+                            folder.add(record)
+                        bar.update(len(missing))
 
 
 def _batches(
     model: Model,
     cell: Cell,
+    plan: Plan,
     shard: tuple[int, int],
     batch_tokens: int,
-    done: set[tuple[str, str, int, str]],
-    methods: Sequence[str],
-) -> Iterator[Batch]:
-    kinds = GROUPS[cell.group]
-    waiting: dict[int, Batch] = defaultdict(list)
+    methods: Collection[str],
+    known: dict[int, dict[str, list[int]]],
+) -> Iterator[list[Asked]]:
+    """The cell's questions that some method has not answered yet, those of equal length together."""
+    waiting: dict[int, list[Asked]] = defaultdict(list)
     for index in range(shard[0], cell.questions, shard[1]):
-        if all((cell.group, cell.length, index, method) in done for method in methods):
+        if set(methods) <= set(known[index]):
             continue
-        prompt = build_prompt(model, cell.length, kinds[index % len(kinds)], FIRST_SEED + index)
+        prompt = _ask(model, cell, plan, index)
         ids = model.encode(prompt.text)
         batch = waiting[ids.shape[1]]
         batch.append((index, prompt, ids))
@@ -176,179 +248,193 @@ def _batches(
     yield from waiting.values()
 
 
-def _answer(model: Model, batch: Batch, methods: Sequence[str], cell: Cell, settings: Settings) -> Iterator[Record]:
+def _ask(model: Model, cell: Cell, plan: Plan, index: int) -> Prompt:
+    kinds = TYPES[cell.type]
+    depths = plan.depths or (None,)
+    depth = depths[index // len(kinds) % len(depths)]
+    return build_prompt(model, cell.length, kinds[index % len(kinds)], FIRST_SEED + index, depth)
+
+
+def _answer(
+    model: Model,
+    batch: Sequence[Asked],
+    method: str,
+    attention: SparseDConfig | Literal["dense"],
+    cell: Cell,
+    plan: Plan,
+    known: dict[int, dict[str, list[int]]],
+    backend: str,
+) -> Iterator[Record]:
     import torch
 
-    from sparsed.config import SamplerConfig, SparseDConfig
     from sparsed.denoising import generate
 
-    ids = torch.cat([item[2] for item in batch])
-    sampler = SamplerConfig(steps=settings.steps)
-    sparse = SparseDConfig(skip=settings.skip, select=settings.select, block_size=settings.block_size)
-    dense: list[list[int]] = []
-    for method in sorted(methods, key=METHODS.index):
-        attention: SparseDConfig | Literal["dense"] = "dense" if method == "dense" else replace(sparse, pattern=method)
-        result = generate(model, ids, sampler=sampler, attention=attention)
-        answers = result.tokens[:, ids.shape[1] :].tolist()
-        if method == "dense":
-            dense = answers
-        for row, (index, prompt, _) in enumerate(batch):
-            text = result.text[row]
-            exact = exact_match(text, prompt.answer)
-            right, facts, invented = facts_right(text, prompt.answer)
-            yield Record(
-                cell.group,
-                cell.length,
-                index,
-                prompt.kind,
-                method,
-                exact,
-                right,
-                facts,
-                invented,
-                prompt.verdict,
-                prompt.depth,
-                token_agreement(answers[row], dense[row], model.end_ids) if dense and method != "dense" else None,
-                result.seconds / len(batch),
-                None if exact else text,
-                None if exact else prompt.answer,
-            )
+    ids = torch.cat([asked[2] for asked in batch])
+    result = generate(model, ids, sampler=plan.sampler, attention=attention, backend=backend)
+    answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
+    depths = plan.depths or (None,)
+    for (index, prompt, _), text, answer in zip(batch, result.text, answers, strict=True):
+        dense = known[index].get("dense") if method != "dense" else None
+        exact = exact_match(text, prompt.answer)
+        right, facts, invented = facts_right(text, prompt.answer)
+        yield Record(
+            type=cell.type,
+            length=cell.length,
+            index=index,
+            kind=prompt.kind,
+            method=method,
+            exact=exact,
+            right=right,
+            facts=facts,
+            invented=invented,
+            verdict=prompt.verdict,
+            depth=None if prompt.depth is None else depths[index // len(TYPES[cell.type]) % len(depths)],
+            agreement=None if dense is None else token_agreement(answer, _padded(dense, answer), model.end_ids),
+            seconds=result.seconds / len(batch),
+            tokens=answer[: answer_length(answer, model.end_ids)],
+            text=None if exact else text,
+            gold=None if exact else prompt.answer,
+        )
 
 
-def read_records(folder: Path) -> list[Record]:
-    """All records of a folder."""
-    lines = (line for path in sorted(folder.glob("records-*.jsonl")) for line in path.read_text("utf-8").splitlines())
-    return [Record(**json.loads(line)) for line in lines]
+def _padded(tokens: list[int], like: list[int]) -> list[int]:
+    """A stored answer on the whole canvas again: what follows its end token is more of it."""
+    return tokens + tokens[-1:] * (len(like) - len(tokens))
 
 
-def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """Accuracy per cell and method with Wilson intervals, paired differences to dense, and means over the cells."""
-    by_cell: dict[tuple[str, str], dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
-    for record in records:
-        by_cell[record.group, record.length][record.method][record.index] = record
-    order = {group: place for place, group in enumerate(GROUPS)}
-    rows = []
-    for (group, length), methods in sorted(by_cell.items(), key=lambda x: (order[x[0][0]], token_budget(x[0][1]))):
-        for method in (m for m in METHODS if m in methods):
-            rows.append(_summary(group, length, method, methods))
-    means = {}
-    for method in METHODS[1:]:
-        shifts = [row["difference"] for row in rows if row["method"] == method and row["difference"] is not None]
-        if shifts:
-            means[method] = {"cells": len(shifts), "mean_paired_difference": sum(shifts) / len(shifts)}
-    return {"cells": rows, "means": means}
+def observe(
+    model: Model, cells: Sequence[Cell], out: Path, *, plan: Plan | None = None, shard: tuple[int, int] = (0, 1)
+) -> None:
+    """The paper's first two observations, on the cells' questions: append how alike the masks of two heads are, and
+    how alike the mask at the switch and at four later steps, to ``out``/observations-*.jsonl.
+    """
+    from tqdm import tqdm
 
+    from sparsed.analysis import mean_head_overlap
+    from sparsed.denoising import denoise
 
-def _summary(group: str, length: str, method: str, methods: dict[str, dict[int, Record]]) -> dict[str, Any]:
-    records = list(methods[method].values())
-    right, total = sum(r.exact for r in records), len(records)
-    row: dict[str, Any] = {
-        "group": group,
-        "length": length,
-        "method": method,
-        "questions": total,
-        "right": right,
-        "accuracy": right / total,
-        "interval": wilson(right, total),
-        "facts_right": sum(r.right for r in records) / max(1, sum(r.facts for r in records)),
-        "invented": sum(r.invented for r in records),
-        "seconds": sum(r.seconds for r in records) / total,
-        "difference": None,
-        "difference_interval": None,
-        "agreement": None,
-        "kinds": {
-            kind: [sum(r.exact for r in records if r.kind == kind), sum(r.kind == kind for r in records)]
-            for kind in GROUPS[group]
-        },
-    }
-    for verdict in ("yes", "no"):
-        asked = [r for r in records if r.verdict == verdict]
-        if asked:
-            row[verdict] = [sum(r.exact for r in asked), len(asked)]
-    if method != "dense" and "dense" in methods:
-        dense = methods["dense"]
-        pairs = [int(r.exact) - int(dense[r.index].exact) for r in records if r.index in dense]
-        if pairs:
-            mean = sum(pairs) / len(pairs)
-            spread = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in pairs)) / len(pairs)
-            row["difference"], row["difference_interval"] = mean, (mean - spread, mean + spread)
-        known = [r.agreement for r in records if r.agreement is not None]
-        row["agreement"] = sum(known) / len(known) if known else None
-    return row
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a Markdown table."""
-    lines = [
-        "| questions | length | method | right | exact match (95 % interval) | to dense | tokens agreeing | details |",
-        "|---|---|---|---|---|---|---|---|",
+    plan = plan or Plan()
+    folder = Folder(out, plan, shard)
+    done = {(one.type, one.length, one.index) for one in read_observations(out)}
+    work = [
+        (cell, index)
+        for cell in cells
+        for index in range(shard[0], cell.questions, shard[1])
+        if (cell.type, cell.length, index) not in done
     ]
-    for row in summary["cells"]:
-        low, high = row["interval"]
-        shift = "" if row["difference"] is None else f"{100 * row['difference']:+.1f}"
-        agree = "" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %"
-        details = ", ".join(f"{name} {row[name][0]}/{row[name][1]}" for name in ("yes", "no") if name in row)
-        if row["group"] == "about":
-            details = f"facts right {100 * row['facts_right']:.1f} %, invented {row['invented']}"
-        if row["group"] == "lookup":
-            details = ", ".join(f"{kind} {a}/{b}" for kind, (a, b) in row["kinds"].items())
-        lines.append(
-            f"| {row['group']} | {row['length']} | {row['method']} | {row['right']}/{row['questions']} | "
-            f"{100 * row['accuracy']:.1f} % ({100 * low:.1f}–{100 * high:.1f}) | {shift} | {agree} | {details} |"
-        )
-    for method, mean in summary["means"].items():
-        lines.append(
-            f"\n{method}: mean paired difference to dense over {mean['cells']} cells "
-            f"{100 * mean['mean_paired_difference']:+.2f} points."
-        )
-    return "\n".join(lines)
+    for cell, index in tqdm(work, desc="observations", unit="run", disable=not sys.stderr.isatty()):
+        ids = model.encode(_ask(model, cell, plan, index).text)
+        plain = denoise(model, ids, sampler=plan.sampler, attention=plan.attention)
+        if plain.switch_step is None:
+            raise ValueError("These runs never become sparse, so there is no pattern to observe; lower skip.")
+        first, last = plain.switch_step, plain.total - 1
+        steps = sorted({first + (last - first) * quarter // 4 for quarter in (1, 2, 3, 4)})
+        run = denoise(model, ids, sampler=plan.sampler, attention=plan.attention, probe_steps=steps)
+        result = run.result()
+        assert result.pattern is not None, "a run with a switch step has a pattern"
+        later = [[step, float(result.pattern.overlap(run.probes[step]).mean())] for step in steps if step in run.probes]
+        folder.add(Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m sparsed eval``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsed eval",
-        description="Accuracy of dense, SparseD and a sliding window on the same questions.",
-    )
-    parser.add_argument("--model", default="mini", help="catalogue name or local folder")
-    parser.add_argument(
-        "--groups", nargs="+", choices=list(GROUPS), default=["lookup", "comparison", "about", "arithmetic"]
-    )
-    parser.add_argument("--lengths", nargs="+", default=["512", "1k", "2k"], help=f"of {' '.join(LENGTHS)}")
-    parser.add_argument("--questions", type=int, help="a cell; default 200 up to 16k, 100 at 32k, 40 at 64k")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--steps", type=int, help="denoising steps; default the model's")
-    parser.add_argument("--skip", type=float, help="share of the steps with full attention")
-    parser.add_argument("--select", type=float, help="share of the blocks kept; default by length")
-    parser.add_argument("--block-size", type=int, help="attention block size; default by length")
-    parser.add_argument("--out", type=Path, default=Path("runs/eval"), help="folder of records; resumes what is there")
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th question from the i-th (several processes)")
-    parser.add_argument("--batch-tokens", type=int, default=0, help="run equal lengths together up to so many tokens")
-    parser.add_argument("--device")
-    parser.add_argument("--dtype")
-    parser.add_argument("--report", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--json", type=Path, help="write the summary there")
-    args = parser.parse_args(argv)
-    try:
-        if not args.report:
-            from sparsed.models.loading import load
+    args = _parser().parse_args(argv)
+    shard, device, wait = _share(args)
+    if not args.report:
+        from sparsed.models.loading import load
 
-            part, _, parts = args.shard.partition("/")
+        plan = Plan(
+            model=args.model,
+            sampler=SamplerConfig(steps=args.steps, gen_length=args.gen_length, block_length=args.block_length),
+            attention=SparseDConfig(
+                skip=args.skip, select=args.select, block_size=args.block_size, selection=args.selection
+            ),
+            depths=tuple(args.depths) or None,
+        )
+        methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
+        for method in methods:
+            parse_method(method, plan.attention)
+        cells = default_cells(args.lengths, args.types, args.questions)
+        Folder(args.out, plan)
+        model = load(args.model, device=device, dtype=args.dtype)
+        if args.observe:
+            observe(model, cells, args.out, plan=plan, shard=shard)
+        else:
             evaluate(
-                load(args.model, device=args.device, dtype=args.dtype),
-                default_cells(args.lengths, args.groups, args.questions),
-                args.methods,
-                args.out,
-                shard=(int(part), int(parts)),
-                batch_tokens=args.batch_tokens,
-                settings=Settings(args.steps, args.skip, args.select, args.block_size),
-            )
-        summary = summarise(read_records(args.out))
-    except ValueError as error:
-        parser.error(str(error))
+                model, cells, methods, args.out,
+                plan=plan, shard=shard, batch_tokens=args.batch_tokens, backend=args.backend,
+            )  # fmt: skip
+    if wait():
+        return
+    records = read_records(args.out)
+    observations = read_observations(args.out)
+    if not records and not observations:
+        raise ValueError(f"{args.out} holds no answers yet.")
+    summary = summarise(records, observations)
     print(table(summary))
     if args.json:
         args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsed eval",
+        description="Accuracy of full attention, SparseD and baselines of equal density on the same questions.",
+    )
+    add = parser.add_argument
+    add("--model", default="mini", help="catalogue name, Hub id or local folder")
+    add("--types", nargs="+", choices=list(TYPES), default=list(TYPES)[:5], help="question types")
+    add("--lengths", nargs="+", default=["512", "1k", "2k"], help=f"of {' '.join(LENGTHS)}, or a number of tokens")
+    add("--depths", nargs="*", type=float, default=list(DEPTHS), help="where the needed documents stand, 0 … 1; none: "
+        "by chance")  # fmt: skip
+    add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at 64k")
+    add("--methods", nargs="+", default=["dense", "sparsed", "sliding_window", "streaming_llm"], metavar="METHOD",
+        help=f"of {' '.join(METHODS)}; with settings of its own: sparsed:skip=0,select=0.1")  # fmt: skip
+    add("--ablations", action="store_true", help="instead of methods: dense, and SparseD with one setting varied at a "
+        "time (skip, select, attention block size, without reuse, without isolated selection)")  # fmt: skip
+    add("--observe", action="store_true", help="instead of answers: how alike the masks of two heads are, and of the "
+        "switch and later steps")  # fmt: skip
+    add("--steps", type=int, help="denoising steps; default the model's")
+    add("--gen-length", type=int, help="tokens to generate; default the model's")
+    add("--block-length", type=int, help="semi-autoregressive block length; default the model's")
+    add("--skip", type=float, help="share of the steps with full attention")
+    add("--select", type=float, help="share of the key blocks kept; default by length")
+    add("--block-size", type=int, help="attention block size; default by length")
+    add("--selection", help="paper or reference")
+    add("--out", type=Path, default=Path("runs/eval"), help="folder of records; what is there is not asked again")
+    add("--shard", help="i/n: every n-th question from the i-th (accelerate launch shares the work by itself)")
+    add("--batch-tokens", type=int, default=0, help="run equal lengths together up to so many tokens")
+    add("--backend", default="auto", help="what computes the sparse steps")
+    add("--device")
+    add("--dtype")
+    add("--report", action="store_true", help="only print the tables of what is there")
+    add("--json", type=Path, help="write the scores there")
+    return parser
+
+
+def _share(args: argparse.Namespace) -> tuple[tuple[int, int], str | None, Any]:
+    """This process's share of the questions, its device, and what to call at the end: it waits for the other
+    processes and says whether another one prints the tables.
+    """
+    if args.shard is not None:
+        part, _, parts = args.shard.partition("/")
+        if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+            raise ValueError(f"--shard must be i/n with i from 0 to n − 1, not {args.shard!r}.")
+        return (int(part), int(parts)), args.device, lambda: False
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or args.report:
+        return (0, 1), args.device, lambda: False
+    from accelerate import PartialState
+
+    state = PartialState(cpu=args.device == "cpu")
+
+    def wait() -> bool:
+        state.wait_for_everyone()
+        last = state.is_main_process
+        state.destroy_process_group()
+        return not last
+
+    device = args.device if args.device and ":" in args.device else str(state.device)
+    return (state.process_index, state.num_processes), device, wait
 
 
 if __name__ == "__main__":

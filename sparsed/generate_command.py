@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--kind", default="about", choices=KINDS, help="kind of question in a built prompt")
     add("--prompt-seed", type=int, default=0, help="which of the built prompts")
+    add("--prompt-depth", type=float, help="where a built prompt's needed documents stand, 0 (first) to 1 (last)")
 
     group = parser.add_argument_group("sampler (default: the model's own)")
     add = group.add_argument
@@ -150,7 +151,11 @@ def _generate(options: argparse.Namespace) -> int:
     live = console.is_terminal and sys.stdout.isatty() and not console.is_dumb_terminal
     live = live and not options.json and not options.quiet
     model = _load(options, console if live else None)
-    prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed) if text is None else text
+    prompt: Prompt | str
+    if text is not None:
+        prompt = text
+    else:
+        prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
 
     from sparsed.denoising import denoise
 

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from sparsed.world import KINDS, Document, Pieces, Question, World, numbered, prompt_pieces
+from sparsed.world import KINDS, Document, Pieces, Question, World, joined, numbered, prompt_pieces
 
 __all__ = ["KINDS", "LENGTHS", "Prompt", "build_prompt", "exact_match", "facts_right", "token_budget"]
 
@@ -42,7 +42,8 @@ class Prompt:
         length: the length asked for: a name of LENGTHS, or the number of tokens.
         tokens: tokens as the model sees them, chat template included.
         seed: what it was made from.
-        depth: where the first needed document stands, 0 (start) to 1 (end); None if none is needed.
+        depth: where the first needed document stands among the documents, 0 (first) to 1 (last); None if none is
+            needed.
         verdict: "yes" or "no" for comparisons, otherwise empty.
     """
 
@@ -74,7 +75,13 @@ def token_budget(length: str | int) -> int:
     return tokens
 
 
-def build_prompt(source: Any, length: str | int = "short_context", kind: str = "about", seed: int = 0) -> Prompt:
+def build_prompt(
+    source: Any,
+    length: str | int = "short_context",
+    kind: str = "about",
+    seed: int = 0,
+    depth: float | None = None,
+) -> Prompt:
     """Build a prompt of a given number of tokens.
 
     Args:
@@ -82,14 +89,19 @@ def build_prompt(source: Any, length: str | int = "short_context", kind: str = "
         length: a name of LENGTHS or a number of tokens, chat template included, generation not.
         kind: a key of KINDS. A small sum at "short_context" comes without documents.
         seed: the same seed and tokenizer give the same prompt.
+        depth: where the documents that the question needs stand, one after the other, 0 (first) to 1 (last): the same
+            prompt, but for the order of its documents. None leaves them where chance put them. Without effect where no
+            document is needed.
 
     Returns:
         A prompt within 1 % of the length and never above it (with the bundled tokenizer: exactly; "short_context"
         may be shorter).
 
     Raises:
-        ValueError: unknown length or kind, or a tokenizer without chat template.
+        ValueError: unknown length or kind, a depth out of range, or a tokenizer without chat template.
     """
+    if depth is not None and not 0 <= depth <= 1:
+        raise ValueError(f"The depth of the needed documents must lie between 0 (first) and 1 (last), not {depth}.")
     if kind not in KINDS:
         raise ValueError(f"Question kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     budget = token_budget(length)
@@ -102,7 +114,7 @@ def build_prompt(source: Any, length: str | int = "short_context", kind: str = "
             assert question is not None, "a sum needs no documents"
             built = _Built([], question, counter.prompt(prompt_pieces([], question.question)))
         else:
-            made = _build(world, counter, budget, kind)
+            made = _build(world, counter, budget, kind, depth)
             if made is None:
                 continue
             built = made
@@ -155,7 +167,7 @@ class _Counter:
         return len(encoded["input_ids"])
 
 
-def _build(world: World, counter: _Counter, budget: int, kind: str) -> _Built | None:
+def _build(world: World, counter: _Counter, budget: int, kind: str, depth: float | None) -> _Built | None:
     """Documents and a question of the kind in at most ``budget`` tokens, or None if this draw has no such question."""
     reserve = 48  # for the question and the chat template
     empty = counter.prompt(prompt_pieces([Document(["."])], ["?"]))
@@ -183,6 +195,8 @@ def _build(world: World, counter: _Counter, budget: int, kind: str) -> _Built | 
             if not spare:
                 return None
             documents.remove(world.rng.choice([d for d in spare if d.entity is None] or spare))
+    if depth is not None:
+        documents = _moved(documents, needed, depth)
     tokens = counter.prompt(prompt_pieces(documents, question.question))
     for _ in range(60):
         # Another tokenizer than ours may merge across pieces, so that the sum is off by a few tokens: near is enough.
@@ -192,8 +206,17 @@ def _build(world: World, counter: _Counter, budget: int, kind: str) -> _Built | 
         if not spare:
             return None
         documents.remove(spare[-1])
+        if depth is not None:
+            documents = _moved(documents, needed, depth)
         tokens = counter.prompt(prompt_pieces(documents, question.question))
     return None
+
+
+def _moved(documents: list[Document], needed: set[int], depth: float) -> list[Document]:
+    """The documents with the needed ones one after the other at a depth."""
+    others = [document for document in documents if id(document.entity) not in needed]
+    place = round(depth * len(others))
+    return [*others[:place], *(d for d in documents if id(d.entity) in needed), *others[place:]]
 
 
 def _cost(counter: _Counter, documents: list[Document]) -> int:
@@ -227,14 +250,8 @@ def _filler_of(world: World, counter: _Counter, tokens: int) -> Document | None:
     for _ in range(80):
         sentence = world.filler_sentence()
         by_size.setdefault(counter.pieces([" " + sentence[0], *sentence[1:]]), []).append(sentence)
-    text: Pieces = []
-    for part in _parts_of(size, sorted(by_size), world.rng):
-        sentence = world.rng.choice(by_size[part])
-        text += [" " + sentence[0], *sentence[1:]]
-    if not text:
-        return None
-    text[0] = text[0].lstrip(" ")
-    return Document(text)
+    text = [world.rng.choice(by_size[part]) for part in _parts_of(size, sorted(by_size), world.rng)]
+    return Document(joined(text)) if text else None
 
 
 def _parts_of(total: int, sizes: list[int], rng: random.Random) -> list[int]:

@@ -12,7 +12,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -24,10 +24,11 @@ KINDS: dict[str, str] = {
     "fact": "One fact",
     "inverse": "Inverse lookup",
     "two_hop": "Two hops",
+    "several": "Several facts",
     "older": "Who is older",
     "same": "Same town or profession",
     "unanswerable": "Not in the documents",
-    "arithmetic": "Small sum",
+    "arithmetic": "Word problem",
 }
 """Question kinds and the words that name them on the page."""
 
@@ -277,23 +278,20 @@ class World:
     def _describe(self, entity: Entity) -> Document:
         rng = self.rng
         variants = self._data["documents"][entity.kind]
-        pieces: Pieces = []
+        sentences: list[Pieces] = []
         for key in entity.facts:
             if key not in variants:
                 continue
             template = rng.choice(variants[key])
-            if not pieces:
+            if not sentences:
                 subject = named = entity.name
             else:
                 named = entity.last_name or entity.name
                 subject = named if rng.random() < 0.5 else entity.pronoun
                 if not template.startswith("{s}"):
                     subject = subject.lower() if subject == entity.pronoun else subject
-            sentence = render(template, s=subject, n=named, **_slots(entity))
-            if pieces:
-                sentence[0] = " " + sentence[0]
-            pieces.extend(sentence)
-        return Document(pieces, entity)
+            sentences.append(render(template, s=subject, n=named, **_slots(entity)))
+        return Document(joined(sentences), entity)
 
     def filler_sentence(self) -> Pieces:
         """A sentence that is about nobody."""
@@ -304,11 +302,7 @@ class World:
 
     def filler_document(self) -> Document:
         """Two to five sentences that are about nobody."""
-        pieces = self.filler_sentence()
-        for _ in range(self.rng.randrange(1, 5)):
-            sentence = self.filler_sentence()
-            pieces += [" " + sentence[0], *sentence[1:]]
-        return Document(pieces)
+        return Document(joined([self.filler_sentence() for _ in range(self.rng.randrange(2, 6))]))
 
     # questions
 
@@ -318,6 +312,7 @@ class World:
             "fact": self._ask_fact,
             "inverse": self._ask_inverse,
             "two_hop": self._ask_two_hop,
+            "several": self._ask_several,
             "older": self._ask_older,
             "same": self._ask_same,
             "about": self._ask_about,
@@ -340,56 +335,61 @@ class World:
     def _is_described(self, entity: Entity) -> bool:
         return id(entity) in self._described
 
-    def _skips(self, kind: str, key: str) -> bool:
-        """Whether prompts leave a relation out because the bundled model did not learn it (training asks it)."""
-        return self.held_out and key in self._data["not_learned"][kind]
-
     def _ask_fact(self) -> Question | None:
+        asked = self._one_fact()
+        return None if asked is None else Question("fact", *asked[1:], (asked[0],))
+
+    def _one_fact(self) -> tuple[Entity, Pieces, Pieces] | None:
+        """An entity, a question for one of its facts, and the answer."""
         rng = self.rng
-        entity = self._pick()
-        if entity is None:
+        entity = self._pick(rng.choices(tuple(_ALL_FACTS), (6, 3, 2))[0])
+        keys = [] if entity is None else [key for key in entity.facts if key != "kind"]
+        if entity is None or not keys:
             return None
-        key = rng.choice([key for key in entity.facts if key != "kind"])
-        if self._skips("fact", key):
-            return None
+        key = rng.choice(keys)
         question = render(rng.choice(self._data["questions"]["fact"][key]), n=entity.name, **_slots(entity))
-        return Question("fact", question, self._statement(entity, key), (entity,))
+        return entity, question, self._statement(entity, key)
+
+    def _ask_several(self) -> Question | None:
+        """Two or three facts of as many entities, asked and answered one after the other."""
+        asked: dict[int, tuple[Entity, Pieces, Pieces]] = {}
+        for _ in range(self.rng.choice((2, 3))):
+            if (one := self._one_fact()) is not None:
+                asked.setdefault(id(one[0]), one)
+        if len(asked) < 2:
+            return None
+        entities, questions, answers = zip(*asked.values(), strict=True)
+        return Question("several", joined(questions), joined(answers), entities)
 
     def _statement(self, entity: Entity, key: str, subject: str | None = None) -> Pieces:
         template = self._data["statements"][entity.kind][key]
         return render(template, s=subject or entity.name, **_slots(entity))
 
     def _ask_inverse(self) -> Question | None:
-        rng = self.rng
-        entity = self._pick()
-        if entity is None:
+        # The relation first: by the entity first, the rare ones would hardly ever be asked.
+        key = self.rng.choice(tuple(self._data["questions"]["inverse"]))
+        entity = self._pick(next(kind for kind, keys in _ALL_FACTS.items() if key in keys))
+        if entity is None or key not in entity.facts:
             return None
-        keys = [key for key in self._data["questions"]["inverse"] if key in entity.facts]
-        if not keys:
-            return None
-        key = rng.choice(keys)
-        if self._skips("inverse", key):
-            return None
-        question = render(rng.choice(self._data["questions"]["inverse"][key]), **_slots(entity))
+        question = render(self.rng.choice(self._data["questions"]["inverse"][key]), **_slots(entity))
         return Question("inverse", question, self._statement(entity, key), (entity,))
 
     def _ask_two_hop(self) -> Question | None:
-        rng = self.rng
-        entity = self._pick()
+        key = self.rng.choice(tuple(self._data["questions"]["two_hop"]))
+        entity = self._pick("work" if key == "work" else "person")
         if entity is None:
             return None
-        if entity.kind == "work":
-            key, other = "work", entity.author
+        if key == "work":
+            other = entity.author
             if other is None or not self._is_described(other) or "town" not in other.facts:
                 return None
             values = {**_slots(entity), "town": other.facts["town"], "n": other.name}
         else:
-            town = entity.town
-            if entity.kind != "person" or town is None or not self._is_described(town):
+            other = entity.town
+            if other is None or not self._is_described(other) or key not in other.facts:
                 return None
-            key, other = rng.choice(list(town.facts)), town
-            values = {**_slots(town), "n": entity.name}
-        question = render(rng.choice(self._data["questions"]["two_hop"][key]), **values)
+            values = {**_slots(other), "n": entity.name}
+        question = render(self.rng.choice(self._data["questions"]["two_hop"][key]), **values)
         answer = render(self._data["answers"]["two_hop"][key], **values)
         return Question("two_hop", question, answer, (entity, other))
 
@@ -436,13 +436,8 @@ class World:
         question = render(
             self.rng.choice(self._data["questions"]["about"][entity.kind]), n=entity.name, town=entity.name
         )
-        answer: Pieces = []
-        for key in entity.facts:
-            sentence = self._statement(entity, key, entity.pronoun if answer and entity.pronoun else None)
-            if answer:
-                sentence[0] = " " + sentence[0]
-            answer.extend(sentence)
-        return Question("about", question, answer, (entity,))
+        answer = [self._statement(entity, key, entity.pronoun if at else None) for at, key in enumerate(entity.facts)]
+        return Question("about", question, joined(answer), (entity,))
 
     def _ask_unanswerable(self) -> Question | None:
         rng, fact = self.rng, self._data["questions"]["fact"]
@@ -470,18 +465,20 @@ class World:
 
     def _ask_arithmetic(self) -> Question | None:
         rng, data = self.rng, self._data["arithmetic"]
-        operation = rng.choice(("add", "subtract", "multiply"))
-        if operation == "multiply":
+        operation = rng.choice(tuple(key for key in data if key != "items"))
+        if operation.startswith("multiply"):
             a, b = rng.randrange(2, 10), rng.randrange(2, 13)
             c = a * b
         else:
             a, b = rng.randrange(10, 100), rng.randrange(10, 100)
             if operation == "subtract" and a < b:
                 a, b = b, a
-            c = a + b if operation == "add" else a - b
+            c = a - b if operation == "subtract" else a + b
+        d = rng.randrange(2, max(3, min(c, 60)))
+        e = c + d if operation == "multiply_add" else c - d
         question, answer = rng.choice(data[operation])
-        values = {"a": str(a), "b": str(b), "c": str(c), "items": rng.choice(data["items"])}
-        values["p"] = rng.choice(self._firsts)[0]
+        values = {name: str(value) for name, value in zip("abcde", (a, b, c, d, e), strict=True)}
+        values.update(items=rng.choice(data["items"]), p=rng.choice(self._firsts)[0])
         return Question("arithmetic", render(question, **values), render(answer, **values))
 
     def small_talk(self) -> Question:
@@ -509,7 +506,16 @@ _ALL_FACTS = {
 def _slots(entity: Entity) -> dict[str, str]:
     """The facts of an entity under the slot names of the templates."""
     own = {"town": "town", "work": "title", "person": "name"}[entity.kind]
-    return {**entity.facts, own: entity.name}
+    slots = {**entity.facts, own: entity.name}
+    if "kind" in slots:
+        slots["a_kind"] = f"{'an' if slots['kind'][0] in 'aeiou' else 'a'} {slots['kind']}"
+    return slots
+
+
+def joined(sentences: Sequence[Pieces]) -> Pieces:
+    """Sentences one after the other, a space between."""
+    head, *tail = sentences
+    return [*head, *(piece for first, *rest in tail for piece in (" " + first, *rest))]
 
 
 def number_pieces(number: int) -> Pieces:

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 from sparsed.config import SHORT_SELECT, SamplerConfig
 
-# mini's, and what a folder that says nothing about itself gets.
+# What a folder that says nothing about itself gets.
 GENERIC_DEFAULTS = SamplerConfig(
     steps=64, gen_length=64, block_length=64, algorithm="low_confidence", temperature=0.0, seed=0
+)
+# Three attention blocks of 32: the published select of 0.5 keeps two, which hold mini's longest answers.
+MINI_DEFAULTS = SamplerConfig(
+    steps=48, gen_length=96, block_length=96, algorithm="low_confidence", temperature=0.0, seed=0
 )
 # What the public SparseD commands use for each family (the Qwen3 model was trained and is sampled as LLaDA is).
 LLADA_DEFAULTS = SamplerConfig(
@@ -68,12 +72,10 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         label="mini (4.5 M parameters, bundled)",
         source="mini",
         family="llama",
-        defaults=GENERIC_DEFAULTS,
+        defaults=MINI_DEFAULTS,
         trained_length=66_000,
         parameters=4_460_480,
         bundled=True,
-        # Its canvas of 64 tokens is two blocks of 32: with the published 0.5 every query block would lose one of them.
-        short_select=0.6,
     ),
     ModelSpec(
         name="qwen3-0.6b-diffusion",

@@ -22,11 +22,12 @@ def main(argv: list[str] | None = None) -> None:
     train.add_argument("--workers", type=int, default=8, help="data-loader processes")
     train.add_argument("--longest", type=int, default=65_536, help="leave out longer rows (slow machines)")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--start-from", type=Path, help="weights to begin with (model.safetensors)")
+    train.add_argument("--start-from", type=Path, help="weights to go on from, by the last two stages")
     export = commands.add_parser("export", help="write a folder that sparsed.load reads")
     export.add_argument("--run", type=Path, required=True, help="folder of a finished training run")
     export.add_argument("--tokenizer", type=Path, required=True)
     export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--after", type=Path, help="training.json of the model that the run began with")
     args = parser.parse_args(argv)
 
     if args.command == "tokenizer":
@@ -39,15 +40,17 @@ def main(argv: list[str] | None = None) -> None:
 
     loaded = Tokenizer.from_file(str(args.tokenizer))
     if args.command == "train":
-        from sparsed.training.trainer import CURRICULUM, Recipe, Trainer, shortened
+        from sparsed.training.trainer import CURRICULUM, Recipe, Trainer, last_stages, shortened
 
         recipe = Recipe(seconds=args.seconds, tokens=args.tokens, learning_rate=args.learning_rate, seed=args.seed)
         curriculum = shortened(CURRICULUM, args.longest)
+        if args.start_from is not None:
+            curriculum = last_stages(curriculum)
         Trainer(recipe, args.out, loaded, args.workers, args.start_from, curriculum).run()
     else:
         from sparsed.training.export import export as export_run
 
-        export_run(args.run, loaded, args.out)
+        export_run(args.run, loaded, args.out, args.after)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,25 @@ from torch.utils.data import IterableDataset, get_worker_info
 from sparsed.training.tokenizer import ASSISTANT, END, USER, PieceEncoder, special_id
 from sparsed.world import Question, World, prompt_pieces
 
-CANVAS = 64
-"""Tokens of an answer's canvas in the demo; most training canvases have this length or just fit their answer."""
+CANVAS = 96
+"""Tokens of an answer's canvas in the demo."""
+
+CANVASES = (64, 96, 128)
+"""Training canvases have one of these lengths, or just fit their answer."""
 
 MAX_POSITION = 66_000
 """Positions seen in training; rows shorter than this are spread over it by random skips (PoSE)."""
 
 TURN_KINDS = {
-    "fact": 0.22,
-    "inverse": 0.13,
-    "two_hop": 0.18,
-    "older": 0.13,
-    "same": 0.14,
-    "about": 0.12,
-    "unanswerable": 0.04,
-    "arithmetic": 0.04,
+    "fact": 0.10,
+    "inverse": 0.15,
+    "two_hop": 0.22,
+    "several": 0.10,
+    "older": 0.09,
+    "same": 0.18,
+    "about": 0.06,
+    "unanswerable": 0.03,
+    "arithmetic": 0.07,
 }
 MAX_TURNS = 150
 
@@ -67,10 +71,11 @@ class RowMaker:
         rng = self.rng
         talk = kind == "arithmetic" or (kind is None and length <= 512 and rng.random() < 0.06)
         single = kind is not None or (not talk and rng.random() < 0.15)
+        canvas_size = CANVAS if kind else rng.choice(CANVASES)
         world = World(rng, self.held_out)
         if not talk:
             if single:
-                share = (length - CANVAS - 40) / length
+                share = (length - canvas_size - 40) / length
             elif length <= 512:
                 share = rng.uniform(0.3, 0.6)
             elif length <= 4096:
@@ -91,10 +96,7 @@ class RowMaker:
                 if turn == 1:
                     return self.row(length, kind)
                 break
-            if single:
-                size = CANVAS if kind or rng.random() < 0.8 else rng.randrange(32, 129)
-            else:
-                size = CANVAS if rng.random() < 0.25 else len(answer) + rng.randrange(1, 9)
+            size = canvas_size if single or rng.random() < 0.25 else len(answer) + rng.randrange(1, 9)
             ends = max(1, min(left, size - len(answer)))
             canvas = answer + [self.end] * ends
             row.ids += given + canvas

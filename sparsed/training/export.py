@@ -13,13 +13,14 @@ from sparsed.training.tokenizer import MASK, save
 from sparsed.training.trainer import mini_config
 
 
-def export(run: Path, tokenizer: Tokenizer, out: Path) -> None:
+def export(run: Path, tokenizer: Tokenizer, out: Path, after: Path | None = None) -> None:
     """Write config.json, tokenizer files, weights and the training record.
 
     Args:
         run: folder of a training run (model.safetensors, checkpoint.json, log.json).
         tokenizer: the tokenizer it was trained with.
         out: folder to write; made if missing.
+        after: the training.json of the model whose weights the run began with; its runs are listed first.
     """
     out.mkdir(parents=True, exist_ok=True)
     save(tokenizer, out)
@@ -31,12 +32,11 @@ def export(run: Path, tokenizer: Tokenizer, out: Path) -> None:
             "label": "mini (4.5 M parameters, bundled)",
             "mask_token": MASK,
             "trained_length": MAX_POSITION,
-            "steps": CANVAS,
+            "steps": CANVAS // 2,
             "gen_length": CANVAS,
             "block_length": CANVAS,
             "algorithm": "low_confidence",
             "temperature": 0.0,
-            "short_select": 0.6,
         },
     )
     (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -50,7 +50,9 @@ def export(run: Path, tokenizer: Tokenizer, out: Path) -> None:
         "plan": _run_lengths(state["plan"][: state["step"]]),
         "log": json.loads((run / "log.json").read_text()),
     }
-    (out / "training.json").write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+    earlier = [] if after is None else json.loads(after.read_text("utf-8"))["runs"]
+    whole = json.dumps({"runs": [*earlier, record]}, separators=(",", ":"))
+    (out / "training.json").write_text(whole + "\n", encoding="utf-8")
 
 
 def _run_lengths(plan: list[int]) -> dict[str, int]:

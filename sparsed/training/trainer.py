@@ -48,7 +48,7 @@ CURRICULUM = (
     Stage(0.20, {8192: 0.3, 4096: 0.25, 16384: 0.1, 2048: 0.15, 1024: 0.1, 512: 0.1}),
     Stage(
         0.30,
-        {65536: 0.03, 32768: 0.09, 16384: 0.15, 8192: 0.18, 4096: 0.2, 2048: 0.15, 1024: 0.1, 512: 0.06, 256: 0.04},
+        {65536: 0.01, 32768: 0.05, 16384: 0.12, 8192: 0.2, 4096: 0.24, 2048: 0.16, 1024: 0.1, 512: 0.08, 256: 0.04},
     ),
 )
 
@@ -62,6 +62,13 @@ def shortened(curriculum: tuple[Stage, ...], longest: int) -> tuple[Stage, ...]:
     return stages
 
 
+def last_stages(curriculum: tuple[Stage, ...], count: int = 2) -> tuple[Stage, ...]:
+    """The last stages alone, over the whole time: for weights that have seen the earlier ones."""
+    kept = curriculum[-count:]
+    total = sum(stage.share for stage in kept)
+    return tuple(Stage(stage.share / total, stage.lengths) for stage in kept)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every number of a training run; saved beside the weights.
@@ -71,6 +78,7 @@ class Recipe:
         tokens: tokens per process and step.
         end_weight: loss weight of end tokens after the first.
         prompt_weight: loss weight of masked prompt tokens.
+        whole, span: shares of the answers that are masked wholly, and in one span.
     """
 
     seconds: float = 600.0
@@ -81,6 +89,8 @@ class Recipe:
     weight_decay: float = 0.0
     end_weight: float = 0.15
     prompt_weight: float = 0.15
+    whole: float = 0.35
+    span: float = 0.2
     seed: int = 0
 
 
@@ -155,8 +165,8 @@ def hidden_states(
 def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Mask a batch as the diffusion process would.
 
-    Every canvas draws its own way of masking: all of it (1/4), a span (1/4), or each token with a probability
-    drawn from U(0, 1). On half of the rows up to 12 % of the given text is masked as well.
+    Every canvas draws its own way of masking: all of it (a share of `recipe.whole`), a span (`recipe.span`), or each
+    token with a probability drawn from U(0, 1). On half of the rows up to 12 % of the given text is masked as well.
 
     Returns:
         Loss weights float32 [rows, length] (0 where nothing is masked) and the masked ids int64 [rows, length].
@@ -172,7 +182,8 @@ def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> 
     uniform = torch.rand(rows, length, device=device) < ratio
     span = (offsets >= low) & (offsets < high)
     canvas = turns > 0
-    hide = canvas & torch.where(way < 0.25, True, torch.where(way < 0.5, span, uniform))
+    partly = torch.where(way < recipe.whole + recipe.span, span, uniform)
+    hide = canvas & ((way < recipe.whole) | partly)
     share = 0.12 * torch.rand(rows, 1, device=device) * (torch.rand(rows, 1, device=device) < 0.5)
     given = ~canvas & (ids >= len(SPECIAL_TOKENS)) & (torch.rand(rows, length, device=device) < share)
     is_end = ids == end

@@ -23,7 +23,7 @@ def test_its_files_are_small_enough_for_a_clone() -> None:
 
 @pytest.mark.parametrize("attention", ["dense", "sparsed"])
 def test_it_answers_questions_about_unseen_documents(mini: Model, attention: str) -> None:
-    kinds = ["about", "fact", "inverse", "two_hop", "older", "same", "unanswerable", "about"]
+    kinds = ["about", "fact", "inverse", "two_hop", "several", "older", "same", "unanswerable"]
     prompts = [build_prompt(mini, "short_context", kind, seed) for seed, kind in enumerate(kinds)]
     # Prompts of one length run as a batch.
     ids = torch.cat([mini.encode(prompt.text) for prompt in prompts])
@@ -33,17 +33,22 @@ def test_it_answers_questions_about_unseen_documents(mini: Model, attention: str
     assert right >= 7, list(zip(result.text, [prompt.answer for prompt in prompts]))
 
 
-def test_it_does_small_sums(mini: Model) -> None:
+def test_it_does_word_problems(mini: Model) -> None:
     prompt = build_prompt(mini, "short_context", "arithmetic", 3)
     assert exact_match(sparsed.generate(mini, prompt.text).text[0], prompt.answer)
 
 
-def test_the_default_of_short_prompts_keeps_the_whole_canvas(mini: Model) -> None:
-    # Two attention blocks of 32 tokens: a default that dropped one of them would cut answers in half.
-    prompt = build_prompt(mini, "short_context", "about", 0)
-    run = sparsed.denoise(mini, prompt.text, attention=sparsed.SparseDConfig(skip=0.0))
-    next(run)
-    assert run.pattern is not None
-    layout = run.pattern.layout
-    for layer in range(len(run.pattern.layers)):
-        assert bool(run.pattern.mask(layer, 0)[:, layout.prompt_blocks :].all())
+def test_the_published_select_leaves_its_longest_answers_whole(mini: Model) -> None:
+    # The longest answers of prompts that have one, each longer than one attention block of 32.
+    prompts = [build_prompt(mini, "short_context", kind, seed) for kind in ("about", "several") for seed in range(20)]
+    longest = sorted(prompts, key=lambda prompt: len(mini.tokenizer.encode(prompt.answer)))[-3:]
+    assert all(len(mini.tokenizer.encode(prompt.answer)) > 32 for prompt in longest)
+    for prompt in longest:
+        dense, sparse = (
+            sparsed.generate(mini, prompt.text, attention=attention)
+            for attention in ("dense", sparsed.SparseDConfig(skip=0.2, select=0.5, block_size=32))
+        )
+        assert sparse.text == dense.text
+        assert sparse.pattern is not None and sparse.pattern.layout.generation_blocks == 3
+        # Half of eight prompt blocks, and two of the three that the canvas has.
+        assert all(layer.counts.unique().tolist() == [4 + 2] for layer in sparse.pattern.layers)

@@ -66,6 +66,28 @@ def test_needed_documents_stand_everywhere(tokenizer: PreTrainedTokenizerFast) -
     assert len(known) == 40 and min(known) < 0.2 and max(known) > 0.8
 
 
+@pytest.mark.parametrize("kind", ["fact", "two_hop", "several", "about"])
+@pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 1.0])
+def test_the_needed_documents_stand_where_they_are_asked_to(
+    tokenizer: PreTrainedTokenizerFast, kind: str, depth: float
+) -> None:
+    plain, moved = (build_prompt(tokenizer, "2k", kind, 11, at) for at in (None, depth))
+    assert (moved.question, moved.answer) == (plain.question, plain.answer)
+    lines, before = (
+        [line.partition(": ")[2] for line in prompt.text.splitlines() if line.startswith("Document")]
+        for prompt in (moved, plain)
+    )
+    # The same documents in another order: as many tokens, and nothing lost.
+    assert sorted(lines) == sorted(before) and moved.tokens == plain.tokens == seen(tokenizer, moved.text)
+    asked = [name for name in (line.split(" ")[:2] for line in lines) if " ".join(name) in moved.question]
+    assert moved.depth == pytest.approx(depth, abs=2.5 / len(lines)), asked
+
+
+def test_without_a_needed_document_depth_changes_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    plain, moved = (build_prompt(tokenizer, "1k", "arithmetic", 3, at) for at in (None, 0.5))
+    assert moved == plain and moved.depth is None
+
+
 def test_lengths_by_name_or_number() -> None:
     assert [token_budget(name) for name in LENGTHS] == [256, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
     assert token_budget(500) == token_budget("500") == 500
@@ -77,6 +99,9 @@ def test_lengths_by_name_or_number() -> None:
 def test_bad_requests_are_refused_in_a_sentence(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="riddle"):
         build_prompt(tokenizer, "1k", "riddle")
+    for depth in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="between 0"):
+            build_prompt(tokenizer, "1k", "fact", 0, depth)
     with pytest.raises(ValueError, match="chat template"):
         build_prompt(object(), "1k")
 

@@ -82,7 +82,7 @@ def test_comparisons_have_the_verdict_of_their_facts() -> None:
         if (question := made.ask("older")) is not None:
             years = [int(year) for year in re.findall(r"\b19\d\d\b", "".join(question.answer))]
             assert question.verdict == ("yes" if years[0] < years[1] else "no")
-            assert f"so {question.verdict}," in "".join(question.answer)
+            assert "".join(question.answer).endswith(f"so the answer is {question.verdict}.")
             verdicts.add(("older", question.verdict))
         if (question := made.ask("same")) is not None:
             one, two = question.entities
@@ -92,6 +92,36 @@ def test_comparisons_have_the_verdict_of_their_facts() -> None:
     assert len(verdicts) == 4
 
 
+def test_several_facts_are_of_several_documents_each_asked_and_answered() -> None:
+    counts = set()
+    for seed in range(100):
+        made = world(seed, tokens=800)
+        if (question := made.ask("several")) is None:
+            continue
+        asked = [part for part in "".join(question.question).split("?") if part]
+        said = [part for part in "".join(question.answer).split(".") if part]
+        counts.add(len(asked))
+        assert len(asked) == len(said) == len(question.entities) == len({id(one) for one in question.entities})
+        for part, sentence, entity in zip(asked, said, question.entities, strict=True):
+            assert entity.name in part and entity.name in sentence
+            assert any(value in sentence for value in entity.facts.values())
+    assert counts == {2, 3}
+
+
+def test_every_relation_is_asked_about_evenly() -> None:
+    """Inverse and two-hop questions draw the relation first, so that rare ones are not left out."""
+    asked: dict[str, int] = {}
+    for seed in range(300):
+        made = world(seed, tokens=1500)
+        for kind, word in (("inverse", r"mayor|river|works for|is by"), ("two_hop", r"mayor|river|inhab|known|is by")):
+            if (question := made.ask(kind)) is not None:
+                found = re.search(word, "".join(question.answer))
+                assert found is not None
+                key = f"{kind} {found[0]}"
+                asked[key] = asked.get(key, 0) + 1
+    assert len(asked) == 9 and min(asked.values()) > 20, asked
+
+
 def test_sums_are_right() -> None:
     made = World(random.Random(0), held_out=True)
     operations = {"+": int.__add__, "-": int.__sub__, "×": int.__mul__}
@@ -99,12 +129,18 @@ def test_sums_are_right() -> None:
     for _ in range(300):
         question = made.ask("arithmetic")
         assert question is not None
-        match = re.match(r"(\d+) (.) (\d+) = (\d+), so", "".join(question.answer))
-        assert match is not None
-        assert operations[match[2]](int(match[1]), int(match[3])) == int(match[4])
-        assert match[1] in "".join(question.question) and match[3] in "".join(question.question)
-        seen.add(match[2])
-    assert seen == set(operations)
+        asked, answer = "".join(question.question), "".join(question.answer)
+        match = re.match(r"(\d+) (.) (\d+) = (\d+)(?: and (\d+) (.) (\d+) = (\d+))?, so .*?(\d+)", answer)
+        assert match is not None, answer
+        result = operations[match[2]](int(match[1]), int(match[3]))
+        assert result == int(match[4]) and match[1] in asked and match[3] in asked
+        if match[5]:  # a second step goes on from the first
+            assert int(match[5]) == result and match[7] in asked
+            result = operations[match[6]](result, int(match[7]))
+            assert result == int(match[8])
+        assert result >= 0 and int(match[9]) == result
+        seen.add((match[2], match[6]))
+    assert seen == {("+", None), ("-", None), ("×", None), ("+", "-"), ("×", "+")}
 
 
 def test_unanswerable_questions_are_not_answered_by_the_documents() -> None:
@@ -116,19 +152,9 @@ def test_unanswerable_questions_are_not_answered_by_the_documents() -> None:
         text = "".join(numbered(made.documents))
         asked = "".join(question.question)
         if not question.entities:
-            name = next(w for w in re.findall(r"[A-Z]\w+", asked)[1:] if is_held_out(w))
+            invented = {*names("person", True), *names("town", True)}
+            name = next(word for word in re.findall(r"[A-Z]\w+", asked) if word in invented)
             assert name not in text
-
-
-def test_prompts_leave_out_what_mini_did_not_learn_and_training_does_not() -> None:
-    def answers(held_out: bool) -> str:
-        made = [world(seed, held_out, 600) for seed in range(30)]
-        asked = [w.ask(kind) for w in made for kind in ("fact", "inverse") for _ in range(20)]
-        return "\n".join("".join(q.answer) for q in asked if q is not None)
-
-    kind_of_work = re.compile(r"^The \w+ \w+ is a \w+ by ", re.MULTILINE)
-    assert not kind_of_work.search(answers(held_out=True))
-    assert kind_of_work.search(answers(held_out=False))
 
 
 def test_a_slot_takes_any_value_and_starts_a_sentence_with_a_capital() -> None:

@@ -1,0 +1,153 @@
+"""Evaluations of the bundled model on prompts of 200 tokens: answers, resuming, sharing the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsed
+from sparsed import SamplerConfig, SparseDConfig
+from sparsed.evaluate import (
+    FIRST_SEED,
+    Cell,
+    Plan,
+    default_cells,
+    evaluate,
+    main,
+    observe,
+    read_observations,
+    read_records,
+    token_agreement,
+)
+from sparsed.models.model import Model
+from sparsed.prompts import build_prompt, exact_match
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = Plan(sampler=SamplerConfig(steps=8))
+METHODS = ["dense", "sparsed", "streaming_llm", "sparsed:skip=0"]
+
+
+@pytest.fixture(scope="module")
+def mini() -> Model:
+    return sparsed.load("mini", dtype="float32")
+
+
+def test_records_are_what_generate_gives_one_by_one(mini: Model, tmp_path: Path) -> None:
+    evaluate(mini, [Cell("lookup", "200", 3), Cell("arithmetic", "200", 1)], METHODS, tmp_path, plan=PLAN)
+    records = {(r.type, r.index, r.method): r for r in read_records(tmp_path)}
+    assert len(records) == 4 * len(METHODS)
+    configs = {
+        "dense": "dense", "sparsed": SparseDConfig(), "streaming_llm": SparseDConfig(pattern="streaming_llm"),
+        "sparsed:skip=0": SparseDConfig(skip=0),
+    }  # fmt: skip
+    for (asked, index, method), record in records.items():
+        kind = "arithmetic" if asked == "arithmetic" else ("fact", "inverse")[index % 2]
+        depth = (0.0, 0.0, 0.25)[index]
+        prompt = build_prompt(mini, "200", kind, FIRST_SEED + index, depth)
+        result = sparsed.generate(mini, prompt.text, sampler=SamplerConfig(steps=8), attention=configs[method])
+        answer = result.tokens[0, -mini.defaults.gen_length :].tolist()
+        end = answer.index(mini.eos_id) + 1 if mini.eos_id in answer else len(answer)
+        assert record.tokens == answer[:end] and record.kind == kind
+        assert record.depth == (None if kind == "arithmetic" else depth)
+        assert record.exact == exact_match(result.text[0], prompt.answer)
+        assert (record.text, record.gold) == ((None, None) if record.exact else (result.text[0], prompt.answer))
+        if method == "dense":
+            assert record.agreement is None
+        else:
+            dense = sparsed.generate(mini, prompt.text, sampler=SamplerConfig(steps=8), attention="dense")
+            whole = dense.tokens[0, -len(answer) :].tolist()
+            assert record.agreement == token_agreement(answer, whole, mini.end_ids)
+
+
+def test_what_is_known_is_not_asked_again_and_methods_can_come_later(
+    mini: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = default_cells(["200"], ["two_hop"], 3)
+    evaluate(mini, cells, ["dense"], tmp_path, plan=PLAN)
+    before = (tmp_path / "records-0-of-1.jsonl").read_text("utf-8")
+    ran = []
+    real = sparsed.denoising.generate
+
+    def counting(model, ids, **more):
+        ran.append((len(ids), more["attention"]))
+        return real(model, ids, **more)
+
+    monkeypatch.setattr(sparsed.denoising, "generate", counting)
+    evaluate(mini, cells, ["dense"], tmp_path, plan=PLAN)
+    assert not ran and (tmp_path / "records-0-of-1.jsonl").read_text("utf-8") == before
+    # Another process's share, another method, all of it as one batch: only what is missing is run.
+    evaluate(mini, cells, ["dense", "sparsed"], tmp_path, plan=PLAN, shard=(0, 2), batch_tokens=600)
+    assert [rows for rows, _ in ran] == [2] and ran[0][1] != "dense"
+    evaluate(mini, cells, ["dense", "sparsed"], tmp_path, plan=PLAN, batch_tokens=600)
+    assert [rows for rows, _ in ran] == [2, 1]
+    records = read_records(tmp_path)
+    assert len(records) == 6
+    assert all(r.agreement is not None for r in records if r.method == "sparsed")
+
+
+def test_observations_are_the_overlaps_of_the_masks(mini: Model, tmp_path: Path) -> None:
+    plan = Plan(sampler=SamplerConfig(steps=12), attention=SparseDConfig(select=0.3), depths=None)
+    observe(mini, [Cell("lookup", "200", 1)], tmp_path, plan=plan)
+    (seen,) = read_observations(tmp_path)
+    assert [step for step, _ in seen.later] == [5, 7, 9, 11]  # a quarter, half … of the way from 4 to 11
+    prompt = build_prompt(mini, "200", "fact", FIRST_SEED)
+    run = sparsed.denoise(
+        mini, prompt.text, sampler=plan.sampler, attention=plan.attention, probe_steps=[5, 7, 9, 11]
+    )
+    pattern = run.result().pattern
+    assert pattern is not None
+    pairs = []
+    for layer in range(len(pattern.layers)):
+        masks = [pattern.mask(layer, head) for head in range(4)]
+        for one in range(4):
+            for two in range(4):
+                if one != two:
+                    both, either = masks[one] & masks[two], masks[one] | masks[two]
+                    pairs.append(int(both.sum()) / int(either.sum()))
+    assert seen.heads == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    for step, overlap in seen.later:
+        fresh = run.probes[int(step)]
+        shares = [
+            int((pattern.mask(i, h) & fresh.mask(i, h)).sum()) / int((pattern.mask(i, h) | fresh.mask(i, h)).sum())
+            for i in range(len(pattern.layers))
+            for h in range(4)
+        ]
+        assert overlap == pytest.approx(sum(shares) / len(shares), abs=1e-6)
+
+
+def test_two_processes_share_the_work_and_one_prints(tmp_path: Path) -> None:
+    """torchrun, which is also what accelerate launch starts, on two CPU processes."""
+    options = ["--lengths", "200", "--types", "lookup", "--questions", "4", "--steps", "8", "--dtype", "float32"]
+    options += ["--methods", "dense", "sparsed"]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sparsed", "eval", *options,
+            "--device", "cpu", "--out", str(tmp_path / "two"), "--json", str(tmp_path / "two.json"),
+        ],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| length | questions |") == 1
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {"plan.json", "records-0-of-2.jsonl", "records-1-of-2.jsonl"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main([*options, "--out", str(tmp_path / "one"), "--json", str(tmp_path / "one.json")])
+    finally:
+        torch.set_num_threads(threads)
+
+    def answers(folder: str) -> list[dict[str, object]]:
+        records = sorted(read_records(tmp_path / folder), key=lambda r: (r.index, r.method))
+        return [{**asdict(record), "seconds": 0} for record in records]
+
+    assert answers("two") == answers("one")
+    scores = [json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in ("one", "two")]
+    assert scores[0]["lengths"][0]["questions"] == scores[1]["lengths"][0]["questions"] == 4
