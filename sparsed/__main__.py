@@ -1,4 +1,4 @@
-"""The command line: python -m sparsed bench | eval | generate."""
+"""The command line: python -m sparsed bench | eval | generate | lm_eval."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _COMMANDS = {
     "bench": ("sparsed.bench", "time full attention against SparseD on this machine"),
     "eval": ("sparsed.evaluate", "measure the accuracy of answers, full attention and SparseD"),
     "generate": ("sparsed.generate_command", "answer one prompt, shown while it denoises"),
+    "lm_eval": ("sparsed.lm_eval_command", "lm-evaluation-harness with the model 'sparsed' (optional extra)"),
 }
 
 

@@ -1,0 +1,460 @@
+"""lm-evaluation-harness on tiny models: generation, likelihoods, a local task, the real command line. All offline."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsed
+from sparsed import SamplerConfig, SparseDConfig
+from sparsed.__main__ import main
+from sparsed.likelihood import log_likelihoods
+
+pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional extra 'lm_eval')")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import CachingLM  # noqa: E402
+
+from sparsed import denoising  # noqa: E402
+from sparsed.harness import SparsedLM  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+OFFLINE = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+CPU: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+STOPS = {"until": [], "do_sample": False, "max_gen_toks": 8}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The variables of OFFLINE are read when the libraries are first imported, which may have been long ago."""
+    import datasets
+
+    for name in OFFLINE:
+        monkeypatch.setattr(datasets.config, name, True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture(scope="module")
+def harness_of(folder_of) -> Any:
+    """(family or folder, model arguments) → the harness's model."""
+
+    def make(family: str | Path, **arguments: Any) -> SparsedLM:
+        folder = folder_of(family) if isinstance(family, str) else family
+        return SparsedLM(pretrained=str(folder), **CPU, **arguments)
+
+    return make
+
+
+def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, one, index) for index, one in enumerate(arguments)]  # type: ignore[arg-type]
+
+
+def plain(lm: SparsedLM, ids: torch.Tensor) -> str:
+    """Generated tokens as text: up to an end token, without masks and special tokens, spaces kept."""
+    kept: list[int] = []
+    for token in ids.tolist():
+        if token in lm.model.end_ids:
+            break
+        kept += [token] if token != lm.model.mask_id else []
+    return str(lm.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def test_the_harness_knows_our_model_and_its_own() -> None:
+    from lm_eval.api.registry import get_model, model_registry
+
+    assert get_model("sparsed") is SparsedLM and "hf" in model_registry
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
+@pytest.mark.parametrize("attention", ["dense", "sparsed", "random"])
+def test_answers_are_those_of_generate(harness_of, family: str, attention: str) -> None:
+    sparse = {} if attention == "dense" else {"skip": 0.25, "select": 0.3, "block_size": 32}
+    lm = harness_of(family, attention=attention, steps=8, gen_length=16, batch_size=2, **sparse)
+    prompts = ["the other " * 20, "a thin line", "their arrow " * 20, "a thick line, then another one"] * 2
+    answers = lm.generate_until(asked("generate_until", *((prompt, STOPS) for prompt in prompts)), disable_tqdm=True)
+    sampler = SamplerConfig(steps=8, gen_length=16, temperature=0.0)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor(lm.tokenizer.encode(prompt))
+        config = "dense" if attention == "dense" else SparseDConfig(pattern=attention, **sparse)
+        result = sparsed.generate(lm.model, ids, sampler=sampler, attention=config)
+        assert answer == plain(lm, result.tokens[0, len(ids) :])
+    assert len(set(answers)) > 1
+
+
+def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two semi-autoregressive blocks; what the first one holds is enough for a stop string in it."""
+    lm = harness_of("qwen3", steps=16, gen_length=16, block_length=8, attention="dense")
+    steps: list[int] = []
+    real = denoising.Run._make_step
+
+    def counted(self: Any, index: int, *rest: Any) -> Any:
+        steps.append(index)
+        return real(self, index, *rest)
+
+    monkeypatch.setattr(denoising.Run, "_make_step", counted)
+    prompt = "some text"
+    [whole] = lm.generate_until(asked("generate_until", (prompt, STOPS)), disable_tqdm=True)
+    assert steps == list(range(16)) and len(whole) > 8
+    for stop in (whole[2], whole[3:5], ["not in it", whole[4]], "", [], "not in it"):
+        steps.clear()
+        request = asked("generate_until", (prompt, STOPS | {"until": stop}))
+        [cut] = lm.generate_until(request, disable_tqdm=True)
+        places = [whole.find(one) for one in ([stop] if isinstance(stop, str) else stop) if one and one in whole]
+        assert cut == whole[: min(places, default=None)]
+        # The first half of the steps fills the first eight tokens.
+        assert len(steps) == 16 if not places else len(steps) <= 8
+
+
+def test_an_end_token_ends_the_text_and_leading_spaces_stay(harness_of) -> None:
+    lm = harness_of("llada")
+    end, eot = lm.model.eos_id, lm.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    header = lm.tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    text = [*lm.tokenizer.encode("  if a:"), header, *lm.tokenizer.encode(" b")]
+    assert lm._text([*text, end, 65], [], set(lm.model.end_ids)) == ("  if a: b", True)
+    assert lm._text([lm.model.mask_id, *text, eot, 65], [], set(lm.model.end_ids)) == ("  if a: b", True)
+    assert lm._text(text, ["a", "if"], set()) == ("  ", True)
+    assert lm._text(text, ["x"], {header}) == ("  if a:", True)
+    assert lm._text(text, ["x"], set()) == ("  if a: b", False)
+
+
+def test_a_special_token_can_be_a_stop_string(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = harness_of("llada", gen_length=8, steps=8, block_length=8)
+    seen: list[set[int]] = []
+    real = SparsedLM._text
+
+    def noted(self: SparsedLM, tokens: list[int], stops: list[str], ends: set[int]) -> tuple[str, bool]:
+        seen.append(ends)
+        return real(self, tokens, stops, ends)
+
+    monkeypatch.setattr(SparsedLM, "_text", noted)
+    request = asked("generate_until", ("text", STOPS | {"until": ["<|start_header_id|>", "\n\n"]}))
+    lm.generate_until(request, disable_tqdm=True)
+    header = lm.tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    assert seen and all(ends == {*lm.model.end_ids, header} for ends in seen)
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "wishes", "want"),
+    [
+        # LLaDA's defaults are 128 steps for 128 tokens in blocks of 32; max_gen_toks is rounded up to blocks.
+        ("llada", {}, {"max_gen_toks": 40}, {"gen_length": 64, "block_length": 32, "steps": 64, "temperature": 0.0}),
+        ("llada", {}, {}, {"gen_length": 256, "block_length": 32, "steps": 256}),
+        ("llada", {}, {"max_new_tokens": 1024}, {"gen_length": 1024, "steps": 1024}),
+        ("llada", {"block_length": 16}, {"max_gen_toks": 40}, {"gen_length": 48, "block_length": 16, "steps": 48}),
+        ("llada", {"steps": 8}, {"max_gen_toks": 256}, {"gen_length": 256, "steps": 8}),
+        ("llada", {"gen_length": 96}, {"max_gen_toks": 5}, {"gen_length": 96, "block_length": 32, "steps": 96}),
+        ("llada", {"gen_length": 20}, {}, {"gen_length": 20, "block_length": 20, "steps": 20}),
+        ("llada", {}, {"gen_length": 64, "steps": 8, "block_length": 16}, {"steps": 8, "block_length": 16}),
+        ("llada", {"steps": 32}, {"max_gen_toks": 64, "steps": 16}, {"steps": 32}),
+        ("llada", {"threshold": 0.9}, {"max_gen_toks": 40}, {"gen_length": 64, "steps": 64, "threshold": 0.9}),
+        ("llada", {"temperature": 0.3}, {"temperature": 0.0, "do_sample": False}, {"temperature": 0.3}),
+        ("llada", {}, {"temperature": 0.8, "do_sample": True}, {"temperature": 0.8}),
+        ("llada", {}, {"temperature": 0.8, "do_sample": False}, {"temperature": 0.0}),
+        # Dream has one block, and settings of its own.
+        ("dream", {}, {"max_gen_toks": 40}, {"gen_length": 40, "block_length": 40, "steps": 40, "temperature": 0.0}),
+        ("dream", {}, {"do_sample": True, "temperature": 0.4, "top_p": 0.8}, {"temperature": 0.4, "top_p": 0.8}),
+        ("dream", {"temperature": 0.05}, {"do_sample": False}, {"temperature": 0.05, "top_p": 0.95}),
+        ("dream", {"algorithm": "low_confidence"}, {"max_gen_toks": 40}, {"gen_length": 40, "block_length": 40}),
+    ],
+)  # fmt: skip
+def test_settings_of_a_request(harness_of, family: str, arguments: dict, wishes: dict, want: dict) -> None:
+    settings = harness_of(family, **arguments)._settings({"until": ["x"], **wishes})
+    assert {name: getattr(settings, name) for name in want} == want
+
+
+def test_steps_keep_the_pace_of_the_defaults(tiny_folder: Path) -> None:
+    """The tiny model unmasks two tokens a step (16 steps, 32 tokens)."""
+    settings = SparsedLM(pretrained=str(tiny_folder), **CPU)._settings({"max_gen_toks": 70})
+    assert (settings.gen_length, settings.block_length, settings.steps) == (96, 32, 48)
+    # With a threshold steps are an upper bound, of one a token.
+    settings = SparsedLM(pretrained=str(tiny_folder), threshold=0.9, **CPU)._settings({"max_gen_toks": 70})
+    assert (settings.gen_length, settings.steps) == (96, 96)
+
+
+def test_a_setting_that_the_sampler_lacks_is_left_out_and_said(harness_of, caplog) -> None:
+    lm = harness_of("llada")
+    for _ in range(2):
+        lm._settings({"do_sample": True, "temperature": 0.2, "top_p": 0.9, "num_beams": 4})
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["top_p", "num_beams"]
+
+
+def test_sampled_repeats_differ_and_do_not_depend_on_the_batch(harness_of) -> None:
+    wishes = {"until": [], "do_sample": True, "temperature": 1.5, "max_gen_toks": 8}
+    prompts = ["a line"] * 3 + ["b line"]
+    answers = []
+    for batch_size in (1, 4):
+        lm = harness_of("qwen3", batch_size=batch_size, steps=8, gen_length=8, block_length=8, seed=7)
+        requests = asked("generate_until", *((prompt, wishes) for prompt in prompts))
+        answers.append(lm.generate_until(requests, disable_tqdm=True))
+    assert answers[0] == answers[1] and len(set(answers[0][:3])) == 3
+    ids = torch.tensor(lm.tokenizer.encode("a line"))
+    for repeat in range(3):
+        sampler = SamplerConfig(8, 8, 8, temperature=1.5, seed=7 + repeat)
+        assert answers[0][repeat] == plain(lm, sparsed.generate(lm.model, ids, sampler=sampler).tokens[0, len(ids) :])
+
+
+def test_long_prompts_are_kept_whole_or_cut_from_the_left(harness_of, caplog) -> None:
+    prompt = "".join(chr(97 + i % 26) for i in range(600))  # trained to 256 positions
+    arguments: dict[str, Any] = {"steps": 4, "gen_length": 8, "block_length": 8, "attention": "dense"}
+    lm = harness_of("llada", **arguments)
+    ids = torch.tensor(lm.tokenizer.encode(prompt))
+    sampler = SamplerConfig(4, 8, 8, temperature=0.0)
+
+    def answer(length: int) -> str:
+        tokens = sparsed.generate(lm.model, ids[-length:], sampler=sampler, attention="dense").tokens
+        return plain(lm, tokens[0, length:])
+
+    request = asked("generate_until", (prompt, STOPS))
+    assert lm.generate_until(request * 2, disable_tqdm=True) == [answer(len(ids))] * 2
+    assert sum("trained to 256 positions" in record.getMessage() for record in caplog.records) == 1
+    short = harness_of("llada", max_length=100, **arguments)
+    assert short.generate_until(request, disable_tqdm=True) == [answer(92)]
+    assert answer(92) != answer(len(ids))
+    with pytest.raises(ValueError, match="max_length must be above the 8 tokens of an answer, not 8"):
+        harness_of("llada", max_length=8, **arguments).generate_until(request, disable_tqdm=True)
+    context, continuation = lm._encode_pair(prompt, " the end")
+    [want] = [x for _, x in log_likelihoods(lm.model, [(context[-(100 - len(continuation)) :], continuation)], draws=4,
+                                            attention="dense")]  # fmt: skip
+    few = harness_of("llada", max_length=100, mc_num=4, attention="dense")
+    [(value, _)] = few.loglikelihood(asked("loglikelihood", (prompt, " the end")), disable_tqdm=True)
+    assert value == pytest.approx(want.value, abs=1e-5)
+
+
+def test_contexts_and_continuations_are_tokenised_as_usual(harness_of) -> None:
+    """Spaces at a context's end go to the continuation; an empty context is the tokenizer's first or last token."""
+    sparse = {"skip": 0.2, "select": 0.3, "block_size": 32}
+    lm = harness_of("llada", mc_num=6, seed=7, cfg_scale=0.5, batch_size=3, **sparse)
+    bos = lm.tokenizer.bos_token_id
+    encode = lm.tokenizer.encode
+    whole, context, long = encode("Is it  the one"), encode("Is it"), "one other " * 20 + "line"
+    pairs = [
+        (context, whole[len(context) :]), ([bos], encode("there")), (encode("Q"), encode(" a")),
+        (encode(long), encode(" is long")),
+    ]  # fmt: skip
+    options: dict[str, Any] = {"draws": 6, "seed": 7, "cfg_scale": 0.5}
+    want = dict(log_likelihoods(lm.model, pairs, attention=SparseDConfig(**sparse), **options))
+    dense = dict(log_likelihoods(lm.model, pairs, attention="dense", **options))
+    requests = asked("loglikelihood", ("Is it  ", "the one"), ("", "there"), ("Q", " a"), (long, " is long"))
+    got = lm.loglikelihood(requests, disable_tqdm=True)
+    assert [value for value, _ in got] == pytest.approx([want[i].value for i in range(4)], abs=1e-4)
+    assert [greedy for _, greedy in got] == [want[i].greedy for i in range(4)]
+    assert abs(dense[3].value - want[3].value) > 1e-3
+    assert harness_of("qwen3").prefix_token_id == harness_of("qwen3").model.eos_id
+
+
+def test_a_rolling_likelihood_is_the_sum_over_windows(harness_of) -> None:
+    lm = harness_of("llada", mc_num=5, attention="dense", max_length=21)
+    text = "abcdefghij" * 5
+    ids = lm.tokenizer.encode(text)
+    assert len(ids) == 50
+    # Twenty tokens after one, the first after the beginning of a text; the last window is filled up with context.
+    bos = lm.tokenizer.bos_token_id
+    pairs = [([bos], ids[:20]), (ids[19:20], ids[20:40]), (ids[29:40], ids[40:])]
+    want = dict(log_likelihoods(lm.model, pairs, draws=5, attention="dense"))
+    [got, again] = lm.loglikelihood_rolling(asked("loglikelihood_rolling", (text,), (text,)), disable_tqdm=True)
+    assert got == again == pytest.approx(sum(x.value for x in want.values()), abs=1e-4)
+
+
+def test_a_prompt_begins_with_a_special_token_only_once(make_checkpoint, tmp_path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    folder = make_checkpoint(tmp_path / "prefixing")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = tokenizer.token_to_id("<|endoftext|>")
+    tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    lm = SparsedLM(pretrained=str(folder), **CPU)
+    letters = lm.tok_encode("ab", add_special_tokens=False)
+    assert lm.tok_encode("ab") == [end, *letters] == lm.tok_encode("<|endoftext|>ab") and len(letters) == 2
+
+
+def test_the_chat_template(harness_of) -> None:
+    lm = harness_of("qwen3")
+    messages = [{"role": "user", "content": "Hi"}]
+    assert lm.apply_chat_template(messages).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    begun = [*messages, {"role": "assistant", "content": "Well,"}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False).endswith("assistant\nWell,")
+    assert lm.chat_template(True) == lm.tokenizer.chat_template and lm.chat_template(False) is None
+    assert lm.tokenizer_name == lm.tokenizer.name_or_path.replace("/", "__") and "/" not in lm.tokenizer_name
+    lm.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template: leave --apply_chat_template out"):
+        lm.apply_chat_template(messages)
+
+
+def test_the_harness_cache_answers_again(harness_of, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = harness_of("llada", mc_num=3, steps=4, gen_length=8, block_length=8)
+    cached = CachingLM(lm, str(tmp_path / "cache.db"))
+    scores, texts = asked("loglikelihood", ("a", " b"), ("a", " c")), asked("generate_until", ("a", STOPS))
+    first = cached.loglikelihood(scores), cached.generate_until(texts)
+    # What was found is stored as it is found, not only at the end.
+    assert len(cached.dbdict) == 3
+    cached.dbdict.clear()
+    lm.loglikelihood(scores, disable_tqdm=True), lm.generate_until(texts, disable_tqdm=True)
+    assert len(cached.dbdict) == 3
+    monkeypatch.setattr(SparsedLM, "_run", None)
+    monkeypatch.setattr(SparsedLM, "_loglikelihood_tokens", None)
+    assert (cached.loglikelihood(scores), cached.generate_until(texts)) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"pretrained": "no-such-model"}, "no-such-model"),
+        ({"pretrained": "mini", "model": "mini"}, "pretrained and model mean the same"),
+        ({"atention": "dense"}, "The model argument 'atention' is unknown; there are pretrained, attention, mc_num"),
+        ({"attention": "sparse"}, "attention must be one of 'dense', 'sparsed', 'sliding_window'"),
+        ({"attention": "dense", "skip": 0.2}, "skip belongs to sparse attention: leave it out with attention=dense"),
+        ({"skip": 2}, "skip must lie between 0 and 1, not 2"),
+        ({"block_size": 48}, "block_size must be one of 32, 64, 128, not 48"),
+        ({"mc_num": 0}, "mc_num must be a whole number of at least 1, not 0"),
+        ({"mc_num": 1.5}, "mc_num must be a whole number of at least 1, not 1.5"),
+        ({"batch_size": "auto"}, "batch_size must be a whole number of at least 1, not 'auto'"),
+        ({"max_length": 1}, "max_length must be a whole number of at least 2, not 1"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"algorithm": "greedy"}, "algorithm must be one of"),
+        ({"gen_length": 40, "block_length": 16}, "gen_length must be a multiple of block_length"),
+        ({"gen_length": 64, "block_length": 16, "steps": 7}, "steps must be a multiple of the number of"),
+        ({"top_p": 0.9}, "top_p belongs to Dream's algorithms"),
+        ({"threshold": 3}, "threshold must lie between 0 and 1"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"device": "tpu"}, "tpu"),
+        ({"backend": "fast"}, "backend must be 'auto' or one of"),
+        ({"backend": "flash4", "block_size": 32}, "needs block_size 128, not 32"),
+        ({"dense_backend": "fast"}, "dense_backend must be 'auto' or one of"),
+    ],
+)
+def test_wrong_arguments(tiny_folder: Path, arguments: dict[str, Any], words: str) -> None:
+    source = {} if "pretrained" in arguments else {"pretrained": str(tiny_folder)}
+    with pytest.raises(ValueError) as error:
+        SparsedLM.create_from_arg_obj(source | arguments, {"device": "cpu", "batch_size": 1})
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_arguments_of_the_command_line(tiny_folder: Path) -> None:
+    """model_args go before the harness's own flags; its default device is none where there is no CUDA."""
+    line = f"model={tiny_folder},dtype=auto,batch_size=3,trust_remote_code=true,select=0.4,attention=shared"
+    lm = SparsedLM.create_from_arg_string(line, {"batch_size": "8", "device": "cuda:0", "max_batch_size": 64})
+    assert lm.batch_size == 3 and lm.attention == SparseDConfig(select=0.4, pattern="shared")
+    assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert SparsedLM.create_from_arg_obj({"pretrained": str(tiny_folder)}, {"batch_size": "8", **CPU}).batch_size == 8
+
+
+def test_steps_have_to_fit_the_length_that_is_asked_for(tiny_folder: Path) -> None:
+    """Blocks of 32: 10 steps suit two of them, not eight."""
+    lm = SparsedLM(pretrained=str(tiny_folder), steps=10, **CPU)
+    assert lm._settings({"max_gen_toks": 64}).steps == 10
+    with pytest.raises(ValueError, match="steps must be a multiple of the number of semi-autoregressive blocks"):
+        lm._settings({"max_gen_toks": 256})
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with two local tasks, multiple choice and generation, three questions each."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    questions = [{"question": f"Is {a} + {a} even?", "choices": ["yes", "no"], "answer": 0} for a in (1, 2, 3)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}},
+            "test_split": "test", "doc_to_text": "{{question}}"}  # fmt: skip
+    choose = data | {"task": "tiny_choice", "output_type": "multiple_choice", "doc_to_choice": "choices",
+                     "doc_to_target": "answer", "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    write = data | {"task": "tiny_answer", "output_type": "generate_until", "doc_to_target": "{{choices[answer]}}",
+                    "metric_list": [{"metric": "exact_match"}],
+                    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}}  # fmt: skip
+    for task in (choose, write):
+        (folder / f"{task['task']}.yaml").write_text(json.dumps(task))  # JSON is YAML
+    return folder
+
+
+def test_a_local_task_from_end_to_end(tasks: Path, folder_of) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folder = folder_of("qwen3")
+    results = lm_eval.simple_evaluate(
+        model="sparsed",
+        model_args={"pretrained": str(folder), "mc_num": 8, "steps": 4, "gen_length": 8, "block_length": 8, **CPU},
+        tasks=["tiny_choice", "tiny_answer"],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        apply_chat_template=True,
+        batch_size=2,
+        bootstrap_iters=0,
+    )
+    model = sparsed.load(folder, device="cpu", dtype="float32")
+    assert results["results"]["tiny_choice"]["sample_len"] == 3 == results["results"]["tiny_answer"]["sample_len"]
+    right = []
+    for sample in results["samples"]["tiny_choice"]:
+        assert [choice for _, choice in sample["arguments"]] == ["yes", "no"]  # no space after a template's header
+        text = model._render([{"role": "user", "content": sample["doc"]["question"]}])
+        assert text.endswith("</think>\n\n")
+        # The line feeds before an answer count as its own, as they do with every model of the harness.
+        context = model.tokenizer.encode(text.rstrip())
+        wholes = [model.tokenizer.encode(text + choice) for choice in ("yes", "no")]
+        want = dict(log_likelihoods(model, [(context, whole[len(context) :]) for whole in wholes], draws=8))
+        values = [float(resp[0][0]) for resp in sample["resps"]]
+        assert values == pytest.approx([want[0].value, want[1].value], abs=1e-4)
+        right.append(values[0] > values[1])
+    assert results["results"]["tiny_choice"]["acc,none"] == pytest.approx(sum(right) / 3)
+    sampler = SamplerConfig(4, 8, 8, temperature=0.0)
+    for sample in results["samples"]["tiny_answer"]:
+        result = sparsed.generate(model, sample["doc"]["question"], sampler=sampler)
+        [[text]] = sample["resps"]
+        assert text.strip() == result.text[0].split("\n")[0].strip()
+    assert math.isfinite(results["results"]["tiny_answer"]["exact_match,none"])
+    assert results["config"]["model_dtype"] == "torch.float32" and results["max_length"] == 512
+
+
+def command(*line: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **OFFLINE, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "sparsed", "lm_eval", *line],
+        cwd=cache, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_command_line(tasks: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    done = command(
+        "--model", "sparsed", "--model_args", f"pretrained={tiny_folder},mc_num=4,steps=4,gen_length=32,dtype=float32",
+        "--tasks", "tiny_choice,tiny_answer", "--include_path", str(tasks), "--batch_size", "2", "--device", "cpu",
+        "--output_path", str(tmp_path / "out"), "--log_samples", cache=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "|tiny_choice|" in done.stdout and "|tiny_answer|" in done.stdout
+    [written] = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(written.read_text())
+    assert set(results["results"]) == {"tiny_choice", "tiny_answer"} and results["config"]["model"] == "sparsed"
+    assert len(list((tmp_path / "out").rglob("samples_*.jsonl"))) == 2
+
+
+def test_a_wrong_argument_on_the_command_line_is_one_sentence(
+    tasks: Path, tiny_folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    # Reading the names of all its tasks takes the harness ten seconds.
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    line = ["lm_eval", "--model", "sparsed", "--model_args", f"pretrained={tiny_folder},mc_num=0", "--tasks",
+            "tiny_choice", "--include_path", str(tasks)]  # fmt: skip
+    assert main(line) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: mc_num must be a whole number of at least 1, not 0."
+    assert sys.argv == ["pytest"]
+
+
+def test_without_the_harness_the_command_says_what_to_install(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsed.lm_eval_command.find_spec", lambda name: None)
+    assert main(["lm_eval", "--model", "sparsed"]) == 2
+    assert "pip install 'sparsed[lm_eval]'" in capsys.readouterr().err
