@@ -32,7 +32,7 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lengths = sorted({row["length"] for row in rows}, key=token_budget)
     depths = sorted({row["depth"] for row in rows})
-    across = min(3, len(methods))
+    across = 2 if len(methods) in (2, 4) else min(3, len(methods))
     down = -(-len(methods) // across)
     figure = make_subplots(
         rows=down,
@@ -90,10 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m app.heatmap", description=__doc__)
     parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote")
+    parser.add_argument("--methods", nargs="+", help="only these; default every method of the evaluation")
     parser.add_argument("--out", type=Path, default=Path("depth.html"), help="the page to write")
     given = parser.parse_args(arguments)
     try:
-        figure = heatmap(summarise(read_records(given.folder))["depths"])
+        rows = summarise(read_records(given.folder))["depths"]
+        figure = heatmap([row for row in rows if given.methods is None or row["method"] in given.methods])
         # plotly.js inside: the page works without a network.
         figure.write_html(given.out, include_plotlyjs=True)
     except (ValueError, OSError) as error:

@@ -423,9 +423,12 @@ def _share(args: argparse.Namespace) -> tuple[tuple[int, int], str | None, Any]:
         return (int(part), int(parts)), args.device, lambda: False
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or args.report:
         return (0, 1), args.device, lambda: False
+    from datetime import timedelta
+
     from accelerate import PartialState
 
-    state = PartialState(cpu=args.device == "cpu")
+    # The shares never take equally long, and whoever is done first waits: no time limit of minutes.
+    state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))
 
     def wait() -> bool:
         state.wait_for_everyone()

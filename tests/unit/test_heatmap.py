@@ -49,6 +49,8 @@ def test_the_command_writes_a_page_that_needs_no_network(tmp_path: Path, capsys:
     page = out.read_text("utf-8")
     assert "Sliding window" in page and "src=\"http" not in page and len(page) > 1_000_000
     assert "4 heatmaps" in capsys.readouterr().out
+    assert main([str(tmp_path), "--methods", "dense", "sparsed", "--out", str(out)]) == 0
+    assert "2 heatmaps" in capsys.readouterr().out and "Sliding window" not in out.read_text("utf-8")
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
