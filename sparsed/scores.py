@@ -89,6 +89,8 @@ def summarise(records: Sequence[Record], observations: Sequence[Observation] = (
     token agreement; "observations" by length. See `_score` for a row.
     """
     types = list(dict.fromkeys(record.type for record in records))
+    # Dense, SparseD, the baselines; the settings of a method in the order in which they were asked.
+    asked = sorted(dict.fromkeys(record.method for record in records), key=_place)
 
     def rows(*keys: str, only: Callable[[Record], bool] = lambda _: True) -> list[dict[str, Any]]:
         groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
@@ -98,7 +100,7 @@ def summarise(records: Sequence[Record], observations: Sequence[Observation] = (
         scored = []
         for group, found in groups.items():
             dense = {(r.type, r.index): r for r in found if r.method == "dense"}
-            for method in sorted({r.method for r in found}, key=_order):
+            for method in (m for m in asked if any(r.method == m for r in found)):
                 own = [r for r in found if r.method == method]
                 scored.append({**dict(zip(keys, group, strict=True)), "method": method, **_score(own, dense)})
         places: dict[str, Callable[[Any], Any]] = {"length": token_budget, "type": types.index, "depth": float}
@@ -106,7 +108,7 @@ def summarise(records: Sequence[Record], observations: Sequence[Observation] = (
 
     lengths = rows("length")
     means = {}
-    for method in sorted({r.method for r in records} - {"dense"}, key=_order):
+    for method in (m for m in asked if m != "dense"):
         own = [r for r in lengths if r["method"] == method and token_budget(r["length"]) <= SETTLED]
         known = [r for r in own if r["difference"] is not None]
         if known:
@@ -125,9 +127,9 @@ def summarise(records: Sequence[Record], observations: Sequence[Observation] = (
     }
 
 
-def _order(method: str) -> tuple[int, str]:
-    plain = method.partition(":")[0]
-    return METHODS.index(plain) if plain in METHODS else len(METHODS), method
+def _place(method: str) -> tuple[int, bool]:
+    plain, settings, _ = method.partition(":")
+    return METHODS.index(plain) if plain in METHODS else len(METHODS), bool(settings)
 
 
 def _score(records: Sequence[Record], dense: dict[tuple[str, int], Record]) -> dict[str, Any]:

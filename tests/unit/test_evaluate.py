@@ -90,10 +90,12 @@ def test_depths_are_scored_apart_and_questions_without_one_left_out() -> None:
 
 
 def test_settings_of_sparsed_have_a_table_of_their_own() -> None:
-    methods = ("dense", "sparsed", "sparsed:skip=0", "sliding_window")
+    own = ["sparsed:skip=0", "sparsed:select=0.5,reuse=no", "sparsed:select=0.1"]
+    methods = ["sliding_window", *own, "sparsed", "dense"]
     said = table(summarise([record(0, method, True) for method in methods]))
-    settings = said.split("\n\n")[1]
-    assert "| skip 0 |" in settings and "| default |" in settings and "indow" not in settings
+    lines = said.split("\n\n")[1].splitlines()[2:]
+    settings = [line.split(" | ")[1] for line in lines]
+    assert settings == ["dense", "default", "skip 0", "select 0.5, reuse no", "select 0.1"]
 
 
 def test_observations_are_averaged_by_length_and_step() -> None:
