@@ -1,4 +1,4 @@
-"""Everything a browser sees: the page, the race of the two lanes, the token canvas, the charts and the
+"""Everything a browser sees: the page, the race of the lanes, the token canvas, the charts and the
 limits.
 
 This package knows gradio and plotly and contains no tensor maths; the engine in `sparsed/` knows nothing of

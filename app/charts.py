@@ -8,17 +8,18 @@ light or dark design in their place when it draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
+
+from app.stage import BASELINE, DENSE, LABELS, SPARSE, gain
 
 Figure = dict[str, Any]
 
 INK, MUTED, GRID = "var(--sd-ink)", "var(--sd-muted)", "var(--sd-grid)"
-COLOURS = {"dense": "var(--sd-dense)", "sparse": "var(--sd-sparse)"}
-LABELS = {"dense": "Full attention", "sparse": "SparseD"}
+COLOURS = {DENSE: "var(--sd-dense)", SPARSE: "var(--sd-sparse)", BASELINE: "var(--sd-baseline)"}
 # Not by colour alone: the lanes differ in line style and marker too.
-STYLES = {"dense": ("solid", "circle"), "sparse": ("dash", "diamond")}
+STYLES = {DENSE: ("solid", "circle"), SPARSE: ("dash", "diamond"), BASELINE: ("dot", "square")}
 LEGEND_ABOVE = {
     "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
 }  # fmt: skip
@@ -53,28 +54,30 @@ def timeline(
     total: int,
     switch_step: int | None,
     at_most: bool = False,
+    labels: Mapping[str, str] = LABELS,
 ) -> Figure:
     """Milliseconds per denoising step of each lane, with a line where full attention ends, and below each lane's clock.
 
     times: lane → seconds of each step so far. phases: lane → phase of each step so far. total: steps of a
     run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count from 1,
     so the line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the
-    runs may end before `total`, so the axis reaches only a little beyond the steps that were made.
+    runs may end before `total`, so the axis reaches only a little beyond the steps that were made. labels: lane →
+    what it is called.
     """
     if at_most:
         made = max(map(len, times.values()), default=0)
         total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
     steps_made, whole = [], []
     for lane, seconds in times.items():
-        dash, symbol = STYLES.get(lane, ("dot", "square"))
+        dash, symbol = STYLES[lane]
         # The one step that also selects stands out; it is larger, not only of another shape.
         sizes = [11 if phase == "select" else 6 for phase in phases[lane]]
         common: Figure = {
             "type": "scatter",
-            "name": LABELS.get(lane, lane),
+            "name": labels[lane],
             "x": list(range(1, len(seconds) + 1)),
             "legendgroup": lane,
-            "line": {"color": COLOURS.get(lane, INK), "width": 2, "dash": dash},
+            "line": {"color": COLOURS[lane], "width": 2, "dash": dash},
         }
         steps_made.append(
             {
@@ -82,7 +85,7 @@ def timeline(
                 "mode": "lines+markers",
                 "y": [round(1000 * value, 2) for value in seconds],
                 "text": list(phases[lane]),
-                "marker": {"symbol": symbol, "size": sizes, "color": COLOURS.get(lane, INK)},
+                "marker": {"symbol": symbol, "size": sizes, "color": COLOURS[lane]},
                 "hovertemplate": "step %{x} · %{text}<br>%{y:.1f} ms<extra>%{fullData.name}</extra>",
             }
         )
@@ -98,9 +101,9 @@ def timeline(
             }
         )
     shapes, annotations = _phases(total, switch_step)
-    gain = _gain_so_far(times, phases)
-    if gain and switch_step is not None:
-        annotations.append(gain)
+    apart = _gain_so_far(times, phases)
+    if apart and switch_step is not None:
+        annotations.append(apart)
     longest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
     most = max((sum(seconds) for seconds in times.values()), default=0.0)
     return {
@@ -187,15 +190,20 @@ def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Fig
 
 
 def _gain_so_far(times: dict[str, Sequence[float]], phases: dict[str, Sequence[str]]) -> Figure | None:
-    """How far apart the lanes' clocks are over the steps that both have made, once one of them is sparse."""
-    made = min(map(len, times.values()), default=0)
-    if len(times) != 2 or not made or not any("sparse" in names[:made] for names in phases.values()):
+    """How far apart the clocks of full attention and SparseD are over the steps that both have made, once SparseD is
+    sparse.
+    """
+    if DENSE not in times or SPARSE not in times:
         return None
-    first, second = (sum(seconds[:made]) for seconds in times.values())
-    if second <= 0:
+    made = min(len(times[DENSE]), len(times[SPARSE]))
+    if "sparse" not in phases[SPARSE][:made]:
         return None
+    first, second = (sum(times[lane][:made]) for lane in (DENSE, SPARSE))
+    if first <= 0 or second <= 0:
+        return None
+    factor, said = gain(first / second)
     return {
-        "text": f"{_ratio(first / second)} after {made} steps",
+        "text": f"{factor}{' slower' if said == 'slower' else ''} after {made} steps",
         "x": made,
         "y": first,
         "xref": "x",
@@ -246,8 +254,3 @@ def empty(sentence: str) -> Figure:
             ],
         ),
     }
-
-
-def _ratio(gain: float) -> str:
-    """How many times faster the second lane is, as the stage says it."""
-    return f"{gain:.2f}×" if gain >= 1 else f"{1 / gain:.2f}× slower"

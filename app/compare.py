@@ -80,7 +80,10 @@ def with_pins(comparison: Comparison | None, pins: Sequence[Pin]) -> Comparison:
 
 
 def foresee(desk: Desk, asked: Request, lengths: Sequence[str]) -> dict[str, tuple[Estimate | None, str]]:
-    """Length → what its race costs here (None: nobody knows), and in a few words why it will be refused, or ""."""
+    """Length → what its race of two lanes costs here (None: nobody knows), and in a few words why it will be refused,
+    or "".
+    """
+    asked = replace(asked, third=None)
     loaded = desk.loaded(asked.model)
     if loaded is None:
         return dict.fromkeys(lengths, (None, ""))
@@ -328,9 +331,9 @@ class _Table:
 async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[str]) -> AsyncGenerator[Comparison, None]:
     """Runs the race of `asked` at each of `lengths`, shortest first, and yields the table after every change.
 
-    asked.length is not looked at. A length that is refused or fails does not end the others. Ends within one step after
-    `visit.stop()`, what is done staying in the table; closing the stream stops the race too, and frees the device. The
-    last value is the only one whose state is not "running".
+    asked.length and a third lane are not looked at. A length that is refused or fails does not end the others. Ends
+    within one step after `visit.stop()`, what is done staying in the table; closing the stream stops the race too, and
+    frees the device. The last value is the only one whose state is not "running".
     """
     empty = _Table((), "", "", "")
     if asked.kind == OWN_TEXT:
@@ -364,7 +367,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
                 break
             measured = Measured()
             message = f"{_shown(name)} is being run."
-            stream = perform(desk, visit, replace(asked, length=name), measured)
+            stream = perform(desk, visit, replace(asked, length=name, third=None), measured)
             async with contextlib.aclosing(stream) as race:
                 async for shown in race:
                     if table.costs is None and _ready(desk, asked, shown):

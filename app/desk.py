@@ -17,13 +17,15 @@ import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from app.engine import Engine
 from app.kept import MOST_IMPORTANCE, Kept, Selected, opening
 from app.limits import Estimate, Limits, Shape, Speed, estimate, fit_speed
 from app.race import DeviceQueue, Race
 from app.request import Request
+from app.stage import SPARSE
+from app.words import Shades
 from sparsed.config import SamplerConfig
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
@@ -89,8 +91,8 @@ class Visit:
     """What belongs to one open page. stopping: Stop was pressed (or the tab closed) for the current run, which may not
     have begun yet. latest: the newest preparation of a prompt; older ones give way to it. selected: the pattern of the
     current run, from its select step on. kept: the last run that is over, or a recorded one; unseen while the page does
-    not show it yet. looked_at: layer and head; shades: what their view shows. comparison, pins: the last comparison of
-    prompt lengths, and earlier ones that stay (see `app.compare`).
+    not show it yet. looked_at: layer and head; shades: what their view shows; seen: the lane whose pattern that is.
+    comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see `app.compare`).
     """
 
     def __init__(self) -> None:
@@ -100,7 +102,8 @@ class Visit:
         self.kept: Kept | None = None
         self.unseen = False
         self.looked_at = (1, 0)
-        self.shades: Literal["both", "importance", "kept"] = "both"
+        self.shades: Shades = "both"
+        self.seen = SPARSE
         self.comparison: dict[str, Any] | None = None
         self.pins: tuple[Any, ...] = ()
         self.running = False
@@ -340,6 +343,7 @@ class Desk:
             block_size=request.attention.block_size or 128,
             gen_length=request.gen_length,
             rows=request.rows,
+            baseline=request.third is not None,
         )
 
     def room(self, loaded: Loaded) -> Limits:

@@ -12,11 +12,12 @@ import base64
 import html
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from app.charts import INK, MUTED, Figure, base_layout, block_labels, block_ranges, switch_line
+from app.words import Shades
 
 SKIPPED, HATCH, KEPT = "var(--sd-skipped)", "var(--sd-hatch)", "var(--sd-kept)"
 KEPT_GENERATION, STRONG, PANEL = "var(--sd-kept-generation)", "var(--sd-ink-strong)", "var(--sd-panel)"
@@ -317,7 +318,7 @@ def head_detail(
     importance: np.ndarray | None = None,
     kept_mass: float | None = None,
     words: Sequence[str] = (),
-    show: Literal["both", "importance", "kept"] = "both",
+    show: Shades = "both",
 ) -> View:
     """What one head keeps for every query block, over how important each key block was to it.
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from app.replay import Judge, final_snapshot, lane_names, lane_view, origin, replay_value
-from app.stage import DENSE, SPARSE, LaneView, clock, speedup
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, clock, speedup
 from sparsed import trace as traces
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -131,7 +131,13 @@ _PAIRS = (
     ("ink", "dense-soft"), ("ink", "sparse-soft"), ("line", "page"), ("dense", "raised"), ("sparse", "raised"),
     ("ink", "raised"),
 )  # fmt: skip
-_LEVELS = 15
+_BASELINE_PAIRS = (
+    ("baseline", "page"), ("baseline", "panel"), ("baseline", "raised"), ("ink", "baseline-soft"),
+)  # fmt: skip
+# A palette has so many colours.
+_PALETTE = 256
+# Pixels of a picture whose type has its plain size: three lanes need more room.
+WIDTH, WIDTH_OF_THREE = 960, 1280
 
 Colours = dict[str, tuple[int, int, int]]
 
@@ -140,16 +146,16 @@ def to_animation(
     trace: traces.Trace,
     path: str | Path,
     *,
-    width: int = 960,
+    width: int | None = None,
     seconds: float = 12,
     dark: bool = False,
     judge: Judge | None = None,
 ) -> None:
     """Writes the race as it happened, each lane by its own clock, as an animated picture that begins again for ever.
 
-    path: ends in .gif or .webp. width: in pixels. seconds: how long one round lasts, the last picture included, which
-    is held for a quarter of it and at least 2 s. judge: (text, gold) → (right or not, in words). The same trace gives
-    the same bytes on one machine.
+    path: ends in .gif or .webp. width: in pixels; None is 960, or 1280 for three lanes. seconds: how long one round
+    lasts, the last picture included, which is held for a quarter of it and at least 2 s. judge: (text, gold) → (right
+    or not, in words). The same trace gives the same bytes on one machine.
 
     Raises ValueError for another suffix, a width outside 480 … 1920, seconds outside 3 … 120, and a trace that
     cannot be replayed.
@@ -157,6 +163,8 @@ def to_animation(
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"An animation's name ends in {' or '.join(FORMATS)}, not in {path.suffix!r}.")
+    if width is None:
+        width = _usual_width(trace)
     if width not in WIDTHS:
         raise ValueError(f"width must lie between {WIDTHS[0]} and {WIDTHS[-1]} pixels, not {width}.")
     if not 3 <= seconds <= MOST_SECONDS:
@@ -189,9 +197,9 @@ def _colours(dark: bool) -> Colours:
 class _Palette:
     """One palette for all frames, with every pair's steps, so that what stays the same keeps its colour."""
 
-    def __init__(self, colours: Colours) -> None:
-        pairs = ((np.array(colours[front]), np.array(colours[back])) for front, back in _PAIRS)
-        shares = np.linspace(0, 1, _LEVELS)[:, None]
+    def __init__(self, colours: Colours, pairs_of_names: Sequence[tuple[str, str]]) -> None:
+        pairs = ((np.array(colours[front]), np.array(colours[back])) for front, back in pairs_of_names)
+        shares = np.linspace(0, 1, _PALETTE // len(pairs_of_names))[:, None]
         mixed = np.concatenate([np.rint(back + shares * (front - back)) for front, back in pairs])
         self._colours = np.unique(mixed.astype(np.int32), axis=0)
         # Colour as one number → its entry, found when it is first met. (Pillow's own search is not exact.)
@@ -299,9 +307,9 @@ class _Film:
         self.states = {key: list(self._canvases(key)) for key in self.names}
         self.final = final_snapshot(trace, judge=judge)
         self.colours = _colours(dark)
-        self.palette = _Palette(self.colours)
+        self.palette = _Palette(self.colours, (*_PAIRS, *_BASELINE_PAIRS) if BASELINE in self.names else _PAIRS)
         self.width = width
-        self.unit = width / 960
+        self.unit = width / _usual_width(trace)
         small = trace.gen_length > 128
         self.body = _Type(self.px(13 if small else 16))
         self.title, self.label = _Type(self.px(20)), _Type(self.px(18))
@@ -310,6 +318,8 @@ class _Film:
         self.card = (width - 2 * self.margin - self.gap * (len(self.names) - 1)) // len(self.names)
         self.line = round(1.6 * self.body.size)
         self.top, self.head = self.px(128), self.px(108)
+        # The verdict, and above it how much of a baseline's text is that of full attention.
+        self.foot = self.px(68 if BASELINE in self.names else 46)
         self.rows = 1
 
     def px(self, value: float) -> int:
@@ -381,14 +391,14 @@ class _Film:
 
     def frame(self, steps: dict[str, int], before: dict[str, int]) -> Image.Image:
         """One picture, in the palette's colours. What was committed after the state `before` is marked as new."""
-        height = self.top + self.head + self.rows * self.line + self.px(46) + self.margin
+        height = self.top + self.head + self.rows * self.line + self.foot + self.margin
         image = Image.new("RGB", (self.width, height), self.colours["page"])
         draw = ImageDraw.Draw(image)
         over = all(steps[key] == len(view.times) for key, view in self.views.items())
         self._heading(draw, steps, over)
         for number, key in enumerate(steps):
             left = self.margin + number * (self.card + self.gap)
-            self._lane(draw, left, height, key, steps[key], min(before.get(key, 0), steps[key] - 1))
+            self._lane(draw, left, height, key, steps, min(before.get(key, 0), steps[key] - 1))
         return self.palette.apply(image)
 
     def _heading(self, draw: ImageDraw.ImageDraw, steps: dict[str, int], over: bool) -> None:
@@ -401,7 +411,8 @@ class _Film:
         score = self.final["speedup"] if over else self._speedup(steps)
         y = self.px(108)
         if score is None:
-            self.plain.draw(draw, x, y, "" if over else "Both lanes begin with full attention.", muted)
+            both = "All" if len(steps) > 2 else "Both"
+            self.plain.draw(draw, x, y, "" if over else f"{both} lanes begin with full attention.", muted)
         else:
             slower = score["words"].startswith("slower")
             x = self.large.draw(draw, x, y, score["text"], self.colours["dense" if slower else "sparse"])
@@ -412,23 +423,26 @@ class _Film:
             self.plain.draw(draw, x + self.px(10), y, same["words"], ink)
 
     def _speedup(self, steps: dict[str, int]) -> dict[str, Any] | None:
-        if len(steps) < 2 or "sparse" not in self.views[SPARSE].phases[: steps[SPARSE]]:
+        if not {DENSE, SPARSE} <= set(steps) or "sparse" not in self.views[SPARSE].phases[: steps[SPARSE]]:
             return None
         dense, sparse = (self.views[key].times[: steps[key]] for key in (DENSE, SPARSE))
         return speedup(dense, sparse, finished=False)
 
-    def _lane(self, draw: ImageDraw.ImageDraw, left: int, height: int, key: str, step: int, since: int) -> None:
-        colours, view = self.colours, self.views[key]
+    def _lane(
+        self, draw: ImageDraw.ImageDraw, left: int, height: int, key: str, steps: dict[str, int], since: int
+    ) -> None:
+        colours, view, step = self.colours, self.views[key], steps[key]
         shown = next(lane for lane in self.final["lanes"] if lane["key"] == key)
         lane, ink, muted = colours[key], colours["ink"], colours["muted"]
         top, right, bottom = self.top, left + self.card - 1, height - self.margin
         draw.rectangle((left, top, right, bottom), fill=colours["panel"], outline=colours["line"])
         draw.rectangle((left, top, right, top + self.px(4) - 1), fill=lane)
         x, end = left + self.inner, right - self.inner
-        self.label.draw(draw, x, top + self.px(32), shown["label"], ink)
         phase = view.phases[step - 1] if step else ""
         clocked = clock(sum(view.times[:step])) if step else "–"
         at_most = "≤ " if view.at_most else ""
+        room = end - x - self.label.width(clocked) - self.px(8)
+        self.label.draw(draw, x, top + self.px(32), self.label.fit(shown["label"], room), ink)
         self.label.draw(draw, end - self.label.width(clocked), top + self.px(32), clocked, ink)
         self.plain.draw(draw, x, top + self.px(56), f"step {step or '–'} of {at_most}{view.total}", muted)
         self.plain.draw(draw, end - self.plain.width(phase), top + self.px(56), phase, lane)
@@ -443,6 +457,10 @@ class _Film:
             said = f"{'Right' if shown['right'] else 'Wrong'}: {shown['verdict']}"
             good = colours["good" if shown["right"] else "bad"]
             self.plain.draw(draw, x, bottom - self.px(14), self.plain.fit(said, self.card - 2 * self.inner), good)
+        over = all(steps[name] == len(one.times) for name, one in self.views.items())
+        if over and shown["same"]:
+            said = f"{shown['same']['text']} {shown['same']['words']}"
+            self.plain.draw(draw, x, bottom - self.px(36), self.plain.fit(said, self.card - 2 * self.inner), ink)
 
     def _progress(self, draw: ImageDraw.ImageDraw, x: int, end: int, y: int, view: LaneView, step: int) -> None:
         """The steps as a bar, and a mark where the lane became sparse or will."""
@@ -487,6 +505,11 @@ class _Film:
             draw.rectangle((x, y - 0.95 * size, x + wide, y + 0.3 * size), fill=colours[f"{key}-soft"])
             draw.rectangle((x, y + 0.3 * size, x + wide, y + 0.3 * size + self.px(1)), fill=colours[key])
         self.body.draw(draw, x, y, text, colours["muted" if padding else "ink"])
+
+
+def _usual_width(trace: traces.Trace) -> int:
+    """In pixels."""
+    return WIDTH_OF_THREE if len(trace.lanes) > 2 else WIDTH
 
 
 def _clock(times: list[float]) -> list[float]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.stage import BASELINE, DENSE, SPARSE
 from sparsed import trace as traces
 from sparsed.trace import Lane, Trace, TracePattern
 
@@ -70,10 +71,13 @@ class Selected(Look):
 
 
 class Recorded(Look):
-    """The pattern of a run that is over, from its record. importance: where the record has none, the live run's."""
+    """The pattern of a run that is over, from its record. weighed: the pattern of the record whose importances are
+    shown. importance: where that has none, the live run's.
+    """
 
-    def __init__(self, pattern: TracePattern, importance: tuple[Any, ...] | None) -> None:
+    def __init__(self, pattern: TracePattern, weighed: TracePattern, importance: tuple[Any, ...] | None) -> None:
         self.pattern, self.importance = pattern, importance
+        self._weighed = weighed
         self.layers, self.heads = len(pattern.layers), pattern.heads
         self.length, self.prompt_length, self.block_size = pattern.length, pattern.prompt_length, pattern.block_size
 
@@ -83,29 +87,42 @@ class Recorded(Look):
     def importance_of(self, layer: int, head: int) -> np.ndarray | None:
         if self.importance is not None:
             return np.asarray(self.importance[layer][0, head].float())
-        return self.pattern.importance_of(layer)[head] if self.pattern.importance else None
+        return self._weighed.importance_of(layer)[head] if self._weighed.importance else None
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
     """A run that is over. live: made on this page. importance: of a live run, for each layer float16 [batch, heads,
     query blocks, key blocks] on the CPU, or None. key: what its downloads are asked for by; nobody can guess it.
+    shown: the lane whose pattern is looked at, as the stage calls it.
     """
 
     trace: Trace
     live: bool
     importance: tuple[Any, ...] | None = None
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    shown: str = SPARSE
 
     @property
     def sparse(self) -> Lane | None:
         """The lane of SparseD, whatever it is called."""
-        return next((lane for lane in self.trace.lanes.values() if lane.attention != "dense"), None)
+        return self.lane(SPARSE)
+
+    def lane(self, key: str) -> Lane | None:
+        """The lane that the stage calls so; None where the run had none."""
+        return next((lane for lane in self.trace.lanes.values() if lane_key(lane) == key), None)
+
+    def showing(self, key: str) -> Kept:
+        """The same run, to look at the pattern of this lane."""
+        return self if key == self.shown else replace(self, shown=key)
 
     @property
     def pattern(self) -> TracePattern | None:
-        """None where the run ended before its select step."""
-        return None if self.sparse is None else self.sparse.pattern
+        """Of the lane that is shown, or of the other one where there is no such lane; None where it ended before its
+        select step.
+        """
+        lane = self.lane(self.shown) or self.lane(SPARSE) or self.lane(BASELINE)
+        return None if lane is None else lane.pattern
 
     @property
     def importance_bytes(self) -> int:
@@ -124,8 +141,15 @@ class Kept:
 
     @property
     def look(self) -> Look | None:
-        """Its pattern to look at; None without one."""
-        return None if self.pattern is None else Recorded(self.pattern, self.importance)
+        """Its pattern to look at; None without one. A baseline's with the importances of SparseD's select step, where
+        both made it at the same: until then they do the same.
+        """
+        ours, theirs = self.sparse, self.lane(self.shown) or self.lane(BASELINE)
+        if self.pattern is None:
+            return None
+        if ours is None or theirs is None or _select(ours) != _select(theirs):
+            return Recorded(self.pattern, self.pattern, None)
+        return Recorded(self.pattern, ours.pattern or self.pattern, self.importance)
 
 
 def keep(runs: dict[str, Any], prompt: Any) -> Kept | None:
@@ -134,8 +158,21 @@ def keep(runs: dict[str, Any], prompt: Any) -> Kept | None:
     if not made:
         return None
     patterns = [run.pattern for run in made.values() if run.pattern is not None]
-    importance = patterns[0].importance if patterns else None
+    importance = next((pattern.importance for pattern in patterns if pattern.importance is not None), None)
     return Kept(traces.record(made, prompt=prompt), True, importance)
+
+
+def lane_key(lane: Lane) -> str:
+    """What the stage calls a lane of a record."""
+    if lane.attention == "dense":
+        return DENSE
+    return SPARSE if lane.attention.pattern in (None, "sparsed") else BASELINE
+
+
+def _select(lane: Lane) -> tuple[Any, ...]:
+    """What decides which importances a lane's select step sees."""
+    attention = lane.attention
+    return () if attention == "dense" else (attention.skip, attention.selection, attention.block_size)
 
 
 def fits(layers: int, heads: int, length: int, block_size: int) -> bool:

@@ -61,11 +61,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of both lanes of a race, and the peak of memory in bytes beside the weights."""
+    """Seconds of each lane of a race, and the peak of memory in bytes beside the weights. baseline_seconds: of the
+    third lane, 0 where there is none.
+    """
 
     dense_seconds: float
     sparse_seconds: float
     memory: int
+    baseline_seconds: float = 0.0
 
     @property
     def gain(self) -> float:
@@ -75,7 +78,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """The whole race: the lanes take turns on one device."""
-        return self.dense_seconds + self.sparse_seconds
+        return self.dense_seconds + self.sparse_seconds + self.baseline_seconds
 
 
 @dataclass(frozen=True)
@@ -136,18 +139,21 @@ def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
     return Speed(shape.linear_flops * per_flop, shape.pair_flops * per_flop)
 
 
-def memory_needed(shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1) -> int:
+def memory_needed(
+    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1
+) -> int:
     """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
     activations, the logits of `gen_length` positions, the block mask and importances.
 
-    rows: sequences in one forward. The lanes never run at the same time, so the larger of the two counts.
+    rows: sequences in one forward. patterns: lanes that keep one. The lanes never run at the same time, so of
+    everything but the patterns the largest counts.
     """
     width = 8 * shape.hidden + 3 * shape.intermediate + 6 * shape.heads * shape.head_dim
     activations = length * width * max(shape.number_bytes, 4)
     blocks = -(-length // block_size)
     # float32 importances of one layer, its sort, and the kept indices of all layers; plus the rows of one
     # query block.
-    pattern = shape.heads * blocks * blocks * 16 + shape.layers * shape.heads * blocks * blocks * 4
+    pattern = shape.heads * blocks * blocks * 16 + patterns * shape.layers * shape.heads * blocks * blocks * 4
     attention = shape.heads * block_size * length * 4 * 2
     logits = gen_length * shape.vocabulary * LOGIT_BYTES
     return rows * (activations + pattern + attention + logits)
@@ -164,12 +170,13 @@ def estimate(
     block_size: int,
     gen_length: int = 0,
     rows: int = 1,
+    baseline: bool = False,
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
     switch_step: the first sparse step counted from 0, None when the sparse lane never switches. density: the
     share of key blocks kept. gen_length: positions whose logits are held. rows: sequences in one forward, 2
-    with classifier-free guidance.
+    with classifier-free guidance. baseline: there is a third lane, with another pattern of the same density.
     """
     dense = steps * rows * speed.step(length)
     sparse = dense
@@ -177,7 +184,8 @@ def estimate(
         attention = rows * speed.per_pair * length**2
         saved = attention * (1 - min(1.0, GATHER_OVERHEAD * density))
         sparse = dense - (steps - switch_step) * saved + SELECT_ATTENTIONS * attention
-    return Estimate(dense, sparse, memory_needed(shape, length, block_size, gen_length, rows))
+    memory = memory_needed(shape, length, block_size, gen_length, rows, patterns=2 if baseline else 1)
+    return Estimate(dense, sparse, memory, sparse if baseline else 0.0)
 
 
 def reason(estimated: Estimate | None, limits: Limits, *, length: int) -> str:
@@ -212,6 +220,7 @@ def refusal(estimated: Estimate | None, limits: Limits, *, length: int, steps: i
         )
     fewer = int(steps * limits.max_seconds / estimated.seconds)
     knob = f", or {fewer} steps or fewer" if fewer >= 8 else ""
+    knob += ", or no third lane" if estimated.baseline_seconds else ""
     return (
         f"{length:,} tokens in {steps} steps would take {about(estimated.seconds)} on this machine; the limit is "
         f"{span(limits.max_seconds)}. Choose a shorter prompt length{knob} (SPARSED_MAX_MINUTES moves the limit)."

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from app import charts, explorer
 from app.kept import Kept, Look, Selected
-from app.replay import origin
-from app.stage import DENSE, SPARSE
+from app.replay import lane_names, lane_view, origin
+from app.words import Shades
 from sparsed.analysis import mask_overlap, thumbnails
 
 Value = dict[str, Any]
-Shades = Literal["both", "importance", "kept"]
 
 
 def timeline(run: Kept | None) -> Value | None:
-    """Both lanes' times, step by step."""
+    """The lanes' times, step by step."""
     if run is None:
         return None
-    lanes = {DENSE if lane.attention == "dense" else SPARSE: lane for lane in run.trace.lanes.values()}
+    names = lane_names(run.trace)
+    lanes = {key: run.trace.lanes[name] for key, name in names.items()}
+    labels = {key: lane_view(run.trace, name).label for key, name in names.items()}
     total = max(lane.total for lane in lanes.values())
     switch = None if run.sparse is None else run.sparse.switch_step
     figure = charts.timeline(
-        {key: [step.seconds for step in lanes[key].steps] for key in (DENSE, SPARSE) if key in lanes},
-        {key: [step.phase for step in lanes[key].steps] for key in (DENSE, SPARSE) if key in lanes},
+        {key: [step.seconds for step in lane.steps] for key, lane in lanes.items()},
+        {key: [step.phase for step in lane.steps] for key, lane in lanes.items()},
         total=total,
         switch_step=switch,
         at_most=run.trace.sampler.threshold is not None,
+        labels=labels,
     )
-    return {"figure": figure, "label": f"Line chart of the time per step of {' and '.join(lanes)}, {total} steps."}
+    return {
+        "figure": figure,
+        "label": f"Line chart of the time per step of {' and '.join(labels.values())}, {total} steps.",
+    }
 
 
 def which(run: Kept | Selected | None, *, before: bool = False) -> str:

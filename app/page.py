@@ -26,6 +26,8 @@ from app.request import FOLLOWING, OWN_TEXT, Request
 from app.serving import RUNS
 from app.session import EXPECTED, Material, follow, gather, notes, perform
 from app.settings import Settings
+from app.stage import BASELINE, SPARSE
+from sparsed.config import DEFAULT_SKIP, switch_step
 from sparsed.models.catalogue import ModelSpec
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
@@ -46,7 +48,7 @@ NOT_TRACKED = "The last run was not tracked: tick “Track the pattern” in the
 TRACK_NEXT = "The last run was not tracked. “Track the pattern” is ticked now: press Run."
 
 # The inputs of a run before those that follow the model, in the order of the page.
-INPUTS = ("model", "kind", "length", "question", "text", "skip", "selection", "seed", "backend", "track")
+INPUTS = ("model", "kind", "length", "question", "text", "skip", "selection", "seed", "backend", "track", "third")
 # Runs in the browser: adds a name to those of the settings that the visitor has set himself.
 _TOUCH = """(names) => [...new Set([...(names ?? "").split(","), "%s"])].filter(Boolean).sort().join(",")"""
 
@@ -170,6 +172,12 @@ class _Page:
                             0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there,
                             elem_id="sd-head", min_width=140,
                         )  # fmt: skip
+                    # Where a run had a baseline.
+                    seen = self._seen_choices(first)
+                    self.seen = gr.Dropdown(
+                        seen, value=SPARSE, label="Lane", info="Whose blocks are shown.", elem_id="sd-seen",
+                        visible=len(seen) > 1,
+                    )  # fmt: skip
                     self.shades = gr.Dropdown(
                         [(label, name) for name, label in words.SHADES.items()], value="both", label="Show",
                         info="What the colours of the cells stand for.", elem_id="sd-shades",
@@ -250,7 +258,7 @@ class _Page:
         following = chosen.following
         inputs = [
             chosen.model, self.kind, self.length, chosen.question, self.text, chosen.skip, chosen.selection,
-            chosen.seed, chosen.backend, chosen.track, *following.values(), self.touched,
+            chosen.seed, chosen.backend, chosen.track, chosen.third, *following.values(), self.touched,
         ]  # fmt: skip
         prepared = [
             self.header, self.panel, self.length, self.another, self.text, chosen.model, *following.values(),
@@ -268,7 +276,7 @@ class _Page:
             [
                 self.kind.input, self.length.input, chosen.question.input,
                 self.text.change,  # its input event misses what is pasted or deleted
-                chosen.skip.input, chosen.selection.input, chosen.backend.input,
+                chosen.skip.input, chosen.selection.input, chosen.backend.input, chosen.third.input,
             ],
             self.prepare, inputs, prepared, trigger_mode="always_last", **prepare,
         )  # fmt: skip
@@ -283,7 +291,7 @@ class _Page:
                 **quiet,
             ).then(self.prepare, inputs, prepared, **prepare)  # fmt: skip
         place, looked = [self.layer, self.head], [self.overview, self.overlap, self.mass]
-        selected = [self.heatmap, *place, *looked, self.looking]
+        selected = [self.heatmap, *place, self.seen, *looked, self.looking]
         over = [*selected, self.replay, self.atlas, self.tracking, self.takeaway, self.picture]
         buttons = [self.run_button, self.stop_button]
         run: dict[str, Any] = {"concurrency_limit": None, **quiet}
@@ -307,6 +315,7 @@ class _Page:
         typed = {**look, "preprocess": False}
         gr.on([self.layer.input, self.head.input], self.show_head, place, self.heatmap, **typed)
         self.shades.input(self.show_shades, self.shades, self.heatmap, **look)
+        self.seen.input(self.show_lane, self.seen, [self.heatmap, *looked, self.atlas], **look)
         self.layer.input(self.show_layer, self.layer, looked, **typed)
         self.layer_tab.select(self.show_layer, self.layer, looked, **typed)
         gr.on([self.overview.click, self.atlas.click], self.show_clicked, None, [*place, self.heatmap, *looked], **look)
@@ -362,8 +371,19 @@ class _Page:
             return self._header(self.models[name].name, "not in memory")
         return self._header(loaded.model.name, loaded.place, self.desk.engine.backend(loaded.model))
 
-    def _opening(self) -> dict[str, Any]:
-        return stage.opening(64, 64, total=64, switch_step=14, message=words.START)
+    def _opening(self, state: str = "idle", message: str = words.START) -> dict[str, Any]:
+        """The stage before a run, as it would be with the settings that nobody has touched."""
+        usual = self.desk.defaults(self.desk.default_model)
+        usual = usual.resolve(usual)
+        assert usual.steps is not None and usual.gen_length is not None, "it is resolved"
+        return stage.opening(
+            usual.gen_length,
+            usual.block_length or usual.gen_length,
+            total=usual.steps,
+            switch_step=switch_step(usual.steps, DEFAULT_SKIP),
+            state=state,
+            message=message,
+        )
 
     @staticmethod
     def _given(values: Values) -> dict[str, Any]:
@@ -523,8 +543,7 @@ class _Page:
         try:
             asked = self._parse(*values)
         except ValueError as error:
-            value = stage.opening(64, 64, total=64, switch_step=None, state="refused", message=str(error))
-            yield {self.stage: _sent(value)}
+            yield {self.stage: _sent(self._opening("refused", str(error)))}
             return
         visit = self.desk.visit(http.session_hash)
         waiting, next_timeline = False, 0.0
@@ -557,8 +576,6 @@ class _Page:
         run = visit.selected
         if run is None:
             return {self.looking: gr.skip()}  # over already, and shown as that
-        layer, head = visit.looked_at
-        visit.looked_at = (min(layer, run.layers - 1), min(head, run.heads - 1))
         return self._look(run, visit)
 
     def over(self, http: gr.Request, *values: Any) -> Updates:
@@ -572,7 +589,7 @@ class _Page:
             run = self._looked_at(visit)
             head = gr.skip() if run is None else self._head(run, visit)
             return {**free, self.heatmap: head, self.looking: _line(looks.which(run))}
-        visit.unseen = False
+        visit.unseen, visit.seen = False, SPARSE
         return {**free, **self._after(visit.kept, visit, request.link(self._given(values), _names(values[-1])))}
 
     def stop(self, http: gr.Request) -> Any:
@@ -643,7 +660,8 @@ class _Page:
 
     def _looked_at(self, visit: Visit) -> Kept | Selected | None:
         """What the page looks at: the run that goes on, once it has selected, or the last one that is over."""
-        return visit.selected or self._kept(visit)
+        last = self._kept(visit)
+        return visit.selected or (last and last.showing(visit.seen))
 
     def show_head(self, http: gr.Request, layer: Any, head: Any) -> Any:
         """The key blocks that one head keeps."""
@@ -662,6 +680,24 @@ class _Page:
         visit.shades = shades if shades in words.SHADES else "both"
         run = self._looked_at(visit)
         return gr.skip() if run is None or not run.layers else self._head(run, visit)
+
+    def show_lane(self, http: gr.Request, lane: Any) -> Values:
+        """The same views for the pattern of another lane."""
+        visit = self.desk.visit(http.session_hash)
+        visit.seen = BASELINE if lane == BASELINE else SPARSE
+        run = self._looked_at(visit)
+        if not isinstance(run, Kept) or not run.layers or visit.race is not None:
+            return (gr.skip(),) * 5
+        return (self._head(run, visit), *self.show_layer(http, visit.looked_at[0]), _sent(looks.model(run)))
+
+    @staticmethod
+    def _seen_choices(run: Kept | Selected | None) -> list[tuple[str, str]]:
+        """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
+        choices = [(stage.lane_label(SPARSE), SPARSE)]
+        lane = run.lane(BASELINE) if isinstance(run, Kept) and run.sparse is not None else None
+        if lane is not None and lane.pattern is not None and lane.attention != "dense":
+            choices.append((stage.lane_label(BASELINE, lane.attention.pattern), BASELINE))
+        return choices
 
     def _head(self, run: Kept | Selected, visit: Visit) -> str:
         return _sent(looks.head(run, *visit.looked_at, visit.shades) or _nothing(NO_SELECTION))
@@ -704,7 +740,13 @@ class _Page:
         return None if run is None else takeaway.offer(run, RUNS, link)
 
     def _look(self, run: Kept | Selected, visit: Visit) -> Updates:
-        """The pattern of a run: the head that is looked at, and all heads of its layer."""
+        """The pattern of a run: the head that is looked at, or the last one that this run has, and all heads of its
+        layer.
+        """
+        layer, head = visit.looked_at
+        if run.layers:
+            visit.looked_at = (min(layer, run.layers - 1), min(head, run.heads - 1))
+        choices = self._seen_choices(run)
         overview, overlap, mass = looks.layer(run, visit.looked_at[0]) or (_nothing(NO_SELECTION),) * 3
         return {
             self.heatmap: self._head(run, visit),
@@ -712,6 +754,7 @@ class _Page:
             self.overlap: _sent(overlap),
             self.mass: _sent(mass),
             self.looking: _line(looks.which(run)),
+            self.seen: gr.update(choices=choices, value=SPARSE, visible=len(choices) > 1),
             **(self._sliders(run, visit) if run.layers else {}),
         }
 
@@ -734,16 +777,11 @@ class _Page:
             return
         try:
             run = await asyncio.to_thread(kept.opened, str(path))
-            before, visit.looked_at = visit.looked_at, (0, 0)
-            try:
-                updates = await asyncio.to_thread(self._after, run, visit)
-            except EXPECTED:
-                visit.looked_at = before
-                raise
+            updates = await asyncio.to_thread(self._after, run, visit)
         except EXPECTED as error:
             yield {self.upload_said: _line(error_sentence(error))}
             return
-        visit.kept, visit.selected = run, None
+        visit.kept, visit.selected, visit.seen = run, None, SPARSE
         # The replay draws the stage.
         updates[self.timeline] = _sent(looks.timeline(run) or _nothing(NO_TIMELINE))
         yield {**updates, self.upload_said: ""}

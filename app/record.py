@@ -1,6 +1,6 @@
 """Records a race for the page to play: python -m app.record --length 16k --out assets/opening.json.gz
 
-Both lanes run to their ends as on the page: on this machine, never at the same time, the one with less time so far
+The lanes run to their ends as on the page: on this machine, never at the same time, the one with less time so far
 first. What is written is what was measured; nothing else should use the machine meanwhile.
 """
 
@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from app.kept import OPENING, probe_steps
 from app.race import Lane, Race
-from app.stage import DENSE, SPARSE, clock
+from app.request import BASELINES
+from app.stage import BASELINE, DENSE, SPARSE, clock
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", default="16k", help="prompt length: short_context, 1k … 64k")
     parser.add_argument("--kind", default="about", help="kind of question")
     parser.add_argument("--question", type=int, default=0, help="question number")
+    parser.add_argument("--third", choices=BASELINES, help="the pattern of a third lane (default: none)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--out", type=Path, default=OPENING, help="the file to write; .gz compresses it")
     given = parser.parse_args(arguments)
@@ -44,10 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         sparse = sparsed.denoise(
             model, prompt.text, sampler=sampler, attention=SparseDConfig(keep_importance=True), probe_steps=probes
         )
+        runs: dict[str, Any] = {DENSE: dense, SPARSE: sparse}
+        if given.third:
+            baseline = SparseDConfig(pattern=given.third)
+            runs[BASELINE] = sparsed.denoise(model, prompt.text, sampler=sampler, attention=baseline)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    runs: dict[str, Any] = {DENSE: dense, SPARSE: sparse}
     for run in runs.values():
         run.warm_up()
     for update in Race([Lane(key, run) for key, run in runs.items()]):
@@ -58,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise update.error
     trace.save(trace.record(runs, prompt=prompt, importance=True), given.out)
     spent = {key: sum(step.seconds for step in run.steps) for key, run in runs.items()}
-    print(f"{given.out}: {given.out.stat().st_size:,} bytes; {clock(spent[DENSE])} and {clock(spent[SPARSE])}")
+    print(f"{given.out}: {given.out.stat().st_size:,} bytes; {' and '.join(map(clock, spent.values()))}")
     return 0
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.canvas import Canvas
+from app.kept import lane_key
 from app.race import Update
 from app.session import BACKEND_WORDS, OWN_QUESTION, STOPPED
-from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges
 from sparsed import trace as traces
 from sparsed.config import switch_step
 
@@ -29,19 +30,20 @@ def replay_value(
     way: Literal["step", "clock"] = "step",
     judge: Judge | None = None,
 ) -> dict[str, Any]:
-    """What the replay view draws, from row 0 of a trace with a dense lane, a SparseD lane, or both.
+    """What the replay view draws, from row 0 of a trace with lanes of full attention, SparseD and a baseline, at most
+    one of each.
 
     run: the stage's number of this run. recorded: say on the page that this is a record, of which machine, day and
-    model. autoplay: begin to play at once. way: both lanes at the same step, or each by its own clock, until the
+    model. autoplay: begin to play at once. way: all lanes at the same step, or each by its own clock, until the
     visitor chooses. judge: (text, gold) → (right or not, in words).
 
     "lanes" holds for each: "changes", per step a list of [cell, text, confidence or None, end 0 or 1]: a cell named
     for the first time is committed in that step; applying the first k lists gives `Canvas.cells()` after k steps.
     "ms": milliseconds per step. "ranges": the phases as planned, "made": as they were, both as
-    `app.stage.phase_ranges`. "text", "right", "verdict": None unless the lane reached its end. The gold answer is
-    there only if every lane did. "state": "done" or "stopped".
+    `app.stage.phase_ranges`. "text", "right", "verdict": None unless the lane reached its end; "same", a baseline's
+    agreement with full attention, and the gold answer: None unless every lane did. "state": "done" or "stopped".
 
-    Raises ValueError for a trace whose lanes are not one dense and one SparseD run at most.
+    Raises ValueError for a trace with two lanes of a kind.
     """
     played = _play(trace, run, judge)
     final = played.stage.snapshot()
@@ -78,37 +80,41 @@ def origin(trace: traces.Trace) -> dict[str, str]:
 
 
 def lane_names(trace: traces.Trace) -> dict[str, str]:
-    """The stage's key of each lane → its name in the trace, dense first.
+    """The stage's key of each lane → its name in the trace: full attention first, then SparseD, then a baseline.
 
-    Raises ValueError where that is not one dense and one SparseD run at most.
+    Raises ValueError where there are two of a kind.
     """
     names: dict[str, str] = {}
     for name, lane in trace.lanes.items():
-        key = DENSE if lane.attention == "dense" else SPARSE
+        key = lane_key(lane)
         if key in names:
             listed = ", ".join(repr(one) for one in trace.lanes)
-            raise ValueError(f"The trace has the lanes {listed}; a replay takes one dense and one SparseD run at most.")
+            raise ValueError(
+                f"The trace has the lanes {listed}; a replay takes one run with full attention, one with SparseD and "
+                "one with a baseline at most."
+            )
         names[key] = name
-    return {key: names[key] for key in (DENSE, SPARSE) if key in names}
+    return {key: names[key] for key in (DENSE, SPARSE, BASELINE) if key in names}
 
 
 def lane_view(trace: traces.Trace, name: str) -> LaneView:
     """A lane of the stage before its first step, for a lane of the trace."""
     lane, sampler = trace.lanes[name], trace.sampler
-    key, switch = DENSE, None
+    switch, pattern = None, None
     if lane.attention != "dense":
         # A run that ends before it is sparse has no switch any more; it had one while it went on.
-        key, switch, skip = SPARSE, lane.switch_step, lane.attention.skip
+        switch, skip, pattern = lane.switch_step, lane.attention.skip, lane.attention.pattern
         if switch is None and skip is not None:
             switch = switch_step(lane.total, skip, lane.attention.selection or "paper")
     return LaneView(
-        key,
+        lane_key(lane),
         Canvas(trace.gen_length, trace.decode, trace.end_ids),
         total=lane.total,
         switch_step=switch,
         backend=BACKEND_WORDS.get(lane.backend, lane.backend),
         parallel=sampler.block_length or trace.gen_length,
         at_most=sampler.threshold is not None,
+        pattern=pattern,
     )
 
 
@@ -129,7 +135,7 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         end_ids=trace.end_ids,
         gold=trace.prompt.gold,
         judge=judge,
-        notes=trace.lanes[names.get(SPARSE) or names[DENSE]].notes,
+        notes=trace.lanes[names.get(SPARSE) or next(iter(names.values()))].notes,
         question=trace.prompt.question or OWN_QUESTION,
     )
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
@@ -170,5 +176,5 @@ def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
         "ms": [round(1000 * seconds, 6) for seconds in lane.times],
         "phases": list(lane.phases),
         "changes": played.changes[lane.key],
-        **{name: shown[name] for name in ("text", "right", "verdict")},
+        **{name: shown[name] for name in ("text", "right", "verdict", "same")},
     }

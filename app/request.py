@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from sparsed.config import ALGORITHMS, DEFAULT_SKIP, SHORT_SELECT, SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import (
+    ALGORITHMS,
+    DEFAULT_SKIP,
+    PATTERN_LABELS,
+    SHORT_SELECT,
+    SamplerConfig,
+    SparseDConfig,
+    switch_step,
+)
 
 OWN_TEXT = "own"
 MAX_STEPS = 1024
@@ -16,6 +24,9 @@ MAX_GENERATION = 1024
 MAX_CHARACTERS = 2_000_000
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
+# The patterns that a third lane may use, and no third lane.
+BASELINES = {name: label for name, label in PATTERN_LABELS.items() if name != "sparsed"}
+NO_BASELINE = "none"
 
 # Settings that follow the model and the prompt length until the visitor sets them himself.
 SAMPLER_FIELDS = (
@@ -30,7 +41,8 @@ class Request:
     threshold, which is None when off.
 
     attention: fields that are None take the published default for the length; `resolve` fills them in. track: select
-    afresh at some later steps, outside the clock, to see how far the pattern would move.
+    afresh at some later steps, outside the clock, to see how far the pattern would move. third: a third lane, with this
+    pattern in place of SparseD's (one of BASELINES); None for two lanes.
     """
 
     model: str
@@ -42,6 +54,12 @@ class Request:
     attention: SparseDConfig
     backend: str
     track: bool = False
+    third: str | None = None
+
+    @property
+    def baseline(self) -> SparseDConfig | None:
+        """The third lane's attention: SparseD's, but for the pattern. None for two lanes."""
+        return None if self.third is None else replace(self.attention, pattern=self.third)
 
     @property
     def steps(self) -> int:
@@ -99,6 +117,7 @@ def parse(
     seed: Any,
     backend: Any,
     track: Any = False,
+    third: Any = None,
     defaults: SamplerConfig,
     models: Collection[str],
     kinds: Collection[str],
@@ -106,8 +125,8 @@ def parse(
 ) -> Request:
     """A `Request` from what the page sent. What may be None then follows the model's `defaults` and the length.
 
-    threshold: 0 is off. A setting that the algorithm does not have (`unused`) is left out. Raises ValueError, one
-    sentence, for what cannot be run.
+    threshold: 0 is off. third: NO_BASELINE or None for two lanes. A setting that the algorithm does not have (`unused`)
+    is left out. Raises ValueError, one sentence, for what cannot be run.
     """
     model = _choice("model", model, models)
     kind = _choice("question", kind, [*kinds, OWN_TEXT])
@@ -143,15 +162,29 @@ def parse(
         block_size=_whole("attention block size", block_size, 32, 128, optional=True),
         selection=selection,
     )
+    baseline = None if third is None else _choice("third lane", third, [NO_BASELINE, *BASELINES])
+    if baseline == "shared" and selection == "reference":
+        raise ValueError(
+            f"The third lane “{BASELINES['shared']}” needs the selection of the paper: the public code has none for it."
+        )
     return Request(
-        model, kind, length, question_number, own, sampler.resolve(defaults), attention, backend, bool(track)
+        model,
+        kind,
+        length,
+        question_number,
+        own,
+        sampler.resolve(defaults),
+        attention,
+        backend,
+        bool(track),
+        None if baseline == NO_BASELINE else baseline,
     )
 
 
 # What a link says, and as what; of the settings that follow the model, those that the visitor has set.
 _LINKED: dict[str, Callable[[str], Any]] = {
     "model": str, "kind": str, "length": str, "question": int, "text": str, "skip": float, "selection": str,
-    "seed": int, "backend": str, "track": lambda value: value == "1",
+    "seed": int, "backend": str, "track": lambda value: value == "1", "third": str,
     "steps": int, "gen_length": int, "block_length": int, "algorithm": str, "temperature": float, "threshold": float,
     "cfg_scale": float, "top_p": float, "select": float, "block_size": int,
 }  # fmt: skip
@@ -167,6 +200,8 @@ def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
         if value is None or (name in FOLLOWING and name not in touched):
             continue
         if name == "text" and (given.get("kind") != OWN_TEXT or len(str(value)) > _LINKED_CHARACTERS):
+            continue
+        if name == "third" and value == NO_BASELINE:
             continue
         if name == "track":
             value = int(bool(value))

@@ -17,7 +17,7 @@ from app.kept import Kept, Selected, fits, probe_steps
 from app.peak import Peak
 from app.race import Lane, Race, Ticket
 from app.request import OWN_TEXT, Request
-from app.stage import DENSE, SPARSE, LaneView, Snapshot, Stage, opening
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, opening
 
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
@@ -230,6 +230,7 @@ def _shown(asked: Request, state: str, message: str, **more: Any) -> Shown:
         at_most=asked.at_most,
         state=state,
         message=message,
+        baseline=asked.third,
     )
     return Shown(value, **more)
 
@@ -260,8 +261,11 @@ def _start(
         length, block = material.tokens + asked.gen_length, sparse.block_size or 128
         sparse = replace(sparse, keep_importance=fits(loaded.shape.layers, loaded.shape.heads, length, block))
         probes = probe_steps(asked.steps, asked.switch_step) if asked.track else ()
+    wanted = [(DENSE, None, ()), (SPARSE, sparse, probes)]
+    if asked.baseline is not None:
+        wanted.append((BASELINE, asked.baseline, ()))
     try:
-        for key, attention, fresh in ((DENSE, None, ()), (SPARSE, sparse, probes)):
+        for key, attention, fresh in wanted:
             runs[key] = engine.denoise(model, material.text, asked.sampler, attention, asked.backend, fresh)
             # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
             warm_up = getattr(runs[key], "warm_up", None)
@@ -270,6 +274,8 @@ def _start(
     except BaseException:
         for run in runs.values():
             run.close()
+        if measured is not None:
+            measured.end()
         raise
     end_ids = frozenset(model.end_ids)
     lanes = [
@@ -281,6 +287,7 @@ def _start(
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
             parallel=asked.sampler.block_length or asked.gen_length,
+            pattern=asked.third,
         )
         for key, run in runs.items()
     ]
@@ -308,7 +315,7 @@ async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIt
         if not found and visit is not None and run.pattern is not None:
             found = True
             new = visit.selected = Selected(run.pattern)
-        stage.message = _message(update.state, update.error, update.error_lane)
+        stage.message = _message(update.state, update.error, stage.lanes.get(update.error_lane or ""))
         if update.error is not None:
             log_error(update.error)
         snapshot = stage.apply(update)
@@ -318,6 +325,7 @@ async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIt
             total=sparse.total,
             switch_step=sparse.switch_step,
             at_most=sparse.at_most,
+            labels={key: lane.label for key, lane in stage.lanes.items()},
         )
         over = update.state != "running"
         kept = None
@@ -328,8 +336,7 @@ async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIt
         yield Shown(snapshot, figure, new, kept, over)
 
 
-def _message(state: str, error: Exception | None, lane: str | None) -> str:
+def _message(state: str, error: Exception | None, lane: LaneView | None) -> str:
     if state == "failed" and error is not None:
-        from_lane = {DENSE: "Full attention", SPARSE: "SparseD"}.get(lane or "")
-        return error_sentence(error, from_lane)
+        return error_sentence(error, None if lane is None else lane.label)
     return {"stopped": STOPPED, "done": "", "running": ""}[state]

@@ -88,7 +88,7 @@ class Settings:
                     info="0 is off; above, each step costs twice.", **slim,
                 )  # fmt: skip
                 self.seed = gr.Number(
-                    value=0, label="Sampler seed", elem_id="sd-seed", info="Both lanes use the same.", **number,
+                    value=0, label="Sampler seed", elem_id="sd-seed", info="All lanes use the same.", **number,
                 )  # fmt: skip
             gr.HTML("<h2>SparseD</h2>", apply_default_css=False)
             with gr.Row():
@@ -113,10 +113,15 @@ class Settings:
                     _backends(), value="auto", label="Sparse attention backend", elem_id="sd-backend",
                     info="auto: the fastest on this machine.", **slim,
                 )  # fmt: skip
-                self.track = gr.Checkbox(
-                    value=False, label="Track the pattern", elem_id="sd-track", min_width=200,
-                    info="Selects afresh at four later steps, outside the clock.",
+                self.third = gr.Dropdown(
+                    [("none", request.NO_BASELINE), *((label, name) for name, label in request.BASELINES.items())],
+                    value=request.NO_BASELINE, label="Third lane", elem_id="sd-third",
+                    info="A simpler pattern that keeps as many blocks.", **slim,
                 )  # fmt: skip
+            self.track = gr.Checkbox(
+                value=False, label="Track the pattern", elem_id="sd-track",
+                info="Selects afresh at four later steps, outside the clock.",
+            )  # fmt: skip
         by_name: dict[str, Any] = {
             "steps": self.steps, "gen_length": self.gen_length, "block_length": self.block_length,
             "algorithm": self.algorithm, "temperature": self.temperature, "threshold": self.threshold,

@@ -14,13 +14,19 @@ from typing import Any
 from app.canvas import Canvas
 from app.race import Update
 from sparsed.agreement import agreement, answer_length
+from sparsed.config import PATTERN_LABELS
 
 Snapshot = dict[str, Any]
 
-DENSE, SPARSE = "dense", "sparse"
+DENSE, SPARSE, BASELINE = "dense", "sparse", "baseline"
 # Two runs of the same thing differ by as much.
 SAME = 0.02
-LABELS = {DENSE: "Full attention", SPARSE: "SparseD"}
+LABELS = {DENSE: "Full attention", SPARSE: PATTERN_LABELS["sparsed"]}
+
+
+def lane_label(key: str, pattern: str | None = None) -> str:
+    """What a lane is called. pattern: which one the lane of a baseline uses (`sparsed.config.PATTERNS`)."""
+    return PATTERN_LABELS.get(pattern or "", key) if key == BASELINE else LABELS.get(key, key)
 
 
 class LaneView:
@@ -28,7 +34,7 @@ class LaneView:
 
     total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
     None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
-    at_most: the run may end before its last step.
+    at_most: the run may end before its last step. pattern: which one a baseline uses.
     """
 
     def __init__(
@@ -41,8 +47,10 @@ class LaneView:
         backend: str,
         parallel: int,
         at_most: bool = False,
+        pattern: str | None = None,
     ) -> None:
         self.key = key
+        self.label = lane_label(key, pattern)
         self.canvas = canvas
         self.total = total
         self.switch_step = switch_step
@@ -97,7 +105,7 @@ class LaneView:
         seconds = self.seconds
         return {
             "key": self.key,
-            "label": LABELS.get(self.key, self.key),
+            "label": self.label,
             "state": "done" if self.finished else state,
             "phase": self.phase,
             "phases": self.ranges(),
@@ -114,6 +122,7 @@ class LaneView:
             "text": self.text,
             "right": None if self.verdict is None else self.verdict[0],
             "verdict": None if self.verdict is None else self.verdict[1],
+            "same": None,
         }
 
 
@@ -151,17 +160,22 @@ def speedup(dense: Sequence[float], sparse: Sequence[float], *, finished: bool) 
     if not steps or a <= 0 or b <= 0:
         return None
     ratio = a / b
-    words = "about the same speed" if abs(ratio - 1) < SAME else "faster" if ratio > 1 else "slower"
-    shown = f"{1 / ratio if words == 'slower' else ratio:.2f}"
+    shown, words = gain(ratio)
     over = "whole runs" if finished else f"first {_steps(steps)}" if steps > 1 else "first step"
     uneven = finished and len(dense) != len(sparse)
     made = [f" in {_steps(len(lane))}" if uneven else "" for lane in (dense, sparse)]
     return {
         "ratio": round(ratio, 4),
-        "text": f"{shown}×",
+        "text": shown,
         "words": words if finished else f"{words} so far",
         "detail": f"{over}: {clock(a)}{made[0]} with full attention, {clock(b)}{made[1]} with SparseD",
     }
+
+
+def gain(ratio: float) -> tuple[str, str]:
+    """How many times faster something is, above 0 → (the factor that is shown, what it says): ("1.50×", "slower")."""
+    words = "about the same speed" if abs(ratio - 1) < SAME else "faster" if ratio > 1 else "slower"
+    return f"{1 / ratio if words == 'slower' else ratio:.2f}×", words
 
 
 def _steps(count: int) -> str:
@@ -181,12 +195,15 @@ def clock(seconds: float) -> str:
 
 
 class Stage:
-    """Both lanes, the speed-up, the agreement and the message line. One per run; nothing of it is shared.
+    """The lanes, the speed-up, the agreement and the message line. One per run; nothing of it is shared.
+
+    The speed-up and the agreement are SparseD's with full attention; a baseline's agreement stands in its lane, as
+    "same".
 
     decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
     (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
     text. question: what this run answers, which may not be what the controls say by now. notes: read anew for each
-    snapshot, because a run adds to its own. The gold answer is in no snapshot before both lanes have ended.
+    snapshot, because a run adds to its own. The gold answer is in no snapshot before every lane has ended.
     """
 
     def __init__(
@@ -237,11 +254,11 @@ class Stage:
         """True when every lane has reached its end."""
         return all(lane.finished for lane in self.lanes.values())
 
-    def agreement(self) -> Snapshot | None:
-        """How much of the text is the same, token by token; None until both lanes have ended."""
-        if len(self.lanes) < 2 or not self.finished:
+    def agreement(self, key: str = SPARSE) -> Snapshot | None:
+        """How much of a lane's text is that of full attention, token by token; None until every lane has ended."""
+        first, second = self.lanes.get(DENSE), self.lanes.get(key)
+        if first is None or second is None or not self.finished:
             return None
-        first, second = list(self.lanes.values())[:2]
         counted = agreement(first.canvas.tokens, second.canvas.tokens, self.end_ids)
         if counted is None:
             return None
@@ -264,6 +281,11 @@ class Stage:
         if dense and sparse and "sparse" in sparse.phases:
             ratio = speedup(dense.times, sparse.times, finished=self.finished)
         self._sequence += 1
+        lanes = [lane.snapshot(self.state) for lane in self.lanes.values()]
+        for lane in lanes:
+            if lane["key"] == BASELINE:
+                same = self.agreement(BASELINE)
+                lane["same"] = same and {**same, "words": f"{same['words']} as full attention"}
         return {
             "run": self.run_id,
             "sequence": self._sequence,
@@ -274,7 +296,7 @@ class Stage:
             "speedup": ratio,
             "agreement": self.agreement(),
             "gold": self.gold if self.finished else None,
-            "lanes": [lane.snapshot(self.state) for lane in self.lanes.values()],
+            "lanes": lanes,
             "steps": [
                 {
                     "lane": item.lane,
@@ -296,19 +318,21 @@ def opening(
     at_most: bool = False,
     state: str = "idle",
     message: str = "",
+    baseline: str | None = None,
 ) -> Snapshot:
-    """The stage before a run: two canvases full of masks."""
+    """The stage before a run: canvases full of masks, two of them, or three with the pattern of a baseline."""
     lanes = [
         LaneView(
             key,
             Canvas(gen_length, lambda _: "", ()),
             total=total,
-            switch_step=switch_step if key == SPARSE else None,
+            switch_step=None if key == DENSE else switch_step,
             backend="",
             parallel=parallel,
             at_most=at_most,
+            pattern=baseline,
         )
-        for key in (DENSE, SPARSE)
+        for key in (DENSE, SPARSE, *([BASELINE] if baseline else []))
     ]
     stage = Stage(lanes, end_ids=())
     stage.state, stage.message = state, message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 PAPER = "https://arxiv.org/abs/2509.24014"
 CODE = "https://github.com/INV-WZQ/SparseD"
 
@@ -23,7 +25,8 @@ ALGORITHMS = {
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 
 # What the view of one head shows.
-SHADES = {
+Shades = Literal["both", "importance", "kept"]
+SHADES: dict[Shades, str] = {
     "both": "blocks kept, over how important they are",
     "importance": "importance alone",
     "kept": "blocks kept alone",
@@ -32,7 +35,7 @@ SHADES = {
 # What the buttons do, by the id of the element.
 BUTTONS = {
     "sd-another": "The next question of this kind, with another prompt.",
-    "sd-run": "Both lanes answer the question above, with the settings below.",
+    "sd-run": "The lanes answer the question above, with the settings below.",
     "sd-stop": "Ends the run after the step that goes on now; what is there stays.",
     "sd-observe-differ": "Shows the heads of one layer beside each other.",
     "sd-observe-stay": "Shows how much of the choice later steps would choose again.",
@@ -58,7 +61,10 @@ attention does about a third of its work; the rest of the network costs what it 
 race is timed.</b> Both lanes run on the same device, never at the same time. Each step is timed alone,
 selection included, and the lane that has used less time goes next. The speed-up while running compares the
 steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
-is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Reading the canvas.</b> A
+is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
+pattern?</b> A third lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
+nearest ones, the first and the nearest, some by lot, or one choice for all heads. It is about as fast; see
+what it answers.</p> <p><b>Reading the canvas.</b> A
 hatched cell is still masked, an underlined bold one was just committed, plain text is settled. Point at a
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
@@ -66,7 +72,8 @@ cell, or move to it with the arrow keys, for its step and its confidence.</p> </
 # What to begin with: label → (kind of question, prompt length, question number). Those that the engine has are shown.
 EXAMPLES = {
     "Somebody in a few words": ("about", "short_context", 0),
-    "A small sum": ("arithmetic", "short_context", 1),
+    "A word problem": ("arithmetic", "short_context", 1),
+    "Two questions at once": ("several", "1k", 0),
     "Two hops through 1k": ("two_hop", "1k", 2),
     "Not in the documents": ("unanswerable", "1k", 3),
     "Who is older, at 4k": ("older", "4k", 4),

@@ -6,7 +6,6 @@
   const BUTTONS = JSON.parse(document.currentScript.dataset.buttons ?? "{}");
   const THEME_KEY = "sparsed-theme";
   const DRAW_EVERY_MS = 250;
-  const LANE_LABELS = { dense: "Full attention", sparse: "SparseD" };
 
   // ---- small helpers ---------------------------------------------------------------------------------------------
 
@@ -150,9 +149,10 @@
     };
   }
 
-  // ---- stage: both lanes and the score ---------------------------------------------------------------------------
+  // ---- stage: the lanes and the score -----------------------------------------------------------------------------
 
-  function mountStage(root, trigger) {
+  // A replay in a file of its own has nobody to tell.
+  function mountStage(root, trigger = () => {}) {
     const ratio = el("span", { class: "sd-ratio" });
     const words = el("span", { class: "sd-words" });
     const detail = el("span", { class: "sd-detail" });
@@ -181,7 +181,7 @@
     function tell(what, of) {
       if (told[what] === of) return;
       told[what] = of;
-      if (trigger) trigger(what); // a replay in a file of its own has nobody to tell
+      trigger(what);
     }
     // A snapshot has `replay` where it shows an earlier state of a run that is over (replay.js), `recorded` where the
     // run was not made here and now.
@@ -216,6 +216,7 @@
       setList(notes, value.notes);
       setText(about, value.question);
       show(aboutLine, Boolean(value.question));
+      setAttribute(lanes, "data-lanes", value.lanes.length);
       for (const [key, view] of views) show(view.root, value.lanes.some((lane) => lane.key === key));
       for (const lane of value.lanes) {
         if (!views.has(lane.key)) {
@@ -234,13 +235,17 @@
         tell("play", value.run);
         if (sparse && sparse.phase !== "dense") tell("select", value.run);
       }
-      if (value.loaded && trigger) trigger("load");
+      if (value.loaded) trigger("load");
       const now = value.state === "running" && sparse ? sparse.phase : value.state;
       if (now !== phase && !value.replay) {
         phase = now;
-        if (now === "dense") setText(spoken, "The race has begun. Both lanes use full attention.");
+        const all = value.lanes.length > 2 ? "All" : "Both";
+        if (now === "dense") setText(spoken, `The race has begun. ${all} lanes use full attention.`);
         if (now === "sparse") setText(spoken, "SparseD has selected its blocks and is sparse now.");
-        if (now === "done" && score) setText(spoken, `Both lanes are done. SparseD: ${score.text} ${score.words}.`);
+        if (now === "done" && score) {
+          const others = value.lanes.filter((lane) => lane.same).map((lane) => ` ${lane.label}: ${lane.same.text} ${lane.same.words}.`);
+          setText(spoken, `${all} lanes are done. SparseD: ${score.text} ${score.words}.${others.join("")}`);
+        }
       }
       document.dispatchEvent(new CustomEvent("sparsed:stage", { detail: value }));
     }
@@ -272,12 +277,16 @@
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
     const tip = el("p", { class: "sd-tip", hidden: "" });
     const verdict = el("p", { class: "sd-verdict" });
+    const same = el("b", {});
+    const sameWords = el("span", {});
+    const sameLine = el("p", { class: "sd-lane-same", hidden: "" }, same, " ", sameWords);
+    const title = el("h2", { id: heading });
     const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
     const root = el("article", { class: "sd-lane", "data-lane": key, "aria-labelledby": heading },
-      el("div", { class: "sd-lane-head" }, el("h2", { id: heading }, LANE_LABELS[key] || key), backend),
+      el("div", { class: "sd-lane-head" }, title, backend),
       phases,
       el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
-      bar, el("div", { class: "sd-canvas-box" }, canvas, tip), verdict);
+      bar, el("div", { class: "sd-canvas-box" }, canvas, tip), verdict, sameLine);
     let cells = [];
     let drawn = 0;
     let data = [];
@@ -380,6 +389,7 @@
       reset() { drawn = 0; point(-1); },
       draw(lane, state, other) {
         setAttribute(root, "data-state", lane.state);
+        setText(title, lane.label);
         setText(backend, lane.backend);
         drawPhases(lane);
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
@@ -392,6 +402,13 @@
         drawn = lane.step;
         setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");
         setAttribute(verdict, "data-right", lane.verdict ? String(lane.right) : null);
+        // Only of a lane whose agreement is not the headline's.
+        show(sameLine, Boolean(lane.same));
+        if (lane.same) {
+          setText(same, lane.same.text);
+          setText(sameWords, lane.same.words);
+          setAttribute(sameLine, "title", lane.same.detail);
+        }
       },
     };
   }
@@ -465,6 +482,10 @@
     function frame() {
       const { layer, heads } = (figure && figure.layout.meta) || {};
       if (heads === undefined || !window.Plotly || !plot.dataset.drawn) return;
+      if (!root.offsetWidth) {
+        hidden = true;
+        return;
+      }
       const shapes = resolveColours(figure.layout.shapes || [], getComputedStyle(root));
       if (looked && looked.layer === layer && looked.head < heads) {
         const suffix = looked.head ? looked.head + 1 : "";

@@ -55,7 +55,8 @@
     return record;
   }
 
-  function laneSnapshot(record, step, state, since) {
+  // over: every lane is at its end.
+  function laneSnapshot(record, step, state, over, since) {
     const { lane } = record;
     const cells = record.states[step];
     const spent = record.clock[step] / 1000;
@@ -82,6 +83,7 @@
       text: done ? lane.text : null,
       right: done ? lane.right : null,
       verdict: done ? lane.verdict : null,
+      same: over ? lane.same : null,
       since,
     };
   }
@@ -90,12 +92,12 @@
   function snapshot(value, records, steps, since) {
     const over = records.every((record, i) => steps[i] === record.made);
     const state = over ? value.state : "running";
-    const lanes = records.map((record, i) => laneSnapshot(record, steps[i], state, since[i]));
+    const lanes = records.map((record, i) => laneSnapshot(record, steps[i], state, over, since[i]));
     const index = Object.fromEntries(records.map((record, i) => [record.lane.key, i]));
     let score = over ? value.speedup : null;
     // Before it is sparse the second lane does what the first does: a factor would be noise.
     if (!over && "dense" in index && "sparse" in index && records[index.sparse].lane.phases.slice(0, steps[index.sparse]).includes("sparse")) {
-      score = speedup(records[index.dense], records[index.sparse], Math.min(...steps));
+      score = speedup(records[index.dense], records[index.sparse], Math.min(steps[index.dense], steps[index.sparse]));
     }
     return {
       run: value.run,
@@ -186,7 +188,7 @@
       input.checked = checked;
       return el("label", {}, input, label);
     };
-    const ways = el("fieldset", { class: "sd-replay-way" }, el("legend", { class: "sd-hidden" }, "Both lanes"),
+    const ways = el("fieldset", { class: "sd-replay-way" }, el("legend", { class: "sd-hidden" }, "The lanes"),
       way("step", "in step", true), way("clock", "as it happened", false));
     const speed = el("select", {}, ...SPEEDS.map((name) => el("option", { value: name }, name === "auto" ? "auto" : `${name}×`)));
     const pace = el("label", { class: "sd-replay-speed" }, "Speed", speed);
@@ -235,7 +237,7 @@
       setText(time, timeline.shown(now));
       setText(speed.options[0], timeline.duration > AUTO_MS ? `auto (${factor().toFixed(1)}×)` : "auto (1×)");
       setText(hint, ways.querySelector(":checked").value === "step"
-        ? "Both lanes show the same step."
+        ? `${records.length > 2 ? "All" : "Both"} lanes show the same step.`
         : "Each lane starts at zero and runs by its own clock; live they took turns.");
     }
 

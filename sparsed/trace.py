@@ -1,8 +1,8 @@
 """A run as a file: recorded, saved, loaded and replayed, without the model that made it.
 
 Version 1 is one JSON object (UTF-8; gzip if the file's name ends with ".gz"). What all lanes share stands at
-the top, what one run did stands in its lane, so that one file holds a dense and a SparseD run of one prompt.
-Steps, positions and rows are counted from 0. Readers ignore keys that they do not know.
+the top, what one run did stands in its lane, so that one file holds runs of one prompt with full attention, with
+SparseD and with a baseline. Steps, positions and rows are counted from 0. Readers ignore keys that they do not know.
 
     format         "sparsed-trace"
     version        1
@@ -52,7 +52,8 @@ What is optional may be missing or empty: it was not known, not asked for, or no
                    [layer][head], 0 … 1, four decimals: intersection over union of the kept pairs of that pattern
                    and of `pattern`, pooled over the query blocks of every row
     kept_mass      the share of attention that the kept blocks had at the select step, 0 … 1, four decimals
-                   (sparsed.analysis.kept_mass)
+                   (sparsed.analysis.kept_mass). A lane without importances of its own is weighed by those of
+                   another one that selected in the same step: until then both did the same
     importance     a text for each layer: the mean attention weight of the block pairs, a byte v for each [head,
                    query block, key block] in C order, zlib, base64. The weight is 2 ** ((v − 255) / 10), for v = 0
                    it is 0: from 1 to below the smallest float16, within 3.6 %. Patterns of more than 2 ** 27
@@ -310,14 +311,14 @@ def record(
 ) -> Trace:
     """The record of a run, or of several by name, finished or stopped.
 
-    runs: of one model, prompt and sampler. A single run's lane is named "dense" or "sparsed". prompt: what
+    runs: of one model, prompt and sampler. A single run's lane is named "dense" or after its pattern. prompt: what
     `sparsed.prompts.build_prompt` made, or the user's own text. store_text: False leaves the prompt's text out.
     importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers.
 
     Raises ValueError for no run, a run without any step, or runs that do not belong together.
     """
     if not isinstance(runs, Mapping):
-        runs = {"dense" if runs.attention == "dense" else "sparsed": runs}
+        runs = {"dense" if runs.attention == "dense" else runs.attention.pattern or "sparsed": runs}
     if not runs:
         raise ValueError("A trace needs at least one run.")
     for name, run in runs.items():
@@ -330,7 +331,7 @@ def record(
         if not same or run.prompt_length != first.prompt_length or run.steps[0].tokens.shape != shape:
             raise ValueError(f"The run {name!r} has another model, prompt or sampler than the first one.")
     model = first.model
-    lanes = {name: _lane(run, importance) for name, run in runs.items()}
+    lanes = {name: _lane(run, _weights(run, runs.values()), importance) for name, run in runs.items()}
     about = _prompt(prompt, first.prompt_length, store_text)
     if store_text:
         about = replace(about, words=_words(runs.values()))
@@ -431,7 +432,23 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
 # ---------------------------------------------------------------- recording
 
 
-def _lane(run: Run, importance: bool) -> Lane:
+def _weights(run: Run, runs: Iterable[Run]) -> tuple[Tensor, ...] | None:
+    """The importances of a run's select step, be they another run's; None where there are none."""
+    for other in (run, *runs):
+        if other.pattern is not None and other.pattern.importance is not None and _select(other) == _select(run):
+            return other.pattern.importance
+    return None
+
+
+def _select(run: Run) -> tuple[Any, ...]:
+    """What decides which importances a run's select step sees."""
+    attention = run.attention
+    if not isinstance(attention, SparseDConfig):
+        return ()
+    return attention.skip, attention.selection, attention.block_size
+
+
+def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lane:
     steps = []
     for step in run.steps:
         places = step.committed.nonzero().tolist()
@@ -452,12 +469,12 @@ def _lane(run: Run, importance: bool) -> Lane:
         seconds=sum(step.seconds for step in run.steps),
         text=tuple(run.model.decode(row) for row in run.steps[-1].tokens),
         steps=tuple(steps),
-        pattern=None if run.pattern is None else _pack(run, run.pattern, importance),
+        pattern=None if run.pattern is None else _pack(run, run.pattern, weights, importance),
         probes=() if run.pattern is None else _probes(run, run.pattern),
     )
 
 
-def _pack(run: Run, pattern: Pattern, importance: bool) -> TracePattern:
+def _pack(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, importance: bool) -> TracePattern:
     from sparsed.analysis import kept_mass
 
     layout = pattern.layout
@@ -465,7 +482,7 @@ def _pack(run: Run, pattern: Pattern, importance: bool) -> TracePattern:
     bits = (np.packbits(layer.mask().cpu().numpy()).tobytes() for layer in pattern.layers)
     weights = pattern.importance or ()
     # What the public code ranks by are no shares of attention.
-    weighed = weights and isinstance(run.attention, SparseDConfig) and run.attention.selection != "reference"
+    weighed = seen is not None and isinstance(run.attention, SparseDConfig) and run.attention.selection != "reference"
     if not importance or len(weights) * heads * layout.blocks**2 > _MOST_IMPORTANCES:
         weights = ()
     return TracePattern(
@@ -477,7 +494,7 @@ def _pack(run: Run, pattern: Pattern, importance: bool) -> TracePattern:
         heads=heads,
         kept=tuple(layer.kept for layer in pattern.layers),
         layers=tuple(base64.b64encode(zlib.compress(layer)).decode("ascii") for layer in bits),
-        kept_mass=_rounded(kept_mass(pattern)) if weighed else (),
+        kept_mass=_rounded(kept_mass(replace(pattern, importance=seen))) if weighed else (),
         importance=tuple(_encode(layer[0].numpy()) for layer in weights),
     )
 

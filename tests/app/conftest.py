@@ -1,5 +1,5 @@
-"""A real browser against a real server. One Chromium and two servers (a stand-in engine, the real one) for
-all tests.
+"""A real browser against a real server. One Chromium for all tests, and a server for each engine: a stand-in, one that
+leaves records of its runs, the real one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ window.fetch = async (...given) => {
 
 
 class Server:
-    """A running page; `state()` and `mask()` ask the engine behind it."""
+    """A running page; `state()`, `mask()` and `lanes()` ask the engine behind it."""
 
     def __init__(self, which: str, log: Path) -> None:
         with socket.socket() as probe:
@@ -93,6 +93,10 @@ class Server:
     def mask(self, layer: int, head: int) -> list[list[int]]:
         return self.get(f"test/mask?layer={layer}&head={head}")
 
+    def lanes(self) -> dict[str, list[list[str | None]]]:
+        """"dense" or the pattern → the text of each cell after each step of the last such run."""
+        return self.get("test/lanes")
+
     def idle(self) -> None:
         """Wait until no run holds the device."""
         deadline = time.monotonic() + 60
@@ -113,6 +117,14 @@ class Server:
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page over the stand-in engine."""
     server = Server("fake", tmp_path_factory.mktemp("fake") / "log")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page over a stand-in engine that leaves a record of its runs."""
+    server = Server("keeping", tmp_path_factory.mktemp("keeping") / "log")
     yield server
     server.close()
 
@@ -178,7 +190,9 @@ def cached(chromium: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page; at the end no page may have complained or asked anything of another host."""
+    """Opens a page, or the one that a link's query makes; at the end no page may have complained or asked anything of
+    another host. (Going on to another address would cut off what gradio still asks for, and it complains of that.)
+    """
     opened, problems = [], []
 
     def note_request(sent: Any) -> None:
@@ -189,7 +203,7 @@ def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
         if message.type == "error":
             problems.append(f"console: {message.text}")
 
-    def open_page(server: Server, **options: Any) -> Any:
+    def open_page(server: Server, query: str = "", **options: Any) -> Any:
         if options:
             context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
             context.add_init_script(RECORDER)
@@ -203,7 +217,7 @@ def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", note_console)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(server.url)
+        page.goto(server.url + query)
         page.wait_for_selector(".sd-facts:not([hidden])")
         return page
 

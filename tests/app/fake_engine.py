@@ -1,30 +1,35 @@
 """A stand-in for the engine that needs no model: it follows the interface of `sparsed` and sleeps instead of
 computing.
 
-Every word is a token. Both lanes write the same answer, in an order drawn from the seed; a text that contains
-FAIL_WORD makes the sparse lane raise an error in its third step. With a threshold every step commits PER_STEP
+Every word is a token. Full attention and SparseD write the same answer, in an order drawn from the seed; a baseline
+gets every third word wrong. A text that contains FAIL_WORD makes the lane of SparseD raise an error in its third step,
+FAIL_BASELINE the third lane. With a threshold every step commits PER_STEP
 tokens. The models: one that is here, one in Dream's manner whose download takes a second or two, one whose
 download never ends, one that fails, and one that is too large.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 import random
 import threading
 import time
+import zlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
 
+from app.kept import Kept
 from app.limits import Shape
+from sparsed import trace as traces
 from sparsed.config import SamplerConfig, select_step, switch_step
 from sparsed.models import LoadError
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
 from sparsed.models.hub import LoadProgress
 
-FAIL_WORD = "kaboom"
+FAIL_WORD, FAIL_BASELINE, WRONG = "kaboom", "kablam", "fog"
 PER_STEP = 6
 GB = 10**9
 MEMORY = 24 * GB
@@ -49,6 +54,11 @@ MODELS = {
         spec("giant", "Giant-100B", LLADA_DEFAULTS, 100 * GB),
     )
 }
+
+
+def ours(attention):
+    """Full attention, or SparseD; else it is a baseline."""
+    return attention is None or attention.pattern in (None, "sparsed")
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,7 @@ class Run:
             self.notes.append("Speed only: trained to 4096 positions.")
         self.finished = False
         self.closed = False
+        self.steps = []
         self._answer = np.array((answer + [END] * sampler.gen_length)[: sampler.gen_length])
         self._order = list(range(sampler.gen_length))
         random.Random(sampler.seed).shuffle(self._order)
@@ -160,11 +171,12 @@ class Run:
         confidence = np.where(committed, 0.9, np.nan)
         if phase == "select":
             layout = Layout(self.length, self.prompt_length, self.attention.block_size)
-            self.pattern = Pattern(layout, self.attention.select, self.sampler.seed)
+            seed = self.sampler.seed if ours(self.attention) else self.sampler.seed + 1
+            self.pattern = Pattern(layout, self.attention.select, seed)
         Run.steps_made += 1
-        return Step(
-            index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds
-        )
+        step = Step(index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds)
+        self.steps.append(step)
+        return step
 
     def close(self) -> None:
         self.closed = True
@@ -172,10 +184,11 @@ class Run:
 
 @dataclass
 class FakeEngine:
-    """See the module. pace: seconds of one dense step over 1000 tokens."""
+    """See the module. pace: seconds of one dense step over 1000 tokens. keeps: leave a record of every run."""
 
     pace: float = 0.02
     load_seconds: float = 0.2
+    keeps: bool = False
     vocabulary: list[str] = field(default_factory=lambda: ["<end>", "<mask>"])
 
     def models(self):
@@ -245,18 +258,80 @@ class FakeEngine:
         return (True, "as expected") if text == gold else (False, "not the expected answer")
 
     def keep(self, runs, prompt):
-        return None
+        made = {key: run for key, run in runs.items() if run.steps}
+        return Kept(self.record(made, prompt), True) if self.keeps and made else None
+
+    def record(self, runs, prompt):
+        """The record of runs by lane. It is built here, because `sparsed.trace.record` takes torch's tensors."""
+        first = next(iter(runs.values()))
+        about = {"text": prompt}
+        if not isinstance(prompt, str):
+            about = {name: getattr(prompt, name) for name in ("text", "question", "kind", "length", "seed")}
+            about["gold"] = prompt.answer
+        return traces.Trace(
+            created="2026-11-22T09:30:00+00:00",
+            software={},
+            machine={"cpu": "a stand-in"},
+            model=traces.TraceModel("mini", "mini (a stand-in)", "llada", "float32", "cpu"),
+            prompt=traces.TracePrompt(first.prompt_length, **about),
+            sampler=first.sampler,
+            batch=1,
+            gen_length=first.sampler.gen_length,
+            mask_id=MASK,
+            end_ids=(END,),
+            vocabulary=dict(enumerate(self.vocabulary)),
+            fragments=(),
+            lanes={key: self._lane(run) for key, run in runs.items()},
+        )
+
+    def _lane(self, run):
+        steps = [
+            traces.TraceStep(
+                step.index,
+                step.phase,
+                step.seconds,
+                tuple(
+                    traces.Commit(0, int(at), int(step.tokens[0, at]), 0.9) for at in np.flatnonzero(step.committed[0])
+                ),
+            )
+            for step in run.steps
+        ]
+        answer = [token for token in run.steps[-1].tokens[0].tolist() if token != MASK]
+        return traces.Lane(
+            attention="dense" if run.attention is None else run.attention,
+            backend=run.backend,
+            total=run.total,
+            switch_step=run.switch_step,
+            finished=run.finished,
+            notes=tuple(run.notes),
+            seconds=sum(step.seconds for step in run.steps),
+            text=(self.read_answer(None, answer),),
+            steps=tuple(steps),
+            pattern=None if run.pattern is None else self._pattern(run.pattern),
+        )
+
+    @staticmethod
+    def _pattern(pattern):
+        masks = [layer.mask() for layer in pattern.layers]
+        layers = (base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode() for mask in masks)
+        layout = pattern.layout
+        return traces.TracePattern(
+            layout.length, layout.prompt_length, layout.block_size, pattern.select, 1, HEADS, (layout.blocks,) * LAYERS,
+            tuple(layers),
+        )  # fmt: skip
 
     def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=()):
-        text = SEED_WORDS if "Mara Velin" in prompt else prompt
+        written = (SEED_WORDS if "Mara Velin" in prompt else prompt).split()
+        if not ours(attention):
+            written[2::3] = [WRONG] * len(written[2::3])
         answer = []
-        for position, word in enumerate(text.split()):
+        for position, word in enumerate(written):
             piece = word if position == 0 else f" {word}"
             if piece not in self.vocabulary:
                 self.vocabulary.append(piece)
             answer.append(self.vocabulary.index(piece))
         words = len(prompt.split())
-        fail = attention is not None and FAIL_WORD in prompt
+        fail = attention is not None and (FAIL_WORD if ours(attention) else FAIL_BASELINE) in prompt
         return Run(words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail)
 
     def decode_tokens(self, model, tokens):

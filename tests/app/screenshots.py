@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--length", default="4k", help="prompt length of the run (default 4k)")
     parser.add_argument("--question", type=int, default=0, help="question number")
+    parser.add_argument("--third", help="the pattern of a third lane (default: none)")
     parser.add_argument("--port", type=int, default=7899)
     parser.add_argument("--out", type=Path, default=ROOT / "assets")
     given = parser.parse_args()
@@ -32,7 +33,7 @@ def take(browser, address: str, given: argparse.Namespace) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(1_200_000)
-    page.goto(address)
+    page.goto(address + (f"?third={given.third}" if given.third else ""))
     page.wait_for_selector(".sd-facts:not([hidden])")
     page.click("#sd-settings button")
     page.fill("#sd-question input", str(given.question))
@@ -42,12 +43,12 @@ def take(browser, address: str, given: argparse.Namespace) -> None:
     page.get_by_role("option", name=re.compile(f"^{given.length}")).first.click()
     page.wait_for_timeout(3000)
     page.evaluate(
-        "document.addEventListener('sparsed:stage', ({ detail }) => {"
-        " if (!detail.replay) window.stepsMade = detail.lanes.map((lane) => lane.step); })"
+        "document.addEventListener('sparsed:stage', ({ detail: { replay, lanes } }) => {"
+        " if (!replay) window.made = Math.min(...lanes.slice(1).map((lane) => lane.step / lane.total)); })"
     )
     page.click("#sd-run")
     page.mouse.move(0, 0)
-    page.wait_for_function("() => window.stepsMade && window.stepsMade[1] >= 55")
+    page.wait_for_function("() => window.made >= 0.86")
     page.wait_for_timeout(400)
     save(page, given.out / "screenshot-light.png")
     page.wait_for_selector('.sd-stage[data-state="done"]')

@@ -1,7 +1,8 @@
-"""Serves the page for the browser tests: `python serve.py PORT fake` or `python serve.py PORT MODEL`.
+"""Serves the page for the browser tests: `python serve.py PORT fake`, `… PORT keeping` or `… PORT MODEL`.
 
-MODEL is what `sparsed.load` takes. Beside the page it answers /test/state (what the engine did) and
-/test/mask (what the last pattern is), so that a test can compare the page with the engine itself.
+"keeping" is the stand-in that leaves a record of its runs; MODEL is what `sparsed.load` takes. Beside the page it
+answers /test/state (what the engine did), /test/mask (what the last pattern is) and /test/lanes (what the last run of
+each kind wrote), so that a test can compare the page with the engine itself.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ from app import desk, engine, limits, page, serving  # noqa: E402
 class Watched:
     """A run that notes when its steps begin, and whether another one was at work."""
 
-    def __init__(self, run: Any, log: Log) -> None:
-        self._run, self._log = run, log
+    def __init__(self, run: Any, log: Log, lane: str, read: Callable[[int], str | None]) -> None:
+        self._run, self._log, self._lane, self._read = run, log, lane, read
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
@@ -41,7 +43,11 @@ class Watched:
         log.overlaps += log.working
         log.working += 1
         try:
-            return next(self._run)
+            step = next(self._run)
+            if step.index == 0:
+                log.written[self._lane] = []
+            log.written[self._lane].append([self._read(token) for token in step.tokens[0].tolist()])
+            return step
         finally:
             log.working -= 1
             log.pattern = self._run.pattern or log.pattern
@@ -56,6 +62,8 @@ class Log:
         self.working = 0
         self.overlaps = 0
         self.pattern: Any = None
+        # "dense" or the pattern → the text of each cell after each step; None where it is masked.
+        self.written: dict[str, list[list[str | None]]] = {}
 
     def state(self) -> dict[str, Any]:
         stop = self.stopped_at
@@ -65,15 +73,23 @@ class Log:
 
 def main() -> None:
     port, which = int(sys.argv[1]), sys.argv[2]
-    if which == "fake":
+    if which in ("fake", "keeping"):
         from fake_engine import FakeEngine
 
-        used: Any = FakeEngine()
+        used: Any = FakeEngine(keeps=which == "keeping")
         name = "mini"
     else:
         used, name = engine.SparsedEngine(which), which
     log, denoise = Log(), used.denoise
-    used.denoise = lambda *given: Watched(denoise(*given), log)
+
+    def watched(model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Watched:
+        def read(token: int) -> str | None:
+            return None if token == model.mask_id else used.decode_tokens(model, [token])
+
+        lane = "dense" if attention is None else attention.pattern or "sparsed"
+        return Watched(denoise(model, prompt, sampler, attention, *more), log, lane, read)
+
+    used.denoise = watched
     here = desk.Desk(used, name, limits.Limits(max_seconds=1200))
     stop = here.stop
 
@@ -96,9 +112,13 @@ def main() -> None:
             rows = [[column for column, value in enumerate(row) if value] for row in rows.tolist()]
         return JSONResponse([sorted(block for block in row if block >= 0) for row in rows])
 
+    async def lanes(_: Any) -> JSONResponse:
+        return JSONResponse(log.written)
+
     demo = page.build_page(here, default_length="short_context", default_kind="about")
     given = serving.launch_options(here)
-    given["app_kwargs"]["routes"] += [Route("/test/state", state), Route("/test/mask", mask)]
+    answers = {"state": state, "mask": mask, "lanes": lanes}
+    given["app_kwargs"]["routes"] += [Route(f"/test/{name}", answer) for name, answer in answers.items()]
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
     here.open()
     demo.block_thread()

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sparsed.models.catalogue import find
+
 TABS = ("Heads of one layer", "Whole model", "Later steps", "Take it away")
 
 # What a visitor can do something with: visible, not switched off.
@@ -61,6 +63,31 @@ def test_axe_finds_nothing_serious(visit, fake, scheme, width) -> None:
     for name in TABS:
         open_tab(page, name)
         assert serious(page) == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious_in_three_lanes(visit, keeping, scheme, width) -> None:
+    keeping.idle()
+    size = {"width": width, "height": 900}
+    page = visit(keeping, "?third=streaming_llm", color_scheme=scheme, viewport=size, reduced_motion="reduce")
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'running' && one.steps.length === 3)")
+    assert serious(page) == []
+    page.wait_for_selector('.sd-stage[data-state="done"]')
+    page.wait_for_selector("#sd-seen:visible")
+    assert serious(page) == []
+    names = page.eval_on_selector_all(
+        ".sd-lane",
+        "lanes => lanes.map((one) => document.getElementById(one.getAttribute('aria-labelledby')).innerText)",
+    )
+    assert names == ["Full attention", "SparseD", "StreamingLLM"]
+    # What is said at the end names the third lane too.
+    said = page.locator(".sd-stage > [role=status].sd-hidden").text_content()
+    assert re.fullmatch(r"All lanes are done\. SparseD: .+ StreamingLLM: [\d.]+ % same text as full attention\.", said)
+    # Its canvas is reached and read like the others.
+    page.locator('[data-lane="baseline"] .sd-canvas').focus()
+    page.keyboard.press("Home")
+    assert re.match(r"Token 1: “", page.locator('[data-lane="baseline"] .sd-tip').inner_text())
 
 
 def press_until(page: Any, key: str, condition: str, most: int = 120) -> None:
@@ -121,7 +148,8 @@ def test_a_whole_visit_by_keyboard(visit, real) -> None:
     # A token of the canvas, and what is known of it.
     press_until(page, "Shift+Tab", "node.matches('.sd-canvas')")
     page.keyboard.press("End")
-    assert re.match(r"Token 64: (masked|“|end of)", page.locator(".sd-tip:visible").inner_text())
+    last = find("mini").defaults.gen_length
+    assert re.match(rf"Token {last}: (masked|“|end of)", page.locator(".sd-tip:visible").inner_text())
     # Another head, another tab.
     press_until(page, "Tab", "node.matches('#sd-head input[type=range]')")
     page.keyboard.press("ArrowRight")

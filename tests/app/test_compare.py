@@ -242,6 +242,37 @@ def test_stop_between_two_lengths_is_not_lost(engine: Noting) -> None:
     assert last.stage["state"] == "stopped" and len(engine.runs) == 2 and free(desk, visit)
 
 
+def test_a_third_lane_is_not_compared(engine: Noting) -> None:
+    desk, visit = desk_of(engine), Visit()
+    asked = asked_of(desk, third="random")
+    assert asked.third == "random"
+    end = collect(desk, visit, asked, ["short_context"])[-1]
+    assert end["state"] == "done" and len(engine.runs) == 2 and end["rows"][0]["total"] == 32
+    assert outlook(desk, asked, ["1k", "2k"]) == outlook(desk, asked_of(desk), ["1k", "2k"])
+    assert comparing.foresee(desk, asked, ["1k"]) == comparing.foresee(desk, asked_of(desk), ["1k"])
+
+
+def test_what_a_race_needed_is_known_when_it_fails_before_its_first_step(engine: Noting, monkeypatch) -> None:
+    noted = []
+    monkeypatch.setattr("app.peak.Peak.note", lambda peak: noted.append(peak))
+    desk, visit, measured = desk_of(engine), Visit(), Measured()
+    denoise = engine.denoise
+
+    def failing(*given: Any) -> Any:
+        run = denoise(*given)
+
+        def warm_up() -> None:
+            raise RuntimeError("no kernel image is available")
+
+        run.warm_up = warm_up
+        return run
+
+    engine.denoise = failing  # type: ignore[method-assign]
+    last = listen(perform(desk, visit, asked_of(desk), measured))[-1]
+    assert last.stage["state"] == "failed" and noted == [measured.peak] and measured.peak is not None
+    assert len(engine.runs) == 1 and engine.runs[0].closed and not len(desk.queue)
+
+
 def test_stop_while_it_waits_for_the_device(engine: Noting) -> None:
     desk, visit = desk_of(engine), Visit()
     other = desk.queue.join()

@@ -205,6 +205,62 @@ def test_a_run_shows_the_loading_and_then_runs(make_engine) -> None:
     assert visit.race is None and not desk._held["dreamer"]
 
 
+def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    asked = replace(asked_of(desk), third="random")
+    calls: list[Any] = []
+    denoise = engine.denoise
+
+    def noted(model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Any:
+        calls.append((sampler, attention, more))
+        return denoise(model, prompt, sampler, attention, *more)
+
+    engine.denoise = noted
+    seen = collect(desk, Visit(), asked)
+    (sampler, none, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
+    assert none is None and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
+    assert (ours.pattern, theirs.pattern) == ("sparsed", "random")
+    assert replace(ours, keep_importance=None, pattern=None) == replace(theirs, keep_importance=None, pattern=None)
+    # Three canvases from the first picture on, each step once, and the verdicts of each lane.
+    assert {tuple(lane["key"] for lane in shown.stage["lanes"]) for shown in seen} == {("dense", "sparse", "baseline")}
+    last = seen[-1].stage
+    assert [lane["step"] for lane in last["lanes"]] == [asked.steps] * 3
+    assert [lane["right"] for lane in last["lanes"]] == [True, True, False] and last["lanes"][2]["same"] is not None
+    sent = sorted((one["lane"], one["step"]) for shown in seen for one in shown.stage["steps"])
+    assert sent == sorted((key, n + 1) for key in ("dense", "sparse", "baseline") for n in range(asked.steps))
+    assert [line["name"] for line in seen[-1].timeline["data"][:3]] == ["Full attention", "SparseD", "Random blocks"]
+    assert not len(desk.queue)
+
+
+def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_of(engine)
+    asked = replace(asked_of(desk), third="shared")
+    made: list[Any] = []
+    denoise = engine.denoise
+
+    def failing(model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Any:
+        if attention is not None and attention.pattern == "shared":
+            raise ValueError("No such pattern here.")
+        made.append(denoise(model, prompt, sampler, attention, *more))
+        return made[-1]
+
+    engine.denoise = failing
+    last = collect(desk, Visit(), asked)[-1]
+    assert last.over and (last.stage["state"], last.stage["message"]) == ("refused", "No such pattern here.")
+    assert [run.closed for run in made] == [True, True] and not len(desk.queue) and len(last.stage["lanes"]) == 3
+
+
+def test_a_third_lane_counts_in_the_estimate(make_engine) -> None:
+    desk = desk_of(make_engine())
+    loaded = desk.load("mini")
+    asked = asked_of(desk).resolve(250, loaded.model)
+    two, three = (desk.estimate(loaded, replace(asked, third=third), 250) for third in (None, "random"))
+    assert two is not None and three is not None
+    assert three.seconds == pytest.approx(two.seconds + two.sparse_seconds) and three.memory > two.memory
+
+
 @pytest.mark.parametrize(("place", "times"), [("GPU · bfloat16", 1), ("CPU · float32", 0)])
 def test_warming_up_is_shown_where_kernels_are_compiled(make_engine, place: str, times: int) -> None:
     engine = make_engine()

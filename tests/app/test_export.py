@@ -217,14 +217,17 @@ def test_step_k_of_the_slider_shows_exactly_state_k(open_file, made, race) -> No
         assert drawn(page, "sparse") == expected(made.slow_cells(runs["sparse"], step), step, step < 12)
 
 
-@pytest.mark.parametrize(("steps", "threshold"), [((9, 5), None), ((9, 5), 0.9)])
+LENGTHS = [((9, 5), None), ((9, 5), 0.9), ((9, 5, 7), None), ((5, 6, 9), 0.9), ((12, 12, 12), None)]
+
+
+@pytest.mark.parametrize(("steps", "threshold"), LENGTHS)
 def test_lanes_of_different_length(open_file, made, steps, threshold) -> None:
     """Stopped in the middle, or ended by a threshold: the shorter lane waits at its end."""
     _, trace = made.make_race(21, 24, 12, steps, 0.1, threshold)
     page = open_file(to_html(trace, judge=made.judge))
-    for step in (0, 1, 4, 5, 6, 9):
+    for step in (0, 1, 4, 5, 6, 7, max(steps)):
         go(page, step)
-        at = {"dense": min(step, steps[0]), "sparse": min(step, steps[1])}
+        at = {key: min(step, most) for key, most in zip(("dense", "sparse", "baseline"), steps, strict=False)}
         assert last_seen(page) == stage_after(trace, at, made.judge)
 
 
@@ -427,8 +430,9 @@ def frames_of(path: Path) -> tuple[list[Image.Image], list[int]]:
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 @pytest.mark.parametrize("dark", [False, True])
-def test_an_animation_lasts_as_long_as_asked_and_holds_its_end(race, tmp_path, suffix, dark) -> None:
-    _, trace = race
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_an_animation_lasts_as_long_as_asked_and_holds_its_end(made, tmp_path, suffix, dark, lanes) -> None:
+    _, trace = made.make_race(18, 40, 12, (12,) * lanes, 0.2, None)
     path = tmp_path / f"race{suffix}"
     to_animation(trace, path, width=640, seconds=8, dark=dark)
     frames, durations = frames_of(path)
@@ -438,7 +442,7 @@ def test_an_animation_lasts_as_long_as_asked_and_holds_its_end(race, tmp_path, s
     assert frames[0].getpixel((2, 2)) == frames[-1].getpixel((2, 2)) == colours["page"]
     film = _Film(trace, 640, dark, None)
     y = film.top + film.px(68) + film.px(3)
-    for number, key in enumerate(("dense", "sparse")):
+    for number, key in enumerate(("dense", "sparse", "baseline")[:lanes]):
         left = film.margin + number * (film.card + film.gap) + film.inner
         right = left + film.card - 2 * film.inner - 2
         assert frames[0].getpixel((right, y)) == colours["raised"]
@@ -459,6 +463,27 @@ def test_the_frames_follow_each_lanes_own_clock(race) -> None:
     assert plan[-1][0] == {"dense": 12, "sparse": 12} and sum(shown for _, shown in plan) == 10_000
     assert all(shown % FRAME_MS == 0 for _, shown in plan[:-1])
     assert film.states["sparse"][12] == film.views["sparse"].canvas.cells()
+
+
+def test_three_lanes_get_a_wider_picture_that_tells_what_the_third_has_in_common(made, tmp_path) -> None:
+    _, trace = made.make_race(18, 40, 12, (12, 12, 12), 0.2, None)
+    to_animation(trace, tmp_path / "three.gif", seconds=4)
+    to_animation(replace(trace, lanes=dict(list(trace.lanes.items())[:2])), tmp_path / "two.gif", seconds=4)
+    three, two = (frames_of(tmp_path / name)[0][-1] for name in ("three.gif", "two.gif"))
+    assert (two.width, three.width) == (960, 1280) and three.height > 0
+    # The line stands in the third lane alone, above where a verdict stands.
+    film = _Film(trace, 1280, False, None)
+    film.plan(4)
+    colours = _colours(False)
+    rows = range(three.height - film.margin - film.px(50), three.height - film.margin - film.px(34))
+    inked = []
+    for number in range(3):
+        left = film.margin + number * (film.card + film.gap) + film.inner
+        pixels = (three.getpixel((x, y)) for x in range(left, left + film.card - 2 * film.inner) for y in rows)
+        inked.append(colours["ink"] in set(pixels))
+    assert inked == [False, False, True]
+    with Image.open(tmp_path / "three.gif") as picture:
+        assert len(picture.getpalette() or ()) <= 3 * 256
 
 
 def test_the_same_run_gives_the_same_bytes(race, tmp_path) -> None:

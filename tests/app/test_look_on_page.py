@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sparsed import trace as traces
+from sparsed.models.catalogue import find
 
 STEPS = 16
 
@@ -258,18 +259,17 @@ def test_a_link_brings_the_settings_back(raced, visit, real) -> None:
     page.get_by_role("tab", name="Take it away").click()
     link = page.input_value("#sd-link")
     assert link.startswith(real.url) and f"steps={STEPS}" in link and "track=1" in link
-    other = visit(real)
-    other.goto(link)
+    other = visit(real, link.removeprefix(real.url))
     other.wait_for_function(
         "question => document.querySelector('.sd-question')?.textContent === question", arg=record.prompt.question
     )
     other.click("#sd-settings button")
     assert other.input_value("#sd-steps input[type=number]") == str(STEPS)
     assert other.is_checked("#sd-track input")
-    other.goto(real.url.rstrip("/") + "/?length=nowhere&steps=12")
+    other = visit(real, "?length=nowhere&steps=12")
     other.wait_for_selector("text=This link cannot be followed")
     other.click("#sd-settings button")
-    assert other.input_value("#sd-steps input[type=number]") == "64"
+    assert other.input_value("#sd-steps input[type=number]") == str(find("mini").defaults.steps)
 
 
 def test_two_lengths_end_with_two_rows(visit, real) -> None:
@@ -288,9 +288,7 @@ def test_two_lengths_end_with_two_rows(visit, real) -> None:
 
 def test_a_run_that_ended_before_its_select_step_says_so(visit, real) -> None:
     real.idle()
-    page = visit(real)
-    page.goto(real.url + "?length=1k&steps=64")
-    page.wait_for_selector(".sd-facts:not([hidden])")
+    page = visit(real, "?length=1k&steps=64")
     page.click("#sd-run")
     page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 1))")
     page.click("#sd-stop")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.canvas import Canvas
 from app.race import LaneStep, Update
 from app.replay import final_snapshot, lane_names, origin, replay_value
-from app.stage import DENSE, SPARSE, LaneView, Stage
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Stage
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
 from sparsed.prompts import Prompt
@@ -46,7 +46,14 @@ MODEL = SimpleNamespace(
 
 
 def make_run(
-    seed: int, dense: bool, cells: int, total: int, made: int, skip: float, threshold: float | None = None
+    seed: int,
+    dense: bool,
+    cells: int,
+    total: int,
+    made: int,
+    skip: float,
+    threshold: float | None = None,
+    pattern: str | None = None,
 ) -> Any:
     """A run that commits cells at random; with fewer than `total` steps it was stopped, or the threshold ended it."""
     rng = np.random.default_rng(seed)
@@ -80,7 +87,7 @@ def make_run(
         probes={},
         total=total,
         sampler=sampler,
-        attention="dense" if dense else SparseDConfig(skip, 0.4, 32, "paper", False),
+        attention="dense" if dense else SparseDConfig(skip, 0.4, 32, "paper", False, pattern),
         pattern=None,
         # As the engine has it: a run that ended before it was sparse has no switch any more.
         switch_step=None if finished and switch is not None and made <= switch else switch,
@@ -91,22 +98,32 @@ def make_run(
     )
 
 
-def make_race(seed: int, cells: int, total: int, made: tuple[int, int], skip: float, threshold: float | None) -> Any:
+def make_race(
+    seed: int, cells: int, total: int, made: tuple[int, ...], skip: float, threshold: float | None
+) -> tuple[dict[str, Any], traces.Trace]:
+    """Its runs and its record. made: steps of full attention, of SparseD, and of a third lane if there is one."""
     runs = {
         "dense": make_run(seed, True, cells, total, made[0], skip, threshold),
         "sparse": make_run(seed + 1, False, cells, total, made[1], skip, threshold),
     }
+    if len(made) > 2:
+        runs["baseline"] = make_run(seed + 2, False, cells, total, made[2], skip, threshold, "shared")
     return runs, traces.record(runs, prompt=PROMPT)
 
 
 races = st.builds(
     lambda seed, cells, total, made, skip, threshold: make_race(
-        seed, cells, total, (min(made[0], total), min(made[1], total)), skip, threshold
+        seed, cells, total, tuple(min(steps, total) for steps in made), skip, threshold
     ),
     st.integers(0, 10**6),
     st.integers(1, 40),
     st.integers(1, 12),
-    st.one_of(st.just((12, 12)), st.tuples(st.integers(1, 12), st.integers(1, 12))),
+    st.one_of(
+        st.just((12, 12)),
+        st.just((12, 12, 12)),
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12)),
+    ),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     st.sampled_from([None, None, 0.9]),
 )
@@ -161,6 +178,7 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.threshold is not None,
+                pattern=None if run.attention == "dense" else run.attention.pattern,
             )
         )
     stage = Stage(
@@ -237,7 +255,7 @@ def test_the_end_is_what_the_live_run_left(race) -> None:
         name: live[name] for name in live if name in value and name != "lanes"
     }
     for lane, shown, run in zip(value["lanes"], live["lanes"], runs.values(), strict=True):
-        same = ("key", "label", "backend", "parallel", "total", "at_most", "text", "right", "verdict")
+        same = ("key", "label", "backend", "parallel", "total", "at_most", "text", "right", "verdict", "same")
         assert [lane[name] for name in same] == [shown[name] for name in same]
         assert shown["phases"] == (lane["made"] if lane["finished"] else lane["ranges"])
         assert lane["finished"] == run.finished and lane["phases"] == [step.phase for step in run.steps]
@@ -273,8 +291,37 @@ def test_lanes_are_known_by_what_they_do_and_the_dense_one_comes_first() -> None
     assert [lane["key"] for lane in value["lanes"]] == [DENSE, SPARSE]
     assert value["question"] == "your own text" and value["gold"] is None
     again = {"a": make_run(1, False, 5, 4, 4, 0.2), "b": make_run(2, False, 5, 4, 4, 0.2)}
-    with pytest.raises(ValueError, match="the lanes 'a', 'b'; a replay takes one dense and one SparseD run at most"):
+    with pytest.raises(ValueError, match="the lanes 'a', 'b'; a replay takes one run with full attention, one with Sp"):
         replay_value(traces.record(again))
+
+
+def test_a_baseline_is_the_third_lane_and_is_called_by_its_pattern() -> None:
+    names = {"sliding_window": "Sliding window", "streaming_llm": "StreamingLLM", "random": "Random blocks",
+             "shared": "One pattern for all heads"}  # fmt: skip
+    for pattern, label in names.items():
+        runs = {
+            "b": make_run(3, False, 6, 4, 4, 0.2, None, pattern),
+            "SparseD": make_run(1, False, 6, 4, 4, 0.2, None, "sparsed"),
+            "full": make_run(1, True, 6, 4, 4, 0.2),
+        }
+        trace = traces.record(runs, prompt=PROMPT)
+        assert list(lane_names(trace).items()) == [(DENSE, "full"), (SPARSE, "SparseD"), (BASELINE, "b")]
+        value = replay_value(trace, judge=judge)
+        assert [lane["label"] for lane in value["lanes"]] == ["Full attention", "SparseD", label]
+        assert value["lanes"][2]["ranges"] == value["lanes"][1]["ranges"]
+        # Its agreement is with full attention, and its own; the headline is SparseD's.
+        two = replay_value(replace(trace, lanes={name: trace.lanes[name] for name in ("full", "SparseD")}), judge=judge)
+        assert (value["speedup"], value["agreement"]) == (two["speedup"], two["agreement"])
+        assert two["lanes"] == value["lanes"][:2]
+        written = [runs[name].steps[-1].tokens[0].tolist() for name in ("full", "b")]
+        length = max(next((i + 1 for i, token in enumerate(row) if token in ENDS), 6) for row in written)
+        pairs = [(a[i], b[i]) for a, b in [written] for i in range(length)]
+        alike = sum(a == b or (a in ENDS and b in ENDS) for a, b in pairs)
+        assert value["lanes"][2]["same"]["detail"].startswith(f"{alike} of {length} tokens are the same")
+    alone = replay_value(traces.record({"full": runs["full"], "b": runs["b"]}))
+    assert [lane["key"] for lane in alone["lanes"]] == [DENSE, BASELINE]
+    assert alone["speedup"] is None and alone["agreement"] is None and alone["lanes"][1]["same"]
+    assert list(traces.record(runs["b"]).lanes) == ["shared"]
 
 
 def test_a_record_says_where_it_comes_from() -> None:

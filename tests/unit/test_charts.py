@@ -72,6 +72,11 @@ def test_below_it_each_lane_s_clock_and_how_far_they_are_apart() -> None:
     phases = {"dense": ["dense"] * 2, "sparse": ["select", "sparse"]}
     said = charts.timeline(times, phases, total=4, switch_step=1)["layout"]["annotations"]
     assert said[1]["text"] == "1.50× after 2 steps" and (said[1]["x"], said[1]["y"]) == (2, 6.0)
+    # As the stage says it: slower lanes, and those that are as good as equal.
+    for last, words in ((5.0, "1.33× slower after 2 steps"), (3.05, "0.99× after 2 steps")):
+        slow = {"dense": [3.0, 3.0], "sparse": [3.0, last]}
+        found = charts.timeline(slow, phases, total=4, switch_step=1)["layout"]["annotations"]
+        assert found[1]["text"] == words
     # Before a lane is sparse a factor would be noise.
     assert len(figure_of({"dense": 3, "sparse": 3})["layout"]["annotations"]) == 1
 
@@ -112,3 +117,21 @@ def test_the_axis_of_a_run_that_may_end_early_follows_the_steps() -> None:
     assert ahead["layout"]["xaxis"]["range"][1] > 27.5
     near = charts.timeline(times, phases, total=21, switch_step=None, at_most=True)
     assert near["layout"]["xaxis"]["range"] == [0, 22]
+
+
+def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> None:
+    times = {"dense": [3.0, 3.0, 3.0], "sparse": [3.0, 1.0], "baseline": [1.0]}
+    phases = {"dense": ["dense"] * 3, "sparse": ["select", "sparse"], "baseline": ["select"]}
+    labels = {**charts.LABELS, "baseline": "StreamingLLM"}
+    figure = charts.timeline(times, phases, total=4, switch_step=1, labels=labels)
+    go.Figure(figure)
+    assert [line["name"] for line in figure["data"]] == 2 * ["Full attention", "SparseD", "StreamingLLM"]
+    assert [len(line["x"]) for line in figure["data"]] == 2 * [3, 2, 1]
+    for what in ("dash", "color"):
+        assert len({line["line"][what] for line in figure["data"][:3]}) == 3
+    assert len({line["marker"]["symbol"] for line in figure["data"][:3]}) == 3
+    # Over the steps that full attention and SparseD both have.
+    assert figure["layout"]["annotations"][1]["text"] == "1.50× after 2 steps"
+    without = {lane: times[lane] for lane in ("dense", "sparse")}
+    two = charts.timeline(without, phases, total=4, switch_step=1)
+    assert two["layout"] == figure["layout"] and two["data"] == [*figure["data"][:2], *figure["data"][3:5]]

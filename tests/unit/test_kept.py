@@ -17,6 +17,7 @@ import sparsed
 from app import kept, looks, record, takeaway, words
 from app.desk import Desk
 from app.limits import Limits
+from app.replay import replay_value
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, SparseDConfig
 
@@ -94,6 +95,75 @@ def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
         z = np.frombuffer(base64.b64decode(trace["z"]["bdata"]), np.uint8).reshape(wanted.shape)
         assert np.array_equal(z >= trace["meta"]["kept_from"], wanted), name
     assert len({str(trace["colorscale"]) for trace in shades.values()}) == 3
+
+
+@pytest.fixture(scope="module")
+def three(runs) -> dict[str, Any]:
+    """The same race with a third lane."""
+    dense, sparse = runs["dense"], runs["sparse"]
+    pattern = replace(sparse.attention, pattern="shared")
+    baseline = sparsed.denoise(dense.model, dense.prompt[0], sampler=dense.sampler, attention=pattern)
+    baseline.result()
+    return {**runs, "baseline": baseline}
+
+
+def test_a_baseline_can_be_looked_at_too(runs, three, run) -> None:
+    both = kept.keep(three, "a visitor's own text")
+    assert both is not None and list(both.trace.lanes) == ["dense", "sparse", "baseline"]
+    ours, theirs = three["sparse"].pattern, three["baseline"].pattern
+    shown = both.showing("baseline")
+    assert shown.key == both.key and shown.trace is both.trace and both.showing("sparse") is both
+    for layer in range(6):
+        for head in range(4):
+            assert np.array_equal(both.look.mask(layer)[head], ours.mask(layer, head).numpy())
+            assert np.array_equal(shown.look.mask(layer)[head], theirs.mask(layer, head).numpy())
+            # Both lanes have done the same until the select step, and see the same there.
+            weights = theirs.importance[layer][0, head].float().numpy()
+            assert np.array_equal(shown.look.importance_of(layer, head), weights)
+            assert np.array_equal(both.look.importance_of(layer, head), weights)
+    # All heads keep the same; how much of their attention that is, is not.
+    overview, overlap, bars = looks.layer(shown, 2)
+    assert "share 100 %" in overlap["label"] and "share 100 %" not in looks.layer(both, 2)[1]["label"]
+    lanes = both.trace.lanes
+    assert bars["figure"]["data"][0]["y"] == pytest.approx([100 * m for m in lanes["baseline"].pattern.kept_mass[2]])
+    assert looks.model(shown) != looks.model(both) == looks.model(run)
+    # The rest of the page is about SparseD.
+    assert both.sparse is lanes["sparse"] is shown.sparse
+    assert looks.later(shown) == looks.later(both) == looks.later(run)
+
+
+def test_a_baseline_that_selected_at_another_step_has_importances_of_its_own_or_none(three, tmp_path) -> None:
+    path = tmp_path / "run.json"
+    trace = traces.record(three, importance=True)
+    lane = trace.lanes["baseline"]
+    bare = replace(lane, pattern=replace(lane.pattern, importance=()))
+    late = replace(bare, attention=replace(lane.attention, skip=0.5))
+    for baseline, there in ((bare, True), (late, False)):
+        traces.save(replace(trace, lanes={**trace.lanes, "baseline": baseline}), path)
+        run = kept.opened(path)
+        assert (run.showing("baseline").look.importance_of(1, 2) is not None) == there
+        assert run.look.importance_of(1, 2) is not None
+    # A record without SparseD shows what there is.
+    traces.save(replace(trace, lanes={"dense": trace.lanes["dense"], "other": bare}), path)
+    alone = kept.opened(path)
+    assert alone.sparse is None and np.array_equal(alone.look.mask(2), three["baseline"].pattern.layers[2].mask()[0])
+    assert alone.look.importance_of(1, 2) is None and looks.timeline(alone) and looks.later(alone) is None
+
+
+def test_a_race_of_three_lanes_goes_into_a_file_and_comes_back(three, tmp_path) -> None:
+    run = kept.keep(three, "a visitor's own text")
+    path = tmp_path / "run.json.gz"
+    path.write_bytes(takeaway.download(run, "run.json.gz", lambda text, gold: (True, "")).content)
+    again = kept.opened(path)
+    assert again.trace == run.trace
+    assert np.array_equal(again.showing("baseline").look.mask(1), run.showing("baseline").look.mask(1))
+    names = [trace["name"] for trace in looks.timeline(again)["figure"]["data"]]
+    assert names == 2 * ["Full attention", "SparseD", "One pattern for all heads"]
+    assert "and One pattern for all heads, 8 steps" in looks.timeline(again)["label"]
+    value = replay_value(again.trace)
+    assert [lane["text"] for lane in value["lanes"]] == [lane.text[0] for lane in run.trace.lanes.values()]
+    # Without importances of its own (a download has none), the choice is shown alone.
+    assert again.showing("baseline").look.importance_of(0, 0) is None
 
 
 def test_it_says_which_run_it_looks_at(runs, run) -> None:
@@ -212,5 +282,15 @@ def test_recording_a_race(tmp_path, capsys) -> None:
     run = kept.opened(path)
     assert {name: len(lane.steps) for name, lane in run.trace.lanes.items()} == {"dense": 5, "sparse": 5}
     assert run.look is not None and run.look.importance_of(0, 0) is not None
+    third = ["--length", "short_context", "--steps", "5", "--third", "streaming_llm", "--out", str(path)]
+    assert record.main(third) == 0
+    run = kept.opened(path)
+    assert list(run.trace.lanes) == ["dense", "sparse", "baseline"]
+    assert run.trace.lanes["baseline"].attention == replace(
+        run.trace.lanes["sparse"].attention, pattern="streaming_llm", keep_importance=False
+    )
+    # The importances in the file are those of the select step, which all lanes have alike.
+    shown = run.showing("baseline").look
+    assert shown is not None and np.array_equal(shown.importance_of(3, 1), run.look.importance_of(3, 1))
     assert record.main(["--length", "17", "--steps", "5", "--out", str(path)]) == 2
     assert "error: " in capsys.readouterr().err

@@ -104,6 +104,19 @@ def test_guidance_costs_twice() -> None:
     assert twice.seconds == pytest.approx(2 * once.seconds)
 
 
+def test_a_third_lane_costs_its_time_and_its_pattern() -> None:
+    given = {"length": 16_448, "steps": 64, "switch_step": 14, "density": 0.3, "block_size": 128}
+    two, three = (estimate(MINI, Speed(4e-5, 4e-8), **given, baseline=third) for third in (False, True))
+    assert three.seconds == pytest.approx(two.seconds + two.sparse_seconds) and three.gain == two.gain
+    # Six layers of four heads keep block indices of four bytes for 129 query blocks.
+    assert three.memory == two.memory + 6 * 4 * 129 * 129 * 4
+    between = Limits(max_seconds=(two.seconds + three.seconds) / 2)
+    assert refusal(two, between, length=16_448, steps=64) is None
+    sentence = refusal(three, between, length=16_448, steps=64)
+    assert sentence is not None and ", or no third lane" in sentence
+    assert "third lane" not in (refusal(two, Limits(max_seconds=60), length=16_448, steps=64) or "third lane")
+
+
 def test_what_fits_is_not_refused() -> None:
     limits = Limits(max_seconds=3600, memory=8 * GIB)
     assert refusal(estimated(14), limits, length=16_448, steps=64) is None

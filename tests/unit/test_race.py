@@ -66,6 +66,13 @@ def test_the_lane_with_the_smaller_clock_goes_next() -> None:
     assert order(Race(lanes)) == ["a", "b", "b", "a", "b", "a", "b", "b", "a", "b"]
 
 
+def test_three_lanes_take_turns_by_their_clocks() -> None:
+    # Clocks: a 3, b 2, c 2, b 4, c 4, a 6; then b and c once more, level with a at 6.
+    lanes = [Lane("a", Runner(2, 3.0)), Lane("b", Runner(3, 2.0)), Lane("c", Runner(3, 2.0))]
+    assert "".join(order(Race(lanes))) == "abcbcabc"
+    assert [order(Race([Lane(key, Runner(1, 1.0)) for key in "abc"], first=n))[0] for n in range(4)] == list("abca")
+
+
 @pytest.mark.parametrize(("first", "begins"), [(0, "a"), (1, "b"), (2, "a"), (3, "b")])
 def test_who_begins_alternates(first: int, begins: str) -> None:
     lanes = [Lane("a", Runner(2, 1.0)), Lane("b", Runner(2, 1.0))]

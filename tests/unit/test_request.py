@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -82,6 +83,9 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"block_size": 256}, "attention block size"),
         ({"seed": 2**40}, "seed"),
         ({"seed": None}, "seed"),
+        ({"third": "sparsed"}, "lane 'sparsed' is not one of none, sliding_window, streaming_llm, random, shared"),
+        ({"third": ["random"]}, "third lane"),
+        ({"third": "shared", "selection": "reference"}, "“One pattern for all heads” needs the selection of the paper"),
     ],
 )
 def test_wrong_values_are_refused_in_one_sentence(change: dict[str, Any], says: str) -> None:
@@ -179,3 +183,23 @@ def test_a_link_that_says_nonsense_is_left_out_in_a_sentence() -> None:
         "The link's skip 'nan' is no number: it is left out.",
         "The link's steps 'many' is no number: it is left out.",
     ]
+
+
+@pytest.mark.parametrize("given", [{}, {"third": None}, {"third": "none"}])
+def test_two_lanes_are_the_rule(given: dict[str, Any]) -> None:
+    asked = parse(**{**GOOD, **given})
+    assert asked.third is None and asked.baseline is None and asked.resolve(300, None).baseline is None
+
+
+@pytest.mark.parametrize("pattern", list(request.BASELINES))
+def test_a_baseline_differs_from_sparsed_in_its_pattern_alone(pattern: str) -> None:
+    asked = parse(**{**GOOD, "third": pattern, "skip": 0.25, "block_size": 64}).resolve(300, None)
+    ours, theirs = asdict(asked.attention), asdict(asked.baseline)  # type: ignore[call-overload]
+    assert (ours.pop("pattern"), theirs.pop("pattern")) == ("sparsed", pattern)
+    assert ours == theirs and None not in (ours["select"], ours["block_size"])
+
+
+def test_a_link_brings_the_third_lane_back() -> None:
+    link = request.link({"model": "mini", "third": "streaming_llm"}, [])
+    assert request.from_link(dict(parse_qsl(link[1:]))) == ({"model": "mini", "third": "streaming_llm"}, [])
+    assert "third" not in request.link({"model": "mini", "third": "none"}, [])

@@ -190,6 +190,52 @@ def test_clock(seconds: float, words: str) -> None:
     assert clock(seconds) == words
 
 
+def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone() -> None:
+    lanes = [
+        LaneView(
+            key,
+            Canvas(4, decode, {END}),
+            total=4,
+            switch_step=switch,
+            backend="x",
+            parallel=4,
+            pattern="sliding_window",
+        )
+        for key, switch in (("dense", None), ("sparse", 2), ("baseline", 2))
+    ]
+    stage = Stage(
+        lanes, run_id=7, end_ids={END}, gold="It is so", judge=judge, read=lambda t: decode(t).split("<end>")[0]
+    )
+    answers = {"dense": [1, 2, 3, END], "sparse": [1, 2, 3, END], "baseline": [1, 3, END, END]}
+    seconds = {"dense": 0.3, "sparse": 0.2, "baseline": 0.1}
+    steps = [step(lane, index, answer[index], seconds[lane]) for lane, answer in answers.items() for index in range(4)]
+    two = stage.apply(Update(tuple(steps), "running", ("dense", "sparse")))
+    # The third lane has not reached its end: the answer is not told yet.
+    assert two["gold"] is None and two["agreement"] is None and two["lanes"][2]["same"] is None
+    assert "so far" in two["speedup"]["words"] and two["lanes"][2]["verdict"] is None
+    value = stage.apply(Update((), "done", ("dense", "sparse", "baseline")))
+    alone = whole({lane: answers[lane] for lane in ("dense", "sparse")}, seconds)
+    for name in ("speedup", "agreement", "gold"):
+        assert value[name] == alone[name]
+    assert value["lanes"][:2] == alone["lanes"]
+    third = value["lanes"][2]
+    assert (third["key"], third["label"]) == ("baseline", "Sliding window")
+    assert (third["right"], third["seconds"]) == (False, 0.4)
+    assert third["same"] == {
+        "same": 2, "compared": 4, "text": "50.0 %", "words": "same text as full attention",
+        "detail": "2 of 4 tokens are the same, the end token included",
+    }  # fmt: skip
+
+
+def test_before_a_run_a_third_lane_is_there_if_it_will_be() -> None:
+    value = opening(8, 8, total=4, switch_step=2, baseline="random")
+    assert [(lane["key"], lane["label"]) for lane in value["lanes"]] == [
+        ("dense", "Full attention"), ("sparse", "SparseD"), ("baseline", "Random blocks"),
+    ]  # fmt: skip
+    assert value["lanes"][2]["phases"] == value["lanes"][1]["phases"] != value["lanes"][0]["phases"]
+    assert opening(8, 8, total=4, switch_step=2)["lanes"] == value["lanes"][:2]
+
+
 def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_sparse() -> None:
     notes: list[str] = []
     lanes = [

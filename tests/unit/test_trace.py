@@ -318,6 +318,33 @@ def test_kept_mass_is_stored_with_four_decimals() -> None:
         assert heads == tuple(round(share, 4) for share in true) and 0 < min(heads) < 1
 
 
+def test_a_lane_without_importances_is_weighed_by_those_of_a_lane_that_selected_in_the_same_step() -> None:
+    model = fake_model()
+    ours = fake_run(1, 9, model=model, keep_importance=True)
+    theirs = fake_run(1, 9, model=model)
+    theirs.pattern = fake_pattern(ours.pattern.layout, 1, 2, 3, 5)
+    theirs.attention = replace(ours.attention, pattern="random", keep_importance=False)
+    lanes = trace.record({"theirs": theirs, "ours": ours}).lanes
+    layout = ours.pattern.layout
+    for name, run in (("ours", ours), ("theirs", theirs)):
+        for layer, heads in enumerate(lanes[name].pattern.kept_mass):
+            for head, share in enumerate(heads):
+                rows = 0.0
+                for query, (start, end) in enumerate(layout.ranges):
+                    weights = [
+                        float(ours.pattern.importance[layer][0, head, query, key]) * (last - first)
+                        for key, (first, last) in enumerate(layout.ranges)
+                    ]
+                    mask = run.pattern.layers[layer].mask()[0, head, query].tolist()
+                    held = sum(weight for weight, kept in zip(weights, mask, strict=True) if kept)
+                    rows += (end - start) * held / sum(weights)
+                assert share == pytest.approx(rows / layout.length, abs=6e-5)
+    assert lanes["ours"].pattern.kept_mass != lanes["theirs"].pattern.kept_mass
+    for other in ({"skip": 0.5}, {"selection": "reference"}, {"block_size": 64}):
+        theirs.attention = replace(ours.attention, pattern="random", **other)
+        assert trace.record({"theirs": theirs, "ours": ours}).lanes["theirs"].pattern.kept_mass == ()
+
+
 def test_probes_say_how_much_of_the_pattern_they_would_keep() -> None:
     run = fake_run(batch=2)
     fresh = {step: fake_pattern(run.pattern.layout, 2, 2, 3, step, 0.6) for step in (3, 1)}

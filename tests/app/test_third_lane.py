@@ -1,0 +1,259 @@
+"""A race of three lanes, with a baseline beside SparseD: on the page, in a file, and back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsed import trace as traces
+
+LANES = {"dense": "dense", "sparse": "sparsed", "baseline": "sliding_window"}
+
+
+def choose(page: Any, control: str, option: str) -> None:
+    page.click(f"#{control} input")
+    page.get_by_role("option", name=re.compile(option)).first.click()
+
+
+def race(page: Any) -> None:
+    page.evaluate("window.seen.length = 0")
+    page.click("#sd-run")
+    page.wait_for_function("() => ['done', 'stopped', 'failed'].includes(window.seen.at(-1)?.state)")
+    page.wait_for_selector("#sd-run:not([disabled])")
+
+
+def cells(page: Any, lane: str) -> list[str | None]:
+    """The text of each cell of a lane as it stands on the page; None where it is masked. The end has marks."""
+    return page.eval_on_selector_all(
+        f'[data-lane="{lane}"] .sd-canvas .sd-cell',
+        "cells => cells.map((cell) => (cell.dataset.state === 'masked' ? null : cell.textContent))",
+    )
+
+
+def drawn(written: list[str | None]) -> list[str | None]:
+    """What the page must show of what the engine wrote."""
+    end = next((place for place, text in enumerate(written) if text == "<end>"), None)
+    marks = {place: " ∎" if place == end else "·" for place, text in enumerate(written) if text == "<end>"}
+    return [marks.get(place, text) for place, text in enumerate(written)]
+
+
+def scrub(page: Any, step: int) -> None:
+    slider = page.locator("#sd-replay input[type=range]")
+    slider.evaluate("(node, step) => { node.value = step; node.dispatchEvent(new Event('input')); }", step)
+    page.wait_for_function(
+        "n => [...document.querySelectorAll('.sd-lane:not([hidden])')].every((lane) =>"
+        " lane.querySelector('dd').textContent.startsWith(n ? `${n} of` : '– of'))",
+        arg=step,
+    )
+
+
+@pytest.fixture(scope="module")
+def raced(chromium: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A page whose race of three lanes is over, what the engine wrote, and the file of it."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.add_init_script(
+        "window.seen = []; document.addEventListener('sparsed:stage', (e) => e.detail.replay || seen.push(e.detail));"
+    )
+    page.set_default_timeout(30_000)
+    page.goto(keeping.url)
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    page.click("#sd-settings button")
+    page.wait_for_selector("#sd-third input")
+    choose(page, "sd-third", "^Sliding window$")
+    race(page)
+    written = keeping.lanes()
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    page.get_by_role("tab", name="Take it away").click()
+    path = tmp_path_factory.mktemp("file") / "run.json.gz"
+    with page.expect_download() as found:
+        page.click('#sd-takeaway a[href$="run.json.gz"]')
+    found.value.save_as(path)
+    yield page, written, path
+    assert problems == []
+    context.close()
+
+
+def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:
+    page, written, _ = raced
+    steps = len(written["dense"])
+    assert {len(written[pattern]) for pattern in LANES.values()} == {steps} and keeping.state()["overlaps"] == 0
+    for lane, pattern in LANES.items():
+        assert cells(page, lane) == drawn(written[pattern][-1])
+        card = page.locator(f'[data-lane="{lane}"]')
+        assert card.locator(".sd-figures dd").first.inner_text() == f"{steps} of {steps}"
+        assert float(card.locator(".sd-figures dd").nth(1).inner_text().removesuffix(" s")) > 0
+    titles = page.locator(".sd-lane:visible h2").all_inner_texts()
+    assert titles == ["Full attention", "SparseD", "Sliding window"]
+    phases = [page.locator(f'[data-lane="{lane}"] .sd-phases li').all_inner_texts() for lane in LANES]
+    assert phases[1] == phases[2] and len(phases[1]) == 3 and len(phases[0]) == 1
+    # The headline is SparseD's; the baseline gets it wrong, and says how much it has in common with full attention.
+    assert page.inner_text(".sd-score-speed .sd-words") == "faster" and page.inner_text(".sd-same") == "100 %"
+    assert page.inner_text('[data-lane="sparse"] .sd-verdict') == "✓ as expected"
+    assert page.inner_text('[data-lane="baseline"] .sd-verdict') == "✗ not the expected answer"
+    ends = [row[-1].index("<end>") + 1 for row in (written["dense"], written["sliding_window"])]
+    assert ends[0] == ends[1]
+    alike = sum(a == b for a, b in zip(written["dense"][-1][: ends[0]], written["sliding_window"][-1][: ends[0]]))
+    said = page.inner_text('[data-lane="baseline"] .sd-lane-same')
+    assert said == f"{100 * alike / ends[0]:.1f} % same text as full attention"
+    assert page.locator(".sd-lane-same:visible").count() == 1
+    # Its differences from full attention are marked.
+    wavy = page.locator('[data-lane="baseline"] .sd-cell[data-differs]').count()
+    assert wavy == ends[0] - alike and page.locator('[data-lane="sparse"] .sd-cell[data-differs]').count() == 0
+    page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.length === 6")
+    lines = page.evaluate("document.querySelector('#sd-timeline .sd-plot').data.map((d) => [d.name, d.x.length])")
+    assert lines == 2 * [[title, steps] for title in titles]
+
+
+def test_the_stream_holds_each_step_of_the_three_lanes_once(raced) -> None:
+    page, written, _ = raced
+    seen = page.evaluate("window.seen")
+    sent = sorted((one["lane"], one["step"]) for value in seen for one in value["steps"])
+    assert sent == sorted((lane, step) for lane in LANES for step in range(1, len(written["dense"]) + 1))
+    # In turns: no clock is ever ahead of another by more than a step of either.
+    longest = max(one["ms"] for value in seen for one in value["steps"]) / 1000
+    for value in seen:
+        clocks = [lane["seconds"] for lane in value["lanes"] if lane["step"] < lane["total"]]
+        assert not clocks or max(clocks) - min(clocks) <= longest
+
+
+def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> None:
+    _, written, path = raced
+    record = traces.load(path)
+    assert list(record.lanes) == ["dense", "sparse", "baseline"]
+    for lane, pattern in LANES.items():
+        canvas: list[str | None] = [None] * record.gen_length
+        for step, state in zip(record.lanes[lane].steps, written[pattern], strict=True):
+            for commit in step.committed:
+                canvas[commit.position] = record.vocabulary[commit.token]
+            assert canvas == state
+    page = visit(keeping)
+    page.get_by_role("tab", name="Take it away").click()
+    with page.expect_file_chooser() as chooser:
+        page.click("#sd-upload")
+    chooser.value.set_files(path)
+    page.wait_for_selector('[data-lane="baseline"]:visible')
+    page.get_by_label("in step").check()
+    steps = len(written["dense"])
+    for step in (0, 1, steps // 2, steps - 1, steps):
+        scrub(page, step)
+        for lane, pattern in LANES.items():
+            state = written[pattern][step - 1] if step else [None] * record.gen_length
+            assert cells(page, lane) == drawn(state)
+        # What was right and what the lanes have in common is told at the end alone.
+        assert (page.locator(".sd-lane-same:visible").count(), page.is_visible(".sd-gold")) == (step == steps,) * 2
+    assert page.inner_text(".sd-replay-hint") == "All lanes show the same step."
+    # A race of two lanes takes the third one away.
+    race(page)
+    assert page.locator(".sd-lane:visible").count() == 2
+    page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.length === 4")
+
+
+def test_the_baseline_s_blocks_can_be_looked_at(raced) -> None:
+    page, _, path = raced
+    lanes = traces.load(path).lanes
+    shown = (
+        "() => [...document.querySelector('#sd-heatmap .sd-plot')._fullData[0].z].map((row) =>"
+        " [...row].map((cell) => cell >= document.querySelector('#sd-heatmap .sd-plot')._fullData[0].meta.kept_from))"
+    )
+    for option, lane in (("Sliding window", "baseline"), ("SparseD", "sparse")):
+        before = page.get_attribute("#sd-heatmap .sd-plot", "data-drawn")
+        choose(page, "sd-seen", f"^{option}$")
+        page.wait_for_function(
+            "before => document.querySelector('#sd-heatmap .sd-plot').dataset.drawn !== before", arg=before
+        )
+        assert np.array_equal(page.evaluate(shown), lanes[lane].pattern.mask(1)[0, 0])
+
+
+def test_a_link_brings_the_third_lane_back(raced, visit, keeping) -> None:
+    page, _, _ = raced
+    page.get_by_role("tab", name="Take it away").click()
+    link = page.input_value("#sd-link")
+    assert "third=sliding_window" in link
+    other = visit(keeping, link.removeprefix(keeping.url))
+    assert other.is_hidden("#sd-seen")
+    other.click("#sd-settings button")
+    other.wait_for_function("() => document.querySelector('#sd-third input')?.value === 'Sliding window'")
+
+
+def test_its_files_to_take_away_have_three_lanes(raced, chromium, tmp_path: Path) -> None:
+    page, written, _ = raced
+    page.get_by_role("tab", name="Take it away").click()
+    files = {}
+    for name in ("replay.html", "race.webp"):
+        with page.expect_download() as found:
+            page.click(f'#sd-takeaway a[href$="{name}"]')
+        files[name] = tmp_path / name
+        found.value.save_as(files[name])
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    alone = context.new_page()
+    alone.goto(files["replay.html"].as_uri())
+    alone.wait_for_selector('[data-lane="baseline"]')
+    for lane, pattern in LANES.items():
+        assert cells(alone, lane) == drawn(written[pattern][-1])
+    assert alone.inner_text('[data-lane="baseline"] .sd-lane-same').endswith("same text as full attention")
+    context.close()
+    from PIL import Image
+
+    with Image.open(files["race.webp"]) as picture:
+        assert picture.width == 1280 and picture.n_frames > 5  # type: ignore[attr-defined]
+
+
+def test_three_lanes_fit_where_there_is_room_and_stack_where_there_is_none(raced) -> None:
+    page, _, _ = raced
+    boxes = [page.locator(f'[data-lane="{lane}"]').bounding_box() for lane in LANES]
+    assert len({box["y"] for box in boxes}) == 1 and boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"]
+    # Lines that belong together stand beside each other.
+    for part in (".sd-phases", ".sd-figures", ".sd-progress", ".sd-canvas-box", ".sd-verdict"):
+        assert len({page.locator(f'[data-lane="{lane}"] {part}').bounding_box()["y"] for lane in LANES}) == 1
+    # Nothing sticks out of its lane.
+    wide = "() => [...document.querySelectorAll('.sd-lane')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    for width in (1101, 900, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(wide) == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    boxes = [page.locator(f'[data-lane="{lane}"]').bounding_box() for lane in LANES]
+    assert len({box["x"] for box in boxes}) == 1
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"] < boxes[1]["y"] + boxes[1]["height"] <= boxes[2]["y"]
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
+    keeping.idle()
+    page = visit(keeping, "?third=random&length=4k")
+    page.wait_for_function("() => document.querySelector('.sd-facts')?.textContent.startsWith('4,')")
+    # Its cost is in what is said beforehand.
+    page.click("#sd-settings button")
+    page.wait_for_selector("#sd-third input")
+    facts = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
+    dear = page.evaluate(facts)
+    choose(page, "sd-third", "^none$")
+    page.wait_for_function(f"dear => ({facts})() < dear", arg=dear)
+    choose(page, "sd-third", "^Random blocks$")
+    page.wait_for_function(f"dear => ({facts})() === dear", arg=dear)
+    page.evaluate("window.seen.length = 0")
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.steps.length === 3 && Math.min(...one.steps) >= 2)")
+    page.click("#sd-stop")
+    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    keeping.idle()
+    made = keeping.lanes()
+    for lane, pattern in (("dense", "dense"), ("sparse", "sparsed"), ("baseline", "random")):
+        assert cells(page, lane) == drawn(made[pattern][-1])
+    assert page.locator(".sd-lane-same:visible").count() == 0
+    page.wait_for_selector("#sd-run:not([disabled])")
+    choose(page, "sd-kind", "Your own text")
+    page.fill("#sd-text textarea", "one two kablam three four")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('5 ')")
+    page.click("#sd-run")
+    page.wait_for_selector('.sd-stage[data-state="failed"]')
+    assert "in the lane “Random blocks”" in page.inner_text(".sd-message")
+    keeping.idle()
+    page.wait_for_selector("#sd-run:not([disabled])")
