@@ -91,7 +91,7 @@ def foresee(desk: Desk, asked: Request, lengths: Sequence[str]) -> dict[str, tup
     found = {}
     for name in lengths:
         tokens = budgets[name]
-        estimated = desk.estimate(loaded, asked.resolve(tokens, loaded.model), tokens)
+        estimated = desk.estimate(loaded, asked.resolve(tokens), tokens)
         found[name] = estimated, limits.reason(estimated, room, length=tokens + asked.gen_length)
     return found
 

@@ -354,7 +354,7 @@ class Desk:
         """The longest prompt length whose race takes at most `seconds` here; the shortest when none does."""
         best = next(iter(self.engine.lengths()))
         for name, tokens in self.engine.lengths().items():
-            estimated = self.estimate(loaded, request.resolve(tokens, loaded.model), tokens)
+            estimated = self.estimate(loaded, request.resolve(tokens), tokens)
             if estimated is not None and estimated.seconds <= seconds:
                 best = name
         return best

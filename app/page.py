@@ -286,9 +286,9 @@ class _Page:
             None, chosen.question, chosen.question, js="(number) => (number ?? 0) + 1", queue=False, **quiet
         ).then(self.prepare, inputs, prepared, **prepare)
         for button, values in self.examples:
+            sets = [self.kind, self.length, chosen.question, chosen.third][: len(values)]
             button.click(
-                None, None, [self.kind, self.length, chosen.question], js=f"() => {json.dumps(values)}", queue=False,
-                **quiet,
+                None, None, sets, js=f"() => {json.dumps(values)}", queue=False, **quiet,
             ).then(self.prepare, inputs, prepared, **prepare)  # fmt: skip
         place, looked = [self.layer, self.head], [self.overview, self.overlap, self.mass]
         selected = [self.heatmap, *place, self.seen, *looked, self.looking]
@@ -451,9 +451,8 @@ class _Page:
         given, touched = self._given(values), _names(values[-1])
         try:
             asked = self._parse(*([values[0], self.default_kind, *values[2:]] if empty else values))
-            spec = self.models[asked.model]
             updates[self.settings.model] = gr.update(choices=self._model_choices())
-            updates |= self.settings.follow(asked.resolve(self.lengths[asked.length], spec), given, touched)
+            updates |= self.settings.follow(asked.resolve(self.lengths[asked.length]), given, touched)
             updates[self.header] = self._model_header(asked.model)
             loaded = job.result() if job is not None and job.over else self.desk.loaded(asked.model)
             if loaded is None:
@@ -499,7 +498,7 @@ class _Page:
         if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain >= WORTH_IT:
             return []
         for name, tokens in self.lengths.items():
-            there = self.desk.estimate(loaded, asked.resolve(tokens, loaded.model), tokens)
+            there = self.desk.estimate(loaded, asked.resolve(tokens), tokens)
             if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
@@ -527,7 +526,7 @@ class _Page:
         room = self.desk.room(loaded)
         choices = []
         for name, tokens in self.lengths.items():
-            estimated = self.desk.estimate(loaded, asked.resolve(tokens, loaded.model), tokens)
+            estimated = self.desk.estimate(loaded, asked.resolve(tokens), tokens)
             reason = limits.reason(estimated, room, length=tokens + asked.gen_length)
             remark = _time(estimated, asked) if estimated else ""
             choices.append((self._length_label(name, f"too long here: {reason}" if reason else remark), name))

@@ -8,15 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from sparsed.config import (
-    ALGORITHMS,
-    DEFAULT_SKIP,
-    PATTERN_LABELS,
-    SHORT_SELECT,
-    SamplerConfig,
-    SparseDConfig,
-    switch_step,
-)
+from sparsed.config import ALGORITHMS, DEFAULT_SKIP, PATTERN_LABELS, SamplerConfig, SparseDConfig, switch_step
 
 OWN_TEXT = "own"
 MAX_STEPS = 1024
@@ -87,12 +79,9 @@ class Request:
         skip = DEFAULT_SKIP if self.attention.skip is None else self.attention.skip
         return switch_step(self.steps, skip, self.attention.selection or "paper")
 
-    def resolve(self, tokens: int, model: Any) -> Request:
-        """The request with every field of `attention` set, for a prompt of `tokens` tokens and a model (or its
-        row of the catalogue).
-        """
-        short = getattr(model, "short_select", SHORT_SELECT)
-        return replace(self, attention=self.attention.resolve(tokens + self.gen_length, short))
+    def resolve(self, tokens: int) -> Request:
+        """The request with every field of `attention` set, for a prompt of `tokens` tokens."""
+        return replace(self, attention=self.attention.resolve(tokens + self.gen_length))
 
 
 def parse(

@@ -101,7 +101,7 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     else:
         prompt = desk.prompt(loaded, asked.length, asked.kind, asked.question)
         text, question, gold, tokens = prompt.text, prompt.question, prompt.answer, prompt.tokens
-    asked = asked.resolve(tokens, loaded.model)
+    asked = asked.resolve(tokens)
     estimated = desk.estimate(loaded, asked, tokens)
     room = desk.room(loaded)
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)

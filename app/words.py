@@ -69,11 +69,12 @@ hatched cell is still masked, an underlined bold one was just committed, plain t
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
 
-# What to begin with: label → (kind of question, prompt length, question number). Those that the engine has are shown.
-EXAMPLES = {
+# What to begin with: label → (kind of question, prompt length, question number), and a pattern where the example is
+# about a third lane. Those that the engine has are shown.
+EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, str]] = {
     "Somebody in a few words": ("about", "short_context", 0),
     "A word problem": ("arithmetic", "short_context", 1),
-    "Two questions at once": ("several", "1k", 0),
+    "What a window overlooks": ("several", "1k", 6, "sliding_window"),
     "Two hops through 1k": ("two_hop", "1k", 2),
     "Not in the documents": ("unanswerable", "1k", 3),
     "Who is older, at 4k": ("older", "4k", 4),

@@ -246,15 +246,12 @@ class SparseDConfig:
             )
         _check_choice("on_no_gain", self.on_no_gain, ON_NO_GAIN)
 
-    def resolve(self, length: int, short_select: float = SHORT_SELECT) -> SparseDConfig:
-        """A copy with every field set, for a sequence of `length` tokens (prompt and generation together).
-
-        short_select: the model's default `select` below 4000 tokens.
-        """
+    def resolve(self, length: int) -> SparseDConfig:
+        """A copy with every field set, for a sequence of `length` tokens (prompt and generation together)."""
         long = length >= LONG_SEQUENCE
         defaults = SparseDConfig(
             skip=DEFAULT_SKIP,
-            select=LONG_SELECT if long else short_select,
+            select=LONG_SELECT if long else SHORT_SELECT,
             block_size=LONG_BLOCK_SIZE if long else SHORT_BLOCK_SIZE,
             selection="paper",
             keep_importance=False,

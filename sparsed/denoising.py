@@ -422,7 +422,7 @@ def denoise(
     if attention is None:
         attention = SparseDConfig()
     if isinstance(attention, SparseDConfig):
-        attention = attention.resolve(ids.shape[1] + settings.gen_length, model.short_select)
+        attention = attention.resolve(ids.shape[1] + settings.gen_length)
     elif attention != "dense":
         raise ValueError(f"attention must be a SparseDConfig or 'dense', not {attention!r}.")
     elif probes:

@@ -183,7 +183,7 @@ class _Estimate(Run):
         assert settings.gen_length is not None, "resolve the config first"
         dense.check(dense_backend, model.device)
         if isinstance(attention, SparseDConfig):
-            attention = attention.resolve(contexts.shape[1] + settings.gen_length, model.short_select)
+            attention = attention.resolve(contexts.shape[1] + settings.gen_length)
             check_backend(backend, model.device, attention.block_size)
         super().__init__(model, contexts, settings, attention, backend, (), dense_backend)
         self._owners: list[int] = []

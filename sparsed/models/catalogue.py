@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsed.config import SHORT_SELECT, SamplerConfig
+from sparsed.config import SamplerConfig
 
 # What a folder that says nothing about itself gets.
 GENERIC_DEFAULTS = SamplerConfig(
@@ -36,8 +36,8 @@ class ModelSpec:
 
     name: what a user types. label: what a page shows. source: the checkpoint's folder inside assets/ if
     `bundled`, else its Hub id. family: see `sparsed.models.families`. defaults: the sampler's settings.
-    trained_length: positions seen in training, in tokens. parameters: weights. short_select: SparseD's default
-    `select` for sequences below 4000 tokens. chat: prompts go through a chat template.
+    trained_length: positions seen in training, in tokens. parameters: weights. chat: prompts go through a chat
+    template.
     """
 
     name: str
@@ -48,7 +48,6 @@ class ModelSpec:
     trained_length: int
     parameters: int
     bundled: bool = False
-    short_select: float = SHORT_SELECT
     chat: bool = True
 
     @property

@@ -171,7 +171,7 @@ def _about(remarks: Any, where: str) -> dict[str, Any]:
         return {}
     kinds: dict[str, tuple[type, ...]] = {
         "mask_token": (str,), "label": (str,), "algorithm": (str,), "trained_length": (int,), "steps": (int,),
-        "gen_length": (int,), "block_length": (int,), "temperature": (int, float), "short_select": (int, float),
+        "gen_length": (int,), "block_length": (int,), "temperature": (int, float),
     }  # fmt: skip
     if not isinstance(remarks, dict):
         raise LoadError(f"{where} must hold an object under 'sparsed', not {remarks!r}.")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsed.config import SHORT_SELECT
 from sparsed.memory import device_memory
 from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec
@@ -54,7 +53,7 @@ def load(
     (tokenizer.json, or vocab.json and merges.txt). model_type decides the family: llada, Dream, or a Llama,
     Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a mask token. An object "sparsed" in
     config.json may give mask_token, label, trained_length and the sampler's defaults (steps, gen_length,
-    block_length, algorithm, temperature) and short_select.
+    block_length, algorithm, temperature).
 
     device: CUDA, else MPS, else CPU by default. dtype: by default bfloat16 on CUDA, float32 on MPS, and on a CPU
     the faster of float32 and bfloat16, tried out (about 0.1 s), or bfloat16 where only that fits into memory.
@@ -117,7 +116,6 @@ def load(
         end_ids=end_ids,
         defaults=defaults.resolve(defaults),
         max_positions=int(about.get("trained_length", checkpoint.positions if spec is None else spec.trained_length)),
-        short_select=float(about.get("short_select", SHORT_SELECT if spec is None else spec.short_select)),
         family=checkpoint.family,
         shift=checkpoint.shift,
         chat=bool(tokenizer.chat_template) and (spec is None or spec.chat),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparsed.config import SHORT_SELECT, SamplerConfig
+from sparsed.config import SamplerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,10 +24,10 @@ class Model:
 
     network: transformers' LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM, bidirectional, in eval mode.
     device: where token ids go in; the weights may be spread over more, see `devices`. defaults: the sampler's
-    settings. max_positions: positions seen in training, in tokens. short_select: SparseD's default `select` for
-    sequences below 4000 tokens. family: "llada", "dream", "llama", "qwen2" or "qwen3". shift: the logits of
-    position i − 1 predict position i. chat: prompts go through the tokenizer's chat template. end_ids: every
-    token that ends an answer, eos_id first. notes: sentences about how it was loaded that a user should see.
+    settings. max_positions: positions seen in training, in tokens. family: "llada", "dream", "llama", "qwen2" or
+    "qwen3". shift: the logits of position i − 1 predict position i. chat: prompts go through the tokenizer's chat
+    template. end_ids: every token that ends an answer, eos_id first. notes: sentences about how it was loaded that a
+    user should see.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Model:
     eos_id: int
     defaults: SamplerConfig
     max_positions: int
-    short_select: float = SHORT_SELECT
     family: str = "llama"
     shift: bool = False
     chat: bool = True

@@ -255,7 +255,7 @@ def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:
 def test_a_third_lane_counts_in_the_estimate(make_engine) -> None:
     desk = desk_of(make_engine())
     loaded = desk.load("mini")
-    asked = asked_of(desk).resolve(250, loaded.model)
+    asked = asked_of(desk).resolve(250)
     two, three = (desk.estimate(loaded, replace(asked, third=third), 250) for third in (None, "random"))
     assert two is not None and three is not None
     assert three.seconds == pytest.approx(two.seconds + two.sparse_seconds) and three.memory > two.memory

@@ -22,13 +22,13 @@ GOOD: dict[str, Any] = {
 
 def test_what_was_not_set_follows_the_length() -> None:
     asked = parse(**GOOD)
-    short, long = asked.resolve(300, None).attention, asked.resolve(4000 - 64, None).attention
+    short, long = asked.resolve(300).attention, asked.resolve(4000 - 64).attention
     assert (short.select, short.block_size) == (0.5, 32)
     assert (long.select, long.block_size) == (0.3, 128)
 
 
 def test_what_was_set_stays() -> None:
-    asked = parse(**{**GOOD, "select": 0.30000000000000004, "block_size": 64.0}).resolve(300, None)
+    asked = parse(**{**GOOD, "select": 0.30000000000000004, "block_size": 64.0}).resolve(300)
     assert (asked.attention.select, asked.attention.block_size) == (0.3, 64)
 
 
@@ -98,15 +98,6 @@ def test_wrong_values_are_refused_in_one_sentence(change: dict[str, Any], says: 
 def test_numbers_may_come_as_the_page_sends_them() -> None:
     asked = parse(**{**GOOD, "steps": 64.0, "gen_length": "64", "question": 7.0})
     assert (asked.steps, asked.gen_length, asked.question) == (64, 64, 7)
-
-
-def test_a_model_may_have_its_own_select_for_short_prompts() -> None:
-    class Mini:
-        short_select = 0.6
-
-    asked = parse(**GOOD)
-    assert asked.resolve(300, Mini()).attention.select == 0.6
-    assert asked.resolve(4000, Mini()).attention.select == 0.3
 
 
 NOTHING_SET: dict[str, Any] = {**GOOD, **dict.fromkeys(FOLLOWING)}
@@ -188,12 +179,12 @@ def test_a_link_that_says_nonsense_is_left_out_in_a_sentence() -> None:
 @pytest.mark.parametrize("given", [{}, {"third": None}, {"third": "none"}])
 def test_two_lanes_are_the_rule(given: dict[str, Any]) -> None:
     asked = parse(**{**GOOD, **given})
-    assert asked.third is None and asked.baseline is None and asked.resolve(300, None).baseline is None
+    assert asked.third is None and asked.baseline is None and asked.resolve(300).baseline is None
 
 
 @pytest.mark.parametrize("pattern", list(request.BASELINES))
 def test_a_baseline_differs_from_sparsed_in_its_pattern_alone(pattern: str) -> None:
-    asked = parse(**{**GOOD, "third": pattern, "skip": 0.25, "block_size": 64}).resolve(300, None)
+    asked = parse(**{**GOOD, "third": pattern, "skip": 0.25, "block_size": 64}).resolve(300)
     ours, theirs = asdict(asked.attention), asdict(asked.baseline)  # type: ignore[call-overload]
     assert (ours.pop("pattern"), theirs.pop("pattern")) == ("sparsed", pattern)
     assert ours == theirs and None not in (ours["select"], ours["block_size"])
