@@ -218,9 +218,9 @@ class SparseDConfig:
     selection: str | None = None
     keep_importance: bool | None = None
     pattern: str | None = None
+    on_no_gain: str | None = None
     isolated: bool | None = None
     reuse: bool | None = None
-    on_no_gain: str | None = None
 
     def __post_init__(self) -> None:
         _check_number("skip", self.skip)

@@ -358,7 +358,7 @@ def test_bfloat16_runs(tiny_folder) -> None:
 def test_defaults_come_from_the_model_and_the_length(tiny) -> None:
     run = sparsed.denoise(tiny, TEXT)
     assert run.sampler == tiny.defaults
-    assert run.attention == SparseDConfig(0.2, 0.5, 32, "paper", False, "sparsed", "sparse")
+    assert run.attention == SparseDConfig(0.2, 0.5, 32, "paper", False, "sparsed", "sparse", True, True)
     assert run.length == run.prompt_length + 32
     assert run.prompt_length == len(TEXT) + 3
     assert run.total == 16 and run.switch_step == 5 and run.notes == []
