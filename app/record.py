@@ -1,4 +1,4 @@
-"""Records a race for the page to play: python -m app.record --length 16k --out assets/opening.json.gz
+"""Records a race for the page to play: python -m app.record --length 8k --out assets/opening.json.gz
 
 The lanes run to their ends as on the page: on this machine, never at the same time, the one with less time so far
 first. What is written is what was measured; nothing else should use the machine meanwhile.
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m app.record", description=__doc__)
     parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
-    parser.add_argument("--length", default="16k", help="prompt length: short_context, 1k … 64k")
+    parser.add_argument("--length", default="8k", help="prompt length: short_context, 1k … 64k")
     parser.add_argument("--kind", default="about", help="kind of question")
     parser.add_argument("--question", type=int, default=0, help="question number")
     parser.add_argument("--third", choices=BASELINES, help="the pattern of a third lane (default: none)")
