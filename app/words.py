@@ -91,7 +91,7 @@ OBSERVATIONS = {
         "Show later steps",
     ),
     "early": (
-        "<b>The first steps decide.</b> Sparse from the very first step on, LLaDA answers worse (paper); mini bears it.",
+        "<b>The first steps decide.</b> Sparse from the first step on, LLaDA answers worse (paper); mini bears it.",
         "Set skip to 0 and run",
     ),
 }
