@@ -18,6 +18,7 @@ import numpy as np
 
 from app.stage import BASELINE, DENSE, SPARSE
 from sparsed import trace as traces
+from sparsed.config import same_importances
 from sparsed.trace import Lane, Trace, TracePattern
 
 # Importances are kept beside the patterns up to this many bytes, of all visits together: LLaDA-8B at 64k has 539 MB.
@@ -147,7 +148,7 @@ class Kept:
         ours, theirs = self.sparse, self.lane(self.shown) or self.lane(BASELINE)
         if self.pattern is None:
             return None
-        if ours is None or theirs is None or _select(ours) != _select(theirs):
+        if ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
             return Recorded(self.pattern, self.pattern, None)
         return Recorded(self.pattern, ours.pattern or self.pattern, self.importance)
 
@@ -167,12 +168,6 @@ def lane_key(lane: Lane) -> str:
     if lane.attention == "dense":
         return DENSE
     return SPARSE if lane.attention.pattern in (None, "sparsed") else BASELINE
-
-
-def _select(lane: Lane) -> tuple[Any, ...]:
-    """What decides which importances a lane's select step sees."""
-    attention = lane.attention
-    return () if attention == "dense" else (attention.skip, attention.selection, attention.block_size)
 
 
 def fits(layers: int, heads: int, length: int, block_size: int) -> bool:

@@ -264,6 +264,16 @@ class SparseDConfig:
         return replace(self, **unset)
 
 
+def same_importances(one: SparseDConfig | str, two: SparseDConfig | str) -> bool:
+    """Whether the select steps of two runs of one prompt see the same importances: until then both did the same.
+
+    Never so for "dense", which selects nothing.
+    """
+    if not isinstance(one, SparseDConfig) or not isinstance(two, SparseDConfig):
+        return False
+    return (one.skip, one.selection, one.block_size) == (two.skip, two.selection, two.block_size)
+
+
 def _first(*values: Any) -> Any:
     """The first value that is not None."""
     for value in values:

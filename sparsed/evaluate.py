@@ -250,9 +250,13 @@ def _batches(
 
 def _ask(model: Model, cell: Cell, plan: Plan, index: int) -> Prompt:
     kinds = TYPES[cell.type]
-    depths = plan.depths or (None,)
-    depth = depths[index // len(kinds) % len(depths)]
+    depth = _depth(cell, plan, index)
     return build_prompt(model, cell.length, kinds[index % len(kinds)], FIRST_SEED + index, depth)
+
+
+def _depth(cell: Cell, plan: Plan, index: int) -> float | None:
+    """Where the documents that a question needs are to stand."""
+    return None if not plan.depths else plan.depths[index // len(TYPES[cell.type]) % len(plan.depths)]
 
 
 def _answer(
@@ -272,7 +276,6 @@ def _answer(
     ids = torch.cat([asked[2] for asked in batch])
     result = generate(model, ids, sampler=plan.sampler, attention=attention, backend=backend)
     answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
-    depths = plan.depths or (None,)
     for (index, prompt, _), text, answer in zip(batch, result.text, answers, strict=True):
         dense = known[index].get("dense") if method != "dense" else None
         exact = exact_match(text, prompt.answer)
@@ -288,7 +291,7 @@ def _answer(
             facts=facts,
             invented=invented,
             verdict=prompt.verdict,
-            depth=None if prompt.depth is None else depths[index // len(TYPES[cell.type]) % len(depths)],
+            depth=None if prompt.depth is None else _depth(cell, plan, index),
             agreement=None if dense is None else token_agreement(answer, _padded(dense, answer), model.end_ids),
             seconds=result.seconds / len(batch),
             tokens=answer[: answer_length(answer, model.end_ids)],

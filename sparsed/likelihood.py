@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -294,21 +294,12 @@ def _greedy(
 ) -> list[list[bool]]:
     """Whether decoding one token a step, the surest first, gives each question's answer."""
     answers = torch.cat([question.answers for question in group])
-    length = answers.shape[1]
     backend = estimate.backend if isinstance(estimate.attention, SparseDConfig) else "auto"
     assert estimate.dense is not None, "an estimate was made"
     run = denoise(
         model,
         contexts,
-        sampler=SamplerConfig(
-            steps=length,
-            gen_length=length,
-            block_length=length,
-            algorithm="low_confidence",
-            temperature=0.0,
-            cfg_scale=settings.cfg_scale,
-            seed=settings.seed,
-        ),
+        sampler=replace(settings, steps=answers.shape[1]),
         attention=estimate.attention,
         backend=backend,
         dense_backend=estimate.dense.name,

@@ -87,7 +87,7 @@ def build_prompt(
     Args:
         source: a loaded model, or a tokenizer with a chat template.
         length: a name of LENGTHS or a number of tokens, chat template included, generation not.
-        kind: a key of KINDS. A small sum at "short_context" comes without documents.
+        kind: a key of KINDS. A word problem at "short_context" comes without documents.
         seed: the same seed and tokenizer give the same prompt.
         depth: where the documents that the question needs stand, one after the other, 0 (first) to 1 (last): the same
             prompt, but for the order of its documents. None leaves them where chance put them. Without effect where no

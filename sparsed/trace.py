@@ -77,7 +77,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import SamplerConfig, SparseDConfig, same_importances
 from sparsed.fragments import REPLACEMENT, groups
 from sparsed.prompts import Prompt
 from sparsed.typed_json import read_as
@@ -435,17 +435,10 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
 def _weights(run: Run, runs: Iterable[Run]) -> tuple[Tensor, ...] | None:
     """The importances of a run's select step, be they another run's; None where there are none."""
     for other in (run, *runs):
-        if other.pattern is not None and other.pattern.importance is not None and _select(other) == _select(run):
-            return other.pattern.importance
+        importance = None if other.pattern is None else other.pattern.importance
+        if importance is not None and same_importances(other.attention, run.attention):
+            return importance
     return None
-
-
-def _select(run: Run) -> tuple[Any, ...]:
-    """What decides which importances a run's select step sees."""
-    attention = run.attention
-    if not isinstance(attention, SparseDConfig):
-        return ()
-    return attention.skip, attention.selection, attention.block_size
 
 
 def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lane:
