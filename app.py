@@ -5,20 +5,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 # The page runs from any working directory, and without a word to anyone.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Gradio's statistics of events break for good where a visitor sends half a character, and nobody reads them here.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 # The visitor's browser often runs on the same few cores. Threads that spin while they wait for each other
 # would fight it: measured on 2 cores beside a browser, steps are a quarter faster when they sleep. torch
 # reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# On a ZeroGPU Space this stands in for CUDA, and must come before everything that uses it.
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces
+
 # Every module of the package `app` is imported here, at the top: `gradio app.py` binds the name `app` to this
 # script afterwards, and a later `from app.x import y` would look for it in here.
 from app import (
+    api,
+    callers,
     canvas,
     charts,
     compare,
@@ -29,6 +38,7 @@ from app import (
     kept,
     limits,
     looks,
+    operations,
     page,
     peak,
     published,
@@ -42,13 +52,17 @@ from app import (
     takeaway,
     theme,
     words,
+    zero,
 )
 
 MODULES = (
-    canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, page,
-    peak, published, race, replay, request, serving, session, settings, stage, takeaway, theme, words,
+    api, callers, canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, operations, page,
+    peak, published, race, replay, request, serving, session, settings, stage, takeaway, theme, words, zero,
 )  # fmt: skip
 DEFAULT_KIND = "about"
+# A run that goes on when the server is told to stop has so long for its step; then its visitor's page so long to hear
+# of it.
+STEP_SECONDS, TELL_SECONDS = 20.0, 1.0
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,22 +82,50 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", default="mini", help="a model of the catalogue, or a folder (default: mini)"
     )
+    parser.add_argument(
+        "--allow-any-model",
+        action="store_true",
+        help="visitors may type any Hub id or folder; not where strangers come (on a Space, or with SPARSED_PUBLIC=1)",
+    )
     return parser.parse_args(arguments)
 
 
-def build(model: str = "mini") -> tuple[desk.Desk, page.gr.Blocks]:
-    """The desk (nothing loaded yet) and the page around it. Raises ValueError for a bad environment variable.
+def build(model: str = "mini", any_model: bool = False) -> tuple[desk.Desk, page.gr.Blocks]:
+    """The desk (nothing loaded yet, but for the models of a ZeroGPU Space) and the page around it.
+
+    Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
     """
-    here = desk.Desk(engine.SparsedEngine(model), model, limits.Limits.here())
+    bounds, journal = limits.Limits.here(), operations.Journal.here()
+    if any_model and bounds.public:
+        raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
+    if zero.active():
+        names = zero.placed(default=model)
+        here = desk.Desk(zero.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
+        here.place(names)
+    else:
+        used = engine.SparsedEngine(model, any_model=any_model)
+        here = desk.Desk(used, model, bounds, journal, any_model=any_model)
     return here, page.build_page(here, default_kind=DEFAULT_KIND)
+
+
+def stop(here: desk.Desk) -> None:
+    """No run begins any more; those that go on end after their step, and their pages hear of it."""
+    busy = not here.quiet
+    here.close()
+    here.journal.event("stopping")
+    until = time.monotonic() + STEP_SECONDS
+    while not here.quiet and time.monotonic() < until:
+        time.sleep(0.05)
+    if busy:
+        time.sleep(TELL_SECONDS)
 
 
 def main() -> int:
     """Serve the page until it is interrupted; the model loads meanwhile."""
     given = options()
     try:
-        here, demo = build(given.model)
-    except ValueError as error:
+        here, demo = build(given.model, given.allow_any_model)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _, address, _ = demo.launch(
@@ -98,8 +140,11 @@ def main() -> int:
         # model.
         return 0
     print(f"{words.TITLE}: {address}", flush=True)
+    signals = operations.on_terminate(lambda: stop(here))
     here.open()
-    demo.block_thread()
+    # gradio's own way of waiting would end at once, in the middle of a step.
+    signals.wait(lambda: demo.is_running)
+    demo.close(verbose=False)
     return 0
 
 

@@ -367,7 +367,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
                 break
             measured = Measured()
             message = f"{_shown(name)} is being run."
-            stream = perform(desk, visit, replace(asked, length=name, third=None), measured)
+            stream = perform(desk, visit, replace(asked, length=name, third=None), measured, via="sweep")
             async with contextlib.aclosing(stream) as race:
                 async for shown in race:
                     if table.costs is None and _ready(desk, asked, shown):

@@ -15,13 +15,16 @@ import threading
 import time
 import traceback
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
+import sparsed
 from app.engine import Engine
 from app.kept import MOST_IMPORTANCE, Kept, Selected, opening
 from app.limits import Estimate, Limits, Shape, Speed, estimate, fit_speed
+from app.operations import Journal, Metrics, RunReport, State, Status
 from app.race import DeviceQueue, Race
 from app.request import Request
 from app.stage import SPARSE
@@ -30,7 +33,13 @@ from sparsed.config import SamplerConfig
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
 
-KEPT_VISITS = 64
+KEPT_VISITS = 512
+# What the last runs of all visits may take of memory, importances apart.
+KEPT_BYTES = 512 * 2**20
+# Runs of programs, which have no page that closes: so many, for so long.
+KEPT_CALLS = 16
+KEPT_CALL_SECONDS = 900.0
+CLOSING = "This server is being stopped or started anew. Please try again in a minute."
 KEPT_PROMPTS = 16
 # Tokens of the short runs that measure this machine, as far as no step takes longer than SLOW_STEP seconds. Attention
 # over a few thousand keys costs more for each of them than over a few hundred, so the longest tells most.
@@ -92,7 +101,8 @@ class Visit:
     have begun yet. latest: the newest preparation of a prompt; older ones give way to it. selected: the pattern of the
     current run, from its select step on. kept: the last run that is over, or a recorded one; unseen while the page does
     not show it yet. looked_at: layer and head; shades: what their view shows; seen: the lane whose pattern that is.
-    comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see `app.compare`).
+    comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see `app.compare`). owner: who
+    stands in line for it; None for a visit that stands for itself alone.
     """
 
     def __init__(self) -> None:
@@ -108,6 +118,7 @@ class Visit:
         self.pins: tuple[Any, ...] = ()
         self.running = False
         self.stopping = False
+        self.owner: str | None = None
 
     def stop(self) -> None:
         """End the current run within the step that runs now, or before it gets the device."""
@@ -119,17 +130,31 @@ class Visit:
 class Desk:
     """Loads models in the background, keeps the line for the device, and remembers the visits.
 
-    engine: see `app.engine`. default_model: loaded by `open()`. limits: what a request may ask for.
+    engine: see `app.engine`. default_model: loaded by `open()`. limits: what a request may ask for. journal, metrics:
+    what is said of each run to the one who runs the page. any_model: visitors may name models that are not listed.
 
     The default model and the bundled ones stay in memory once they are there; of the others the one loaded last
     does, and whatever a run is using.
     """
 
-    def __init__(self, engine: Engine, default_model: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        default_model: str,
+        limits: Limits,
+        journal: Journal | None = None,
+        metrics: Metrics | None = None,
+        any_model: bool = False,
+    ) -> None:
         self.engine = engine
+        self.any_model = any_model
         self.default_model = default_model
         self.limits = limits
-        self.queue = DeviceQueue()
+        self.queue = DeviceQueue(limits.max_waiting, engine.at_once)
+        self.journal = journal or Journal.here()
+        self.metrics = metrics
+        self.closing = False
+        self.started = time.monotonic()
         self._loaded: dict[str, Loaded] = {}
         self._jobs: dict[str, Loading] = {}
         self._held: Counter[str] = Counter()
@@ -140,12 +165,24 @@ class Desk:
         self._lock = threading.Lock()
         self._runs = itertools.count(1)
         self._prompts: OrderedDict[tuple[str, str, str, int], Any] = OrderedDict()
+        self._active: set[Visit] = set()
+        self._races: WeakSet[Race] = WeakSet()
+        self._calls: OrderedDict[str, tuple[float, Kept]] = OrderedDict()
 
     # ---- models --------------------------------------------------------------------------------------------
 
     def open(self) -> Loading:
         """Begin to load the default model and to measure this machine."""
         return self.loading(self.default_model)
+
+    def place(self, names: Iterable[str]) -> None:
+        """Loads these models one after another, in the thread that calls. Raises LoadError."""
+        for name in names:
+            job = Loading(self.spec(name).label)
+            with self._lock:
+                self._jobs[name] = job
+            self._work(name, job)
+            job.result()
 
     def spec(self, name: str) -> ModelSpec:
         """The model's row in the list."""
@@ -198,7 +235,7 @@ class Desk:
         # Whatever goes wrong while loading must end the waiting, with a sentence; this thread is the edge.
         except Exception as error:  # noqa: BLE001
             outcome = _load_error(error, job.label)
-            print(f"{job.label}: {outcome}", file=sys.stderr)
+            self.journal.event("model", model=name, state="failed", message=str(outcome))
             if outcome is not error:
                 log_error(error)
         with self._lock:
@@ -228,10 +265,11 @@ class Desk:
             self._loaded[name] = loaded
         job.message = "measuring this machine's speed"
         try:
-            loaded = replace(loaded, speed=self._measure(loaded))
+            known = self.engine.speed(model)
+            loaded = replace(loaded, speed=self._measure(loaded) if known is None else known)
         except (ValueError, OSError, RuntimeError) as error:
             # Without a measured speed the page shows no estimates; that is no reason not to run.
-            print(f"This machine's speed could not be measured: {error}", file=sys.stderr)
+            self.journal.event("model", model=name, state="not measured", message=str(error))
         with self._lock:
             self._loaded[name] = loaded
         return loaded
@@ -366,6 +404,7 @@ class Desk:
         key = name or "api"
         with self._lock:
             visit = self._visits.setdefault(key, Visit())
+            visit.owner = key
             self._visits.move_to_end(key)
             idle = [k for k, v in self._visits.items() if k != key and not v.running]
             for old in idle[: max(0, len(self._visits) - KEPT_VISITS)]:
@@ -389,7 +428,9 @@ class Desk:
     def kept(self, key: str) -> Kept | None:
         """The run of that key, as long as the visit it belongs to keeps it; the recorded one always."""
         with self._lock:
+            self._forget_calls()
             runs = [visit.kept for visit in self._visits.values()]
+            runs += [run for _, run in self._calls.values()]
         asked = key.encode("utf-8", "replace")
         for run in (*runs, opening()):
             if run is not None and secrets.compare_digest(run.key.encode("ascii"), asked):
@@ -407,13 +448,93 @@ class Desk:
                 room -= other.kept.importance_bytes
                 if room < 0:
                     other.kept = replace(other.kept, importance=None)
+            room = KEPT_BYTES
+            for other in reversed(self._visits.values()):
+                room -= 0 if other.kept is None else other.kept.bytes
+                if room < 0 and other is not visit:
+                    other.kept = None
+
+    def remember_call(self, run: Kept) -> None:
+        """Keeps a run that a program made, so that it can ask for its pattern and its files: the last few, for a while.
+        """
+        with self._lock:
+            self._calls[run.key] = time.monotonic(), replace(run, importance=None)
+            while len(self._calls) > KEPT_CALLS:
+                self._calls.popitem(last=False)
+            self._forget_calls()
+
+    def _forget_calls(self) -> None:
+        """Call with the lock held."""
+        now = time.monotonic()
+        for key in [key for key, (since, _) in self._calls.items() if now - since > KEPT_CALL_SECONDS]:
+            del self._calls[key]
+
+    # ---- what goes on ----------------------------------------------------------------------------------------
+
+    def enter(self, visit: Visit) -> None:
+        """A run of this visit begins, or its waiting does. Raises Closing where no new run may."""
+        with self._lock:
+            if self.closing:
+                raise Closing(CLOSING)
+            self._active.add(visit)
+
+    def exit(self, visit: Visit) -> None:
+        """It is over."""
+        with self._lock:
+            self._active.discard(visit)
+
+    def watch(self, race: Race) -> None:
+        """This race has the device, until it says that it does not."""
+        with self._lock:
+            self._races.add(race)
+
+    def close(self) -> None:
+        """From now on no run begins, and those that go on end within one step. Any number of times."""
+        with self._lock:
+            self.closing = True
+            active = list(self._active)
+        for visit in active:
+            visit.stop()
+
+    @property
+    def quiet(self) -> bool:
+        """No run goes on and none waits."""
+        with self._lock:
+            return not self._active
+
+    def status(self) -> Status:
+        """What the server does, in numbers, for whoever looks after it."""
+        with self._lock:
+            names, visits = sorted(self._loaded), len(self._visits)
+            stuck, loading = any(race.stuck for race in self._races), self.default_model in self._jobs
+        running = self.queue.running
+        state: State = "stopping" if self.closing else "stuck" if stuck else "loading" if loading else "ok"
+        return Status(
+            state=state,
+            models=tuple(names),
+            running=running,
+            waiting=len(self.queue) - running,
+            visits=visits,
+            uptime=time.monotonic() - self.started,
+            version=sparsed.__version__,
+        )
+
+    def report(self, report: RunReport) -> None:
+        """A run has ended, however: one line for the one who runs the page."""
+        self.journal.note(report)
+        if self.metrics is not None:
+            self.metrics.note(report)
 
     def next_run(self) -> int:
         """A number for a run, different for every run of this page."""
         return next(self._runs)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+class Closing(ValueError):
+    """The server is being stopped: no run begins."""
+
+
+def out_of_memory(error: BaseException) -> bool:
     said = str(error).lower()
     named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     return named or "out of memory" in said or "can't allocate memory" in said
@@ -423,7 +544,7 @@ def _load_error(error: Exception, label: str) -> Exception:
     """An error of loading as one that carries a sentence."""
     if isinstance(error, (ValueError, FileNotFoundError)):
         return error
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return LoadError(f"{label} could not be loaded: this machine ran out of memory. Choose a smaller model.")
     first_line = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
     return LoadError(f"{label} could not be loaded ({type(error).__name__}{first_line and ': '}{first_line}).")
@@ -433,14 +554,14 @@ def error_sentence(error: BaseException, lane: str | None = None) -> str:
     """One sentence for the visitor about an error of the engine. Details go to the log, not to the page."""
     where = f" in the lane “{lane}”" if lane else ""
     name = type(error).__name__
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return (
             f"This machine ran out of memory{where}. Choose a shorter prompt length or a shorter generation, and press "
             "Run again."
         )
     if isinstance(error, (ValueError, FileNotFoundError)):
         return str(error)
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    first_line = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
     said = f": {first_line}" if first_line else ""
     return f"The run ended early{where} with an error of the engine ({name}{said}). You can press Run again."
 

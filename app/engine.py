@@ -6,24 +6,46 @@ they are loaded; tests put an engine of their own in its place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import sparsed
-from app.limits import Shape
+from app.limits import Shape, Speed
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
 
 # How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
 Listener = Callable[[Any], None]
 
+# What may be a repository on the Hub. A folder is anything else that is there.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A lane of a race. attention: None for full attention. probe_steps: select afresh there, for comparison."""
+
+    lane: str
+    attention: SparseDConfig | None
+    probe_steps: tuple[int, ...] = ()
+
 
 class Engine(Protocol):
     """What a page needs: models, prompts with known answers, and runs. The types are those of `sparsed`."""
 
+    # Races that its device takes at the same time.
+    at_once: int
+
     def models(self) -> Mapping[str, ModelSpec]:
         """What `load` takes → a row of the list. `bundled`: nothing has to be downloaded. parameters: 0 if unknown.
+        """
+
+    def admit(self, name: str) -> None:
+        """Takes a model into the list that was not in it: a Hub id or a folder. Raises ValueError where that is no
+        model's name, or only listed models may be loaded.
         """
 
     def kinds(self) -> Mapping[str, str]:
@@ -46,6 +68,9 @@ class Engine(Protocol):
 
     def shape(self, model: Any) -> Shape:
         """The sizes that decide what a run costs."""
+
+    def speed(self, model: Any) -> Speed | None:
+        """What is known of its speed without measuring it; None where it can be measured."""
 
     def place(self, model: Any) -> str:
         """Where the model runs, for people: "CPU · float32"."""
@@ -73,6 +98,22 @@ class Engine(Protocol):
     ) -> Any:
         """A run; attention None is full attention throughout. probe_steps: select afresh there, for comparison."""
 
+    def lend(
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        wanted: Sequence[Wanted],
+        backend: str,
+        first: int,
+        seconds: float,
+    ) -> dict[str, Any] | None:
+        """The runs of a race by lane, on a device that has to be borrowed for it; None where the device is always here
+        and `denoise` makes the runs. Waits for the device, which is given back when the runs are closed.
+
+        first: see `app.race.Race`. seconds: what the race is expected to take. Raises ValueError where nothing is lent.
+        """
+
     def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
         """What stays of runs by lane when they are over (an `app.kept.Kept`), or None.
 
@@ -86,20 +127,65 @@ class Engine(Protocol):
         """The answer's text, up to the first end token."""
 
 
-class SparsedEngine:
-    """The engine of this repository."""
+def line_up(
+    engine: Engine, model: Any, prompt: str, sampler: SamplerConfig, wanted: Sequence[Wanted], backend: str
+) -> dict[str, Any]:
+    """The runs of a race by lane, ready for their first step. Raises what `Engine.denoise` raises; nothing is left open
+    then.
+    """
+    runs: dict[str, Any] = {}
+    try:
+        for one in wanted:
+            run = engine.denoise(model, prompt, sampler, one.attention, backend, one.probe_steps)
+            runs[one.lane] = run
+            # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
+            warm_up = getattr(run, "warm_up", None)
+            if warm_up is not None:
+                warm_up()
+    except BaseException:
+        for run in runs.values():
+            run.close()
+        raise
+    return runs
 
-    def __init__(self, extra_model: str | None = None) -> None:
-        self._extra = extra_model
+
+class SparsedEngine:
+    """The engine of this repository. extra_model: one that is listed beside the catalogue. any_model: `admit` takes
+    every model that can be loaded.
+    """
+
+    at_once = 1
+
+    def __init__(self, extra_model: str | None = None, *, any_model: bool = False) -> None:
+        self._extra = extra_model or ""
+        self._any = any_model
+        self._admitted: dict[str, ModelSpec] = {}
 
     def models(self) -> Mapping[str, ModelSpec]:
         # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
-        extra = self._extra or ""
+        extra = self._extra
         listed = {extra if extra == spec.source else spec.name: spec for spec in CATALOGUE}
         if extra and extra not in listed:
-            name = Path(extra).name or extra
-            listed[extra] = ModelSpec(name, name, extra, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=True)
-        return listed
+            listed[extra] = replace(self.spec_of(extra), bundled=True)
+        return {**listed, **self._admitted}
+
+    def admit(self, name: str) -> None:
+        if name in self.models():
+            return
+        if not self._any:
+            raise ValueError(
+                f"The model {name[:80]!r} is not one of {', '.join(self.models())}. Others load where the page was "
+                "started with --allow-any-model."
+            )
+        if not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+            raise ValueError(f"The model {name[:80]!r} is no folder here and no Hub id (owner/name).")
+        self._admitted[name] = self.spec_of(name)
+
+    @staticmethod
+    def spec_of(name: str) -> ModelSpec:
+        """What is known of a model that is not in the catalogue, before it is loaded. A folder is here already."""
+        short = Path(name).name or name
+        return ModelSpec(short, short, name, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=Path(name).is_dir())
 
     def kinds(self) -> Mapping[str, str]:
         from sparsed.prompts import KINDS
@@ -146,6 +232,9 @@ class SparsedEngine:
             vocabulary=config.vocab_size,
         )
 
+    def speed(self, model: Any) -> Speed | None:
+        return None
+
     def place(self, model: Any) -> str:
         device = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}.get(model.device.type, model.device.type)
         return f"{device} · {str(model.dtype).removeprefix('torch.')}"
@@ -188,6 +277,18 @@ class SparsedEngine:
             backend=backend,
             probe_steps=probe_steps,
         )
+
+    def lend(
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        wanted: Sequence[Wanted],
+        backend: str,
+        first: int,
+        seconds: float,
+    ) -> dict[str, Any] | None:
+        return None
 
     def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
         from app.kept import keep

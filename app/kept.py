@@ -131,6 +131,12 @@ class Kept:
         return sum(layer.numel() * layer.element_size() for layer in self.importance or ())
 
     @property
+    def bytes(self) -> int:
+        """What the patterns of the record take of memory, about."""
+        patterns = [lane.pattern for lane in self.trace.lanes.values() if lane.pattern is not None]
+        return sum(len(text) for pattern in patterns for text in (*pattern.layers, *pattern.importance))
+
+    @property
     def layers(self) -> int:
         """Layers of the pattern; 0 without one."""
         return 0 if self.pattern is None else len(self.pattern.layers)

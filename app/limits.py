@@ -19,6 +19,8 @@ SELECT_ATTENTIONS = 2.0
 # A sampler's work on one row of logits: float32 and float64 copies, noise, sorting; bytes per entry.
 LOGIT_BYTES = 32
 GIB = 2**30
+# The longest race where strangers share a machine, and where the GPU is borrowed from a pool.
+PUBLIC_MINUTES, BORROWED_MINUTES = 5, 2
 
 
 @dataclass(frozen=True)
@@ -87,36 +89,58 @@ class Limits:
     device that is used, the model being loaded; None if unknown.
 
     memory_share: the part of the free memory that a race may take.
+
+    max_waiting: runs in the line for the device, the one that goes on included. public: strangers come here.
     """
 
     max_seconds: float = 3600.0
     max_tokens: int = 66_560
     memory: int | None = None
     memory_share: float = 0.9
+    max_waiting: int = 32
+    public: bool = False
 
     @classmethod
     def here(cls, environment: Mapping[str, str] | None = None) -> Limits:
-        """The limits of this machine; SPARSED_MAX_MINUTES and SPARSED_MAX_TOKENS override the defaults.
+        """The limits of this machine. The variables SPARSED_MAX_MINUTES, SPARSED_MAX_TOKENS, SPARSED_MAX_WAITING and
+        SPARSED_PUBLIC override the defaults; a Hugging Face Space, which sets SPACE_ID, is public.
 
-        Raises ValueError when a variable is not a number above 0.
+        Raises ValueError when a variable is not a number in its range.
         """
         values = os.environ if environment is None else environment
+        public = bool(_number(values, "SPARSED_PUBLIC", int("SPACE_ID" in values), (0, 1)))
+        borrowed = bool(values.get("SPACES_ZERO_GPU"))
+        minutes = BORROWED_MINUTES if borrowed else PUBLIC_MINUTES if public else 60
         return cls(
-            max_seconds=60 * _positive(values, "SPARSED_MAX_MINUTES", 60.0),
-            max_tokens=int(_positive(values, "SPARSED_MAX_TOKENS", 66_560)),
+            max_seconds=60 * _number(values, "SPARSED_MAX_MINUTES", minutes),
+            max_tokens=int(_number(values, "SPARSED_MAX_TOKENS", 66_560, (64, 1e9))),
+            max_waiting=int(_number(values, "SPARSED_MAX_WAITING", 32, (1, 1e6))),
+            public=public,
         )
 
+    def announced(self, estimated: Estimate | None) -> float:
+        """Seconds after which a race is ended, whatever it has reached. Estimates are right within a factor of two, and
+        a short race may wait for a busy machine.
+        """
+        most = 2 * self.max_seconds
+        return most if estimated is None else min(most, max(3 * estimated.seconds, estimated.seconds + 60))
 
-def _positive(environment: Mapping[str, str], name: str, default: float) -> float:
+
+def _number(
+    environment: Mapping[str, str], name: str, default: float, allowed: tuple[float, float] | None = None
+) -> float:
+    """The number in a variable. allowed: from, to; None for any above 0."""
     text = environment.get(name, "").strip()
     if not text:
         return default
+    said = "a number above 0" if allowed is None else f"a number from {allowed[0]:,.0f} to {allowed[1]:,.0f}"
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be a number above 0.") from None
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {text!r}; it must be a number above 0.")
+        raise ValueError(f"{name} is {text[:40]!r}; it must be {said}.") from None
+    inside = 0 < value < float("inf") if allowed is None else allowed[0] <= value <= allowed[1]
+    if not inside:
+        raise ValueError(f"{name} is {text[:40]!r}; it must be {said}.")
     return value
 
 

@@ -13,13 +13,13 @@ import html
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import gradio as gr
 
-from app import charts, compare, kept, limits, looks, replay, request, stage, takeaway, words
+from app import api, charts, compare, kept, limits, looks, replay, request, stage, takeaway, words
 from app.desk import Desk, Loaded, Loading, Visit, error_sentence, log_error
 from app.kept import Kept, Selected
 from app.request import FOLLOWING, OWN_TEXT, Request
@@ -35,6 +35,9 @@ TIMELINE_SECONDS = 0.4
 
 # How often gradio looks whether there is something to do.
 QUEUE_SECONDS = 0.02
+
+# What visitors uploaded is deleted after so long.
+UPLOADS_SECONDS = 3600
 
 # A visitor presses Run to see what this is; the first run should not keep him waiting.
 FIRST_RUN_SECONDS = 30.0
@@ -97,14 +100,20 @@ class _Page:
         self.desk = desk
         self.lengths = dict(desk.engine.lengths())
         self.kinds = dict(desk.engine.kinds())
-        self.models: dict[str, ModelSpec] = dict(desk.engine.models())
         self.default_length = default_length
         self.default_kind = default_kind
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]:
+        """Name → row of the list; grows where any model may be loaded."""
+        return self.desk.engine.models()
 
     # ---- layout --------------------------------------------------------------------------------------------
 
     def build(self) -> gr.Blocks:
-        with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True) as page:
+        with gr.Blocks(
+            title=words.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(UPLOADS_SECONDS, UPLOADS_SECONDS)
+        ) as page:
             self.header = _view("header", self._loading_header(self.desk.default_model, "starting"), "sd-header")
             with gr.Row(elem_id="sd-controls", equal_height=False):
                 self.kind = gr.Dropdown(
@@ -151,7 +160,7 @@ class _Page:
             self.panel = _view("prompt", {"state": "loading"}, "sd-prompt")
             usual = self.models[self.desk.default_model].defaults
             models = [(self._model_label(name), name) for name in self.models]
-            self.settings = Settings(models, self.desk.default_model, usual)
+            self.settings = Settings(models, self.desk.default_model, usual, any_model=self.desk.any_model)
             first = kept.opening()
             self.stage = _view("stage", self._opening(), "sd-stage")
             self.replay = _view("replay", self._replay(first), "sd-replay")
@@ -193,7 +202,10 @@ class _Page:
             # Names from `request.FOLLOWING`, with commas. It lives in the browser, so that a value set just before
             # Run is pressed counts, however slow the server.
             self.touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
+            api.add(self.desk)
             self._wire(page)
+        # No event is run past the queue.
+        page.queue(api_open=False)
         # Gradio's queue looks for work a thousand times a second, which on two cores takes 7 % of one from the engine.
         page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_SECONDS
         return page
@@ -345,7 +357,7 @@ class _Page:
 
     def _model_label(self, name: str, remark: str = "") -> str:
         spec = self.models[name]
-        size = "" if spec.bundled else f"{spec.download_gb:.1f} GB download"
+        size = "" if spec.bundled else f"{spec.download_gb:.1f} GB download" if spec.parameters else "from the Hub"
         return " · ".join(filter(None, (spec.label, remark or size)))
 
     def _model_choices(self) -> list[tuple[str, str]]:
@@ -395,9 +407,11 @@ class _Page:
         for name in FOLLOWING:
             if name not in _names(values[-1]):
                 given[name] = None
-        # A model that does not exist is refused by `parse`.
         chosen = given["model"]
-        known = chosen if isinstance(chosen, str) and chosen in self.models else self.desk.default_model
+        if isinstance(chosen, str):
+            self.desk.engine.admit(chosen)
+        # What is no string is refused by `parse`.
+        known = chosen if isinstance(chosen, str) else self.desk.default_model
         return request.parse(
             **given, defaults=self.desk.defaults(known), models=self.models, kinds=self.kinds, lengths=self.lengths
         )
@@ -422,8 +436,8 @@ class _Page:
     ) -> AsyncGenerator[Updates, None]:
         visit = self.desk.visit(http.session_hash)
         visit.latest = mine = object()
-        name, job = str(values[0]), None
-        if name in self.models:
+        name, job = values[0], None
+        if isinstance(name, str) and name in self.models:
             job = self.desk.loading(name) if self.desk.at_once(name) else self.desk.under_way(name)
         if job is not None:
             async for message, new in follow(job):
@@ -486,6 +500,7 @@ class _Page:
             "tokens": material.tokens,
             "gold": material.gold is not None,
             "estimate": f"{_time(estimated, material.asked)} on this machine" if estimated else "",
+            "ends": f"ended after {limits.span(material.most_seconds)} at the latest" if estimated else "",
             "refused": material.refused or "",
             "notes": []
             if material.refused
@@ -509,9 +524,10 @@ class _Page:
     def _offer(self, asked: Request) -> dict[str, Any]:
         """What Run will do first for a model that is not in memory."""
         spec, reason = self.models[asked.model], self.desk.too_large(asked.model)
+        size = f"{spec.download_gb:.1f} GB, " if spec.parameters else ""
         first = (
-            f"{spec.label} is not in memory: Run downloads it first ({spec.download_gb:.1f} GB, if it is not here "
-            "already). The prompt is made with its own tokenizer then."
+            f"{spec.label} is not in memory: Run downloads it first ({size}if it is not here already). The prompt is "
+            "made with its own tokenizer then."
         )
         return {
             "state": "offer",

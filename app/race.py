@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 UPDATES_PER_SECOND = 8.0
 
-State = Literal["running", "done", "stopped", "failed"]
+# How long a step that goes on when its race is overdue may still take before nobody waits for it any more.
+GRACE_SECONDS = 30.0
+
+State = Literal["running", "done", "stopped", "failed", "overdue"]
 
 
 class StepLike(Protocol):
@@ -62,7 +67,7 @@ class LaneStep:
 class Update:
     """What the page gets at once: every step since the last update, in the order in which they ran.
 
-    state: "running", or how the race ended: "done", "stopped" or "failed".
+    state: "running", or how the race ended: "done", "stopped", "failed" or "overdue".
     finished: keys of the lanes that have reached their end.
     error, error_lane: set when state is "failed".
     """
@@ -74,6 +79,13 @@ class Update:
     error_lane: str | None = None
 
 
+def whose_turn(clocks: Sequence[float], running: Iterable[int], first: int) -> int:
+    """The lane that goes next: of those `running` the one with the least seconds; among equals the one at or after
+    `first`.
+    """
+    return min(running, key=lambda lane: (clocks[lane], (lane - first) % len(clocks)))
+
+
 class Race:
     """Runs `lanes` to their ends, in turns, in one worker thread.
 
@@ -81,6 +93,9 @@ class Race:
     after
         `first` (so `first` = 0, 1, 0, … from race to race alternates who begins).
     on_end: called once, in the worker thread, when no step can run any more: the device is free again.
+    most_seconds: a watchdog ends the race ("overdue") within the step that runs after so many seconds of real time. A
+        step that does not end for `grace_seconds` after that is left alone: the stream ends, `stuck` is True, and
+        on_end is called when that step ends after all.
 
     Collect the stream with `for update in race` or `async for update in race.updates()`; the last update is
     the only one whose state is not "running", and it carries no steps (a server may send its last value
@@ -94,15 +109,23 @@ class Race:
         first: int = 0,
         updates_per_second: float = UPDATES_PER_SECOND,
         on_end: Callable[[], None] | None = None,
+        most_seconds: float | None = None,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         if not lanes:
             raise ValueError("A race needs at least one lane.")
+        if most_seconds is not None and not most_seconds > 0:
+            raise ValueError(f"most_seconds is {most_seconds}; it must be above 0.")
         if not updates_per_second > 0:
             raise ValueError(f"updates_per_second is {updates_per_second}; it must be above 0.")
         self.lanes = tuple(lanes)
         self._first = first % len(self.lanes)
         self._pause = 1.0 / updates_per_second
         self._on_end = on_end
+        self._most_seconds = most_seconds
+        self._grace_seconds = grace_seconds
+        self._overdue = False
+        self._free = threading.Event()
         self._changed = threading.Condition()
         self._pending: list[LaneStep] = []
         self._finished: list[str] = []
@@ -123,17 +146,31 @@ class Race:
                 return
             self._worker = threading.Thread(target=self._work, name="race", daemon=True)
         self._worker.start()
+        if self._most_seconds is not None:
+            threading.Thread(target=self._watch, args=(self._most_seconds,), name="watchdog", daemon=True).start()
+
+    def _watch(self, most_seconds: float) -> None:
+        """Ends the race when its time is up; and the stream, where even then its step does not end."""
+        if self._free.wait(most_seconds):
+            return
+        self._overdue = True
+        self._stop.set()
+        if not self._free.wait(self._grace_seconds):
+            with self._changed:
+                self._ended = self._ended or "overdue"
+            self._notify()
 
     def _work(self) -> None:
         clocks = [0.0] * len(self.lanes)
         running = set(range(len(self.lanes)))
-        ended: State = "done"
+        # Until it is known better: not even a panic of a library leaves a race "done".
+        ended: State = "failed"
         try:
             while running:
                 if self._stop.is_set():
-                    ended = "stopped"
+                    ended = "overdue" if self._overdue else "stopped"
                     break
-                turn = min(running, key=lambda i: (clocks[i], (i - self._first) % len(self.lanes)))
+                turn = whose_turn(clocks, running, self._first)
                 lane = self.lanes[turn]
                 try:
                     step = next(lane.run)
@@ -153,6 +190,8 @@ class Race:
                 with self._changed:
                     self._pending.append(LaneStep(lane.key, step))
                 self._notify()
+            else:
+                ended = "done"
         finally:
             for lane in self.lanes:
                 # A run that failed may fail again while closing; the device must become free all the same.
@@ -163,7 +202,8 @@ class Race:
                     self._on_end()
             finally:
                 with self._changed:
-                    self._ended = ended
+                    self._ended = self._ended or ended
+                self._free.set()
                 self._notify()
 
     def _notify(self) -> None:
@@ -204,9 +244,15 @@ class Race:
 
     @property
     def over(self) -> bool:
-        """True once no step can run any more."""
+        """True once the stream has nothing more to give; no step can run any more, unless the race is `stuck`."""
         with self._changed:
             return self._ended is not None
+
+    @property
+    def stuck(self) -> bool:
+        """True while a step runs on although its race was given up."""
+        with self._changed:
+            return self._ended is not None and self._worker is not None and not self._free.is_set()
 
     def _ready(self) -> bool:
         return bool(self._pending) or self._ended is not None
@@ -270,31 +316,47 @@ class Race:
 
 
 class DeviceQueue:
-    """First come, first served for one device: who waits, and who is next. Safe from any thread."""
+    """The line for one device: who uses it, who waits, and for about how long. Safe from any thread.
 
-    def __init__(self, capacity: int = 32) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}; it must be at least 1.")
+    capacity: places in all. at_once: how many runs the device takes at the same time (a borrowed GPU may be several).
+    The line is fair among owners: first come, first served, but whoever already has a place in it lets those in who
+    have none.
+    """
+
+    def __init__(self, capacity: int = 32, at_once: int = 1) -> None:
+        for name, value in (("capacity", capacity), ("at_once", at_once)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
         self.capacity = capacity
+        self.at_once = at_once
         self._lock = threading.Lock()
         self._line: list[Ticket] = []
         self._turns = 0
 
-    def join(self) -> Ticket:
-        """A place at the end of the line. Raises ValueError when the line is full."""
+    def join(self, seconds: float | None = None, owner: Hashable = None) -> Ticket:
+        """A place in the line. seconds: how long the device is expected to be used, None where nobody knows. owner: on
+        whose behalf; None stands for itself alone. Raises LineFull (a ValueError) when the line is full.
+        """
         with self._lock:
             if len(self._line) >= self.capacity:
-                raise ValueError(
-                    f"{len(self._line)} runs are already waiting for this device, which is as many as it takes. "
+                raise LineFull(
+                    f"{len(self._line)} runs are already in line for this device, which is as many as it takes. "
                     "Please try again in a few minutes."
                 )
-            ticket = Ticket(self)
+            ticket = Ticket(self, seconds, object() if owner is None else owner)
             self._line.append(ticket)
+            self._arrange()
             return ticket
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._line)
+
+    @property
+    def running(self) -> int:
+        """How many have the device now."""
+        with self._lock:
+            return min(self.at_once, len(self._line))
 
     def next_turn(self) -> int:
         """0, 1, 2, … : the number of races that have begun here before this one."""
@@ -302,26 +364,78 @@ class DeviceQueue:
             turn, self._turns = self._turns, self._turns + 1
             return turn
 
+    def _arrange(self) -> None:
+        """Sorts those that wait: everybody's first run, then everybody's second, …; and starts the clocks of those
+        whose turn it is. Call with the lock held.
+        """
+        has_it = [ticket for ticket in self._line if ticket.began is not None]
+        waits = [ticket for ticket in self._line if ticket.began is None]
+        places: Counter[Hashable] = Counter(ticket.owner for ticket in has_it)
+        ranks: dict[Ticket, int] = {}
+        for ticket in sorted(waits, key=lambda ticket: ticket.number):
+            ranks[ticket] = places[ticket.owner]
+            places[ticket.owner] += 1
+        self._line = has_it + sorted(waits, key=lambda ticket: (ranks[ticket], ticket.number))
+        for ticket in self._line[: self.at_once]:
+            if ticket.began is None:
+                ticket.began = time.monotonic()
+
     def _position(self, ticket: Ticket) -> int:
         with self._lock:
-            return self._line.index(ticket) if ticket in self._line else 0
+            return max(0, self._line.index(ticket) - self.at_once + 1) if ticket in self._line else 0
+
+    def _wait(self, ticket: Ticket) -> float | None:
+        """Seconds until it is this one's turn, by what those before it were expected to take; None where one of them
+        is unknown.
+        """
+        with self._lock:
+            if ticket not in self._line or ticket.began is not None:
+                return 0.0
+            before, now = self._line[: self._line.index(ticket)], time.monotonic()
+            lasts = [None if one.seconds is None else one.seconds - (now - (one.began or now)) for one in before]
+            # When each place at the device is free: everyone takes the one that is free first.
+            free = [0.0] * self.at_once
+            for last in lasts:
+                if last is None:
+                    return None
+                free[free.index(min(free))] += max(0.0, last)
+            return min(free)
 
     def _leave(self, ticket: Ticket) -> None:
         with self._lock:
             if ticket in self._line:
                 self._line.remove(ticket)
+                self._arrange()
+
+
+class LineFull(ValueError):
+    """There is no place left in the line."""
 
 
 class Ticket:
-    """A place in a `DeviceQueue`; `position` 0 means the device is yours until `leave()`."""
+    """A place in a `DeviceQueue`; `position` 0 means the device is yours until `leave()`.
 
-    def __init__(self, queue: DeviceQueue) -> None:
+    seconds, owner: as in `DeviceQueue.join`. began: when the device became this one's (time.monotonic), or None.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, queue: DeviceQueue, seconds: float | None, owner: Hashable) -> None:
         self._queue = queue
+        self.seconds = seconds
+        self.owner = owner
+        self.number = next(self._numbers)
+        self.began: float | None = None
 
     @property
     def position(self) -> int:
-        """How many runs are before this one."""
+        """How many runs have to end before this one begins."""
         return self._queue._position(self)
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds until then, about; None where nobody knows."""
+        return self._queue._wait(self)
 
     def leave(self) -> None:
         """Give the place, or the device, back. Any number of times."""

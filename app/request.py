@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from sparsed.config import ALGORITHMS, DEFAULT_SKIP, PATTERN_LABELS, SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import (
+    ALGORITHMS,
+    DEFAULT_SKIP,
+    PATTERN_LABELS,
+    SELECTIONS,
+    SamplerConfig,
+    SparseDConfig,
+    switch_step,
+)
 
 OWN_TEXT = "own"
 MAX_STEPS = 1024
 MAX_GENERATION = 1024
-MAX_CHARACTERS = 2_000_000
+MAX_CHARACTERS = 600_000
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
 # The patterns that a third lane may use, and no third lane.
@@ -132,7 +140,8 @@ def parse(
             raise ValueError(
                 f"Your own text has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
             )
-        own = text
+        # Half a pair of surrogates is no character; tokenizers do not take it.
+        own = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     sampler = SamplerConfig(
         steps=_whole("steps", steps, 1, MAX_STEPS, optional=True),
         gen_length=_whole("generation length", gen_length, 1, MAX_GENERATION, optional=True),
@@ -149,7 +158,7 @@ def parse(
         skip=_number("skip", skip, 0.0, 1.0),
         select=_number("select", select, 0.01, 1.0),
         block_size=_whole("attention block size", block_size, 32, 128, optional=True),
-        selection=selection,
+        selection=None if selection is None else _choice("selection", selection, SELECTIONS),
     )
     baseline = None if third is None else _choice("third lane", third, [NO_BASELINE, *BASELINES])
     if baseline == "shared" and selection == "reference":
@@ -245,8 +254,7 @@ def unused(sampler: SamplerConfig, defaults: SamplerConfig) -> dict[str, str]:
 
 def _choice(name: str, value: Any, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}…"
-        raise ValueError(f"The {name} {shown} is not one of {', '.join(choices)}.")
+        raise ValueError(f"The {name} {_shown(value)} is not one of {', '.join(choices)}.")
     return value
 
 
@@ -254,12 +262,11 @@ def _number(name: str, value: Any, low: float, high: float) -> float | None:
     """None stays None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(
-            f"The value of {name} must be a number between {low:g} and {high:g}, not {str(value)[:40]!r}."
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"The value of {name} must be a number between {low:g} and {high:g}, not {_shown(value)}.")
+    # No NaN lies between two numbers; a whole number may be too large for everything but comparing.
     if not low <= value <= high:
-        raise ValueError(f"The value of {name} must lie between {low:g} and {high:g}, not {value:g}.")
+        raise ValueError(f"The value of {name} must lie between {low:g} and {high:g}, not {_shown(value)}.")
     # The page sends numbers such as 0.30000000000000004; the engine takes decimals as written.
     return round(float(value), 4)
 
@@ -267,17 +274,21 @@ def _number(name: str, value: Any, low: float, high: float) -> float | None:
 def _whole(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> Any:
     if value is None and optional:
         return None
-    if isinstance(value, str) and value.strip().isdigit() and len(value) <= 12:
+    if isinstance(value, str) and len(value) <= 12 and value.strip().isascii() and value.strip().isdigit():
         value = int(value)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value != int(value)
-    ):
-        raise ValueError(
-            f"The value of {name} must be a whole number between {low} and {high}, not {str(value)[:40]!r}."
-        )
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole and not (isinstance(value, float) and value.is_integer()):
+        raise ValueError(f"The value of {name} must be a whole number between {low} and {high}, not {_shown(value)}.")
     if not low <= value <= high:
-        raise ValueError(f"The value of {name} must lie between {low} and {high}, not {int(value)}.")
+        raise ValueError(f"The value of {name} must lie between {low} and {high}, not {_shown(value)}.")
     return int(value)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as it is repeated in a sentence: short, whatever it is."""
+    if isinstance(value, int) and abs(value) > 10**20:
+        return "a number far beyond that"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}" if abs(value) < 1e6 else f"{value:g}"
+    shown = str(value) if isinstance(value, (int, float)) else repr(value if not isinstance(value, str) else value[:80])
+    return shown if len(shown) <= 40 else f"{shown[:39]}…"

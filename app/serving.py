@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from app import takeaway, words
+from app import kept, operations, takeaway, words
+from app.callers import Callers
 from app.desk import Desk
 from app.theme import theme
 
@@ -28,16 +30,29 @@ RUNS = "sparsed-run"
 
 
 def launch_options(desk: Desk) -> dict[str, Any]:
-    """Arguments for `Blocks.launch` that the page needs: theme, style, script, its static files and its downloads."""
+    """Arguments for `Blocks.launch` that the page needs: theme, style, script, its static files and downloads, /healthz
+    and /metrics, and the guard before every request.
+    """
+    metrics = desk.metrics or operations.Metrics(desk.status)
+    desk.metrics = metrics
+    # A file comes in a frame.
+    largest = kept.MOST_FILE + operations.MIB
+    guard = Middleware(operations.Guard, journal=desk.journal, upload_limit=largest)
     return {
         "theme": theme(),
         "head": _head(),
-        "app_kwargs": {"routes": [*_routes(), _downloads(desk)]},
+        "app_kwargs": {
+            "routes": [*_routes(), _downloads(desk), *operations.routes(desk.status, metrics)],
+            "middleware": [guard, Middleware(Callers)],
+        },
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,
         "enable_monitoring": False,
-        "show_error": True,
+        # What a visitor may read is raised as gr.Error; of anything else he gets no more than that it happened.
+        "show_error": False,
+        "max_file_size": kept.MOST_FILE,
+        "mcp_server": True,
     }
 
 

@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app import charts, limits
 from app.canvas import Canvas
-from app.desk import Desk, Loaded, Loading, Visit, error_sentence, log_error
+from app.desk import CLOSING, Desk, Loaded, Loading, Visit, error_sentence, log_error
+from app.engine import Wanted, line_up
 from app.kept import Kept, Selected, fits, probe_steps
+from app.operations import Ending, RunReport, Via
 from app.peak import Peak
-from app.race import Lane, Race, Ticket
+from app.race import Lane, LineFull, Race, Ticket, Update
 from app.request import OWN_TEXT, Request
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, opening
 
@@ -32,7 +35,9 @@ BACKEND_WORDS = {
     "triton": "Triton",
 }
 STOPPED = "Stopped. What was written so far stays here."
+BUSY = "A run of this page is going on: stop it, or wait for its end."
 OWN_QUESTION = "your own text"
+NOT_KEPT = "This run could not be recorded: it cannot be played again."
 WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No clock runs yet."
 
 
@@ -40,7 +45,8 @@ WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No cl
 class Shown:
     """What the page shows next. timeline: None while there is no step. selected: set once, at the select
     step. kept: what stays of the run, with its last value. loading: how far the model is, in words, while it is being
-    loaded. loaded: the model, once, where this run had to wait for it.
+    loaded. loaded: the model, once, where this run had to wait for it. position, wait: runs before this one while it
+    waits for the device, and about how many seconds, None where nobody knows.
     """
 
     stage: Snapshot
@@ -50,6 +56,8 @@ class Shown:
     over: bool = False
     loading: str = ""
     loaded: Loaded | None = None
+    position: int = 0
+    wait: float | None = None
 
 
 @dataclass
@@ -79,7 +87,7 @@ class Measured:
 @dataclass(frozen=True)
 class Material:
     """The prompt of a request, and what it will cost. gold: None for a visitor's own text. prompt: what the engine
-    built, or that text.
+    built, or that text. most_seconds: a watchdog ends the race then.
     """
 
     text: str
@@ -90,6 +98,7 @@ class Material:
     asked: Request
     estimated: limits.Estimate | None
     refused: str | None
+    most_seconds: float
 
 
 def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
@@ -105,7 +114,8 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     estimated = desk.estimate(loaded, asked, tokens)
     room = desk.room(loaded)
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
-    return Material(text, question, tokens, gold, prompt, asked, estimated, refused)
+    most = desk.limits.announced(estimated)
+    return Material(text, question, tokens, gold, prompt, asked, estimated, refused, most)
 
 
 def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
@@ -127,14 +137,25 @@ async def follow(job: Loading) -> AsyncIterator[tuple[str, bool]]:
 
 
 async def perform(
-    desk: Desk, visit: Visit, asked: Request, measured: Measured | None = None
+    desk: Desk, visit: Visit, asked: Request, measured: Measured | None = None, *, via: Via = "page"
 ) -> AsyncGenerator[Shown, None]:
     """Runs the race for `visit`. Ends within one step after `visit.stop()`; closing the stream stops the race
-    too.
+    too. However it ends, one line of the journal says so.
 
     measured: this is one race of several, whose caller keeps `visit.running`; its numbers go there, and nothing is kept
-    or computed that only a look at the run needs.
+    or computed that only a look at the run needs. via: who asked for it, for the journal.
     """
+    account = _Account(desk, asked, via)
+    if measured is None and visit.running:
+        # A page has buttons for that; two tabs of one session, or a program, may not look at them.
+        yield _shown(asked, "refused", BUSY, over=True)
+        return
+    try:
+        desk.enter(visit)
+    except ValueError as error:
+        account.end("refused", error)
+        yield _shown(asked, "refused", str(error), over=True)
+        return
     if measured is None:
         visit.running = True
     ticket: Ticket | None = None
@@ -147,7 +168,7 @@ async def perform(
         async for message, new in follow(job):
             if visit.stopping:
                 said = f"Stopped waiting. {job.label} goes on loading; press Run to wait for it again."
-                yield _shown(asked, "stopped", said, over=True)
+                yield _shown(asked, "stopped", _stopped(desk, said), over=True)
                 return
             if new:
                 yield _shown(asked, "loading", f"{job.label} · {message}", loading=message)
@@ -155,22 +176,27 @@ async def perform(
         yield _shown(asked, "preparing", "Preparing the prompt …", loaded=loaded if waited else None)
         material = await asyncio.to_thread(gather, desk, asked, loaded)
         asked = material.asked
+        account.prepared(material)
         if measured is not None:
             measured.tokens = material.tokens
         if material.refused:
+            account.end("refused")
             yield _shown(asked, "refused", material.refused, over=True)
             return
-        ticket = desk.queue.join()
-        waiting = 0
+        expected = None if material.estimated is None else material.estimated.seconds
+        ticket = desk.queue.join(expected, visit.owner)
+        account.joined()
+        told = ""
         while (position := ticket.position) and not visit.stopping:
-            if position != waiting:
-                runs = "one run is" if position == 1 else f"{position} runs are"
-                yield _shown(asked, "waiting", f"Waiting for the device: {runs} before yours.")
-                waiting = position
+            line = _in_line(position, ticket.wait)
+            if line != told:
+                yield _shown(asked, "waiting", line, position=position, wait=ticket.wait)
+                told = line
             await asyncio.sleep(WAIT_SECONDS)
         if visit.stopping:
-            yield _shown(asked, "stopped", "Stopped before it began.", over=True)
+            yield _shown(asked, "stopped", _stopped(desk, "Stopped before it began."), over=True)
             return
+        account.began()
         place = ticket
 
         def free() -> None:
@@ -190,17 +216,19 @@ async def perform(
             starting.add_done_callback(lambda done: _abandon(done, free))
             raise
         visit.race = race = started.race
+        desk.watch(race)
         if measured is None:
             visit.selected = None
         if visit.stopping:
             race.stop()
-        async for shown in _stream(desk, started, visit if measured is None else None):
+        async for shown in _stream(desk, started, material, visit if measured is None else None, account):
             yield shown
-    except EXPECTED as error:
-        if not isinstance(error, ValueError):
+    # Whatever it is: the visitor gets a sentence, and whoever runs the page the whole story.
+    except Exception as error:  # noqa: BLE001
+        account.end("full" if isinstance(error, LineFull) else "refused" if _is_said(error) else "failed", error)
+        if not _is_said(error):
             log_error(error)
-        state = "refused" if isinstance(error, ValueError) else "failed"
-        yield _shown(asked, state, error_sentence(error), over=True)
+        yield _shown(asked, "refused" if _is_said(error) else "failed", error_sentence(error), over=True)
     finally:
         if measured is None:
             visit.running = visit.stopping = False
@@ -211,6 +239,88 @@ async def perform(
             release()
             if ticket is not None:
                 ticket.leave()
+        desk.exit(visit)
+        account.close()
+
+
+def _is_said(error: BaseException) -> bool:
+    """Is it a sentence for whoever asked, about what was asked for?"""
+    return isinstance(error, ValueError)
+
+
+def _in_line(position: int, wait: float | None) -> str:
+    """What is said to whoever waits for the device."""
+    runs = "one run is" if position == 1 else f"{position} runs are"
+    when = "" if wait is None else f", {limits.about(wait)}" if wait >= 1 else ", a moment"
+    return f"Waiting for the device: {runs} before yours{when}."
+
+
+def _stopped(desk: Desk, said: str) -> str:
+    """Why a run ended that was told to: its visitor wanted it, or the server is being stopped."""
+    return f"{CLOSING} What was written so far stays here." if desk.closing else said
+
+
+class _Account:
+    """What the journal will say of one run."""
+
+    def __init__(self, desk: Desk, asked: Request, via: Via) -> None:
+        self._desk, self._asked, self._via = desk, asked, via
+        self._since: float | None = None
+        self._began: float | None = None
+        self._material: Material | None = None
+        self._run = 0
+        self._state: Ending = "stopped"
+        self._error = ""
+        self._stage: Snapshot | None = None
+
+    def prepared(self, material: Material) -> None:
+        """What it is about is known."""
+        self._material = material
+
+    def seen(self, stage: Snapshot) -> None:
+        """How far it is."""
+        self._stage = stage
+
+    def joined(self) -> None:
+        """It stands in line for the device."""
+        self._since = time.monotonic()
+
+    def began(self) -> None:
+        """The device is this run's now."""
+        self._began = time.monotonic()
+
+    def end(self, state: Ending, error: BaseException | None = None) -> None:
+        """How it ended; without a call, it was stopped."""
+        self._state = state
+        self._error = "" if error is None or state in ("refused", "full") else type(error).__name__
+
+    def close(self) -> None:
+        """Writes the line."""
+        now = time.monotonic()
+        asked, material, stage = self._asked, self._material, self._stage
+        lanes = {lane["key"]: lane for lane in stage["lanes"]} if stage is not None else {}
+        began = self._began
+        gain = stage["speedup"] if stage is not None else None
+        self._desk.report(
+            RunReport(
+                run=stage["run"] if stage is not None else 0,
+                via=self._via,
+                model=asked.model,
+                kind=asked.kind,
+                tokens=None if material is None else material.tokens,
+                gen_length=asked.gen_length,
+                steps=asked.steps,
+                state=self._state,
+                waited=0.0 if self._since is None else (began if began is not None else now) - self._since,
+                seconds=0.0 if began is None else now - began,
+                dense_seconds=lanes[DENSE]["seconds"] if DENSE in lanes else 0.0,
+                sparse_seconds=lanes[SPARSE]["seconds"] if SPARSE in lanes else 0.0,
+                speedup=None if gain is None else gain["ratio"],
+                right=tuple(lane["right"] for lane in lanes.values()),
+                error=self._error,
+                prompt=material.text if material is not None else asked.text,
+            )
+        )
 
 
 def _abandon(done: asyncio.Task[_Started], free: Callable[[], None]) -> None:
@@ -252,28 +362,24 @@ def _start(
     measured: Measured | None,
 ) -> _Started:
     engine, model = desk.engine, loaded.model
-    runs: dict[str, Any] = {}
     sparse = asked.attention
-    probes: Sequence[int] = ()
-    if measured is not None:
-        measured.begin(model)
-    else:
+    probes: tuple[int, ...] = ()
+    if measured is None:
         length, block = material.tokens + asked.gen_length, sparse.block_size or 128
         sparse = replace(sparse, keep_importance=fits(loaded.shape.layers, loaded.shape.heads, length, block))
-        probes = probe_steps(asked.steps, asked.switch_step) if asked.track else ()
-    wanted = [(DENSE, None, ()), (SPARSE, sparse, probes)]
+        probes = tuple(probe_steps(asked.steps, asked.switch_step)) if asked.track else ()
+    wanted = [Wanted(DENSE, None), Wanted(SPARSE, sparse, probes)]
     if asked.baseline is not None:
-        wanted.append((BASELINE, asked.baseline, ()))
+        wanted.append(Wanted(BASELINE, asked.baseline))
+    first = desk.queue.next_turn()
+    seconds = desk.limits.max_seconds if material.estimated is None else material.estimated.seconds
     try:
-        for key, attention, fresh in wanted:
-            runs[key] = engine.denoise(model, material.text, asked.sampler, attention, asked.backend, fresh)
-            # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
-            warm_up = getattr(runs[key], "warm_up", None)
-            if warm_up is not None:
-                warm_up()
+        lent = engine.lend(model, material.text, asked.sampler, wanted, asked.backend, first, seconds)
+        if measured is not None and lent is None:
+            # The memory of a device that is elsewhere is not known here.
+            measured.begin(model)
+        runs = lent or line_up(engine, model, material.text, asked.sampler, wanted, asked.backend)
     except BaseException:
-        for run in runs.values():
-            run.close()
         if measured is not None:
             measured.end()
         raise
@@ -301,11 +407,14 @@ def _start(
         notes=runs[SPARSE].notes,
         question=material.question or OWN_QUESTION,
     )
-    race = Race([Lane(key, run) for key, run in runs.items()], first=desk.queue.next_turn(), on_end=on_end)
+    lines = [Lane(key, run) for key, run in runs.items()]
+    race = Race(lines, first=first, on_end=on_end, most_seconds=material.most_seconds)
     return _Started(race, stage, runs, material.prompt)
 
 
-async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIterator[Shown]:
+async def _stream(
+    desk: Desk, started: _Started, material: Material, visit: Visit | None, account: _Account
+) -> AsyncIterator[Shown]:
     """visit: who looks at the run, at its pattern from the select step on; None if nobody does."""
     stage, sparse = started.stage, started.stage.lanes[SPARSE]
     run = started.runs[SPARSE]
@@ -315,10 +424,13 @@ async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIt
         if not found and visit is not None and run.pattern is not None:
             found = True
             new = visit.selected = Selected(run.pattern)
-        stage.message = _message(update.state, update.error, stage.lanes.get(update.error_lane or ""))
+        stage.message = _message(desk, material, update, stage.lanes.get(update.error_lane or ""))
         if update.error is not None:
             log_error(update.error)
         snapshot = stage.apply(update)
+        account.seen(snapshot)
+        if update.state != "running":
+            account.end(update.state, update.error)
         figure = charts.timeline(
             {key: lane.times for key, lane in stage.lanes.items()},
             {key: lane.phases for key, lane in stage.lanes.items()},
@@ -330,13 +442,25 @@ async def _stream(desk: Desk, started: _Started, visit: Visit | None) -> AsyncIt
         over = update.state != "running"
         kept = None
         if over and visit is not None:
-            kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
+            try:
+                kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
+            # A race that is over stays what it was, whatever happens to its record.
+            except Exception as error:  # noqa: BLE001
+                log_error(error)
+                snapshot["notes"].append(NOT_KEPT)
             if kept is not None:
                 desk.remember(visit, kept)
         yield Shown(snapshot, figure, new, kept, over)
 
 
-def _message(state: str, error: Exception | None, lane: LaneView | None) -> str:
-    if state == "failed" and error is not None:
-        return error_sentence(error, None if lane is None else lane.label)
-    return {"stopped": STOPPED, "done": "", "running": ""}[state]
+def _message(desk: Desk, material: Material, update: Update, lane: LaneView | None) -> str:
+    if update.error is not None:
+        return error_sentence(update.error, None if lane is None else lane.label)
+    if update.state == "overdue":
+        expected = material.estimated
+        took = "" if expected is None else f" ({limits.about(expected.seconds)} were expected)"
+        return (
+            f"Ended: it took longer than the {limits.span(material.most_seconds)} that a run like this may take{took}. "
+            "What was written so far stays here. Choose a shorter prompt length, or fewer steps."
+        )
+    return _stopped(desk, STOPPED) if update.state == "stopped" else ""

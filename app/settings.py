@@ -22,6 +22,8 @@ INFO = {
     "threshold": "Commits every token surer than this; ends a run early.",
     "top_p": "Draws from the likeliest; 1 is off.",
 }
+MODEL_INFO = "Choosing one downloads nothing: that begins when you press Run."
+ANY_MODEL_INFO = "Or type a Hub id (owner/name) or a folder. Nothing is downloaded before you press Run."
 STEPS_INFO = "More steps, fewer tokens each."
 STEPS_AT_MOST_INFO = "At most: the threshold may end it."
 
@@ -31,10 +33,12 @@ class Settings:
     """The components of the accordion, made inside the page that is being built.
 
     models: (label, name) of each. chosen: the name of the first one; usual: the sampler it comes with, which
-    the settings start with.
+    the settings start with. any_model: others can be typed.
     """
 
-    def __init__(self, models: Sequence[tuple[str, str]], chosen: str, usual: SamplerConfig) -> None:
+    def __init__(
+        self, models: Sequence[tuple[str, str]], chosen: str, usual: SamplerConfig, *, any_model: bool = False
+    ) -> None:
         usual = usual.resolve(usual)
         number: dict[str, Any] = {"precision": 0, "minimum": 0, "maximum": 2**31 - 1, "min_width": 200}
         slim: dict[str, Any] = {"min_width": 200}
@@ -43,7 +47,7 @@ class Settings:
                 self.model = gr.Dropdown(
                     models,
                     value=chosen, label="Model", elem_id="sd-model", min_width=320, scale=4,
-                    info="Choosing one downloads nothing: that begins when you press Run.",
+                    info=ANY_MODEL_INFO if any_model else MODEL_INFO, allow_custom_value=any_model,
                 )  # fmt: skip
                 self.question = gr.Number(
                     value=0, label="Question number", elem_id="sd-question", info="Each number makes another prompt.",

@@ -236,7 +236,8 @@ class Stage:
             self.lanes[lane_step.lane].apply(lane_step.step)
         for key in update.finished:
             self._finish(self.lanes[key])
-        self.state = update.state
+        # To the page a race that took too long is one that was stopped; the message says by whom.
+        self.state = "stopped" if update.state == "overdue" else update.state
         return self.snapshot(update)
 
     def _finish(self, lane: LaneView) -> None:

@@ -142,7 +142,7 @@
       setText(question, value.question);
       const parts = [`${number(value.tokens)} prompt tokens`];
       if (value.gold) parts.push("the expected answer is known, and hidden until the end");
-      if (value.estimate && !value.refused) parts.push(value.estimate);
+      if (value.estimate && !value.refused) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
       setText(facts, parts.join(" · "));
       current = value.text;
       fill();

@@ -274,12 +274,15 @@ class Run(Iterator[Step]):
             generation = canvas[:, self.prompt_length :]
             eligible = self._sampler.eligible(generation, index)
             logits = self._logits(canvas, eligible, state)
-            commit = self._sampler.commit(generation, eligible, logits, index, self._generator)
-            generation.copy_(commit.tokens)
+            # One number a row tells: NaN and +inf both reach the maximum. No sampler may see them: drawing from them
+            # fails in words of its own, and on a GPU in a way that no later run survives.
+            finite = not len(logits) or bool(logits.amax(-1).isfinite().all())
+            if finite:
+                commit = self._sampler.commit(generation, eligible, logits, index, self._generator)
+                generation.copy_(commit.tokens)
         self._synchronize()
         seconds = perf_counter() - start
-        # One number a row tells: NaN and +inf both reach the maximum.
-        if len(logits) and not bool(logits.amax(-1).isfinite().all()):
+        if not finite:
             dtype = str(self.model.dtype).removeprefix("torch.")
             raise RuntimeError(
                 f"The model's logits are not finite at step {index + 1} of {self.total} ({state.phase} "

@@ -470,14 +470,24 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
 def _pack(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, importance: bool) -> TracePattern:
     from sparsed.analysis import kept_mass
 
-    layout = pattern.layout
-    batch, heads = pattern.layers[0].counts.shape[:2]
-    bits = (np.packbits(layer.mask().cpu().numpy()).tobytes() for layer in pattern.layers)
+    masks = pack_masks(pattern)
     weights = pattern.importance or ()
     # What the public code ranks by are no shares of attention.
     weighed = seen is not None and isinstance(run.attention, SparseDConfig) and run.attention.selection != "reference"
-    if not importance or len(weights) * heads * layout.blocks**2 > _MOST_IMPORTANCES:
+    if not importance or len(weights) * masks.heads * pattern.layout.blocks**2 > _MOST_IMPORTANCES:
         weights = ()
+    return replace(
+        masks,
+        kept_mass=_rounded(kept_mass(replace(pattern, importance=seen))) if weighed else (),
+        importance=tuple(_encode(layer[0].numpy()) for layer in weights),
+    )
+
+
+def pack_masks(pattern: Pattern) -> TracePattern:
+    """A pattern as a record holds it, without its importances; `TracePattern.to_pattern` is the way back."""
+    layout = pattern.layout
+    batch, heads = pattern.layers[0].counts.shape[:2]
+    bits = (np.packbits(layer.mask().cpu().numpy()).tobytes() for layer in pattern.layers)
     return TracePattern(
         length=layout.length,
         prompt_length=layout.prompt_length,
@@ -487,8 +497,6 @@ def _pack(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, importanc
         heads=heads,
         kept=tuple(layer.kept for layer in pattern.layers),
         layers=tuple(base64.b64encode(zlib.compress(layer)).decode("ascii") for layer in bits),
-        kept_mass=_rounded(kept_mass(replace(pattern, importance=seen))) if weighed else (),
-        importance=tuple(_encode(layer[0].numpy()) for layer in weights),
     )
 
 

@@ -190,6 +190,17 @@ class FakeEngine:
     load_seconds: float = 0.2
     keeps: bool = False
     vocabulary: list[str] = field(default_factory=lambda: ["<end>", "<mask>"])
+    at_once: int = 1
+
+    def admit(self, name):
+        if name not in MODELS:
+            raise ValueError(f"The model {name!r} is not one of {', '.join(MODELS)}.")
+
+    def speed(self, model):
+        return None
+
+    def lend(self, *race):
+        return None
 
     def models(self):
         return MODELS

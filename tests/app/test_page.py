@@ -90,7 +90,7 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
     from sparsed.models.catalogue import GENERIC_DEFAULTS
 
     lengths = {"short_context": 256, "1k": 1024, "4k": 4096, "16k": 16384}
-    engine: Any = SimpleNamespace(lengths=lambda: lengths)
+    engine: Any = SimpleNamespace(lengths=lambda: lengths, at_once=1)
     shape = Shape(6, 256, 4, 64, 512, 9_000_000, 2)
     loaded = Loaded("mini", "", "", None, shape, Speed(2e-5, 3e-8))
     asked = parse(
@@ -436,13 +436,13 @@ def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
     choose(page, "sd-threshold", "0.90")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.endsWith('at most on this machine')")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes(' at most on this machine · ended after ')")
     choose(page, "sd-algorithm", "entropy")
     page.wait_for_function("() => document.querySelector('#sd-threshold input').disabled")
     assert "Not with entropy" in page.inner_text("#sd-threshold")
     choose(page, "sd-algorithm", "low_confidence")
     page.wait_for_function("() => !document.querySelector('#sd-threshold input').disabled")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.endsWith('at most on this machine')")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes(' at most on this machine · ended after ')")
     run_to_end(page)
     assert page.locator('[data-lane="sparse"] .sd-figures dd').all_inner_texts()[0] == "11 of ≤ 64"
     assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–11"]
@@ -466,7 +466,8 @@ def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
     run(first)
     second.click("#sd-run")
     wait_for(second, "waiting")
-    assert second.inner_text(".sd-message") == "Waiting for the device: one run is before yours."
+    said = r"Waiting for the device: one run is before yours, (about \d+ s|a moment)\."
+    assert re.fullmatch(said, second.inner_text(".sd-message"))
     first.click("#sd-stop")
     wait_for(first, "stopped")
     wait_for(second, "done")

@@ -211,7 +211,7 @@ def test_the_queue_serves_in_order_and_gives_the_place_free() -> None:
     queue = DeviceQueue(capacity=3)
     tickets = [queue.join() for _ in range(3)]
     assert [ticket.position for ticket in tickets] == [0, 1, 2]
-    with pytest.raises(ValueError, match="already waiting"):
+    with pytest.raises(ValueError, match="already in line"):
         queue.join()
     tickets[1].leave()
     tickets[1].leave()
