@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import time
@@ -128,13 +130,15 @@ def main() -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _, address, _ = demo.launch(
-        server_name=given.host,
-        server_port=given.port,
-        prevent_thread_lock=True,
-        quiet=True,
-        **serving.launch_options(here),
-    )
+    # The first line on standard output is the address; gradio would write of its MCP server before.
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, address, _ = demo.launch(
+            server_name=given.host,
+            server_port=given.port,
+            prevent_thread_lock=True,
+            quiet=True,
+            **serving.launch_options(here),
+        )
     if address is None:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the
         # model.

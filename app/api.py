@@ -214,7 +214,7 @@ class Blocks(TypedDict):
 # Each parameter in a sentence; what it may be is said by its type, and again here where a type cannot.
 _SETTINGS = {
     "model": "Which model answers; /models lists them. One that is not in memory is loaded first, perhaps downloaded.",
-    "kind": "What the model is asked: a kind of question, or own for the prompt in text (a text alone is enough).",
+    "kind": "A kind of question; own, where it is allowed, stands for the prompt in text (a text alone is enough).",
     "length": "Prompt length of a question, in tokens as its name says; short_context is up to 256.",
     "lengths": "Prompt lengths to compare, each once, run from the shortest to the longest.",
     "question": "Number of the question, 0 to 2147483647: each number makes another prompt.",

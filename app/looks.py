@@ -148,14 +148,15 @@ def picture(run: Kept | None) -> Value | None:
 
 
 def clicked(point: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(layer, head) of the thumbnail that was clicked: said by its trace, or by where it stands in the whole model."""
+    """(layer, head) of the thumbnail that was clicked: said by its trace, or by where it stands in the whole model;
+    None where what the browser sent is no place. There need not be such a head.
+    """
     meta = point.get("meta")
-    if isinstance(meta, Mapping) and {"layer", "head"} <= set(meta):
-        return int(meta["layer"]), int(meta["head"])
-    x, y = point.get("x"), point.get("y")
-    if not isinstance(x, (int, float)) or not isinstance(y, (int, float)) or x < -0.5 or y < -0.5:
+    given = (meta["layer"], meta["head"]) if isinstance(meta, Mapping) and {"layer", "head"} <= set(meta) else None
+    layer, head = given or (point.get("y"), point.get("x"))
+    if not all(isinstance(place, (int, float)) and -0.5 <= place < 1e6 for place in (layer, head)):
         return None
-    return round(y), round(x)
+    return round(layer), round(head)  # type: ignore[arg-type]
 
 
 def _look(run: Kept | Selected | None) -> Look | None:

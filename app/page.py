@@ -634,7 +634,7 @@ class _Page:
         try:
             asked = self._parse(*values)
         except ValueError as error:
-            gr.Warning(str(error))
+            _toast(str(error))
             yield (gr.skip(), gr.skip(), *free)
             return
         started, rows_done = False, -1
@@ -732,7 +732,7 @@ class _Page:
         """A thumbnail was clicked: its layer and its head."""
         run = self._looked_at(self.desk.visit(http.session_hash))
         place = looks.clicked(clicked._data or {})
-        if run is None or place is None or place[0] >= run.layers or place[1] >= run.heads:
+        if run is None or place is None or not (0 <= place[0] < run.layers and 0 <= place[1] < run.heads):
             return (gr.skip(),) * 6
         return (*place, self.show_head(http, *place), *self.show_layer(http, place[0]))
 
@@ -818,7 +818,7 @@ class _Page:
                 values, touched = {}, ""
                 problems = [f"This link cannot be followed. {error}"]
         for problem in problems:
-            gr.Warning(problem)
+            _toast(problem)
         updates = [gr.update(value=values[name]) if name in values else gr.skip() for name in names]
         return (*updates, touched if values else gr.skip())
 
@@ -827,6 +827,11 @@ def _index(value: Any, count: int | None) -> int:
     """What came from a slider as an index below count; any number without it. What is no number is 0."""
     index = max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
     return index if count is None else min(index, count - 1)
+
+
+def _toast(sentence: str) -> None:
+    """Says something at the edge of the page; gradio would take it for HTML."""
+    gr.Warning(html.escape(sentence))
 
 
 def _line(sentence: str) -> str:

@@ -15,6 +15,7 @@ from app.kept import lane_key
 from app.race import Update
 from app.session import BACKEND_WORDS, OWN_QUESTION, STOPPED
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges
+from app.words import straight
 from sparsed import trace as traces
 from sparsed.config import switch_step
 
@@ -76,7 +77,8 @@ def origin(trace: traces.Trace) -> dict[str, str]:
     machine = str(name or about.get("cpu") or trace.model.device)
     if not name and about.get("cores"):
         machine += f", {about['cores']} cores"
-    return {"machine": machine, "date": trace.created[:10], "model": trace.model.label or trace.model.name}
+    model = trace.model.label or trace.model.name
+    return {"machine": straight(machine), "date": trace.created[:10], "model": straight(model)}
 
 
 def lane_names(trace: traces.Trace) -> dict[str, str]:

@@ -53,6 +53,8 @@ def launch_options(desk: Desk) -> dict[str, Any]:
         "show_error": False,
         "max_file_size": kept.MOST_FILE,
         "mcp_server": True,
+        # Whoever waits in line holds one of them.
+        "max_threads": 256,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ def download(kept: Kept, name: str, judge: Judge) -> Download:
     """One of FILES; takes up to some seconds. Raises KeyError for another name."""
     media_type, _ = FILES[name]
     prompt = kept.trace.prompt
-    saved = "-".join(filter(None, ("sparsed", kept.trace.model.name.rsplit("/", 1)[-1], prompt.length, name)))
+    about = "-".join(filter(None, ("sparsed", kept.trace.model.name.rsplit("/", 1)[-1], prompt.length)))
+    # A record that a visitor opened may hold anything; this goes into a header.
+    saved = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', about)[:100]}-{name}"
     if name == "replay.html":
         return Download(export.to_html(kept.trace, judge=judge).encode("utf-8"), media_type, saved)
     with tempfile.TemporaryDirectory() as folder:

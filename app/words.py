@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 PAPER = "https://arxiv.org/abs/2509.24014"
@@ -95,6 +96,15 @@ OBSERVATIONS = {
         "Set skip to 0 and run",
     ),
 }
+
+# Characters that change the direction of what stands after them.
+TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def straight(text: str) -> str:
+    """Words from a file, to stand among ours: without what would turn them around."""
+    return TURNING.sub("", text)
+
 
 FOOTER = f""" <footer class="sd-footer"> <p>An independent implementation of <a href="{PAPER}" target="_blank"
 rel="noopener">SparseD: Sparse Attention for Diffusion Language Models</a> (arXiv&nbsp;2509.24014); not by the

@@ -264,6 +264,17 @@
       (() => { const item = entry("settled", "word", "differs between the lanes"); item.firstElementChild.dataset.differs = ""; return item; })());
   }
 
+  // Characters that change the direction of what follows them. A cell that holds one is isolated; all others are not,
+  // so that a sentence in Hebrew or Arabic reads as it should.
+  const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+  const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]|[\ud802\ud803\ud83a\ud83b]/;
+
+  // A token's text among words of ours, which it must not turn around.
+  function quoted(text) {
+    if (!TURNING.test(text) && !RIGHT_TO_LEFT.test(text)) return text;
+    return `\u2068${text.replace(new RegExp(TURNING, "g"), "")}\u2069`;
+  }
+
   function laneView(key) {
     const heading = `sd-lane-${key}-title`;
     const backend = el("span", { class: "sd-backend" });
@@ -295,7 +306,7 @@
     function describe(index) {
       const [text, at, confidence, end] = data[index];
       if (!at) return `Token ${index + 1}: masked`;
-      const what = end ? "end of the answer" : `“${text}”`;
+      const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
       return `Token ${index + 1}: ${what}, committed in step ${at}${sure}`;
     }
@@ -361,6 +372,7 @@
         if (fresh && kind === "settled") kind = "fresh";
         setText(node, !at ? "" : isEnd ? (i === end ? " ∎" : "·") : text.replace(/\n/g, "↵\n"));
         setAttribute(node, "aria-label", named(data[i], i > end));
+        setAttribute(node, "data-turns", text && TURNING.test(text) ? "" : null);
         setAttribute(node, "data-state", kind);
         setAttribute(node, "data-step", at || null);
         setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);

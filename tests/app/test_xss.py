@@ -692,7 +692,7 @@ def test_every_plane_and_every_control_is_shown_as_it_is(trap: Trap, keeping: An
 @pytest.mark.parametrize("code", ["d800", "dfff", "0000"])
 def test_what_is_no_character_is_refused_or_replaced(trap: Trap, real: Any, code: str) -> None:
     """Half of a surrogate pair, which no encoding can write, and NUL, which is a character like any other."""
-    page = trap.page(real, "?" + urlencode({"kind": "own", "steps": 4, "gen_length": 16, "text": "hello there"}))
+    page = trap.page(real, "?" + urlencode({"kind": "own", "steps": 8, "gen_length": 16, "text": "hello there"}))
     before = page.text_content(".sd-facts")
     page.evaluate(
         """(code) => {
