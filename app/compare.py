@@ -17,7 +17,7 @@ from app import charts, limits, published
 from app.desk import Desk, Visit
 from app.limits import Estimate
 from app.peak import Peak
-from app.request import OWN_TEXT, Request
+from app.request import OWN_TEXT, Request, repeated
 from app.session import Measured, Shown, perform
 from app.stage import DENSE, SPARSE, clock
 
@@ -141,9 +141,9 @@ def label(desk: Desk, asked: Request) -> str:
 def _in_order(desk: Desk, lengths: Sequence[str]) -> list[str]:
     """The lengths once each, shortest first. Raises ValueError for one that does not exist."""
     budgets = desk.engine.lengths()
-    for name in lengths:
-        if name not in budgets:
-            raise ValueError(f"The prompt length {name!r} is not one of {', '.join(budgets)}.")
+    for name in lengths if isinstance(lengths, (list, tuple)) else [lengths]:
+        if not isinstance(name, str) or name not in budgets:
+            raise ValueError(f"The prompt length {repeated(name)} is not one of {', '.join(budgets)}.")
     return sorted(set(lengths), key=lambda name: budgets[name])
 
 

@@ -147,10 +147,12 @@ def picture(run: Kept | None) -> Value | None:
     )._asdict()
 
 
-def clicked(point: Mapping[str, Any]) -> tuple[int, int] | None:
+def clicked(point: Any) -> tuple[int, int] | None:
     """(layer, head) of the thumbnail that was clicked: said by its trace, or by where it stands in the whole model;
     None where what the browser sent is no place. There need not be such a head.
     """
+    if not isinstance(point, Mapping):
+        return None
     meta = point.get("meta")
     given = (meta["layer"], meta["head"]) if isinstance(meta, Mapping) and {"layer", "head"} <= set(meta) else None
     layer, head = given or (point.get("y"), point.get("x"))

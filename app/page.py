@@ -275,7 +275,9 @@ class _Page:
         prepared = [
             self.header, self.panel, self.length, self.another, self.text, chosen.model, *following.values(),
         ]  # fmt: skip
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # What comes from the browser may be anything. `request.parse` and the handlers check it, in sentences of ours;
+        # gradio's own checks would refuse what a link has set, and every event after it.
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
         # A preparation may wait for a model; nobody else's may wait for it.
         prepare: dict[str, Any] = {**quiet, "concurrency_limit": None}
         page.load(self.follow_link, None, inputs, **prepare).then(self.open, inputs, prepared, **prepare)
@@ -323,13 +325,11 @@ class _Page:
         self.stage.load(self.prepare, inputs, prepared, **prepare)
         self.stop_button.click(self.stop, None, self.stop_button, queue=False, **quiet)
         look: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
-        # A number beyond the range that was typed in is moved into it here; gradio's own check would refuse it.
-        typed = {**look, "preprocess": False}
-        gr.on([self.layer.input, self.head.input], self.show_head, place, self.heatmap, **typed)
+        gr.on([self.layer.input, self.head.input], self.show_head, place, self.heatmap, **look)
         self.shades.input(self.show_shades, self.shades, self.heatmap, **look)
         self.seen.input(self.show_lane, self.seen, [self.heatmap, *looked, self.atlas], **look)
-        self.layer.input(self.show_layer, self.layer, looked, **typed)
-        self.layer_tab.select(self.show_layer, self.layer, looked, **typed)
+        self.layer.input(self.show_layer, self.layer, looked, **look)
+        self.layer_tab.select(self.show_layer, self.layer, looked, **look)
         gr.on([self.overview.click, self.atlas.click], self.show_clicked, None, [*place, self.heatmap, *looked], **look)
         differ, stay, early = self.observations
         differ.click(lambda: gr.update(selected="layer"), None, self.tabs, queue=False, **quiet)
@@ -339,7 +339,9 @@ class _Page:
             .then(self.prepare, inputs, prepared, **prepare)
             .then
         )
-        self.upload.upload(self.open_file, self.upload, [*over, self.timeline, self.upload_said], **run)
+        # But for a file: gradio sees to it that it is one that was uploaded.
+        sent = {**run, "preprocess": True}
+        self.upload.upload(self.open_file, self.upload, [*over, self.timeline, self.upload_said], **sent)
         compared = [self.comparison, self.comparison_chart]
         pressed = [self.compare_button, self.compare_stop, self.run_button]
         self.compare_button.click(self.compare, [self.compared, *inputs], [*compared, *pressed], **run)
@@ -692,7 +694,7 @@ class _Page:
     def show_shades(self, http: gr.Request, shades: Any) -> Any:
         """The same head, its importances or its choice alone."""
         visit = self.desk.visit(http.session_hash)
-        visit.shades = shades if shades in words.SHADES else "both"
+        visit.shades = next((name for name in words.SHADES if name == shades), "both")
         run = self._looked_at(visit)
         return gr.skip() if run is None or not run.layers else self._head(run, visit)
 
@@ -731,7 +733,7 @@ class _Page:
     def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Values:
         """A thumbnail was clicked: its layer and its head."""
         run = self._looked_at(self.desk.visit(http.session_hash))
-        place = looks.clicked(clicked._data or {})
+        place = looks.clicked(clicked._data)
         if run is None or place is None or not (0 <= place[0] < run.layers and 0 <= place[1] < run.heads):
             return (gr.skip(),) * 6
         return (*place, self.show_head(http, *place), *self.show_layer(http, place[0]))

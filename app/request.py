@@ -204,7 +204,7 @@ def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
         if name == "track":
             value = int(bool(value))
         said[name] = value
-    return "?" + urlencode(said)
+    return "?" + urlencode(said, errors="replace")
 
 
 def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -254,7 +254,7 @@ def unused(sampler: SamplerConfig, defaults: SamplerConfig) -> dict[str, str]:
 
 def _choice(name: str, value: Any, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"The {name} {_shown(value)} is not one of {', '.join(choices)}.")
+        raise ValueError(f"The {name} {repeated(value)} is not one of {', '.join(choices)}.")
     return value
 
 
@@ -263,10 +263,10 @@ def _number(name: str, value: Any, low: float, high: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"The value of {name} must be a number between {low:g} and {high:g}, not {_shown(value)}.")
+        raise ValueError(f"The value of {name} must be a number between {low:g} and {high:g}, not {repeated(value)}.")
     # No NaN lies between two numbers; a whole number may be too large for everything but comparing.
     if not low <= value <= high:
-        raise ValueError(f"The value of {name} must lie between {low:g} and {high:g}, not {_shown(value)}.")
+        raise ValueError(f"The value of {name} must lie between {low:g} and {high:g}, not {repeated(value)}.")
     # The page sends numbers such as 0.30000000000000004; the engine takes decimals as written.
     return round(float(value), 4)
 
@@ -278,13 +278,13 @@ def _whole(name: str, value: Any, low: int, high: int, *, optional: bool = False
         value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole and not (isinstance(value, float) and value.is_integer()):
-        raise ValueError(f"The value of {name} must be a whole number between {low} and {high}, not {_shown(value)}.")
+        raise ValueError(f"The value of {name} must be a whole number between {low} and {high}, not {repeated(value)}.")
     if not low <= value <= high:
-        raise ValueError(f"The value of {name} must lie between {low} and {high}, not {_shown(value)}.")
+        raise ValueError(f"The value of {name} must lie between {low} and {high}, not {repeated(value)}.")
     return int(value)
 
 
-def _shown(value: Any) -> str:
+def repeated(value: Any) -> str:
     """A wrong value as it is repeated in a sentence: short, whatever it is."""
     if isinstance(value, int) and abs(value) > 10**20:
         return "a number far beyond that"
