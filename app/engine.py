@@ -177,7 +177,7 @@ class SparsedEngine:
                 f"The model {name[:80]!r} is not one of {', '.join(self.models())}. Others load where the page was "
                 "started with --allow-any-model."
             )
-        if not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+        if not HUB_ID.fullmatch(name) and not (name.strip() and Path(name).is_dir()):
             raise ValueError(f"The model {name[:80]!r} is no folder here and no Hub id (owner/name).")
         self._admitted[name] = self.spec_of(name)
 

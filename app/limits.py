@@ -245,9 +245,11 @@ def refusal(estimated: Estimate | None, limits: Limits, *, length: int, steps: i
     fewer = int(steps * limits.max_seconds / estimated.seconds)
     knob = f", or {fewer} steps or fewer" if fewer >= 8 else ""
     knob += ", or no third lane" if estimated.baseline_seconds else ""
+    # What a stranger cannot turn is no knob.
+    owner = "" if limits.public else " (SPARSED_MAX_MINUTES moves the limit)"
     return (
         f"{length:,} tokens in {steps} steps would take {about(estimated.seconds)} on this machine; the limit is "
-        f"{span(limits.max_seconds)}. Choose a shorter prompt length{knob} (SPARSED_MAX_MINUTES moves the limit)."
+        f"{span(limits.max_seconds)}. Choose a shorter prompt length{knob}{owner}."
     )
 
 

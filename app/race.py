@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -319,8 +318,8 @@ class DeviceQueue:
     """The line for one device: who uses it, who waits, and for about how long. Safe from any thread.
 
     capacity: places in all. at_once: how many runs the device takes at the same time (a borrowed GPU may be several).
-    The line is fair among owners: first come, first served, but whoever already has a place in it lets those in who
-    have none.
+    The line is fair among owners, as in round-robin: first come, first served within a round, and everybody has one run
+    in each. Whoever has a place already stands in the next round; who comes anew, in the one that goes on.
     """
 
     def __init__(self, capacity: int = 32, at_once: int = 1) -> None:
@@ -344,6 +343,8 @@ class DeviceQueue:
                     "Please try again in a few minutes."
                 )
             ticket = Ticket(self, seconds, object() if owner is None else owner)
+            own = [one.round + 1 for one in self._line if one.owner == ticket.owner]
+            ticket.round = max(own) if own else self._line[0].round if self._line else 0
             self._line.append(ticket)
             self._arrange()
             return ticket
@@ -365,17 +366,10 @@ class DeviceQueue:
             return turn
 
     def _arrange(self) -> None:
-        """Sorts those that wait: everybody's first run, then everybody's second, …; and starts the clocks of those
-        whose turn it is. Call with the lock held.
+        """Sorts those that wait, round by round; and starts the clocks of those whose turn it is. Call with the lock
+        held.
         """
-        has_it = [ticket for ticket in self._line if ticket.began is not None]
-        waits = [ticket for ticket in self._line if ticket.began is None]
-        places: Counter[Hashable] = Counter(ticket.owner for ticket in has_it)
-        ranks: dict[Ticket, int] = {}
-        for ticket in sorted(waits, key=lambda ticket: ticket.number):
-            ranks[ticket] = places[ticket.owner]
-            places[ticket.owner] += 1
-        self._line = has_it + sorted(waits, key=lambda ticket: (ranks[ticket], ticket.number))
+        self._line.sort(key=lambda ticket: (ticket.began is None, ticket.round, ticket.number))
         for ticket in self._line[: self.at_once]:
             if ticket.began is None:
                 ticket.began = time.monotonic()
@@ -415,7 +409,8 @@ class LineFull(ValueError):
 class Ticket:
     """A place in a `DeviceQueue`; `position` 0 means the device is yours until `leave()`.
 
-    seconds, owner: as in `DeviceQueue.join`. began: when the device became this one's (time.monotonic), or None.
+    seconds, owner: as in `DeviceQueue.join`. round: as in `DeviceQueue`. began: when the device became this one's
+    (time.monotonic), or None.
     """
 
     _numbers = itertools.count()
@@ -425,6 +420,7 @@ class Ticket:
         self.seconds = seconds
         self.owner = owner
         self.number = next(self._numbers)
+        self.round = 0
         self.began: float | None = None
 
     @property

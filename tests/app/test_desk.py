@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import io
+import json
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,8 +18,10 @@ from typing import Any
 import pytest
 
 from app.desk import Desk, Visit
+from app.engine import SparsedEngine
 from app.limits import Limits
-from app.request import parse
+from app.operations import Journal
+from app.request import OWN_TEXT, parse
 from app.session import WARMING_UP, Shown, perform
 from sparsed.models import LoadError
 
@@ -371,3 +378,155 @@ def test_the_list_has_the_whole_catalogue_and_what_was_given() -> None:
     # A Hub id of the catalogue is no second model.
     by_id = SparsedEngine("GSAI-ML/LLaDA-1.5").models()
     assert by_id["GSAI-ML/LLaDA-1.5"].label == "LLaDA-1.5 (8B)" and len(by_id) == len(names)
+
+
+# ---------------------------------------------------------------- strangers
+
+
+def journal_of(desk: Desk) -> list[dict[str, Any]]:
+    """The lines that the journal of this desk has written."""
+    text = desk.journal._stream.getvalue()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def desk_with_journal(engine: Any, **limits: Any) -> Desk:
+    desk = Desk(engine, "mini", Limits(**limits), Journal(io.StringIO()))
+    desk.load("mini")
+    return desk
+
+
+def own_text(desk: Desk, text: str) -> Any:
+    return replace(asked_of(desk), kind=OWN_TEXT, text=text)
+
+
+def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
+    engine = make_engine()
+    desk = desk_with_journal(engine)
+    engine.failing["slowpoke"] = LoadError("There is no network.")
+    collect(desk, Visit(), asked_of(desk))
+    collect(desk, Visit(), own_text(desk, "a secret kaboom"))
+    visit = Visit()
+    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.timeline else None)
+    collect(desk, Visit(), asked_of(desk, "slowpoke"))
+    desk.limits = replace(desk.limits, max_tokens=100)
+    collect(desk, Visit(), asked_of(desk))
+    lines = [line for line in journal_of(desk) if line["event"] == "run"]
+    assert [line["state"] for line in lines] == ["done", "failed", "stopped", "refused", "refused"]
+    assert lines[0]["right"] == [True, True] and lines[0]["tokens"] == 252 and lines[0]["via"] == "page"
+    assert lines[1]["error"] == "RuntimeError" and lines[1]["kind"] == "own"
+    assert not any("secret" in json.dumps(line) for line in lines)
+
+
+def test_a_full_line_is_a_sentence_and_a_line_in_the_journal(make_engine) -> None:
+    desk = desk_with_journal(make_engine(), max_waiting=1)
+    place = desk.queue.join()
+    last = collect(desk, Visit(), asked_of(desk))[-1]
+    assert last.stage["state"] == "refused" and "Please try again in a few minutes." in last.stage["message"]
+    assert journal_of(desk)[-1]["state"] == "full"
+    place.leave()
+    assert collect(desk, Visit(), asked_of(desk))[-1].stage["state"] == "done"
+
+
+def test_whoever_waits_is_told_his_place_and_about_how_long(make_engine) -> None:
+    desk = desk_of(make_engine())
+    places = [desk.queue.join(30.0), desk.queue.join(40.0)]
+    waited: list[Shown] = []
+
+    def act(shown: Shown) -> None:
+        if shown.stage["state"] == "waiting":
+            waited.append(shown)
+            places[len(waited) - 1].leave()
+
+    assert collect(desk, Visit(), asked_of(desk), act)[-1].stage["state"] == "done"
+    first = waited[0]
+    assert first.stage["message"] == "Waiting for the device: 2 runs are before yours, about 1 min."
+    assert first.position == 2 and first.wait == pytest.approx(70, abs=1)
+    assert waited[1].stage["message"].startswith("Waiting for the device: one run is before yours, about ")
+
+
+def test_a_page_runs_one_race_at_a_time(make_engine) -> None:
+    desk, visit = desk_of(make_engine()), Visit()
+    seen: list[Shown] = []
+
+    def act(shown: Shown) -> None:
+        if not seen:
+            seen.append(shown)
+            seen.extend(collect(desk, visit, asked_of(desk)))
+
+    assert collect(desk, visit, asked_of(desk), act)[-1].stage["state"] == "done"
+    assert seen[-1].stage["state"] == "refused" and "A run of this page is going on" in seen[-1].stage["message"]
+    assert not visit.running
+
+
+def test_a_server_that_is_stopped_ends_its_runs_and_says_why(fake_engine: Any) -> None:
+    engine = Watched(fake_engine.FakeEngine(pace=0.05, load_seconds=0.0))
+    desk = desk_with_journal(engine)
+    waiting = threading.Thread(target=lambda: told.append(collect(desk, Visit(), asked_of(desk))[-1]))
+    told: list[Shown] = []
+
+    def act(shown: Shown) -> None:
+        if shown.timeline is not None and not desk.closing:
+            waiting.start()
+            while len(desk.queue) < 2:
+                time.sleep(0.01)
+            assert desk.status().state == "ok" and (desk.status().running, desk.status().waiting) == (1, 1)
+            desk.close()
+
+    last = collect(desk, Visit(), asked_of(desk), act)[-1]
+    waiting.join(10)
+    assert last.stage["state"] == "stopped" and last.stage["message"].startswith("This server is being stopped")
+    assert last.stage["lanes"][0]["step"] < 64 and told[0].stage["message"].startswith("This server is being stopped")
+    assert desk.quiet and desk.status().state == "stopping"
+    late = collect(desk, Visit(), asked_of(desk))[-1]
+    assert late.stage["state"] == "refused" and "Please try again in a minute" in late.stage["message"]
+
+
+def test_a_run_that_takes_longer_than_announced_is_ended(fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Watched(fake_engine.FakeEngine(pace=0.2, load_seconds=0.0))
+    desk = desk_with_journal(engine)
+    monkeypatch.setattr(Limits, "announced", lambda *_: 0.3)
+    last = collect(desk, Visit(), asked_of(desk))[-1]
+    assert last.stage["state"] == "stopped" and "Ended: it took longer than" in last.stage["message"]
+    assert "What was written so far stays here" in last.stage["message"] and last.stage["lanes"][0]["step"] < 64
+    assert journal_of(desk)[-1]["state"] == "overdue" and len(desk.queue) == 0
+
+
+def test_what_a_visit_kept_is_freed_when_it_ends(fake_engine: Any) -> None:
+    desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
+    visit = desk.visit("one")
+    kept = collect(desk, visit, asked_of(desk))[-1].kept
+    gone, key = weakref.ref(kept), kept.key
+    assert desk.kept(key) is kept
+    del kept
+    desk.leave("one")
+    del visit
+    gc.collect()
+    assert gone() is None and desk.kept(key) is None
+
+
+def test_runs_of_programs_are_kept_for_a_while_and_not_too_many(
+    fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
+    kept = collect(desk, Visit(), asked_of(desk))[-1].kept
+    runs = [replace(kept, key=f"key-{number}") for number in range(20)]
+    for run in runs:
+        desk.remember_call(run)
+    assert [desk.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 16
+    now = time.monotonic
+    monkeypatch.setattr("app.desk.time.monotonic", lambda: now() + 901)
+    assert not any(desk.kept(run.key) for run in runs) and not desk._calls
+
+
+def test_only_listed_models_may_be_loaded_unless_any_may(tmp_path: Any) -> None:
+    for name in ("owner/name", "../../etc", "/etc", "file:///etc/passwd", "https://x.y/z", "mini/../..", "a" * 500):
+        with pytest.raises(ValueError, match="is not one of mini, .*--allow-any-model"):
+            SparsedEngine().admit(name)
+    engine = SparsedEngine(any_model=True)
+    for name in ("../no such", "/no such", "file:///etc/passwd", "https://x.y/z", "a/b/c", "", " ", "a/b c", "\0"):
+        with pytest.raises(ValueError, match="is no folder here and no Hub id"):
+            engine.admit(name)
+    assert list(engine.models()) == list(SparsedEngine().models())
+    engine.admit("owner/name")
+    engine.admit(str(tmp_path))
+    assert not engine.models()["owner/name"].bundled and engine.models()[str(tmp_path)].bundled

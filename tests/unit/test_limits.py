@@ -171,6 +171,40 @@ def test_limits_come_from_the_environment() -> None:
     assert Limits.here({}).max_seconds == 3600
 
 
+def test_where_strangers_come_runs_are_shorter() -> None:
+    assert not Limits.here({}).public
+    assert Limits.here({"SPACE_ID": "owner/name"}) == Limits(max_seconds=300, public=True)
+    assert Limits.here({"SPARSED_PUBLIC": "1"}) == Limits(max_seconds=300, public=True)
+    assert Limits.here({"SPACE_ID": "owner/name", "SPARSED_PUBLIC": "0"}) == Limits()
+    borrowed = {"SPACE_ID": "owner/name", "SPACES_ZERO_GPU": "true"}
+    assert Limits.here(borrowed).max_seconds == 120
+    assert Limits.here({**borrowed, "SPARSED_MAX_MINUTES": "3"}).max_seconds == 180
+    assert Limits.here({"SPARSED_MAX_WAITING": "7"}).max_waiting == 7
+    strangers = refusal(estimated(14), Limits(max_seconds=10, public=True), length=16_448, steps=64) or ""
+    assert "Choose a shorter prompt length" in strangers and "SPARSED" not in strangers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("SPARSED_MAX_WAITING", "0", "from 1 to 1,000,000"),
+        ("SPARSED_PUBLIC", "yes", "from 0 to 1"),
+        ("SPARSED_PUBLIC", "nan", "from 0 to 1"),
+        ("SPARSED_MAX_TOKENS", "12", "from 64 to 1,000,000,000"),
+    ],
+)
+def test_a_variable_out_of_its_range_is_refused(name: str, value: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is '{value}'; it must be a number {says}"):
+        Limits.here({name: value})
+
+
+def test_a_run_is_ended_well_after_its_estimate_and_never_late() -> None:
+    limits = Limits(max_seconds=600)
+    for seconds, most in ((1.0, 61.0), (20.0, 80.0), (30.0, 90.0), (100.0, 300.0), (500.0, 1200.0)):
+        assert limits.announced(Estimate(seconds / 2, seconds / 2, 0)) == most
+    assert limits.announced(None) == 1200
+
+
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="SPARSED_MAX_MINUTES is"):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.race import DeviceQueue, Lane, Race
+from app.race import DeviceQueue, Lane, LineFull, Race
 
 T = TypeVar("T")
 
@@ -219,3 +219,106 @@ def test_the_queue_serves_in_order_and_gives_the_place_free() -> None:
     tickets[0].leave()
     assert tickets[2].position == 0
     assert [queue.next_turn() for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_full_line_says_so_and_takes_whoever_comes_later() -> None:
+    queue = DeviceQueue(capacity=2)
+    first, _ = queue.join(), queue.join()
+    with pytest.raises(LineFull, match="^2 runs are already in line for this device"):
+        queue.join()
+    first.leave()
+    assert queue.join().position == 1
+
+
+def test_whoever_is_in_line_already_lets_others_go_before() -> None:
+    queue = DeviceQueue()
+    greedy = [queue.join(owner="greedy") for _ in range(4)]
+    one, other = queue.join(owner="one"), queue.join(owner="other")
+    # The first has the device; then everybody's first run, then everybody's second.
+    line = [greedy[0], one, other, greedy[1], greedy[2], greedy[3]]
+    assert [ticket.position for ticket in line] == list(range(6))
+    again = queue.join(owner="one")
+    assert [ticket.position for ticket in (greedy[1], again, greedy[2])] == [3, 4, 5]
+    # Nobody who has the device loses it.
+    greedy[0].leave()
+    late = queue.join(owner="late")
+    assert one.position == 0 and other.position == 1 and late.position < greedy[2].position
+
+
+def test_a_device_that_takes_several_runs_gives_each_a_place() -> None:
+    queue = DeviceQueue(at_once=3)
+    tickets = [queue.join() for _ in range(5)]
+    assert [ticket.position for ticket in tickets] == [0, 0, 0, 1, 2] and queue.running == 3
+    tickets[1].leave()
+    assert [tickets[at].position for at in (0, 2, 3, 4)] == [0, 0, 0, 1]
+
+
+def test_the_wait_is_what_those_before_are_expected_to_take() -> None:
+    queue = DeviceQueue()
+    runs = [queue.join(seconds) for seconds in (40.0, 10.0, None, 5.0)]
+    assert runs[0].wait == 0 and runs[3].wait is None
+    assert runs[1].wait == pytest.approx(40, abs=0.5) and runs[2].wait == pytest.approx(50, abs=0.5)
+    runs[0].began -= 30.0
+    assert runs[1].wait == pytest.approx(10, abs=0.5)
+    runs[0].began -= 30.0  # it takes longer than expected
+    assert runs[1].wait == 0 and runs[2].wait == pytest.approx(10, abs=0.5)
+    both = DeviceQueue(at_once=2)
+    some = [both.join(seconds) for seconds in (30.0, 20.0, 50.0, 1.0)]
+    assert some[2].wait == pytest.approx(20, abs=0.5) and some[3].wait == pytest.approx(30, abs=0.5)
+
+
+def test_a_race_that_takes_too_long_is_ended_after_its_step() -> None:
+    ended = threading.Event()
+    runner = Runner(1000, 1.0, sleep=0.02)
+    race = Race([Lane("a", runner)], most_seconds=0.2, on_end=ended.set)
+    last = list(race)[-1]
+    assert last.state == "overdue" and ended.is_set() and not race.stuck
+    assert 5 <= runner.made <= 15 and runner.closed == 1
+
+
+def test_a_step_that_does_not_come_back_is_given_up_but_keeps_the_device() -> None:
+    ended, gate = threading.Event(), threading.Event()
+
+    class Hanging(Runner):
+        def __next__(self) -> Tick:
+            if self.made == 2:
+                gate.wait(20)
+            return super().__next__()
+
+    race = Race([Lane("a", Hanging(9, 1.0))], most_seconds=0.1, grace_seconds=0.1, on_end=ended.set)
+    updates = list(race)
+    assert updates[-1].state == "overdue" and race.stuck and not ended.is_set()
+    gate.set()
+    assert ended.wait(5)
+    deadline = time.monotonic() + 5
+    while race.stuck and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not race.stuck
+
+
+def test_a_race_within_its_time_is_not_ended() -> None:
+    race = Race([Lane("a", Runner(3, 1.0))], most_seconds=0.3)
+    assert list(race)[-1].state == "done"
+    time.sleep(0.5)
+    assert not race.stuck and race.over
+    with pytest.raises(ValueError, match="must be above 0"):
+        Race([Lane("a", Runner(1, 1.0))], most_seconds=0)
+
+
+def test_a_panic_of_a_library_is_not_the_end_of_a_good_race() -> None:
+    class Panic(BaseException):
+        pass
+
+    class Panicking(Runner):
+        def __next__(self) -> Tick:
+            if self.made == 1:
+                raise Panic
+            return super().__next__()
+
+    ended = threading.Event()
+    before, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        last = list(Race([Lane("a", Panicking(5, 1.0))], on_end=ended.set))[-1]
+    finally:
+        threading.excepthook = before
+    assert last.state == "failed" and ended.is_set()

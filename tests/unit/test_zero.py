@@ -260,7 +260,8 @@ def test_what_goes_wrong_over_there_is_a_sentence_here(
     with monkeypatch.context() as patch:
         patch.setattr(gather, "gather_attention", broken)
         last = run(desk, asked_of(desk))[-1]
-    assert last.stage["state"] == "failed" and says in last.stage["message"] and "Traceback" not in last.stage["message"]
+    message = last.stage["message"]
+    assert last.stage["state"] == "failed" and says in message and "Traceback" not in message
     assert run(desk, asked_of(desk))[-1].stage["state"] == "done"
 
 
@@ -318,9 +319,8 @@ thread = threading.Thread(target=elsewhere); thread.start(); thread.join()
 @pytest.mark.skipif(importlib.util.find_spec("spaces") is None, reason="the package spaces is not installed")
 def test_with_the_real_package_models_are_placed_before_the_page_is_served() -> None:
     environment = {**os.environ, "SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": "http://127.0.0.1:9"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", REAL], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-    )
+    command = [sys.executable, "-W", "ignore", "-c", REAL]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [
         "placed on {'cuda:0'} cuda:0 torch.bfloat16",
