@@ -443,11 +443,12 @@ POSTED = (
 )  # fmt: skip
 ASKED = (
     "gradio_api/file={t}", "gradio_api/file/{t}", "gradio_api/proxy={t}", "gradio_api/call/compare/{t}",
-    "gradio_api/call/{t}/{t}", "gradio_api/stream/{t}/1/1/playlist.m3u8", "gradio_api/stream/{t}/{t}/{t}/playlist-file",
-    "gradio_api/custom_component/{t}/client/component/{t}", "gradio_api/info?all_endpoints={t}", "gradio_api/info?{t}",
-    "config?{t}", "sparsed-run/{t}/run.json.gz", "sparsed-run/{t}/{t}", "sparsed-static/{t}", "static/{t}", "assets/{t}",
-    "svelte/{t}", "theme.css?v={t}", "gradio_api/deep_link?session_hash={t}", "{t}", "?{t}={t}", "healthz?{t}",
-    "metrics?{t}", "monitoring/{t}", "gradio_api/run-history/records/{t}/{t}/assets/{t}", "gradio_api/openapi.json?{t}",
+    "gradio_api/call/{t}/{t}", "gradio_api/stream/{t}/1/1/playlist.m3u8",
+    "gradio_api/stream/{t}/{t}/{t}/playlist-file", "gradio_api/custom_component/{t}/client/component/{t}",
+    "gradio_api/info?all_endpoints={t}", "gradio_api/info?{t}", "config?{t}", "sparsed-run/{t}/run.json.gz",
+    "sparsed-run/{t}/{t}", "sparsed-static/{t}", "static/{t}", "assets/{t}", "svelte/{t}", "theme.css?v={t}",
+    "gradio_api/deep_link?session_hash={t}", "{t}", "?{t}={t}", "healthz?{t}", "metrics?{t}", "monitoring/{t}",
+    "gradio_api/run-history/records/{t}/{t}/assets/{t}", "gradio_api/openapi.json?{t}",
 )  # fmt: skip
 raw_texts = st.one_of(
     st.sampled_from(PATHS + SPELLED),
@@ -533,7 +534,7 @@ def test_more_than_five_thousand_inputs_later_a_good_run_is_right(fake: Any, pro
         assert sum(sent.values()) > 5000, sent
     log = Log(fake)
     fake.idle()
-    usual = {"data": list(program.usual["compare"].values())}
+    usual = {"data": list({**program.usual["compare"], "gen_length": 64, "block_length": 64}.values())}
     (answer,) = all_of(fake, [lambda client: call(client, "compare", usual)])
     last = answer.values[-1][0]
     assert last["state"] == "done" and [lane["right"] for lane in last["lanes"].values()] == [True, True]
