@@ -23,7 +23,7 @@ from app import compare as comparison
 from app import request, takeaway
 from app.callers import hung_up
 from app.compare import NOTHING_CHOSEN
-from app.desk import Desk, Visit, log_error
+from app.desk import Desk, Visit
 from app.kept import lane_key
 from app.request import BACKENDS, BASELINES, NO_BASELINE, OWN_TEXT, SAMPLER_FIELDS, Request
 from app.serving import RUNS
@@ -266,7 +266,7 @@ def add(desk: Desk) -> None:
         Returns:
             A list: name, size, whether it is in memory, the sampler's defaults, and why it is too large if it is.
         """
-        with _sentences():
+        with _sentences(desk):
             return _sender(http)([_model(desk, name) for name in desk.engine.models()])
 
     @_documented(known, Compared)
@@ -302,7 +302,7 @@ def add(desk: Desk) -> None:
             the run for /pattern and for its files.
         """
         given = locals()
-        with _sentences():
+        with _sentences(desk):
             asked = _asked(desk, given, usual_kind)
             send = _sender(http)
             async with contextlib.aclosing(_steady(perform(desk, _visit(http), asked, via="api"), http)) as stream:
@@ -340,7 +340,7 @@ def add(desk: Desk) -> None:
             right or wrong, peak memory, and the paper's figures.
         """
         given = locals()
-        with _sentences():
+        with _sentences(desk):
             chosen = _lengths(desk, lengths)
             asked = _asked(desk, {**given, "length": chosen[0]}, usual_kind)
             send = _sender(http)
@@ -359,7 +359,7 @@ def add(desk: Desk) -> None:
             The block indices, how many there are, block size, prompt blocks, the density asked for and executed, and
             the importances where the run has kept them.
         """
-        with _sentences():
+        with _sentences(desk):
             given = {"run": run, "lane": lane, "layer": layer, "head": head, "importance": importance}
             return _sender(http)(_blocks(desk, {name: _plain(name, value) for name, value in given.items()}))
 
@@ -399,7 +399,7 @@ def _documented(known: Mapping[str, Any], returned: Any) -> Callable[[Endpoint],
 
 
 @contextlib.contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(desk: Desk) -> Iterator[None]:
     """What goes wrong reaches the client as one sentence; what should not have gone wrong, the log as a whole."""
     try:
         yield
@@ -407,7 +407,7 @@ def _sentences() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
     # An error of ours would be sent as it is, by gradio: this is the edge where it is not.
     except Exception as error:  # noqa: BLE001
-        log_error(error)
+        desk.journal.error(error, via="api")
         raise gr.Error(INTERNAL, print_exception=False) from None
 
 

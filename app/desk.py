@@ -10,10 +10,8 @@ from __future__ import annotations
 import gc
 import itertools
 import secrets
-import sys
 import threading
 import time
-import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -237,7 +235,7 @@ class Desk:
             outcome = _load_error(error, job.label)
             self.journal.event("model", model=name, state="failed", message=str(outcome))
             if outcome is not error:
-                log_error(error)
+                self.journal.error(error, model=name)
         with self._lock:
             del self._jobs[name]
         job.end(outcome)
@@ -564,8 +562,3 @@ def error_sentence(error: BaseException, lane: str | None = None) -> str:
     first_line = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
     said = f": {first_line}" if first_line else ""
     return f"The run ended early{where} with an error of the engine ({name}{said}). You can press Run again."
-
-
-def log_error(error: BaseException) -> None:
-    """The whole story for the one who runs the page."""
-    traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from app import api, charts, compare, kept, limits, looks, replay, request, stage, takeaway, words
-from app.desk import Desk, Loaded, Loading, Visit, error_sentence, log_error
+from app.desk import Desk, Loaded, Loading, Visit, error_sentence
 from app.kept import Kept, Selected
 from app.request import FOLLOWING, OWN_TEXT, Request
 from app.serving import RUNS
@@ -488,7 +488,7 @@ class _Page:
                     panel = self._ready(material, loaded)
         except EXPECTED as error:
             if not isinstance(error, ValueError):
-                log_error(error)
+                self.desk.journal.error(error)
             panel = {"state": "problem", "problem": error_sentence(error)}
         return {self.panel: _sent(panel), self.length: length, **updates}
 

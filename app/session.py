@@ -13,7 +13,7 @@ from typing import Any
 
 from app import charts, limits
 from app.canvas import Canvas
-from app.desk import CLOSING, Desk, Loaded, Loading, Visit, error_sentence, log_error
+from app.desk import CLOSING, Desk, Loaded, Loading, Visit, error_sentence
 from app.engine import Wanted, line_up
 from app.kept import Kept, Selected, fits, probe_steps
 from app.operations import Ending, RunReport, Via
@@ -227,7 +227,7 @@ async def perform(
     except Exception as error:  # noqa: BLE001
         account.end("full" if isinstance(error, LineFull) else "refused" if _is_said(error) else "failed", error)
         if not _is_said(error):
-            log_error(error)
+            desk.journal.error(error)
         yield _shown(asked, "refused" if _is_said(error) else "failed", error_sentence(error), over=True)
     finally:
         if measured is None:
@@ -426,7 +426,7 @@ async def _stream(
             new = visit.selected = Selected(run.pattern)
         stage.message = _message(desk, material, update, stage.lanes.get(update.error_lane or ""))
         if update.error is not None:
-            log_error(update.error)
+            desk.journal.error(update.error, lane=update.error_lane)
         snapshot = stage.apply(update)
         account.seen(snapshot)
         if update.state != "running":
@@ -446,7 +446,7 @@ async def _stream(
                 kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
             # A race that is over stays what it was, whatever happens to its record.
             except Exception as error:  # noqa: BLE001
-                log_error(error)
+                desk.journal.error(error)
                 snapshot["notes"].append(NOT_KEPT)
             if kept is not None:
                 desk.remember(visit, kept)

@@ -361,7 +361,8 @@ def test_an_error_of_the_servers_own_is_told_to_the_log_alone(
         models(SimpleNamespace(headers={}))
     assert raised.value.message == "The server met an error of its own and ended this call. Its log says more."
     assert raised.value.print_exception is False
-    assert "KeyError: 'where the weights are'" in capsys.readouterr().err
+    told = json.loads(capsys.readouterr().err)
+    assert (told["event"], told["error"]) == ("error", "KeyError") and "<lambda>" in told["trace"][-1]
 
 
 def test_any_model_may_be_named_where_the_page_takes_any(fake_engine: ModuleType) -> None:
