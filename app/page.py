@@ -206,6 +206,7 @@ class _Page:
             self._wire(page)
         # No event is run past the queue.
         page.queue(api_open=False)
+        self.blocks = page
         # Gradio's queue looks for work a thousand times a second, which on two cores takes 7 % of one from the engine.
         page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_SECONDS
         return page
@@ -617,6 +618,10 @@ class _Page:
     def leave(self, http: gr.Request) -> None:
         """The tab was closed."""
         self.desk.leave(http.session_hash)
+        holder = getattr(self.blocks, "state_holder", None)
+        if holder is not None:
+            holder.session_data.pop(http.session_hash, None)
+            holder.time_last_used.pop(http.session_hash, None)
 
     # ---- comparing prompt lengths ------------------------------------------------------------------------------
 

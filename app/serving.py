@@ -55,6 +55,9 @@ def launch_options(desk: Desk) -> dict[str, Any]:
         "mcp_server": True,
         # Whoever waits in line holds one of them.
         "max_threads": 256,
+        # Gradio keeps the last value of every output of every session, also of tabs that are closed; the page drops
+        # them then, and this bounds those of whoever never says goodbye.
+        "state_session_capacity": 256,
     }
 
 
