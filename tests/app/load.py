@@ -26,7 +26,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -456,6 +457,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
+def gather(visits: Coroutine[Any, Any, list[Seen]]) -> list[Seen]:
+    """Runs them in a thread of their own: the one that calls may have an event loop already."""
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(asyncio.run, visits).result()
+
+
 def load(visitors: int, seconds: float, seed: int = 0, growth: float | None = GROWTH) -> list[str]:
     """The whole test; prints the table and returns what is wrong. growth: None does not judge the memory."""
     coming = plans(visitors, seconds, seed)
@@ -463,10 +470,10 @@ def load(visitors: int, seconds: float, seed: int = 0, growth: float | None = GR
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         wiring = Wiring(server.url)
         first = [plan for plan in plans(WARM_UP, 4.0, seed + 1)]
-        asyncio.run(crowd(server.url, wiring, first))
+        gather(crowd(server.url, wiring, first))
         server.idle()
         before = server.memory()
-        seen = asyncio.run(crowd(server.url, wiring, coming))
+        seen = gather(crowd(server.url, wiring, coming))
         state = server.idle()
         after = server.memory()
         log = server.log.read_text(errors="replace")
