@@ -28,6 +28,7 @@ from app.request import Request
 from app.stage import SPARSE
 from app.words import Shades
 from sparsed.config import SamplerConfig
+from sparsed.memory import give_back
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
 
@@ -422,6 +423,11 @@ class Desk:
             visit = self._visits.pop(name or "api", None)
         if visit is not None:
             visit.stop()
+        # Beside a run it would cost that run's time.
+        if self.quiet:
+            del visit
+            gc.collect()
+            give_back()
 
     def kept(self, key: str) -> Kept | None:
         """The run of that key, as long as the visit it belongs to keeps it; the recorded one always."""

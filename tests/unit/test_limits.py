@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from pathlib import Path
+
 import pytest
 
 from app.limits import (
@@ -17,7 +21,7 @@ from app.limits import (
     refusal,
     span,
 )
-from sparsed.memory import device_memory
+from sparsed.memory import device_memory, give_back
 
 MINI = Shape(
     layers=6, hidden=256, heads=4, head_dim=64, intermediate=512, weight_bytes=17_840_000, number_bytes=4
@@ -209,6 +213,20 @@ def test_a_run_is_ended_well_after_its_estimate_and_never_late() -> None:
 def test_a_limit_that_is_no_number_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="SPARSED_MAX_MINUTES is"):
         Limits.here({"SPARSED_MAX_MINUTES": value})
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    # Blocks of this size stay with the library when they are freed, as long as something lies above them.
+    blocks = [b"x" * (60_000 + number % 7) for number in range(2000)]
+    above = b"x" * 60_000
+    del blocks
+    before = resident()
+    give_back()
+    assert before - resident() > 60_000_000 and len(above) == 60_000
 
 
 def test_free_memory_is_known_on_this_kind_of_system() -> None:
