@@ -154,6 +154,7 @@ async def perform(
         desk.enter(visit)
     except ValueError as error:
         account.end("refused", error)
+        account.close()
         yield _shown(asked, "refused", str(error), over=True)
         return
     if measured is None:
