@@ -97,6 +97,7 @@ def build(model: str = "mini", any_model: bool = False) -> tuple[desk.Desk, page
 
     Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
     """
+    engine.check_name(model)
     bounds, journal = limits.Limits.here(), operations.Journal.here()
     if any_model and bounds.public:
         raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
@@ -131,14 +132,20 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # The first line on standard output is the address; gradio would write of its MCP server before.
-    with contextlib.redirect_stdout(io.StringIO()):
-        _, address, _ = demo.launch(
-            server_name=given.host,
-            server_port=given.port,
-            prevent_thread_lock=True,
-            quiet=True,
-            **serving.launch_options(here),
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, address, _ = demo.launch(
+                server_name=given.host,
+                server_port=given.port,
+                prevent_thread_lock=True,
+                quiet=True,
+                **serving.launch_options(here),
+            )
+    except (OSError, OverflowError):
+        # gradio asks for a port that nobody uses, and says in its own words that there is none.
+        wanted = f"port {given.port}" if given.port is not None else "any port that it tried"
+        print(f"error: The page cannot listen on {wanted}: choose another one with --port.", file=sys.stderr)
+        return 2
     if address is None:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the
         # model.

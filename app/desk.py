@@ -13,8 +13,9 @@ import secrets
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 from weakref import WeakSet
 
@@ -44,6 +45,8 @@ KEPT_PROMPTS = 16
 # over a few thousand keys costs more for each of them than over a few hundred, so the longest tells most.
 MEASURED_TOKENS = (224, 2016, 4064)
 SLOW_STEP = 2.0
+# What a race shows of the machine counts when its steps take less than this share of what was expected.
+FASTER = 0.8
 GB = 10**9
 
 
@@ -272,6 +275,19 @@ class Desk:
         with self._lock:
             self._loaded[name] = loaded
         return loaded
+
+    def learn(self, name: str, length: int, seconds: Sequence[float]) -> None:
+        """Dense steps over `length` tokens took so long. A machine that was busy when it was measured is faster than it
+        seemed, and nothing must be refused for that; one that is busy now is no slower.
+        """
+        with self._lock:
+            loaded = self._loaded.get(name)
+            if loaded is None or loaded.speed is None or len(seconds) < 3:
+                return
+            factor = median(seconds) / loaded.speed.step(length)
+            if 0 < factor < FASTER:
+                speed = Speed(factor * loaded.speed.per_token, factor * loaded.speed.per_pair)
+                self._loaded[name] = replace(loaded, speed=speed)
 
     def too_large(self, name: str) -> str:
         """Why the weights of this model cannot fit here, whatever else is given up; empty if they can."""

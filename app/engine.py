@@ -33,6 +33,15 @@ class Wanted:
     probe_steps: tuple[int, ...] = ()
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for what can be no model: neither in the catalogue, nor a Hub id, nor a model's folder."""
+    if any(name in (spec.name, spec.source) for spec in CATALOGUE) or HUB_ID.fullmatch(name):
+        return
+    if not name.strip() or not (Path(name) / "config.json").is_file():
+        listed = ", ".join(spec.name for spec in CATALOGUE)
+        raise ValueError(f"The model {name[:80]!r} is none of {listed}, no Hub id (owner/name) and no model's folder.")
+
+
 class Engine(Protocol):
     """What a page needs: models, prompts with known answers, and runs. The types are those of `sparsed`."""
 
@@ -177,8 +186,7 @@ class SparsedEngine:
                 f"The model {name[:80]!r} is not one of {', '.join(self.models())}. Others load where the page was "
                 "started with --allow-any-model."
             )
-        if not HUB_ID.fullmatch(name) and not (name.strip() and Path(name).is_dir()):
-            raise ValueError(f"The model {name[:80]!r} is no folder here and no Hub id (owner/name).")
+        check_name(name)
         self._admitted[name] = self.spec_of(name)
 
     @staticmethod

@@ -414,9 +414,10 @@ class _Page:
         if isinstance(chosen, str):
             self.desk.engine.admit(chosen)
         # What is no string is refused by `parse`.
-        known = chosen if isinstance(chosen, str) else self.desk.default_model
+        defaults = self.desk.defaults(chosen if isinstance(chosen, str) else self.desk.default_model)
+        given = self.settings.within(given, defaults)
         return request.parse(
-            **given, defaults=self.desk.defaults(known), models=self.models, kinds=self.kinds, lengths=self.lengths
+            **given, defaults=defaults, models=self.models, kinds=self.kinds, lengths=self.lengths
         )
 
     # ---- handlers ------------------------------------------------------------------------------------------
@@ -818,6 +819,7 @@ class _Page:
                 "model": self.desk.default_model, "kind": self.default_kind, "length": next(iter(self.lengths)),
                 "question": 0, "text": "", "skip": 0.2, "selection": "paper", "seed": 0, "backend": "auto",
             }  # fmt: skip
+            values = self.settings.within(values, self.desk.defaults(self.desk.default_model))
             given = {**usual, **values}
             try:
                 self._parse(*[given.get(name) for name in names], touched)

@@ -286,6 +286,8 @@ def _whole(name: str, value: Any, low: int, high: int, *, optional: bool = False
 
 def repeated(value: Any) -> str:
     """A wrong value as it is repeated in a sentence: short, whatever it is."""
+    if value is None:
+        return "nothing"
     if isinstance(value, int) and abs(value) > 10**20:
         return "a number far beyond that"
     if isinstance(value, float) and value.is_integer():

@@ -432,6 +432,9 @@ async def _stream(
         account.seen(snapshot)
         if update.state != "running":
             account.end(update.state, update.error)
+            asked = material.asked
+            alone = [seconds / asked.rows for seconds in stage.lanes[DENSE].times]
+            desk.learn(asked.model, material.tokens + asked.gen_length, alone)
         figure = charts.timeline(
             {key: lane.times for key, lane in stage.lanes.items()},
             {key: lane.phases for key, lane in stage.lanes.items()},

@@ -14,6 +14,11 @@ from sparsed.config import SamplerConfig
 
 GENERATIONS = (16, 32, 64, 128, 256)
 LEAST_STEPS, MOST_STEPS = 8, 256
+# The sliders, by what `request.parse` calls them: from, to.
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (LEAST_STEPS, MOST_STEPS), "temperature": (0.0, 2.0), "top_p": (0.05, 1.0), "cfg_scale": (0.0, 4.0),
+    "skip": (0.0, 1.0), "select": (0.05, 1.0),
+}  # fmt: skip
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 OFF = 0
 # What is said below a setting, where the algorithm has nothing else to say.
@@ -61,7 +66,7 @@ class Settings:
                     min_width=320, scale=2,
                 )  # fmt: skip
                 self.steps = gr.Slider(
-                    LEAST_STEPS, MOST_STEPS, value=usual.steps, step=8, label="Denoising steps", elem_id="sd-steps",
+                    *RANGES["steps"], value=usual.steps, step=8, label="Denoising steps", elem_id="sd-steps",
                     info=STEPS_INFO, scale=1, **slim,
                 )  # fmt: skip
                 self.gen_length = gr.Dropdown(
@@ -74,12 +79,12 @@ class Settings:
                     elem_id="sd-block-length", info=INFO["block_length"], **slim,
                 )  # fmt: skip
                 self.temperature = gr.Slider(
-                    0.0, 2.0, value=usual.temperature, step=0.05, label="Temperature", elem_id="sd-temperature",
-                    info="0 takes the likeliest token.", **slim,
+                    *RANGES["temperature"], value=usual.temperature, step=0.05, label="Temperature",
+                    elem_id="sd-temperature", info="0 takes the likeliest token.", **slim,
                 )  # fmt: skip
                 self.top_p = gr.Slider(
-                    0.05, 1.0, value=usual.top_p, step=0.05, label="Top-p", elem_id="sd-top-p", info=INFO["top_p"],
-                    **slim,
+                    *RANGES["top_p"], value=usual.top_p, step=0.05, label="Top-p", elem_id="sd-top-p",
+                    info=INFO["top_p"], **slim,
                 )  # fmt: skip
             with gr.Row():
                 self.threshold = gr.Dropdown(
@@ -88,8 +93,8 @@ class Settings:
                     info=INFO["threshold"], **slim,
                 )  # fmt: skip
                 self.cfg_scale = gr.Slider(
-                    0.0, 4.0, value=usual.cfg_scale, step=0.25, label="Guidance (CFG scale)", elem_id="sd-cfg-scale",
-                    info="0 is off; above, each step costs twice.", **slim,
+                    *RANGES["cfg_scale"], value=usual.cfg_scale, step=0.25, label="Guidance (CFG scale)",
+                    elem_id="sd-cfg-scale", info="0 is off; above, each step costs twice.", **slim,
                 )  # fmt: skip
                 self.seed = gr.Number(
                     value=0, label="Sampler seed", elem_id="sd-seed", info="All lanes use the same.", **number,
@@ -97,11 +102,11 @@ class Settings:
             gr.HTML("<h2>SparseD</h2>", apply_default_css=False)
             with gr.Row():
                 self.skip = gr.Slider(
-                    0.0, 1.0, value=0.2, step=0.05, label="Skip", elem_id="sd-skip",
+                    *RANGES["skip"], value=0.2, step=0.05, label="Skip", elem_id="sd-skip",
                     info="Share of steps before the switch.", **slim,
                 )  # fmt: skip
                 self.select = gr.Slider(
-                    0.05, 1.0, value=0.5, step=0.05, label="Select", elem_id="sd-select",
+                    *RANGES["select"], value=0.5, step=0.05, label="Select", elem_id="sd-select",
                     info="Share of key blocks a head keeps.", **slim,
                 )  # fmt: skip
                 self.block_size = gr.Dropdown(
@@ -132,6 +137,18 @@ class Settings:
             "cfg_scale": self.cfg_scale, "top_p": self.top_p, "select": self.select, "block_size": self.block_size,
         }  # fmt: skip
         self.following = {name: by_name[name] for name in FOLLOWING}
+
+    def within(self, given: Mapping[str, Any], defaults: SamplerConfig) -> dict[str, Any]:
+        """The values, those of the sliders moved into their ranges, as the browser does it with what is typed there."""
+        values = dict(given)
+        for name, (low, high) in RANGES.items():
+            value = values.get(name)
+            if name == "steps" and defaults.steps is not None:
+                low, high = min(low, defaults.steps), max(high, defaults.steps)
+            # What is no number is refused by `request.parse`, and so is one that is none.
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+                values[name] = min(max(value, low), high)
+        return values
 
     def follow(self, asked: Request, given: Mapping[str, Any], touched: Collection[str]) -> dict[Any, Any]:
         """Updates of the components: what the visitor has not set (`touched`) moves to what the run will use, and

@@ -475,6 +475,8 @@
       const font = { family: styles.fontFamily };
       const { data, layout } = resolveColours(figure, styles);
       await Plotly.react(plot, data, { ...layout, font: { ...font, ...layout.font } }, { displayModeBar: false, responsive: true });
+      // Plotly's own box loses its height when it is drawn anew and then made wider; what follows would slide below it.
+      if (layout.height) plot.style.minHeight = `${layout.height}px`;
       if (!plot.dataset.drawn && trigger) {
         // What was clicked, for the charts whose parts can be chosen.
         plot.on("plotly_click", (event) => {

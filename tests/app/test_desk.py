@@ -19,7 +19,7 @@ import pytest
 
 from app.desk import Desk, Visit
 from app.engine import SparsedEngine
-from app.limits import Limits
+from app.limits import Limits, Speed
 from app.operations import Journal
 from app.request import OWN_TEXT, parse
 from app.session import WARMING_UP, Shown, perform
@@ -524,9 +524,27 @@ def test_only_listed_models_may_be_loaded_unless_any_may(tmp_path: Any) -> None:
             SparsedEngine().admit(name)
     engine = SparsedEngine(any_model=True)
     for name in ("../no such", "/no such", "file:///etc/passwd", "https://x.y/z", "a/b/c", "", " ", "a/b c", "\0"):
-        with pytest.raises(ValueError, match="is no folder here and no Hub id"):
+        with pytest.raises(ValueError, match="no Hub id .* and no model's folder"):
             engine.admit(name)
     assert list(engine.models()) == list(SparsedEngine().models())
     engine.admit("owner/name")
+    with pytest.raises(ValueError, match="no model's folder"):
+        engine.admit(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     engine.admit(str(tmp_path))
     assert not engine.models()["owner/name"].bundled and engine.models()[str(tmp_path)].bundled
+
+
+def test_a_machine_that_was_busy_when_it_was_measured_is_taken_for_faster_later(make_engine) -> None:
+    desk = desk_of(make_engine())
+    with desk._lock:
+        desk._loaded["mini"] = replace(desk._loaded["mini"], speed=Speed(4e-5, 4e-8))
+    desk.learn("mini", 1000, [0.01] * 2)  # too few to tell
+    desk.learn("mini", 1000, [0.2] * 9)  # busy now
+    desk.learn("mini", 1000, [0.07] * 9)  # about as expected
+    desk.learn("unknown", 1000, [0.01] * 9)
+    assert desk.load("mini").speed == Speed(4e-5, 4e-8)
+    desk.learn("mini", 1000, [0.5, 0.02, 0.02, 0.02, 0.01])
+    assert desk.load("mini").speed.step(1000) == pytest.approx(0.02)
+    # Both parts alike: a step at another length is as much faster.
+    assert desk.load("mini").speed.step(4000) == pytest.approx(Speed(1e-5, 1e-8).step(4000))

@@ -34,6 +34,7 @@ class Door:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         self.log = folder / "log"
         with self.log.open("w") as log:
+            # Of an option that is given twice the last one counts.
             command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), *options]
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
@@ -114,6 +115,8 @@ def test_a_space_serves_and_gives_no_file_away(doors: list[Door], tmp_path: Path
     ("options", "environment", "says"),
     [
         (["--allow-any-model"], {"SPARSED_PUBLIC": "1"}, "error: --allow-any-model is not for a public page"),
+        (["--model", "nonsense"], {}, "error: The model 'nonsense' is none of mini, "),
+        (["--port", "99999"], {}, "error: The page cannot listen on port 99999"),
         (["--allow-any-model"], {"SPACE_ID": "owner/name"}, "error: --allow-any-model is not for a public page"),
         ([], {"SPARSED_MAX_WAITING": "none"}, "error: SPARSED_MAX_WAITING is 'none'; it must be a number from 1 to"),
         ([], {"SPARSED_LOG_PROMPTS": "maybe"}, "error: SPARSED_LOG_PROMPTS"),
