@@ -284,7 +284,8 @@ class Desk:
             loaded = self._loaded.get(name)
             if loaded is None or loaded.speed is None or len(seconds) < 3:
                 return
-            factor = median(seconds) / loaded.speed.step(length)
+            expected = loaded.speed.step(length)
+            factor = median(seconds) / expected if expected > 0 else 1.0
             if 0 < factor < FASTER:
                 speed = Speed(factor * loaded.speed.per_token, factor * loaded.speed.per_pair)
                 self._loaded[name] = replace(loaded, speed=speed)
