@@ -527,7 +527,7 @@ class Desk:
         """What the server does, in numbers, for whoever looks after it."""
         with self._lock:
             names, visits = sorted(self._loaded), len(self._visits)
-            stuck, loading = any(race.stuck for race in self._races), self.default_model in self._jobs
+            stuck, loading = any(race.stuck for race in self._races), self.default_model not in self._loaded
         running = self.queue.running
         state: State = "stopping" if self.closing else "stuck" if stuck else "loading" if loading else "ok"
         return Status(

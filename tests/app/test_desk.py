@@ -417,6 +417,13 @@ def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
     assert not any("secret" in json.dumps(line) for line in lines)
 
 
+def test_the_state_is_loading_until_the_default_model_is_there(make_engine) -> None:
+    desk = Desk(make_engine(), "mini", Limits())
+    assert (desk.status().state, desk.status().models) == ("loading", ())
+    desk.load("mini")
+    assert (desk.status().state, desk.status().models) == ("ok", ("mini",))
+
+
 def test_a_full_line_is_a_sentence_and_a_line_in_the_journal(make_engine) -> None:
     desk = desk_with_journal(make_engine(), max_waiting=1)
     place = desk.queue.join()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_importances_are_kept_as_the_engine_made_them(run) -> None:
 
 
 def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> None:
-    desk = Desk(None, "mini", Limits())  # type: ignore[arg-type]
+    desk = Desk(SimpleNamespace(at_once=1), "mini", Limits())  # type: ignore[arg-type]
     size = run.importance_bytes
     assert size == sum(layer.nbytes for layer in run.importance) > 0
     monkeypatch.setattr("app.desk.MOST_IMPORTANCE", 2 * size)

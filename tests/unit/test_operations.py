@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,12 @@ class TestRoutes:
         assert 'sparsed_runs_total{model="mini",state="done",via="page"} 1.0' in answer.text
 
 
+def run_alone(coroutine: Any) -> None:
+    """In a thread of its own: browser tests of the same session keep an event loop running in this one."""
+    with ThreadPoolExecutor(1) as alone:
+        alone.submit(asyncio.run, coroutine).result(timeout=30)
+
+
 def ask(
     app: Callable[..., Any], path: str = "/", body: list[bytes] | None = None, headers: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
@@ -344,7 +351,7 @@ def ask(
 
     raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "headers": raw}
-    asyncio.run(app(scope, receive, send))
+    run_alone(app(scope, receive, send))
     return sent
 
 
@@ -548,7 +555,7 @@ class TestGuard:
             raise AssertionError
 
         scope = {"type": kind}
-        asyncio.run(Guard(app)(scope, nothing, nothing))
+        run_alone(Guard(app)(scope, nothing, nothing))
         assert seen == [scope, nothing, nothing]
 
 
