@@ -111,13 +111,13 @@ def plans(visitors: int, seconds: float, seed: int) -> list[Plan]:
 # ---------------------------------------------------------------- what is right
 
 
-def expected(some: Sequence[Plan]) -> dict[int, dict[str, tuple[list[str], str]]]:
-    """Visitor → lane → the cells and the text of the same run, alone in the engine."""
+def expected(some: Sequence[Plan], dtype: str) -> dict[int, dict[str, tuple[list[str], str]]]:
+    """Visitor → lane → the cells and the text of the same run, alone in the engine, in these numbers."""
     import sparsed
     from sparsed.fragments import cell_texts
     from sparsed.prompts import build_prompt
 
-    model = sparsed.load("mini")
+    model = sparsed.load("mini", dtype=dtype)
     right: dict[int, dict[str, tuple[list[str], str]]] = {}
     for plan in some:
         prompt = plan.text or build_prompt(model, "short_context", "about", plan.question).text
@@ -230,7 +230,7 @@ class Wiring:
 def bad_values(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the page's inputs, the endpoint's parameters) with one thing wrong."""
     wrong = [
-        ({"sd-steps": -5}, {"steps": -5}),
+        ({"sd-steps": "many"}, {"steps": -5}),
         ({"sd-model": "../../etc/passwd"}, {"model": "../../etc/passwd"}),
         ({"sd-kind": "own", "sd-text": "x" * 2_500_000}, {"text": "x" * 2_500_000}),
         ({"sd-seed": "seven"}, {"seed": "seven"}),
@@ -466,7 +466,9 @@ def gather(visits: Coroutine[Any, Any, list[Seen]]) -> list[Seen]:
 def load(visitors: int, seconds: float, seed: int = 0, growth: float | None = GROWTH) -> list[str]:
     """The whole test; prints the table and returns what is wrong. growth: None does not judge the memory."""
     coming = plans(visitors, seconds, seed)
-    right = expected([plan for plan in coming if plan.fate != "bad"])
+    asked = [plan for plan in coming if plan.fate != "bad"]
+    # Which numbers are faster the server tries out when it starts; where a text means nothing they decide for a token.
+    rights = [expected(asked, dtype) for dtype in ("float32", "bfloat16")]
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         wiring = Wiring(server.url)
         first = [plan for plan in plans(WARM_UP, 4.0, seed + 1)]
@@ -477,7 +479,9 @@ def load(visitors: int, seconds: float, seed: int = 0, growth: float | None = GR
         state = server.idle()
         after = server.memory()
         log = server.log.read_text(errors="replace")
-    wrong = [one for each in seen for one in judge(each, right.get(each.plan.number))]
+    # All of them must be right in the same numbers.
+    judged = [[one for each in seen for one in judge(each, right.get(each.plan.number))] for right in rights]
+    wrong = min(judged, key=len)
     if state["running"] or state["waiting"] or state["visits"]:
         wrong.append(f"at the end the server says {state}")
     if "Traceback" in log:
