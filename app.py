@@ -156,7 +156,11 @@ def main() -> int:
     # gradio's own way of waiting would end at once, in the middle of a step.
     signals.wait(lambda: demo.is_running)
     demo.close(verbose=False)
-    return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread that loads a model, or whose step does not come back, would be torn down in the midst of torch's own
+    # threads, and the process would abort.
+    os._exit(0)
 
 
 if __name__ == "__main__":

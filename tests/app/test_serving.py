@@ -98,6 +98,20 @@ def test_a_server_that_is_told_to_stop_ends_its_run_tells_its_client_and_goes(
     assert door.process.stdout.read().splitlines() == [f"SparseD live: {door.url}/"]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_a_server_that_is_told_to_stop_while_it_measures_the_machine_goes_in_good_order(
+    doors: list[Door], tmp_path: Path, seconds: float
+) -> None:
+    door = Door(tmp_path)
+    doors.append(door)
+    door.ready()
+    time.sleep(seconds)
+    door.process.send_signal(signal.SIGTERM)
+    assert door.process.wait(30) == 0
+    assert [event["event"] for event in door.events()] == ["stopping"]
+    assert len(door.log.read_text().splitlines()) == 1
+
+
 def test_a_space_serves_and_gives_no_file_away(doors: list[Door], tmp_path: Path) -> None:
     door = Door(tmp_path, SPACE_ID="owner/name", SYSTEM="spaces")
     doors.append(door)
