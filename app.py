@@ -21,8 +21,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 # reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from app.limits import borrowed
+
 # On a ZeroGPU Space this stands in for CUDA, and must come before everything that uses it.
-if os.environ.get("SPACES_ZERO_GPU"):
+if borrowed():
     import spaces
 
 # Every module of the package `app` is imported here, at the top: `gradio app.py` binds the name `app` to this
@@ -101,7 +103,7 @@ def build(model: str = "mini", any_model: bool = False) -> tuple[desk.Desk, page
     bounds, journal = limits.Limits.here(), operations.Journal.here()
     if any_model and bounds.public:
         raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
-    if zero.active():
+    if borrowed():
         names = zero.placed(default=model)
         here = desk.Desk(zero.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
         here.place(names)

@@ -493,10 +493,10 @@ class Desk:
     # ---- what goes on ----------------------------------------------------------------------------------------
 
     def enter(self, visit: Visit) -> None:
-        """A run of this visit begins, or its waiting does. Raises Closing where no new run may."""
+        """A run of this visit begins, or its waiting does. Raises ValueError where no new run may."""
         with self._lock:
             if self.closing:
-                raise Closing(CLOSING)
+                raise ValueError(CLOSING)
             self._active.add(visit)
 
     def exit(self, visit: Visit) -> None:
@@ -549,10 +549,6 @@ class Desk:
     def next_run(self) -> int:
         """A number for a run, different for every run of this page."""
         return next(self._runs)
-
-
-class Closing(ValueError):
-    """The server is being stopped: no run begins."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -109,8 +109,7 @@ class Limits:
         """
         values = os.environ if environment is None else environment
         public = bool(_number(values, "SPARSED_PUBLIC", int("SPACE_ID" in values), (0, 1)))
-        borrowed = bool(values.get("SPACES_ZERO_GPU"))
-        minutes = BORROWED_MINUTES if borrowed else PUBLIC_MINUTES if public else 60
+        minutes = BORROWED_MINUTES if borrowed(values) else PUBLIC_MINUTES if public else 60
         return cls(
             max_seconds=60 * _number(values, "SPARSED_MAX_MINUTES", minutes),
             max_tokens=int(_number(values, "SPARSED_MAX_TOKENS", 66_560, (64, 1e9))),
@@ -124,6 +123,12 @@ class Limits:
         """
         most = 2 * self.max_seconds
         return most if estimated is None else min(most, max(3 * estimated.seconds, estimated.seconds + 60))
+
+
+def borrowed(environment: Mapping[str, str] | None = None) -> bool:
+    """Does this process run on a ZeroGPU Space, which lends a GPU for one race at a time?"""
+    values = os.environ if environment is None else environment
+    return values.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def _number(

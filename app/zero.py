@@ -37,12 +37,6 @@ MOST_IMPORTANCES = 2**25
 AT_ONCE = 4
 
 
-def active(environment: Mapping[str, str] | None = None) -> bool:
-    """Does this process run on a ZeroGPU Space?"""
-    values = os.environ if environment is None else environment
-    return values.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-
-
 def placed(environment: Mapping[str, str] | None = None, default: str = "mini") -> list[str]:
     """The models that are placed at the start: SPARSED_MODELS, names with commas."""
     values = os.environ if environment is None else environment

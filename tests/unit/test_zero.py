@@ -29,7 +29,7 @@ from app import zero
 from app.desk import Desk, Visit
 from app.engine import SparsedEngine
 from app.kept import probe_steps
-from app.limits import Limits
+from app.limits import Limits, borrowed
 from app.request import parse
 from app.session import Shown, perform
 from sparsed.attention import gather
@@ -287,7 +287,7 @@ def test_only_the_models_of_the_space_are_listed(desk: Desk) -> None:
     with pytest.raises(ValueError, match="which this Space has"):
         desk.engine.admit("owner/name")
     assert zero.placed({"SPARSED_MODELS": " mini, llada-1.5 ,mini"}) == ["mini", "llada-1.5"]
-    assert zero.placed({}) == ["mini"] and zero.active({"SPACES_ZERO_GPU": "true"}) and not zero.active({})
+    assert zero.placed({}) == ["mini"] and borrowed({"SPACES_ZERO_GPU": "true"}) and not borrowed({})
 
 
 REAL = """
