@@ -4,6 +4,9 @@ Both lanes run in one process on the same weights and prompt, never at the same 
 alone, and the lane that has used less time makes the next step, so that whatever else the machine does falls
 on both alike. The selection is part of SparseD's time. The attention of one layer is timed apart, on the
 queries, keys and values that the model makes of the prompt and the masks.
+
+With --out, each measurement is kept in a folder as soon as it is done: what is there is not measured again, and
+the processes of ``accelerate launch``, each with a whole model on a device of its own, share what is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +36,11 @@ from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig, switch_step
 from sparsed.denoising import Run, denoise, synchronize
+from sparsed.launch import Launch
 from sparsed.models.network import hidden_rows
+from sparsed.prompts import build_prompt, token_budget
+from sparsed.records import Crew, Folder, differences, read_lines
+from sparsed.typed_json import read_as
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -175,8 +182,8 @@ class Measurement:
     dense_step: Spread
     select_step: Spread | None
     sparse_step: Spread | None
-    dense_run: list[float]
-    sparsed_run: list[float]
+    dense_run: tuple[float, ...]
+    sparsed_run: tuple[float, ...]
     speedup: float
     attention: AttentionTimes
     same_tokens: float
@@ -186,7 +193,7 @@ class Measurement:
     other: float
     limit_step: float | None
     share: float | None
-    composed: list[Composed]
+    composed: tuple[Composed, ...]
 
 
 def race(runs: Sequence[Run], first: int = 0) -> list[float]:
@@ -293,8 +300,8 @@ def measure(
         dense_step=dense_step,
         select_step=select_step,
         sparse_step=sparse_step,
-        dense_run=[round(x, 4) for x in dense_runs],
-        sparsed_run=[round(x, 4) for x in sparsed_runs],
+        dense_run=tuple(round(x, 4) for x in dense_runs),
+        sparsed_run=tuple(round(x, 4) for x in sparsed_runs),
         speedup=round(statistics.median(a / b for a, b in zip(dense_runs, sparsed_runs)), 3),
         attention=layer,
         same_tokens=round(same, 4),
@@ -304,7 +311,7 @@ def measure(
         other=round(other, 3),
         limit_step=None if limit_step is None else round(limit_step, 3),
         share=None if limit_step is None or sparse_step is None else round(limit_step / sparse_step.median, 3),
-        composed=composed,
+        composed=tuple(composed),
     )
 
 
@@ -420,32 +427,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
-    about = machine()
-    _print_machine(about)
-    sampler = SamplerConfig(steps=options.steps, gen_length=options.gen_length)
-    attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
-    dtypes: list[str | None] = options.dtype or [None]
-    results = []
-    for dtype in dtypes:
-        model = _load(options, dtype)
-        print(f"\n{model.label}, {_name(model.dtype)} on {model.device}", flush=True)
-        for length in options.lengths:
-            prompt = _prompt(model, length, options)
-            result = measure(
-                model,
-                prompt,
-                str(length),
-                sampler,
-                attention,
-                backend=options.backend,
-                dense_backend=options.dense_backend,
-                repeats=options.repeats,
-                compose=options.compose,
-                say=partial(_say, length),
-            )
-            results.append(result)
-        del model
-        gc.collect()
+    for length in options.lengths:
+        token_budget(length)
+    with Crew.here() as crew:
+        if crew.size > 1 and options.out is None:
+            raise ValueError("Several processes share the measurements by way of a folder: name one with --out.")
+        options.device = crew.device(options.device)
+        about = machine()
+        if crew.rank == 0:
+            _print_machine(about)
+        if options.out is None:
+            asked: list[tuple[str | None, str]] = [
+                (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
+            ]
+            results = list(_measurements(options, asked))
+        else:
+            _measure_missing(options, about, crew)
+            crew.wait()
+    if crew.rank != 0:
+        return 0
+    if options.out is not None:
+        results = _kept(options.out)
     print()
     _print_table(results)
     if options.json:
@@ -453,6 +455,89 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"\nwritten to {options.json}")
     return 0
+
+
+def _measurements(options: argparse.Namespace, asked: Sequence[tuple[str | None, str]]) -> Iterator[Measurement]:
+    """Each (dtype, length) measured, one after another; a model is loaded once for each dtype."""
+    sampler = SamplerConfig(steps=options.steps, gen_length=options.gen_length)
+    attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
+    for dtype in dict.fromkeys(dtype for dtype, _ in asked):
+        model = _load(options, dtype)
+        print(f"\n{model.label}, {_name(model.dtype)} on {model.device}", flush=True)
+        for length in [length for number, length in asked if number == dtype]:
+            yield measure(
+                model,
+                _prompt(model, length, options),
+                length,
+                sampler,
+                attention,
+                backend=options.backend,
+                dense_backend=options.dense_backend,
+                repeats=options.repeats,
+                compose=options.compose,
+                say=partial(_say, f"{length}, {_name(model.dtype)}"),
+            )
+        del model
+        gc.collect()
+
+
+def _measure_missing(options: argparse.Namespace, about: dict[str, Any], crew: Crew) -> None:
+    """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
+    from sparsed.models.loading import check_dtype, pick_device, pick_dtype
+
+    place = pick_device(options.device)
+    named = [check_dtype(dtype) for dtype in options.dtype or [None]]
+    plan = _plan(options, about, place.type)
+    unlike = differences(crew.agree(plan), plan)
+    if unlike:
+        raise ValueError(f"Process 0 is not like process {crew.rank} ({', '.join(unlike)}): these are two tables.")
+    folder = Folder(options.out, plan, crew.name)
+    # Rank 0 alone looks what is there, and tries which dtype is fastest on a CPU: all share out the same list.
+    missing: dict[tuple[str, int], str] = {}
+    if crew.rank == 0:
+        dtypes = [_name(dtype or pick_dtype(None, place, 0, "")) for dtype in named]
+        wanted = {(dtype, token_budget(length)): length for dtype in dtypes for length in options.lengths}
+        done = {(row.dtype, token_budget(row.length)) for row in _kept(options.out)}
+        missing = {key: length for key, length in wanted.items() if key not in done}
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {options.out}", flush=True)
+        devices = torch.cuda.device_count() if place.type == "cuda" else 1
+        if min(crew.local_size, len(missing)) > devices:
+            print(
+                f"note: {crew.local_size} processes measure at the same time on "
+                f"{'the same GPUs' if place.type == 'cuda' else 'the same cores'} and slow each other; for clean "
+                f"times, give each a GPU of its own.",
+                file=sys.stderr,
+            )
+    missing = crew.agree(missing)
+    pieces = list(missing.items())
+    mine = crew.share([tokens**2 for (_, tokens), _ in pieces])
+    # In the order asked for, short prompts first: on a CPU the peak memory is that of the process so far.
+    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine]):
+        folder.add("measurements", asdict(result))
+
+
+def _plan(options: argparse.Namespace, about: dict[str, Any], device: str) -> dict[str, Any]:
+    """What is the same for all rows of one table."""
+    settings = (
+        "shape", "random_tokens", "kind", "prompt_seed", "steps", "gen_length", "skip", "select", "block_size",
+        "backend", "dense_backend", "no_fuse", "repeats", "compose",
+    )  # fmt: skip
+    facts = ("cpu", "gpu", "torch") if device == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
+    launch = Launch.here()
+    return {
+        "model": options.model if options.shape is None else None,
+        **{name: getattr(options, name) for name in settings},
+        "device": device,
+        "processes of one model": launch.size if launch.kind == "tensor" else 1,
+        "machine": {name: about.get(name) for name in facts},
+    }
+
+
+def _kept(folder: Path) -> list[Measurement]:
+    """The measurements of a folder, of all processes, by dtype and length; one that was made twice counts once."""
+    rows = [read_as(Measurement, entry, "a measurement") for entry in read_lines(folder, "measurements")]
+    kept = {(row.dtype, token_budget(row.length)): row for row in rows}
+    return [kept[key] for key in sorted(kept)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -478,6 +563,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compose", type=int, nargs="*", default=[128], metavar="T", help="put runs of T steps together from medians"
     )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep measurements there; make only what is missing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     return parser
 
@@ -536,8 +622,6 @@ def _random_model(shape: str, device: str | None, dtype: str | None, fusing: boo
 
 
 def _prompt(model: Model, length: str, options: argparse.Namespace) -> str | Tensor:
-    from sparsed.prompts import build_prompt, token_budget
-
     size = int(length) if length.isdigit() else length
     if not options.random_tokens and options.shape is None:
         return build_prompt(model, size, options.kind, options.prompt_seed).text
@@ -584,8 +668,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _say(length: str, text: str) -> None:
-    print(f"  {length}: {text}", flush=True)
+def _say(what: str, text: str) -> None:
+    print(f"  {what}: {text}", flush=True)
 
 
 def _print_machine(about: dict[str, Any]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +16,15 @@ import torch
 
 from sparsed import bench
 from sparsed.config import SamplerConfig, SparseDConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEP = (
+    "--shape mini --steps 4 --gen-length 32 --dtype float32 --block-size 32 --compose --device cpu --threads 1".split()
+)
+DETERMINISTIC = (
+    "length", "prompt_tokens", "dtype", "steps", "switch_step", "select", "block_size", "requested_density",
+    "executed_density", "same_tokens", "dense_backend", "backend",
+)  # fmt: skip
 
 
 class FakeRun:
@@ -77,3 +90,112 @@ def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.Capture
 def test_numbers_below_one_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         bench.main(arguments)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(dtype, length) of everything that is measured, in order."""
+    real, made = bench.measure, []
+
+    def measure(*given: Any, **more: Any) -> bench.Measurement:
+        result = real(*given, **more)
+        made.append((result.dtype, result.length))
+        return result
+
+    monkeypatch.setattr(bench, "measure", measure)
+    return made
+
+
+@pytest.fixture
+def threads_of_torch() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def launch(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """accelerate launch with two processes; without a GPU they share the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    return subprocess.run(
+        [*command, "-m", "sparsed", "bench", *SWEEP, *options], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_sweep_over_two_processes_is_that_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], measured: list[tuple[str, str]], threads_of_torch: None
+) -> None:
+    two, file = tmp_path / "two", tmp_path / "two.json"
+    # One measurement is there, and a second one was cut off while it was written.
+    assert bench.main([*SWEEP, "--lengths", "200", "--out", str(two)]) == 0
+    kept = two / "measurements-0-of-1.jsonl"
+    before = kept.read_bytes()
+    kept.write_bytes(before + before[:100])
+    done = launch(two, "--lengths", "400", "200", "300", "350", "--out", str(two), "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert kept.read_bytes() == before + before[:100], "what is there is not measured again"
+    assert "1 of 4 measurements are in" in done.stdout and done.stdout.count("one layer's attention") == 1
+    assert done.stderr.count("slow each other") == 1
+
+    # The longest to one process, the other two to the other.
+    def lengths(name: str) -> list[str]:
+        return [json.loads(line)["length"] for line in (two / name).read_text("utf-8").splitlines()]
+
+    assert lengths("measurements-0-of-2.jsonl") == ["400"] and lengths("measurements-1-of-2.jsonl") == ["300", "350"]
+    capsys.readouterr()
+    one = tmp_path / "one.json"
+    assert bench.main([*SWEEP, "--lengths", "200", "300", "350", "400", "--json", str(one)]) == 0
+    rows = [json.loads(path.read_text("utf-8"))["results"] for path in (one, file)]
+    assert [row["length"] for row in rows[0]] == ["200", "300", "350", "400"]
+    alone, shared = ([{name: row[name] for name in DETERMINISTIC} for row in found] for found in rows)
+    assert alone == shared
+    # And one process goes on where two were.
+    measured.clear()
+    assert bench.main([*SWEEP, "--lengths", "250", "400", "--out", str(two)]) == 0
+    assert measured == [("float32", "250")]
+    assert "200 (200)" in capsys.readouterr().out, "the table is of all that the folder holds"
+    assert [row.length for row in bench._kept(two)] == ["200", "250", "300", "350", "400"]
+
+
+def test_a_folder_keeps_what_was_measured_before_an_interruption(
+    tmp_path: Path, measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
+) -> None:
+    options = [*SWEEP, "--dtype", "float32", "bfloat16", "--lengths", "300", "200", "--out", str(tmp_path)]
+    counting = bench.measure
+
+    def interrupted(*given: Any, **more: Any) -> bench.Measurement:
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return counting(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.main(options)
+    kept = bench._kept(tmp_path)
+    assert [(row.dtype, row.length) for row in kept] == [("bfloat16", "300"), ("float32", "200"), ("float32", "300")]
+    bench.main(options)
+    assert measured == [("float32", "300"), ("float32", "200"), ("bfloat16", "300"), ("bfloat16", "200")]
+    assert bench._kept(tmp_path)[1:] == kept
+
+
+@pytest.mark.parametrize("options", [["--steps", "5"], ["--select", "0.5"], ["--random-tokens"], ["--repeats", "2"]])
+def test_a_folder_of_another_plan_is_refused_before_anything_is_loaded(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
+) -> None:
+    def load(*_: Any) -> None:
+        raise AssertionError("nothing is to be loaded")
+
+    monkeypatch.setattr(bench, "_load", load)
+    plan = [*SWEEP, "--lengths", "200", "--out", str(tmp_path)]
+    with pytest.raises(AssertionError):
+        bench.main(plan)
+    name = options[0].removeprefix("--").replace("-", "_")
+    with pytest.raises(ValueError, match=rf"belongs to another plan \({name} is .* there, .* here\); choose another"):
+        bench.main([*plan, *options])
+
+
+def test_processes_that_share_the_work_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.Crew, "here", lambda: contextlib.nullcontext(bench.Crew(rank=1, size=2)))
+    with pytest.raises(ValueError, match="name one with --out"):
+        bench.main([*SWEEP, "--lengths", "200"])
