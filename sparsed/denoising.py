@@ -123,6 +123,8 @@ class Run(Iterator[Step]):
             state = AttentionState("dense", attention, layout, scaled_by_heads=by_heads, seed=seed)
         else:
             state = AttentionState("dense")
+        if model.team is not None:
+            state.share = model.team.share
         self._state: AttentionState | None = state
         self.backend = backend
         self.dense: DenseAttention | None = None
@@ -150,12 +152,14 @@ class Run(Iterator[Step]):
         if canvas is None or state is None or self.finished:
             raise StopIteration
         try:
-            if self.dense is None:
-                self._choose_backends(state, len(canvas))
-            step = self._make_step(index, canvas, state)
+            # Where several processes hold the model, nobody else may give them orders while the clock runs.
+            with self.model.turn():
+                if self.dense is None:
+                    self._choose_backends(state, len(canvas))
+                step = self._make_step(index, canvas, state)
             self.steps.append(step)
             if step.phase == "select":
-                self.pattern = state.pattern()
+                self.pattern = self._pattern(state)
             if step.phase == "sparse":
                 self._look_for_gain()
             if index in self._probe_steps:
@@ -235,12 +239,14 @@ class Run(Iterator[Step]):
         """The fastest dense attention, and the backend asked for or the fastest one. Outside every clock."""
         config: Any = self.model.network.config
         heads = config.num_attention_heads
+        # Of this process: where several hold the model, each attends for its own heads.
+        ways = 1 if self.model.team is None else self.model.team.size
         problem = Problem(
             device=self.model.device,
             dtype=self.model.dtype,
             batch=2 * batch if self.sampler.cfg_scale else batch,
-            heads=heads,
-            key_heads=config.num_key_value_heads,
+            heads=heads // ways,
+            key_heads=config.num_key_value_heads // ways,
             length=self.length,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
@@ -256,7 +262,7 @@ class Run(Iterator[Step]):
             choice = choose_backend(problem, attention.block_size, kept)
             self.backend = choice.name
             self.notes += [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
-        state.backend = load_backend(self.backend, attention.block_size)
+        state.backend, state.backend_name = load_backend(self.backend, attention.block_size), self.backend
         state.fused = state.dense.with_lse is not None and fusible(problem, attention.block_size)
         # Set last: from here on the run is ready.
         self.dense = state.dense
@@ -358,7 +364,11 @@ class Run(Iterator[Step]):
         if scale:
             wanted = torch.cat([wanted, wanted + canvas.numel()])
         network: Any = self.model.network
-        logits: Tensor = network.lm_head(hidden_rows(network, guided, state, wanted)).to(canvas.device)
+        logits: Tensor
+        if self.model.team is None:
+            logits = network.lm_head(hidden_rows(network, guided, state, wanted)).to(canvas.device)
+        else:
+            logits = self.model.team.logits(network, guided, state, wanted)
         if not scale:
             return logits
         conditional, unconditional = logits.chunk(2)
@@ -368,10 +378,12 @@ class Run(Iterator[Step]):
         assert state.config is not None, "a dense run is not probed"
         config = replace(state.config, keep_importance=False)
         probe = replace(state, phase="select", config=config, backend=None, layers={}, importance={})
-        with torch.inference_mode():
-            nothing = torch.empty(0, dtype=torch.int64, device=canvas.device)
-            hidden_rows(self.model.network, self._batch(canvas), probe, nothing)
-        return probe.pattern()
+        look(self.model, self._batch(canvas), probe)
+        return self._pattern(probe)
+
+    def _pattern(self, state: AttentionState) -> Pattern:
+        """What a "select" forward chose, for the heads of all processes."""
+        return state.pattern() if self.model.team is None else self.model.team.pattern(state)
 
     def _warnings(self) -> list[str]:
         notes = list(self.model.notes)
@@ -445,6 +457,16 @@ def generate(
 ) -> Result:
     """`denoise` run to its end; see there for the arguments and what they raise."""
     return denoise(model, prompt, sampler=sampler, attention=attention, backend=backend).result()
+
+
+@torch.inference_mode()
+def look(model: Model, ids: Tensor, state: AttentionState) -> None:
+    """A forward over ids [batch, length] for what the attention does alone: no position's logits are wanted."""
+    nothing = torch.empty(0, dtype=torch.int64, device=ids.device)
+    if model.team is None:
+        hidden_rows(model.network, ids, state, nothing)
+    else:
+        model.team.logits(model.network, ids, state, nothing)
 
 
 def synchronize(device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 
@@ -50,6 +51,16 @@ def device_memory(kind: str, index: int | None = None) -> int | None:
         # What torch holds without using it can be taken too.
         return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
     return None
+
+
+def largest_resident() -> int | None:
+    """Bytes: the largest resident size of this process in its life; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def give_back() -> None:

@@ -65,14 +65,13 @@ def random_blocks(
     return select_blocks(lots.to(device), layout, select)
 
 
-def shared_by_heads(importance: Tensor, layout: BlockLayout, select: float) -> LayerPattern:
+def shared_by_heads(mean: Tensor, layout: BlockLayout, select: float, heads: int) -> LayerPattern:
     """SparseD's selection with one pattern for all heads of a layer, from the mean of their importances.
 
-    importance: float32 [batch, query_heads, n, n]. Returns a LayerPattern with indices int32 [batch, query_heads, n,
-    k], the same for every head of a batch row.
+    mean: float32 [batch, 1, n, n]. Returns a LayerPattern with indices int32 [batch, heads, n, k], the same for every
+    head of a batch row.
     """
-    chosen = select_blocks(importance.mean(1, keepdim=True), layout, select)
-    heads = importance.shape[1]
+    chosen = select_blocks(mean, layout, select)
     return LayerPattern(
         chosen.indices.expand(-1, heads, -1, -1).contiguous(), chosen.counts.expand(-1, heads, -1).contiguous()
     )

@@ -96,9 +96,12 @@ def check(name: str, device: torch.device) -> None:
 
 def pick(name: str, problem: Problem) -> DenseAttention:
     """The implementation of that name; for "auto" the fastest."""
-    if name == "auto":
-        return fastest(problem)
-    return next(one for one in (SDPA, CUDNN, FLASH, *_flash4(problem.device)) if one.name == name)
+    return fastest(problem) if name == "auto" else named(name, problem.device)
+
+
+def named(name: str, device: torch.device) -> DenseAttention:
+    """The implementation of that name, which is one of NAMES and can run on the device."""
+    return next(one for one in (SDPA, CUDNN, FLASH, *_flash4(device)) if one.name == name)
 
 
 @lru_cache(maxsize=64)

@@ -6,8 +6,9 @@ runs can share one set of weights and interleave.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,13 @@ from sparsed.attention.reference import reference_blocks
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SparseDConfig
 
+if TYPE_CHECKING:
+    from sparsed.models.share import Share
+
 NAME = "sparsed"
 Phase = Literal["dense", "select", "sparse"]
+_KEYS = itertools.count()
+
 
 @dataclass
 class AttentionState:
@@ -34,6 +40,10 @@ class AttentionState:
     dense: what runs in the other phases. fused: a kernel makes the importances from the dense attention's log-sum-exp.
     scaled_by_heads: selection "reference" divides scores by √query_heads (the
     public LLaDA code). seed: what the baseline "random" draws from.
+
+    backend_name: what `load_backend` made `backend` of. share: of a model that several processes hold; then q, k, v
+    and layers are those of this process's heads. key: tells this state from every other one of the process, copies
+    included.
     """
 
     phase: Phase = "dense"
@@ -46,6 +56,9 @@ class AttentionState:
     dense: DenseAttention = SDPA
     fused: bool = False
     seed: int = 0
+    backend_name: str | None = None
+    share: Share | None = None
+    key: int = field(default_factory=_KEYS.__next__, init=False)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
@@ -72,15 +85,18 @@ class AttentionState:
         config, layout = self.config, self.layout
         assert config is not None and layout is not None and config.select is not None
         batch, heads = q.shape[:2]
+        every = heads if self.share is None else heads * self.share.size
         if config.pattern == "sliding_window":
             return sliding_window(layout, config.select, batch, heads, q.device)
         if config.pattern == "streaming_llm":
             return streaming_llm(layout, config.select, batch, heads, q.device)
         if config.pattern == "random":
-            return random_blocks(layout, config.select, batch, heads, (1000 * self.seed + layer) % 2**63, q.device)
+            seed = (1000 * self.seed + layer) % 2**63
+            drawn = random_blocks(layout, config.select, batch, every, seed, q.device)
+            return drawn if self.share is None else drawn.of_heads(self.share.heads(every))
         if config.selection == "reference":
             if self.scaled_by_heads:
-                scale = q.shape[1] ** -0.5
+                scale = every**-0.5
             importance, chosen = reference_blocks(q, k, scale, layout, config.select)
         else:
             if lse is None:
@@ -88,7 +104,10 @@ class AttentionState:
             else:
                 importance = fused_importance(q, k, lse, scale, layout.block_size)
             if config.pattern == "shared":
-                chosen = shared_by_heads(importance, layout, config.select)
+                mean = importance.mean(1, keepdim=True)
+                if self.share is not None:
+                    mean = self.share.mean(mean)
+                chosen = shared_by_heads(mean, layout, config.select, heads)
             else:
                 chosen = select_blocks(importance, layout, config.select, config.isolated is not False)
         if config.keep_importance:

@@ -7,11 +7,13 @@ filled last block counts as one block. Key blocks have a side: the prompt or the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,17 @@ class LayerPattern:
     def to(self, device: torch.device | str) -> LayerPattern:
         """The same pattern on another device."""
         return LayerPattern(self.indices.to(device), self.counts.to(device))
+
+    def of_heads(self, heads: slice) -> LayerPattern:
+        """The pattern of some heads."""
+        return LayerPattern(self.indices[:, heads].contiguous(), self.counts[:, heads].contiguous())
+
+    @classmethod
+    def joined(cls, parts: Sequence[LayerPattern]) -> LayerPattern:
+        """One pattern for the heads of several, in their order; all on one device."""
+        kept = max(part.kept for part in parts)
+        wide = [pad(part.indices, (0, kept - part.kept), value=-1) for part in parts]
+        return cls(torch.cat(wide, dim=1), torch.cat([part.counts for part in parts], dim=1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsed.attention import dispatch
 from sparsed.memory import device_memory
 from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec
@@ -23,11 +24,14 @@ from sparsed.models.families import Checkpoint, recognise
 from sparsed.models.hub import GB, Listener, LoadProgress, locate
 from sparsed.models.model import Model
 from sparsed.models.network import fuse as fuse_network
-from sparsed.models.network import input_device, load_network, quiet_transformers
+from sparsed.models.network import input_device, load_network, prepare, quiet_transformers
 from sparsed.models.probe import fastest_cpu_dtype
+from sparsed.models.share import Share, cut
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sparsed.team import Team
 
 __all__ = ["DTYPES", "LoadError", "LoadProgress", "Model", "load"]
 
@@ -46,6 +50,7 @@ def load(
     fuse: bool | None = None,
     revision: str | None = None,
     progress: Listener | None = None,
+    team: Team | None = None,
 ) -> Model:
     """Loads a model: a name of the catalogue, a Hub id, or a local folder.
 
@@ -60,45 +65,49 @@ def load(
     device_map: spreads a model over several devices, by accelerate's rules ("auto", or module → device).
     fuse: torch.compile what surrounds attention (see `sparsed.models.network.fuse`); by default on CUDA, where all
     weights are on one device and the machine compiles (a ZeroGPU Space does not).
+    team: the processes that hold the model together (`sparsed.team.join`); device and device_map are not given then.
     revision: of a Hub repository. progress: called with a LoadProgress while files arrive and weights are read.
 
     Raises LoadError (a ValueError) in one sentence: unknown name or family, no network, no access, no
     safetensors, weights that do not fit the config, too little memory; ValueError for a dtype that is none of
     float32, bfloat16, float16; FileNotFoundError if a file is missing.
     """
-    place = pick_device(device)
+    if team is not None and (device is not None or device_map is not None):
+        raise ValueError("Under torchrun every process has a GPU of its own: leave device and device_map out.")
+    place = pick_device(device) if team is None else team.share.device
     chosen = check_dtype(dtype)
     for part in device_map.values() if isinstance(device_map, Mapping) else ():
         if part != "disk":
             pick_device(f"cuda:{part}" if isinstance(part, int) else part)
 
+    ways = 1 if team is None else team.size
+
     def fits(spec: ModelSpec) -> None:
         """Said before gigabytes are downloaded."""
         if device_map is None:
-            pick_dtype(chosen, place, spec.parameters, spec.label)
+            pick_dtype(chosen, place, spec.parameters // ways, spec.label)
 
     spec, folder, name = locate(name_or_path, revision, progress, fits)
     label = spec.label if spec is not None else name
     checkpoint = recognise(_read_config(folder), f"config.json of {label}")
     weights = _read_headers(folder)
-    number = pick_dtype(chosen, place, sum(prod(shape) for _, _, shape in weights) if device_map is None else 0, label)
+    parameters = sum(prod(shape) for _, _, shape in weights) // ways
+    number = pick_dtype(chosen, place, parameters if device_map is None else 0, label)
     tokenizer = _load_tokenizer(folder)
     mask_id, end_ids = _special_ids(tokenizer, checkpoint, label)
-    network = load_network(
-        folder,
-        checkpoint,
-        device=place,
-        dtype=number,
-        device_map=device_map,
-        on_weight=_report(weights, checkpoint.keys, number, progress),
-    )
+    on_weight = _report(weights, checkpoint.keys, number, progress)
+    fusing = fuse or (fuse is None and device_map is None and can_fuse(place))
+    if team is not None:
+        team.share.check(checkpoint.config, label)
+        network, problem = team.load(folder, number, fusing, on_weight)
+    else:
+        network = load_network(
+            folder, checkpoint, device=place, dtype=number, device_map=device_map, on_weight=on_weight
+        )
+        problem = fuse_network(network) if fusing else None
     if device_map is not None:
         place = input_device(network)
-    notes = []
-    if fuse or (fuse is None and device_map is None and can_fuse(place)):
-        problem = fuse_network(network)
-        if problem is not None:
-            notes.append(f"What surrounds attention is not fused: {problem}")
+    notes = [] if problem is None else [f"What surrounds attention is not fused: {problem}"]
     about = checkpoint.about
     # What the checkpoint says about itself goes before what the catalogue expects.
     settings = ("steps", "gen_length", "block_length", "algorithm", "temperature")
@@ -120,7 +129,42 @@ def load(
         shift=checkpoint.shift,
         chat=bool(tokenizer.chat_template) and (spec is None or spec.chat),
         notes=tuple(notes),
+        team=team,
     )
+
+
+def load_share(
+    folder: Path, dtype: torch.dtype, fusing: bool, share: Share, on_weight: Callable[[str], None]
+) -> tuple[PreTrainedModel, str | None]:
+    """One process's share of the network in a folder, and why what surrounds attention is not fused, if it should be.
+    All processes call this at the same time.
+    """
+    checkpoint = recognise(_read_config(folder), "config.json")
+    network = load_network(
+        folder, checkpoint, device=share.device, dtype=dtype, device_map=None, on_weight=on_weight, share=share
+    )
+    return network, fuse_network(network) if fusing else None
+
+
+def random_network(
+    raw: Mapping[str, Any], dtype: torch.dtype, device: torch.device, fusing: bool, share: Share | None = None
+) -> tuple[PreTrainedModel, str | None]:
+    """`load_share` with random weights, the same on every machine of one kind, for the shape that the parsed
+    config.json `raw` describes; without a share the whole network.
+    """
+    import transformers
+
+    checkpoint = recognise(dict(raw), "this shape")
+    dispatch.register()
+    torch.manual_seed(0)
+    with device:
+        network = getattr(transformers, checkpoint.network)._from_config(
+            checkpoint.config, dtype=dtype, attn_implementation=dispatch.NAME
+        )
+    if share is not None:
+        cut(network, share)
+    prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)
+    return network, fuse_network(network) if fusing else None
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

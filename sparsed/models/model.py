@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from sparsed.config import SamplerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sparsed.team import Team
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -27,7 +30,7 @@ class Model:
     settings. max_positions: positions seen in training, in tokens. family: "llada", "dream", "llama", "qwen2" or
     "qwen3". shift: the logits of position i − 1 predict position i. chat: prompts go through the tokenizer's chat
     template. end_ids: every token that ends an answer, eos_id first. notes: sentences about how it was loaded that a
-    user should see.
+    user should see. team: the processes that hold the network together, each a share of it; None where it is whole.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Model:
     chat: bool = True
     end_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    team: Team | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
@@ -55,6 +59,10 @@ class Model:
         spread = getattr(self.network, "hf_device_map", None) or {}
         places = [torch.device(place) for place in spread.values() if place != "disk"]
         return tuple(dict.fromkeys((self.device, *places)))
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Keeps the other threads of this process from the model's team, where it has one."""
+        return nullcontext() if self.team is None else self.team.turn()
 
     def encode(self, prompt: str | list[dict[str, str]] | Tensor) -> Tensor:
         """The prompt as token ids, int64 [batch, length] on the model's device.

@@ -6,7 +6,7 @@ same order; where the family rotates in float32, so is the rotary embedding. No 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsed.attention import dispatch
 from sparsed.models import LoadError, reason
 from sparsed.models.families import Checkpoint
+from sparsed.models.share import Share, localise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,16 +54,20 @@ class Layer(nn.Module):
     """A decoder layer of a Llama, Qwen2 or Qwen3, in three parts: what comes before attention, attention, the rest.
 
     The rest, output projection and MLP, works on each position alone: the last layer does it for the wanted ones only.
+
+    share: None for a whole layer. With a share, heads and MLP columns are those of this process, and the two output
+    projections give parts of a sum over all processes.
     """
 
-    def __init__(self, layer: Any, *, last: bool) -> None:
+    def __init__(self, layer: Any, *, last: bool, share: Share | None = None) -> None:
         super().__init__()
         self.input_layernorm = layer.input_layernorm
         self.self_attn = layer.self_attn
         self.post_attention_layernorm = layer.post_attention_layernorm
         self.mlp = layer.mlp
         self.last = last
-        self.fused: Fused | None = None
+        self.share = share
+        self.fused: Parts | None = None
 
     def forward(
         self,
@@ -75,7 +80,7 @@ class Layer(nn.Module):
     ) -> Tensor:
         """[batch, length, width]; from the last layer [n, width] for wanted_rows, int64 [n] into batch · length."""
         attention: Any = self.self_attn
-        project, finish = (before_attention, after_attention) if self.fused is None else self.fused
+        project, finish = self._parts if self.fused is None else self.fused
         if self.fused is not None:
             # One compilation for every length.
             for tensor in (hidden_states, *position_embeddings):
@@ -85,13 +90,52 @@ class Layer(nn.Module):
             attention, query, key, value, attention_mask, attention.scaling, sparsed_state
         )
         seen = seen.flatten(2)
+        if self.share is not None:
+            return self._finish_share(self.share, hidden_states, seen, wanted_rows, finish)
         if self.fused is not None:
             torch._dynamo.maybe_mark_dynamic(seen, 1)
         if self.last and wanted_rows is not None:
             # Few rows, another number in every step: nothing to gain from fusing.
             hidden_states, seen = hidden_states.flatten(0, 1)[wanted_rows], seen.flatten(0, 1)[wanted_rows]
             return after_attention(self, hidden_states, seen)
-        return finish(self, hidden_states, seen)
+        done: Tensor = finish(self, hidden_states, seen)
+        return done
+
+    @property
+    def _parts(self) -> Parts:
+        """What comes before attention and after it, unfused."""
+        return before_attention, after_attention if self.share is None else between_sums
+
+    def _finish_share(
+        self, share: Share, hidden: Tensor, seen: Tensor, wanted_rows: Tensor | None, finish: Callable[..., Any]
+    ) -> Tensor:
+        """`after_attention` where both projections give parts of sums. Rows go piece by piece: while the sum of one
+        travels, another one is computed.
+        """
+        shape: Sequence[int] = hidden.shape
+        hidden, seen = hidden.flatten(0, 1), seen.flatten(0, 1)
+        pieces = share.pieces(len(hidden))
+        if self.last and wanted_rows is not None:
+            hidden, seen, shape = hidden[wanted_rows], seen[wanted_rows], (len(wanted_rows), *shape[2:])
+            # Few rows, another number in every step: nothing to gain from fusing.
+            pieces, finish = [len(wanted_rows)], between_sums
+        attention: Any = self.self_attn
+        sums = [(part, share.sum(part)) for part in map(attention.o_proj, seen.split(pieces))]
+        waiting = []
+        for piece, (part, work) in zip(hidden.split(pieces), sums):
+            if work is not None:
+                work.wait()
+            if finish is not between_sums:
+                for tensor in (piece, part):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            between, part = finish(self, piece, part)
+            waiting.append((between, part, share.sum(part)))
+        out = torch.empty_like(hidden)
+        for piece, (between, part, work) in zip(out.split(pieces), waiting):
+            if work is not None:
+                work.wait()
+            torch.add(between, part, out=piece)
+        return out.view(shape)
 
 
 def before_attention(layer: Any, hidden: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,11 +164,24 @@ def after_attention(layer: Any, hidden: Tensor, seen: Tensor) -> Tensor:
     return done
 
 
-Fused = tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]
+def between_sums(layer: Any, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """What `after_attention` does between the two sums over processes: hidden with what attention wrote, and this
+    process's part of what the MLP writes, all [n, width].
+    """
+    hidden = hidden + attended
+    return hidden, layer.mlp(layer.post_attention_layernorm(hidden))
 
 
-def prepare(network: PreTrainedModel, *, float32_rotation: bool) -> PreTrainedModel:
-    """Exchanges modules of a network with attention "sparsed", and sets it for inference. Returns it."""
+Parts = tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Any]]
+
+
+def prepare(
+    network: PreTrainedModel, *, float32_rotation: bool, share: Share | None = None
+) -> PreTrainedModel:
+    """Exchanges modules of a network with attention "sparsed", and sets it for inference. Returns it.
+
+    share: of a network that was cut for several processes.
+    """
     from accelerate.hooks import add_hook_to_module
 
     model: Any = network.model
@@ -134,7 +191,7 @@ def prepare(network: PreTrainedModel, *, float32_rotation: bool) -> PreTrainedMo
         model.rotary_emb = Float32Rotation(theta, head_dim, input_device(network))
     last = len(model.layers) - 1
     for number, layer in enumerate(model.layers):
-        ours = Layer(layer, last=number == last)
+        ours = Layer(layer, last=number == last, share=share)
         # Weights spread over devices: the hook that brings a layer its inputs goes with the layer.
         if hasattr(layer, "_hf_hook"):
             add_hook_to_module(ours, layer._hf_hook)
@@ -149,21 +206,40 @@ def fuse(network: PreTrainedModel) -> str | None:
     network rounds them; sums may be added in another order, so bfloat16 logits can differ in the last place.
     """
     layers: Any = network.model.layers
+    parts = layers[0]._parts
     options: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
     # torch counts compilations by code object, and gives up after eight: every network gets its own.
-    fused: Any = tuple(torch.compile(_copied(part), options=options) for part in (before_attention, after_attention))
+    fused: Any = tuple(torch.compile(_copied(part), options=options) for part in parts)
     for layer in layers:
         layer.fused = fused
     try:
         with torch.inference_mode():
             for length in (96, 160):
                 ids = torch.zeros(1, length, dtype=torch.int64, device=input_device(network))
-                hidden_rows(network, ids, None, None)
+                if layers[0].share is None:
+                    hidden_rows(network, ids, None, None)
+                else:
+                    _try_share(network, ids, *fused)
     except Exception as error:  # compilers fail in many ways; the network works without them
         for layer in layers:
             layer.fused = None
         return f"torch.compile is not usable here ({reason(error)})."
     return None
+
+
+def _try_share(network: PreTrainedModel, ids: Tensor, project: Callable[..., Any], finish: Callable[..., Any]) -> None:
+    """One layer's parts on some rows, without the sums: they may fail here and not on the other processes."""
+    model: Any = network.model
+    layer = model.layers[0]
+    hidden = torch.ones(*ids.shape, network.config.hidden_size, dtype=model.norm.weight.dtype, device=ids.device)
+    rotation = model.rotary_emb(hidden, position_ids=torch.arange(ids.shape[1], device=ids.device)[None])
+    for tensor in (hidden, *rotation):
+        torch._dynamo.maybe_mark_dynamic(tensor, 1)
+    project(layer, hidden, *rotation)
+    rows = hidden.flatten(0, 1)
+    for tensor in (rows, other := rows.clone()):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    finish(layer, rows, other)
 
 
 def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,10 +275,12 @@ def load_network(
     dtype: torch.dtype,
     device_map: str | Mapping[str, Any] | None,
     on_weight: Callable[[str], None],
+    share: Share | None = None,
 ) -> PreTrainedModel:
     """The weights of a folder of safetensors on transformers' own class.
 
-    device_map: None puts everything on `device`; otherwise accelerate's ("auto", or module → device).
+    device_map: None puts everything on `device`; otherwise accelerate's ("auto", or module → device). share: this
+    process reads its share alone, by transformers' tensor-parallel plan; all processes call this at the same time.
     on_weight: called with each weight's name in the network as it is loaded. Raises LoadError where weights are
     missing, left over, of another shape, or unreadable.
     """
@@ -210,9 +288,13 @@ def load_network(
     from safetensors import SafetensorError
 
     dispatch.register()
-    where: Any = device_map
-    if where is None and device.type != "cpu":
-        where = {"": device}
+    where: dict[str, Any] = {"device_map": device_map}
+    if share is not None:
+        from transformers.distributed import DistributedConfig
+
+        where = {"distributed_config": DistributedConfig(tp_size=share.size)}
+    elif device_map is None and device.type != "cpu":
+        where = {"device_map": {"": device}}
     with quiet_transformers(on_weight):
         try:
             # dtype= converts the weights alone; .to(dtype) would round the rotary frequencies too.
@@ -222,12 +304,12 @@ def load_network(
                 dtype=dtype,
                 attn_implementation=dispatch.NAME,
                 key_mapping=checkpoint.keys or None,
-                device_map=where,
                 local_files_only=True,
                 use_safetensors=True,
                 # What does not fit is reported below, in one sentence.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **where,
             )
         except SafetensorError as error:
             raise LoadError(f"The weights in {folder} cannot be read: {reason(error)}.") from error
@@ -239,7 +321,9 @@ def load_network(
         except (TypeError, ValueError, LookupError, ArithmeticError, OSError, RuntimeError) as error:
             raise LoadError(f"The network in {folder} cannot be built: {reason(error)}.") from error
     _check(report, folder)
-    return prepare(network, float32_rotation=checkpoint.float32_rotation)
+    if share is not None:
+        localise(network, share)
+    return prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)
 
 
 def _check(report: Mapping[str, Any], folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_shared_by_heads_ranks_the_mean_of_the_heads(length: int, prompt: int, s
     layout = BlockLayout(length, prompt, 8)
     blocks = layout.blocks
     importance = torch.rand(2, 3, blocks, blocks)
-    pattern = shared_by_heads(importance, layout, select)
+    pattern = shared_by_heads(importance.mean(1, keepdim=True), layout, select, importance.shape[1])
     for row in range(2):
         mean = [
             [sum(float(importance[row, h, i, j]) for h in range(3)) / 3 for j in range(blocks)] for i in range(blocks)
