@@ -1,8 +1,10 @@
-"""A fair race on one device: runs the lanes one step at a time and merges their steps into one stream.
+"""A fair race: runs the lanes one step at a time and merges their steps into one stream.
 
-The lanes never run at the same time. Each step is timed alone by the engine (`Step.seconds`), and the lane
+Lanes of one device never run at the same time. Each step is timed alone by the engine (`Step.seconds`), and the lane
 that has used less time so far goes next: both clocks advance together, as if each lane had the machine to
-itself. The lanes run in one worker thread, so that drawing the page does not hold up the engine; the page
+itself. Lanes of different devices do have one each, and run at the same time, each by its own clock.
+
+The lanes of a device run in one worker thread, so that drawing the page does not hold up the engine; the page
 collects at most `updates_per_second` updates, and every update carries all steps since the last one, so no
 step is lost or repeated.
 
@@ -26,6 +28,8 @@ UPDATES_PER_SECOND = 8.0
 GRACE_SECONDS = 30.0
 
 State = Literal["running", "done", "stopped", "failed", "overdue"]
+# How the lanes of one device ended, the one that tells most of the whole race last.
+_WORST: tuple[State, ...] = ("done", "stopped", "overdue", "failed")
 
 
 class StepLike(Protocol):
@@ -48,10 +52,13 @@ class RunLike(Protocol):
 
 @dataclass(frozen=True)
 class Lane:
-    """One runner: `key` names it in the stream, `run` yields its steps."""
+    """One runner: `key` names it in the stream, `run` yields its steps. device: what runs them; lanes whose devices are
+    equal take turns.
+    """
 
     key: str
     run: RunLike
+    device: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,13 @@ class Update:
     error_lane: str | None = None
 
 
+def seat(lane: int, devices: int) -> int:
+    """Which of so many devices a lane has, both counted from 0: one of its own, or else the last one, where it takes
+    turns.
+    """
+    return min(lane, devices - 1)
+
+
 def whose_turn(clocks: Sequence[float], running: Iterable[int], first: int) -> int:
     """The lane that goes next: of those `running` the one with the least seconds; among equals the one at or after
     `first`.
@@ -86,19 +100,18 @@ def whose_turn(clocks: Sequence[float], running: Iterable[int], first: int) -> i
 
 
 class Race:
-    """Runs `lanes` to their ends, in turns, in one worker thread.
+    """Runs `lanes` to their ends: those of one device in turns, in one worker thread; devices at the same time.
 
-    lanes: at least one; the lane with the least seconds so far goes next, and among equals the one at or
-    after
-        `first` (so `first` = 0, 1, 0, … from race to race alternates who begins).
-    on_end: called once, in the worker thread, when no step can run any more: the device is free again.
+    lanes: at least one; of a device's lanes the one with the least seconds so far goes next, and among equals the one
+        at or after `first` (so `first` = 0, 1, 0, … from race to race alternates who begins).
+    on_end: called once, in the worker thread that ends last, when no step can run any more: every device is free again.
     most_seconds: a watchdog ends the race ("overdue") within the step that runs after so many seconds of real time. A
         step that does not end for `grace_seconds` after that is left alone: the stream ends, `stuck` is True, and
         on_end is called when that step ends after all.
 
     Collect the stream with `for update in race` or `async for update in race.updates()`; the last update is
     the only one whose state is not "running", and it carries no steps (a server may send its last value
-    twice). `stop()` ends the race within the step that is running.
+    twice). `stop()` ends the race within the steps that are running, and so does an error in one lane.
     """
 
     def __init__(
@@ -128,28 +141,35 @@ class Race:
         self._changed = threading.Condition()
         self._pending: list[LaneStep] = []
         self._finished: list[str] = []
+        self._outcome: State = "done"
         self._ended: State | None = None
         self._delivered_end = False
         self._error: Exception | None = None
         self._error_lane: str | None = None
         self._stop = threading.Event()
         self._wake: Callable[[], None] | None = None
-        self._worker: threading.Thread | None = None
+        self._workers: tuple[threading.Thread, ...] = ()
+        self._at_work = 0
 
     # ---- the engine's side ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the worker; a second call does nothing."""
+        """Start the workers; a second call does nothing."""
         with self._changed:
-            if self._worker is not None or self._ended is not None:
+            if self._workers or self._ended is not None:
                 return
-            self._worker = threading.Thread(target=self._work, name="race", daemon=True)
-        self._worker.start()
+            devices = list(dict.fromkeys(lane.device for lane in self.lanes))
+            self._workers = tuple(
+                threading.Thread(target=self._work, args=(device,), name="race", daemon=True) for device in devices
+            )
+            self._at_work = len(devices)
+        for worker in self._workers:
+            worker.start()
         if self._most_seconds is not None:
             threading.Thread(target=self._watch, args=(self._most_seconds,), name="watchdog", daemon=True).start()
 
     def _watch(self, most_seconds: float) -> None:
-        """Ends the race when its time is up; and the stream, where even then its step does not end."""
+        """Ends the race when its time is up; and the stream, where even then a step does not end."""
         if self._free.wait(most_seconds):
             return
         self._overdue = True
@@ -159,9 +179,10 @@ class Race:
                 self._ended = self._ended or "overdue"
             self._notify()
 
-    def _work(self) -> None:
+    def _work(self, device: Hashable) -> None:
+        """Runs the lanes of one device to their ends, in turns."""
         clocks = [0.0] * len(self.lanes)
-        running = set(range(len(self.lanes)))
+        running = {turn for turn, lane in enumerate(self.lanes) if lane.device == device}
         # Until it is known better: not even a panic of a library leaves a race "done".
         ended: State = "failed"
         try:
@@ -183,7 +204,10 @@ class Race:
                 # decided.
                 except Exception as error:  # noqa: BLE001
                     ended = "failed"
-                    self._error, self._error_lane = error, lane.key
+                    with self._changed:
+                        # Lanes of two devices may both fail; what the first one says is told.
+                        if self._error is None:
+                            self._error, self._error_lane = error, lane.key
                     break
                 clocks[turn] += step.seconds
                 with self._changed:
@@ -192,18 +216,29 @@ class Race:
             else:
                 ended = "done"
         finally:
-            for lane in self.lanes:
-                # A run that failed may fail again while closing; the device must become free all the same.
-                with contextlib.suppress(Exception):
-                    lane.run.close()
-            try:
-                if self._on_end is not None:
-                    self._on_end()
-            finally:
-                with self._changed:
-                    self._ended = self._ended or ended
-                self._free.set()
-                self._notify()
+            if ended != "done":
+                self._stop.set()
+            with self._changed:
+                self._outcome = max(self._outcome, ended, key=_WORST.index)
+                self._at_work -= 1
+                last = not self._at_work
+            if last:
+                self._end()
+
+    def _end(self) -> None:
+        """No step runs any more, and none will."""
+        for lane in self.lanes:
+            # A run that failed may fail again while closing; the device must become free all the same.
+            with contextlib.suppress(Exception):
+                lane.run.close()
+        try:
+            if self._on_end is not None:
+                self._on_end()
+        finally:
+            with self._changed:
+                self._ended = self._ended or self._outcome
+            self._free.set()
+            self._notify()
 
     def _notify(self) -> None:
         with self._changed:
@@ -215,11 +250,11 @@ class Race:
     # ---- the page's side -----------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Ask the race to end after the step that is running now. Safe from any thread, any number of times.
+        """Ask the race to end after the steps that are running now. Safe from any thread, any number of times.
         """
         self._stop.set()
         with self._changed:
-            never_started = self._worker is None and self._ended is None
+            never_started = not self._workers and self._ended is None
             if never_started:
                 self._ended = "stopped"
         if never_started:
@@ -230,16 +265,17 @@ class Race:
         self._notify()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Stop, and wait up to `timeout` seconds (None: until the step ends) for the device to be free.
+        """Stop, and wait up to `timeout` seconds (None: until the steps end) for every device to be free.
 
         Returns True when no step is running any more.
         """
         self.stop()
-        worker = self._worker
-        if worker is None or worker is threading.current_thread():
-            return True
-        worker.join(timeout)
-        return not worker.is_alive()
+        until = None if timeout is None else time.monotonic() + timeout
+        # A worker that asks does not wait for itself.
+        others = [worker for worker in self._workers if worker is not threading.current_thread()]
+        for worker in others:
+            worker.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(worker.is_alive() for worker in others)
 
     @property
     def over(self) -> bool:
@@ -251,7 +287,7 @@ class Race:
     def stuck(self) -> bool:
         """True while a step runs on although its race was given up."""
         with self._changed:
-            return self._ended is not None and self._worker is not None and not self._free.is_set()
+            return self._ended is not None and bool(self._workers) and not self._free.is_set()
 
     def _ready(self) -> bool:
         return bool(self._pending) or self._ended is not None

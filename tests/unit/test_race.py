@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.race import DeviceQueue, Lane, LineFull, Race
+from app.race import DeviceQueue, Lane, LineFull, Race, seat
 
 T = TypeVar("T")
 
@@ -322,3 +322,206 @@ def test_a_panic_of_a_library_is_not_the_end_of_a_good_race() -> None:
     finally:
         threading.excepthook = before
     assert last.state == "failed" and ended.is_set()
+
+
+# ---- several devices ---------------------------------------------------------------------------------------
+
+
+class Meeting(Runner):
+    """Every step waits within itself for a step of the other lane."""
+
+    def __init__(self, steps: int, barrier: threading.Barrier) -> None:
+        super().__init__(steps, 1.0)
+        self.barrier = barrier
+
+    def __next__(self) -> Tick:
+        if self.made < self.steps:
+            self.barrier.wait()
+        return super().__next__()
+
+
+class Gated(Runner):
+    """Every step says that it has begun, and goes on when its gate is open."""
+
+    def __init__(self, steps: int, fail_at: int | None = None) -> None:
+        super().__init__(steps, 1.0, fail_at=fail_at)
+        self.began, self.gate = threading.Event(), threading.Event()
+
+    def __next__(self) -> Tick:
+        self.began.set()
+        assert self.gate.wait(20), "nobody opened the gate"
+        return super().__next__()
+
+
+class Ends:
+    """Counts how often the devices were said to be free, and what the lanes had made then."""
+
+    def __init__(self, *runners: Runner) -> None:
+        self.runners, self.made = runners, []
+        self.told = threading.Event()
+
+    def __call__(self) -> None:
+        self.made.append([runner.made for runner in self.runners])
+        self.told.set()
+
+
+def wait_until(said: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not said():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.005)
+
+
+def test_who_sits_where() -> None:
+    assert [seat(lane, 1) for lane in range(3)] == [0, 0, 0]
+    assert [seat(lane, 2) for lane in range(3)] == [0, 1, 1]
+    assert [seat(lane, 3) for lane in range(3)] == [0, 1, 2]
+
+
+def test_lanes_of_two_devices_step_at_the_same_time() -> None:
+    barrier = threading.Barrier(2, timeout=20)
+    runners = [Meeting(6, barrier), Meeting(6, barrier)]
+    ends = Ends(*runners)
+    updates = list(Race([Lane("a", runners[0], 0), Lane("b", runners[1], 1)], on_end=ends))
+    assert updates[-1].state == "done" and sorted(updates[-1].finished) == ["a", "b"]
+    steps = [(item.lane, item.step.index) for update in updates for item in update.steps]
+    assert sorted(steps) == [(lane, index) for lane in "ab" for index in range(6)]
+    threads = {runner.thread for runner in runners}
+    assert len(threads) == 2 and threading.get_ident() not in threads
+    assert ends.made == [[6, 6]] and [runner.closed for runner in runners] == [1, 1]
+
+
+def test_lanes_of_one_device_do_not_however_it_is_called() -> None:
+    barrier = threading.Barrier(2, timeout=0.3)
+    lanes = [Lane("a", Meeting(2, barrier), "gpu"), Lane("b", Meeting(2, barrier), "gpu")]
+    last = list(Race(lanes))[-1]
+    assert last.state == "failed" and isinstance(last.error, threading.BrokenBarrierError)
+    alike = [Lane("a", Runner(4, 3.0), "gpu"), Lane("b", Runner(6, 2.0), "gpu")]
+    assert order(Race(alike)) == ["a", "b", "b", "a", "b", "a", "b", "b", "a", "b"]
+    assert alike[0].run.thread == alike[1].run.thread
+
+
+def test_on_each_device_its_lanes_take_turns() -> None:
+    alone, b, c = Runner(3, 1.0), Runner(4, 3.0, sleep=0.002), Runner(6, 2.0, sleep=0.002)
+    lanes = [Lane("a", alone, 0), Lane("b", b, 1), Lane("c", c, 1)]
+    items = [item for update in Race(lanes, first=1) for item in update.steps]
+    # As without the first lane.
+    assert [item.lane for item in items if item.lane != "a"] == list("bccbcbccbc")
+    assert [item.step.index for item in items if item.lane == "a"] == [0, 1, 2]
+    assert alone.thread != b.thread == c.thread
+    ticks = [item.step for item in items if item.lane != "a"]
+    assert all(before.ended <= after.began for before, after in pairwise(ticks))
+    begins = [[item.lane for update in Race(lanes_again(), first=first) for item in update.steps] for first in (1, 2)]
+    assert [next(lane for lane in made if lane != "a") for made in begins] == ["b", "c"]
+
+
+def lanes_again() -> list[Lane]:
+    return [Lane("a", Runner(1, 1.0), 0), Lane("b", Runner(1, 1.0), 1), Lane("c", Runner(1, 1.0), 1)]
+
+
+def test_stop_ends_every_lane_within_its_step() -> None:
+    runners = [Gated(100), Gated(100)]
+    ends = Ends(*runners)
+    race = Race([Lane("a", runners[0], 0), Lane("b", runners[1], 1)], on_end=ends)
+    race.start()
+    for runner in runners:
+        assert runner.began.wait(20)
+    race.stop()
+    runners[0].gate.set()
+    wait_until(lambda: runners[0].made == 1)
+    # The other one's step goes on, and so its device is not free.
+    assert not race.close(timeout=0.1) and not ends.told.is_set() and not race.over
+    runners[1].gate.set()
+    assert race.close(timeout=20) and ends.made == [[1, 1]]
+    updates = list(race)
+    assert updates[-1].state == "stopped" and race.over and not race.stuck
+    assert sorted(item.lane for update in updates for item in update.steps) == ["a", "b"]
+    assert [runner.closed for runner in runners] == [1, 1]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_in_one_lane_ends_the_other_within_its_step(bad: int) -> None:
+    runners = [Gated(100), Gated(100)]
+    runners[bad].fail_at = 0
+    ends = Ends(*runners)
+    race = Race([Lane("a", runners[0], 0), Lane("b", runners[1], 1)], on_end=ends)
+    race.start()
+    for runner in runners:
+        assert runner.began.wait(20)
+    runners[bad].gate.set()
+    wait_until(race._stop.is_set)
+    assert not ends.told.is_set()
+    runners[1 - bad].gate.set()
+    updates = list(race)
+    assert updates[-1].state == "failed" and updates[-1].error_lane == "ab"[bad]
+    assert str(updates[-1].error) == "kernel error"
+    assert [item.lane for update in updates for item in update.steps] == ["ab"[1 - bad]]
+    assert ends.made == [[0, 1] if bad == 0 else [1, 0]] and [runner.closed for runner in runners] == [1, 1]
+
+
+def test_of_two_errors_the_first_is_told() -> None:
+    runners = [Gated(100, fail_at=0), Gated(100, fail_at=0)]
+    ends = Ends(*runners)
+    race = Race([Lane("a", runners[0], 0), Lane("b", runners[1], 1)], on_end=ends)
+    race.start()
+    for runner in runners:
+        assert runner.began.wait(20)
+    runners[1].gate.set()
+    wait_until(race._stop.is_set)
+    runners[0].gate.set()
+    last = list(race)[-1]
+    assert last.state == "failed" and last.error_lane == "b" and len(ends.made) == 1
+
+
+def test_a_panic_on_one_device_ends_the_other_and_is_no_good_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    class Panicking(Gated):
+        def __next__(self) -> Tick:
+            super().__next__()
+            raise Panic
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    runners = [Panicking(100), Gated(100)]
+    ends = Ends(*runners)
+    race = Race([Lane("a", runners[0], 0), Lane("b", runners[1], 1)], on_end=ends)
+    race.start()
+    for runner in runners:
+        assert runner.began.wait(20)
+    runners[0].gate.set()
+    wait_until(race._stop.is_set)
+    runners[1].gate.set()
+    assert list(race)[-1].state == "failed" and len(ends.made) == 1 and runners[1].made == 1
+
+
+def test_a_race_on_two_devices_that_takes_too_long_is_ended() -> None:
+    runners = [Runner(10_000, 1.0, sleep=0.01), Runner(10_000, 1.0, sleep=0.01)]
+    ends = Ends(*runners)
+    race = Race([Lane("a", runners[0], 0), Lane("b", runners[1], 1)], most_seconds=0.2, on_end=ends)
+    last = list(race)[-1]
+    assert last.state == "overdue" and not race.stuck and len(ends.made) == 1
+    assert all(0 < runner.made < 1000 and runner.closed == 1 for runner in runners)
+
+
+def test_one_step_that_does_not_come_back_keeps_both_devices() -> None:
+    good, hanging = Runner(3, 1.0), Gated(9)
+    ends = Ends(good, hanging)
+    race = Race([Lane("a", good, 0), Lane("b", hanging, 1)], most_seconds=0.2, grace_seconds=0.1, on_end=ends)
+    updates = list(race)
+    assert updates[-1].state == "overdue" and updates[-1].finished == ("a",)
+    assert race.stuck and race.over and not ends.told.is_set() and good.closed == 0
+    hanging.gate.set()
+    wait_until(lambda: not race.stuck)
+    assert ends.made == [[3, 1]] and good.closed == hanging.closed == 1
+
+
+def test_the_stream_goes_on_until_the_last_device_is_done() -> None:
+    quick, slow = Runner(2, 1.0), Gated(4)
+    ends = Ends(quick, slow)
+    race = Race([Lane("a", quick, 0), Lane("b", slow, 1)], on_end=ends)
+    race.start()
+    wait_until(lambda: race._finished == ["a"])
+    assert not ends.told.is_set() and not race.over
+    slow.gate.set()
+    assert list(race)[-1].state == "done" and ends.made == [[2, 4]]
