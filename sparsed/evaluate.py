@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sparsed.agreement import agreement, answer_length
 from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
 from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, token_budget
+from sparsed.records import ALONE, Crew, Folder, read_lines
 from sparsed.scores import METHODS, Observation, Record, summarise, table
 
 if TYPE_CHECKING:
@@ -124,50 +124,23 @@ def default_cells(lengths: Iterable[str], types: Iterable[str], questions: int |
     return cells
 
 
-class Folder:
-    """Records of an evaluation: files of JSON lines, one for each process, and the plan they were made by.
-
-    Raises ValueError if the folder holds records of another plan.
-    """
-
-    def __init__(self, path: Path, plan: Plan, shard: tuple[int, int] = (0, 1)) -> None:
-        self.path, self.name = path, f"{shard[0]}-of-{shard[1]}.jsonl"
-        path.mkdir(parents=True, exist_ok=True)
-        said = json.dumps(asdict(plan), indent=1)
-        file = path / "plan.json"
-        if file.exists() and json.loads(file.read_text("utf-8")) != json.loads(said):
-            raise ValueError(f"{path} holds answers of another model or other settings; choose another folder.")
-        # Several processes begin at once: none may see half a file.
-        draft = path / f"plan-{os.getpid()}.part"
-        draft.write_text(said, encoding="utf-8")
-        draft.replace(file)
-
-    def add(self, entry: Record | Observation) -> None:
-        """Append one entry to this process's file; it is on disk when this returns."""
-        kind = "records" if isinstance(entry, Record) else "observations"
-        with (self.path / f"{kind}-{self.name}").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
-
-
 def read_records(folder: Path) -> list[Record]:
-    """All records of a folder, of all processes; an answer that two processes gave counts once."""
-    records = (Record(**entry) for entry in _lines(folder, "records"))
-    return list({(r.type, r.length, r.index, r.method): r for r in records}.values())
+    """All records of a folder, of all processes, by question; an answer that two processes gave counts once."""
+    records = (Record(**entry) for entry in read_lines(folder, "records"))
+    return sorted({(r.type, r.length, r.index, r.method): r for r in records}.values(), key=_question)
 
 
 def read_observations(folder: Path) -> list[Observation]:
-    """All observations of a folder, of all processes; a question that two processes looked at counts once."""
-    observations = (Observation(**entry) for entry in _lines(folder, "observations"))
-    return list({(o.type, o.length, o.index): o for o in observations}.values())
+    """All observations of a folder, of all processes, by question; one that was made twice counts once."""
+    observations = (Observation(**entry) for entry in read_lines(folder, "observations"))
+    return sorted({(o.type, o.length, o.index): o for o in observations}.values(), key=_question)
 
 
-def _lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # cut off in the middle of a line: that question is asked again
+def _question(entry: Record | Observation) -> tuple[int, int, int]:
+    """An order in which sums and tables come out the same, whichever process did what."""
+    types = list(TYPES)
+    place = types.index(entry.type) if entry.type in types else len(types)
+    return place, token_budget(entry.length), entry.index
 
 
 Asked = tuple[int, Prompt, "Tensor"]
@@ -181,6 +154,7 @@ def evaluate(
     *,
     plan: Plan | None = None,
     shard: tuple[int, int] = (0, 1),
+    crew: Crew = ALONE,
     batch_tokens: int = 0,
     backend: str = "auto",
 ) -> None:
@@ -193,6 +167,7 @@ def evaluate(
         out: folder of records; what is there already is not asked again.
         plan: what all answers share.
         shard: (i, n): answer every n-th question from the i-th.
+        crew: processes that call this at the same time with the same arguments; they share what is open.
         batch_tokens: run questions of equal length together up to this many tokens; 0 runs them one by one.
         backend: what computes the sparse steps.
     """
@@ -200,45 +175,66 @@ def evaluate(
 
     plan = plan or Plan()
     configs = {method: parse_method(method, plan.attention) for method in methods}
-    folder = Folder(out, plan, shard)
+    folder = Folder(out, asdict(plan), _name(shard, crew))
     done: dict[tuple[str, str, int], dict[str, list[int]]] = defaultdict(dict)
     for record in read_records(out):
         done[record.type, record.length, record.index][record.method] = record.tokens
-    total = sum(
-        len(set(methods) - set(done[cell.type, cell.length, index]))
-        for cell in cells
+    unanswered = {
+        (place, index): len(set(methods) - set(done[cell.type, cell.length, index]))
+        for place, cell in enumerate(cells)
         for index in range(shard[0], cell.questions, shard[1])
-    )
+    }
+    mine = _share(cells, unanswered, crew)
+    total = sum(unanswered[place, index] for place, indices in mine.items() for index in indices)
     # Dense first: the others are compared with it.
     order = sorted(configs, key=lambda method: method != "dense")
-    with tqdm(total=total, desc="answers", unit="answer", disable=not sys.stderr.isatty()) as bar:
-        for cell in cells:
+    with tqdm(total=total, desc="answers", unit="answer", disable=not _watched(crew)) as bar:
+        for place, indices in mine.items():
+            cell = cells[place]
             bar.set_postfix_str(f"{cell.length} {cell.type}")
-            known = {index: done[cell.type, cell.length, index] for index in range(cell.questions)}
-            for batch in _batches(model, cell, plan, shard, batch_tokens, methods, known):
+            known = {index: done[cell.type, cell.length, index] for index in indices}
+            for batch in _batches(model, cell, plan, indices, batch_tokens):
                 for method in order:
                     missing = [asked for asked in batch if method not in known[asked[0]]]
                     if missing:
                         for record in _answer(model, missing, method, configs[method], cell, plan, known, backend):
                             known[record.index][method] = record.tokens
-                            folder.add(record)
+                            folder.add("records", asdict(record))
                         bar.update(len(missing))
 
 
+def _watched(crew: Crew) -> bool:
+    """Is there someone to see a progress bar? Rank 0's share stands for the others', which are as large."""
+    return crew.rank == 0 and sys.stderr.isatty()
+
+
+def _name(shard: tuple[int, int], crew: Crew) -> str:
+    """What this process's files are called by."""
+    return crew.name if crew.size > 1 else f"{shard[0]}-of-{shard[1]}"
+
+
+def _share(cells: Sequence[Cell], answers: Mapping[tuple[int, int], int], crew: Crew) -> dict[int, list[int]]:
+    """This process's share of the questions that lack answers: place of the cell → indices of questions.
+
+    answers: how many of them a question lacks, by (place of its cell, index). What is open is shared evenly, however
+    much of it an earlier run of fewer or more processes has done.
+    """
+    # Rank 0 has looked what is there before anyone writes; all divide what it has seen.
+    missing = crew.agree([(question, count) for question, count in answers.items() if count])
+    costs = [count * token_budget(cells[place].length) ** 2 for (place, _), count in missing]
+    mine: dict[int, list[int]] = defaultdict(list)
+    for piece in crew.share(costs):
+        place, index = missing[piece][0]
+        mine[place].append(index)
+    return mine
+
+
 def _batches(
-    model: Model,
-    cell: Cell,
-    plan: Plan,
-    shard: tuple[int, int],
-    batch_tokens: int,
-    methods: Collection[str],
-    known: dict[int, dict[str, list[int]]],
+    model: Model, cell: Cell, plan: Plan, indices: Iterable[int], batch_tokens: int
 ) -> Iterator[list[Asked]]:
-    """The cell's questions that some method has not answered yet, those of equal length together."""
+    """The cell's questions of these indices, those of equal length together."""
     waiting: dict[int, list[Asked]] = defaultdict(list)
-    for index in range(shard[0], cell.questions, shard[1]):
-        if set(methods) <= set(known[index]):
-            continue
+    for index in indices:
         prompt = _ask(model, cell, plan, index)
         ids = model.encode(prompt.text)
         batch = waiting[ids.shape[1]]
@@ -306,10 +302,17 @@ def _padded(tokens: list[int], like: list[int]) -> list[int]:
 
 
 def observe(
-    model: Model, cells: Sequence[Cell], out: Path, *, plan: Plan | None = None, shard: tuple[int, int] = (0, 1)
+    model: Model,
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    plan: Plan | None = None,
+    shard: tuple[int, int] = (0, 1),
+    crew: Crew = ALONE,
 ) -> None:
     """The paper's first two observations, on the cells' questions: append how alike the masks of two heads are, and
-    how alike the mask at the switch and at four later steps, to ``out``/observations-*.jsonl.
+    how alike the mask at the switch and at four later steps, to ``out``/observations-*.jsonl. shard, crew: as for
+    `evaluate`.
     """
     from tqdm import tqdm
 
@@ -317,15 +320,15 @@ def observe(
     from sparsed.denoising import denoise
 
     plan = plan or Plan()
-    folder = Folder(out, plan, shard)
+    folder = Folder(out, asdict(plan), _name(shard, crew))
     done = {(one.type, one.length, one.index) for one in read_observations(out)}
-    work = [
-        (cell, index)
-        for cell in cells
+    unseen = {
+        (place, index): int((cell.type, cell.length, index) not in done)
+        for place, cell in enumerate(cells)
         for index in range(shard[0], cell.questions, shard[1])
-        if (cell.type, cell.length, index) not in done
-    ]
-    for cell, index in tqdm(work, desc="observations", unit="run", disable=not sys.stderr.isatty()):
+    }
+    work = [(cells[place], index) for place, indices in _share(cells, unseen, crew).items() for index in indices]
+    for cell, index in tqdm(work, desc="observations", unit="run", disable=not _watched(crew)):
         ids = model.encode(_ask(model, cell, plan, index).text)
         plain = denoise(model, ids, sampler=plan.sampler, attention=plan.attention)
         if plain.switch_step is None:
@@ -336,38 +339,21 @@ def observe(
         result = run.result()
         assert result.pattern is not None, "a run with a switch step has a pattern"
         later = [[step, float(result.pattern.overlap(run.probes[step]).mean())] for step in steps if step in run.probes]
-        folder.add(Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later))
+        seen = Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later)
+        folder.add("observations", asdict(seen))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m sparsed eval``."""
     args = _parser().parse_args(argv)
-    shard, device, wait = _share(args)
-    if not args.report:
-        from sparsed.models.loading import load
-
-        plan = Plan(
-            model=args.model,
-            sampler=SamplerConfig(steps=args.steps, gen_length=args.gen_length, block_length=args.block_length),
-            attention=SparseDConfig(
-                skip=args.skip, select=args.select, block_size=args.block_size, selection=args.selection
-            ),
-            depths=tuple(args.depths) or None,
-        )
-        methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
-        for method in methods:
-            parse_method(method, plan.attention)
-        cells = default_cells(args.lengths, args.types, args.questions)
-        Folder(args.out, plan)
-        model = load(args.model, device=device, dtype=args.dtype)
-        if args.observe:
-            observe(model, cells, args.out, plan=plan, shard=shard)
-        else:
-            evaluate(
-                model, cells, methods, args.out,
-                plan=plan, shard=shard, batch_tokens=args.batch_tokens, backend=args.backend,
-            )  # fmt: skip
-    if wait():
+    shard = _shard(args.shard)
+    with Crew.here() as crew:
+        if crew.size > 1 and args.shard is not None:
+            raise ValueError("The processes of accelerate launch share the questions by themselves; leave out --shard.")
+        if not args.report:
+            _ask_all(args, shard, crew)
+        crew.wait()
+    if crew.rank != 0:
         return
     records = read_records(args.out)
     observations = read_observations(args.out)
@@ -377,6 +363,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(summary))
     if args.json:
         args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew) -> None:
+    """Answers, or observes, what the folder lacks."""
+    from sparsed.models.loading import load, pick_device, pick_dtype
+
+    plan = Plan(
+        model=args.model,
+        sampler=SamplerConfig(steps=args.steps, gen_length=args.gen_length, block_length=args.block_length),
+        attention=SparseDConfig(
+            skip=args.skip, select=args.select, block_size=args.block_size, selection=args.selection
+        ),
+        depths=tuple(args.depths) or None,
+    )
+    methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
+    for method in methods:
+        parse_method(method, plan.attention)
+    cells = default_cells(args.lengths, args.types, args.questions)
+    Folder(args.out, asdict(plan), _name(shard, crew))
+    device, dtype = crew.device(args.device), args.dtype
+    if dtype is None and crew.size > 1:
+        # On a CPU a trial decides, and could decide otherwise in another process.
+        dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
+    model = load(args.model, device=device, dtype=dtype)
+    if args.observe:
+        observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
+    else:
+        evaluate(
+            model, cells, methods, args.out,
+            plan=plan, shard=shard, crew=crew, batch_tokens=args.batch_tokens, backend=args.backend,
+        )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -415,32 +432,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(args: argparse.Namespace) -> tuple[tuple[int, int], str | None, Any]:
-    """This process's share of the questions, its device, and what to call at the end: it waits for the other
-    processes and says whether another one prints the tables.
-    """
-    if args.shard is not None:
-        part, _, parts = args.shard.partition("/")
-        if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
-            raise ValueError(f"--shard must be i/n with i from 0 to n − 1, not {args.shard!r}.")
-        return (int(part), int(parts)), args.device, lambda: False
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or args.report:
-        return (0, 1), args.device, lambda: False
-    from datetime import timedelta
-
-    from accelerate import PartialState
-
-    # The shares never take equally long, and whoever is done first waits: no time limit of minutes.
-    state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))
-
-    def wait() -> bool:
-        state.wait_for_everyone()
-        last = state.is_main_process
-        state.destroy_process_group()
-        return not last
-
-    device = args.device if args.device and ":" in args.device else str(state.device)
-    return (state.process_index, state.num_processes), device, wait
+def _shard(said: str | None) -> tuple[int, int]:
+    """What --shard says: this process's number, and of how many."""
+    if said is None:
+        return 0, 1
+    part, _, parts = said.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ValueError(f"--shard must be i/n with i from 0 to n − 1, not {said!r}.")
+    return int(part), int(parts)
 
 
 if __name__ == "__main__":

@@ -154,3 +154,6 @@ class Crew:
         own = self.local_rank % torch.cuda.device_count()
         torch.cuda.set_device(own)  # what a kernel is launched on, and whose name `machine` tells
         return f"cuda:{own}"
+
+
+ALONE = Crew()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sparsed.config import SparseDConfig
+from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.evaluate import (
     ABLATIONS,
-    Folder,
     Plan,
+    _share,
     default_cells,
     main,
     parse_method,
@@ -20,6 +22,8 @@ from sparsed.evaluate import (
     read_records,
     token_agreement,
 )
+from sparsed.prompts import token_budget
+from sparsed.records import Crew, Folder
 from sparsed.scores import Observation, Record, summarise, table, wilson
 
 
@@ -29,6 +33,13 @@ def record(index: int, method: str, exact: bool, **more: object) -> Record:
         invented=0, verdict="", depth=0.5, agreement=None if method == "dense" else 0.75, seconds=2.0, tokens=[5, 0],
     )  # fmt: skip
     return Record(**{**values, **more})  # type: ignore[arg-type]
+
+
+class FakeCrew(Crew):
+    """A process that has seen the same as rank 0."""
+
+    def agree(self, value: Any) -> Any:
+        return value
 
 
 @pytest.mark.parametrize("right,total", [(0, 10), (5, 10), (10, 10), (61, 62), (199, 200)])
@@ -131,20 +142,45 @@ def test_methods_take_settings_of_their_own() -> None:
     assert all(isinstance(parse_method(method, SparseDConfig()), SparseDConfig) for method in ABLATIONS)
 
 
-def test_a_folder_holds_one_plan_and_the_entries_of_all_processes(tmp_path: Path) -> None:
+def test_a_folder_holds_the_entries_of_all_processes(tmp_path: Path) -> None:
     for shard in range(2):
-        folder = Folder(tmp_path, Plan(), (shard, 2))
-        folder.add(record(shard, "dense", True))
-        folder.add(Observation("lookup", "1k", shard, 0.5, []))
+        folder = Folder(tmp_path, asdict(Plan()), f"{shard}-of-2")
+        folder.add("records", asdict(record(shard, "dense", True)))
+        folder.add("observations", asdict(Observation("lookup", "1k", shard, 0.5, [])))
     assert [r.index for r in read_records(tmp_path)] == [o.index for o in read_observations(tmp_path)] == [0, 1]
-    with pytest.raises(ValueError, match="another folder"):
-        Folder(tmp_path, Plan(attention=SparseDConfig(skip=0.3)))
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
-    whole = json.dumps(asdict(record(0, "dense", True)))
-    (tmp_path / "records-0-of-1.jsonl").write_text(f"{whole}\n{whole[:40]}", encoding="utf-8")
-    assert len(read_records(tmp_path)) == 1
+def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
+    Folder(tmp_path, asdict(Plan()))
+    said = r"belongs to another plan \(attention.skip is null there, 0.3 here\); choose another folder"
+    with pytest.raises(ValueError, match=said):
+        main(["--model", "mini", "--skip", "0.3", "--out", str(tmp_path)])
+
+
+def test_a_folder_of_the_time_before_crews_is_gone_on_with(tmp_path: Path) -> None:
+    plan = {
+        "model": "mini",
+        "sampler": {**asdict(SamplerConfig()), "steps": 8},
+        "attention": asdict(SparseDConfig()),
+        "depths": [0.0, 0.25, 0.5, 0.75, 1.0],
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
+    (tmp_path / "records-1-of-2.jsonl").write_text(json.dumps(asdict(record(1, "dense", True))) + "\n", "utf-8")
+    Folder(tmp_path, asdict(Plan(sampler=SamplerConfig(steps=8))))
+    assert [r.index for r in read_records(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> None:
+    cells = default_cells(["512", "1k"], ["lookup", "two_hop"], 20)
+    # Two processes were there, and the first was nearly done.
+    open_ = {(place, i): 0 if i % 2 == 0 and i < 16 else 1 + place % 2 for place in range(4) for i in range(20)}
+    shares = [_share(cells, open_, FakeCrew(rank, processes)) for rank in range(processes)]
+    asked = [(place, i) for share in shares for place, indices in share.items() for i in indices]
+    assert sorted(asked) == sorted(question for question, missing in open_.items() if missing)
+    weights = [token_budget(cell.length) ** 2 for cell in cells]
+    loads = [sum(open_[place, i] * weights[place] for place in share for i in share[place]) for share in shares]
+    assert max(loads) - min(loads) <= 2 * 1024**2, "no two differ by more than the costliest question"
 
 
 @pytest.mark.parametrize(
@@ -160,3 +196,9 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, options: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         main(["--model", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *options])
+
+
+def test_shares_by_hand_and_by_themselves_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Crew, "here", lambda: contextlib.nullcontext(Crew(rank=1, size=2)))
+    with pytest.raises(ValueError, match="leave out --shard"):
+        main(["--shard", "0/2", "--out", str(tmp_path)])
