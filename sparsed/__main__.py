@@ -1,11 +1,17 @@
-"""The command line: python -m sparsed bench | eval | generate | lm_eval."""
+"""The command line: python -m sparsed bench | eval | generate | lm_eval.
+
+Under torchrun the processes hold one model together: the first runs the command, the others follow it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
+
+from sparsed.launch import Launch
 
 # command → (module with main(argv), one line of help). The modules load when they are needed.
 _COMMANDS = {
@@ -14,6 +20,9 @@ _COMMANDS = {
     "generate": ("sparsed.generate_command", "answer one prompt, shown while it denoises"),
     "lm_eval": ("sparsed.lm_eval_command", "lm-evaluation-harness with the model 'sparsed' (optional extra)"),
 }
+
+# Those that take a team; their main is main(argv, team).
+_TEAM = ("bench", "eval", "generate")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, (_, text) in _COMMANDS.items():
         # The module's own parser reads the rest of the line, --help included.
         commands.add_parser(name, help=text, add_help=False)
-    run = import_module(_COMMANDS[parser.parse_args(argv[:1]).command][0]).main
+    command = parser.parse_args(argv[:1]).command
     try:
-        return int(run(argv[1:]) or 0)
+        return _run(command, argv[1:])
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,6 +53,23 @@ def main(argv: list[str] | None = None) -> int:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"error: {said}", file=sys.stderr)
         return 1
+
+
+def _run(command: str, argv: list[str]) -> int:
+    launch = Launch.here()
+    if launch.kind != "tensor" or {"-h", "--help"} & set(argv):
+        return int(_main(command)(argv) or 0)
+    if command not in _TEAM:
+        raise ValueError(f"{command} cannot run under torchrun; {', '.join(_TEAM)} can.")
+    from sparsed.team import join
+
+    with join(launch) as team:
+        return int(_main(command)(argv, team) or 0)
+
+
+def _main(command: str) -> Callable[..., int | None]:
+    found: Callable[..., int | None] = import_module(_COMMANDS[command][0]).main
+    return found
 
 
 if __name__ == "__main__":

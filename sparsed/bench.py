@@ -35,15 +35,16 @@ from sparsed.attention.importance import block_importance, fused_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig, switch_step
-from sparsed.denoising import Run, denoise, synchronize
+from sparsed.denoising import Run, denoise, look, synchronize
 from sparsed.launch import Launch
-from sparsed.models.network import hidden_rows
+from sparsed.memory import peak_bytes
 from sparsed.prompts import build_prompt, token_budget
 from sparsed.records import Crew, Folder, differences, read_lines
 from sparsed.typed_json import read_as
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
+    from sparsed.team import Team
 
 # Shapes for machines or moments without the weights: what the checkpoint's config.json says.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -167,7 +168,8 @@ class Measurement:
     on which the lanes agree. peak_memory: largest resident size of the process so far, on CUDA what torch held at
     most. dense_backend, backend: what ran. other: milliseconds of a dense step outside attention (the step less
     the layers' attention). limit_step: `other` and requested density · dense attention of all layers; share: of the
-    limit that is reached, limit_step / sparse_step.
+    limit that is reached, limit_step / sparse_step. processes: that hold the model together; attention is one's share
+    of the heads, peak_memory the largest of peak_memory_each.
     """
 
     length: str
@@ -194,6 +196,8 @@ class Measurement:
     limit_step: float | None
     share: float | None
     composed: tuple[Composed, ...]
+    processes: int = 1
+    peak_memory_each: tuple[int, ...] = ()
 
 
 def race(runs: Sequence[Run], first: int = 0) -> list[float]:
@@ -248,8 +252,7 @@ def measure(
         if model.device.type != "cpu" and repeat == 0:
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
         _settle(model)
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(model.device)
+        _peak_memory(model, reset=True)
         seconds = race([dense, sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
         sparsed_runs.append(seconds[1])
@@ -287,6 +290,7 @@ def measure(
                 Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
             )
     assert dense.dense is not None, "a finished run has chosen"
+    peaks = _peak_memory(model)
     return Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,
@@ -305,13 +309,15 @@ def measure(
         speedup=round(statistics.median(a / b for a, b in zip(dense_runs, sparsed_runs)), 3),
         attention=layer,
         same_tokens=round(same, 4),
-        peak_memory=_peak_memory(model),
+        peak_memory=max(peaks, default=None),
         dense_backend=dense.dense.name,
         backend=sparsed.backend,
         other=round(other, 3),
         limit_step=None if limit_step is None else round(limit_step, 3),
         share=None if limit_step is None or sparse_step is None else round(limit_step / sparse_step.median, 3),
         composed=tuple(composed),
+        processes=1 if model.team is None else model.team.size,
+        peak_memory_each=tuple(peaks),
     )
 
 
@@ -354,8 +360,7 @@ def _attention_times(
     ids = model.encode(prompt)
     canvas = torch.cat([ids, ids.new_full((len(ids), run.length - run.prompt_length), model.mask_id)], dim=1)
     recorder = _Recorder(model.network.config.num_hidden_layers // 2)
-    nothing = torch.empty(0, dtype=torch.int64, device=model.device)
-    hidden_rows(model.network, canvas, recorder, nothing)
+    look(model, canvas, recorder)
     assert recorder.given is not None, "the model has this layer"
     q, k, v, scale = recorder.given
     sparse = load_backend(run.backend, block_size)
@@ -418,8 +423,11 @@ def machine() -> dict[str, Any]:
     return about
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code; raises ValueError for settings that make no sense."""
+def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
+    """The command line. Returns the exit code; raises ValueError for settings that make no sense.
+
+    team: the processes that hold the model together, under torchrun.
+    """
     options = _parser().parse_args(argv)
     if options.threads is not None:
         if options.threads < 1:
@@ -440,9 +448,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             asked: list[tuple[str | None, str]] = [
                 (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
             ]
-            results = list(_measurements(options, asked))
+            results = list(_measurements(options, asked, team))
         else:
-            _measure_missing(options, about, crew)
+            _measure_missing(options, about, crew, team)
             crew.wait()
     if crew.rank != 0:
         return 0
@@ -457,13 +465,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measurements(options: argparse.Namespace, asked: Sequence[tuple[str | None, str]]) -> Iterator[Measurement]:
+def _measurements(
+    options: argparse.Namespace, asked: Sequence[tuple[str | None, str]], team: Team | None
+) -> Iterator[Measurement]:
     """Each (dtype, length) measured, one after another; a model is loaded once for each dtype."""
     sampler = SamplerConfig(steps=options.steps, gen_length=options.gen_length)
     attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
-        model = _load(options, dtype)
-        print(f"\n{model.label}, {_name(model.dtype)} on {model.device}", flush=True)
+        model = _load(options, dtype, team)
+        print(f"\n{model.label}, {_name(model.dtype)} on {_place(model)}", flush=True)
         for length in [length for number, length in asked if number == dtype]:
             yield measure(
                 model,
@@ -481,7 +491,9 @@ def _measurements(options: argparse.Namespace, asked: Sequence[tuple[str | None,
         gc.collect()
 
 
-def _measure_missing(options: argparse.Namespace, about: dict[str, Any], crew: Crew) -> None:
+def _measure_missing(
+    options: argparse.Namespace, about: dict[str, Any], crew: Crew, team: Team | None
+) -> None:
     """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
     from sparsed.models.loading import check_dtype, pick_device, pick_dtype
 
@@ -512,7 +524,7 @@ def _measure_missing(options: argparse.Namespace, about: dict[str, Any], crew: C
     pieces = list(missing.items())
     mine = crew.share([tokens**2 for (_, tokens), _ in pieces])
     # In the order asked for, short prompts first: on a CPU the peak memory is that of the process so far.
-    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine]):
+    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team):
         folder.add("measurements", asdict(result))
 
 
@@ -568,40 +580,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(options: argparse.Namespace, dtype: str | None) -> Model:
+def _load(options: argparse.Namespace, dtype: str | None, team: Team | None = None) -> Model:
     from sparsed.models.loading import load
 
     if options.shape is None:
-        return load(options.model, device=options.device, dtype=dtype, fuse=False if options.no_fuse else None)
-    return _random_model(options.shape, options.device, dtype, not options.no_fuse)
+        fuse = False if options.no_fuse else None
+        return load(options.model, device=options.device, dtype=dtype, fuse=fuse, team=team)
+    return _random_model(options.shape, options.device, dtype, not options.no_fuse, team)
 
 
-def _random_model(shape: str, device: str | None, dtype: str | None, fusing: bool) -> Model:
+def _random_model(
+    shape: str, device: str | None, dtype: str | None, fusing: bool, team: Team | None = None
+) -> Model:
     """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
     import transformers
 
-    from sparsed.attention import dispatch
     from sparsed.models.families import recognise
-    from sparsed.models.loading import can_fuse, check_dtype, pick_device, pick_dtype
+    from sparsed.models.loading import can_fuse, check_dtype, pick_device, pick_dtype, random_network
     from sparsed.models.model import Model
-    from sparsed.models.network import fuse, prepare
 
-    place = pick_device(device)
+    place = pick_device(device) if team is None else team.share.device
     checkpoint = recognise(_SHAPES[shape], shape)
-    kind = getattr(transformers, checkpoint.network)
     with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in kind(checkpoint.config).parameters())
-    number = pick_dtype(check_dtype(dtype), place, parameters, shape)
-    dispatch.register()
-    torch.manual_seed(0)
-    with place:
-        network = kind._from_config(checkpoint.config, dtype=number, attn_implementation=dispatch.NAME)
-    prepare(network, float32_rotation=checkpoint.float32_rotation)
-    problem = None
-    if fusing and can_fuse(place):
-        start = perf_counter()
-        problem = fuse(network)
-        print(f"torch.compile of what surrounds attention: {perf_counter() - start:.1f} s")
+        whole = getattr(transformers, checkpoint.network)(checkpoint.config)
+    number = pick_dtype(check_dtype(dtype), place, sum(weight.numel() for weight in whole.parameters()), shape)
+    fusing = fusing and can_fuse(place)
+    start = perf_counter()
+    if team is None:
+        network, problem = random_network(_SHAPES[shape], number, place, fusing)
+    else:
+        team.share.check(checkpoint.config, shape)
+        network, problem = team.build(_SHAPES[shape], number, fusing)
+    if fusing:
+        print(f"weights drawn, and torch.compile of what surrounds attention: {perf_counter() - start:.1f} s")
     last = checkpoint.config.vocab_size - 1
     return Model(
         name=shape,
@@ -618,6 +629,7 @@ def _random_model(shape: str, device: str | None, dtype: str | None, fusing: boo
         shift=checkpoint.shift,
         chat=False,
         notes=() if problem is None else (problem,),
+        team=team,
     )
 
 
@@ -642,16 +654,18 @@ def _settle(model: Model) -> None:
     synchronize(model.device)
 
 
-def _peak_memory(model: Model) -> int | None:
-    """Bytes: on CUDA what torch has held at most, else the largest resident size of this process."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+def _peak_memory(model: Model, reset: bool = False) -> list[int]:
+    """Bytes, of every process that holds a share of the model: on CUDA what torch has held at most since the last
+    reset, else the largest resident size of the process. Empty where the system does not say.
+    """
+    if model.team is not None:
+        return model.team.peaks(reset)
+    found = peak_bytes(model.device, reset)
+    return [] if found is None else [found]
+
+
+def _place(model: Model) -> str:
+    return str(model.device) if model.team is None else f"{model.team.size} × {model.device.type}"
 
 
 def _cpu_info() -> dict[str, str]:
@@ -706,7 +720,7 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
         "selection / dense",
         "density",
         "same tokens",
-        "peak memory",
+        "peak memory of a process",
     ]
     rows = [head]
     for r in results:

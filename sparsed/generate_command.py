@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sparsed.denoising import Run
     from sparsed.models.loading import Model
+    from sparsed.team import Team
     from sparsed.terminal import View
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
@@ -43,9 +44,9 @@ class PhaseTime:
 class Report:
     """A run in numbers, as `--json` prints it; also of a run that was stopped.
 
-    model: name, label, family, dtype, device. prompt: tokens, and of a built prompt kind, length, seed,
-    question and gold answer. right: is the answer the gold one; None if there is none, or no end yet. tokens:
-    generated tokens up to and with the end token. tokens_per_second: those by `seconds`, the sum of the
+    model: name, label, family, dtype, device; under torchrun also processes. prompt: tokens, and of a built prompt
+    kind, length, seed, question and gold answer. right: is the answer the gold one; None if there is none, or no end
+    yet. tokens: generated tokens up to and with the end token. tokens_per_second: those by `seconds`, the sum of the
     steps' times. switch_step: the first sparse step, counted from 0. Densities: kept share of all key blocks
     as asked for, and as computed; None if no pattern was made.
     """
@@ -71,11 +72,11 @@ class Report:
     notes: list[str]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     """The command line. Returns the exit code (130 after Ctrl-C); raises ValueError for wrong values."""
     options = _parser().parse_args(argv)
     try:
-        return _generate(options)
+        return _generate(options, team)
     except KeyboardInterrupt:  # before the first step, or a second time
         return INTERRUPTED
 
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _generate(options: argparse.Namespace) -> int:
+def _generate(options: argparse.Namespace, team: Team | None) -> int:
     # What a terminal's encoding lacks is escaped; an answer must never end in a traceback.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -150,7 +151,7 @@ def _generate(options: argparse.Namespace) -> int:
     console = Console(file=sys.stdout)
     live = console.is_terminal and sys.stdout.isatty() and not console.is_dumb_terminal
     live = live and not options.json and not options.quiet
-    model = _load(options, console if live else None)
+    model = _load(options, console if live else None, team)
     prompt: Prompt | str
     if text is not None:
         prompt = text
@@ -234,7 +235,7 @@ def _own_text(prompt: str) -> str | None:
     return prompt
 
 
-def _load(options: argparse.Namespace, console: Console | None) -> Model:
+def _load(options: argparse.Namespace, console: Console | None, team: Team | None) -> Model:
     from sparsed.models.loading import load
     from sparsed.terminal import loading_bar, loading_lines
 
@@ -251,6 +252,7 @@ def _load(options: argparse.Namespace, console: Console | None) -> Model:
             device_map=options.device_map,
             revision=options.revision,
             progress=progress,
+            team=team,
         )
 
 
@@ -299,6 +301,7 @@ def _report(run: Run, prompt: Prompt | str) -> Report:
             "family": model.family,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
+            **({} if model.team is None else {"processes": str(model.team.size)}),
         },
         prompt=asked,
         sampler=asdict(run.sampler),
@@ -344,7 +347,8 @@ class _Output:
 def _header(run: Run) -> str:
     model = run.model
     dtype = str(model.dtype).removeprefix("torch.")
-    parts = [model.label, str(model.device), dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
+    place = str(model.device) if model.team is None else f"{model.team.size} × {model.device.type}"
+    parts = [model.label, place, dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
     return " · ".join(parts)
 
 

@@ -6,6 +6,10 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_memory() -> int | None:
@@ -61,6 +65,18 @@ def largest_resident() -> int | None:
         return None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
+
+
+def peak_bytes(device: torch.device, reset: bool = False) -> int | None:
+    """Bytes that torch held at most on a CUDA device since the last reset; elsewhere `largest_resident`."""
+    if device.type != "cuda":
+        return largest_resident()
+    import torch
+
+    held = torch.cuda.max_memory_allocated(device)
+    if reset:
+        torch.cuda.reset_peak_memory_stats(device)
+    return held
 
 
 def give_back() -> None:

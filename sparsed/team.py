@@ -44,6 +44,7 @@ from sparsed.attention.dispatch import AttentionState, Phase
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import SparseDConfig
 from sparsed.launch import Launch
+from sparsed.memory import peak_bytes
 from sparsed.models.network import hidden_rows
 from sparsed.models.share import Share
 
@@ -249,10 +250,10 @@ class Team:
         return Pattern(own.layout, layers, own.select, importance)
 
     def peaks(self, reset: bool = False) -> list[int]:
-        """Bytes that each process's GPU held at most since the last reset; on CPUs the largest resident size."""
+        """`sparsed.memory.peak_bytes` of every process; empty where the system does not say."""
         with self._turn:
-            own, others = self._order(("peak", reset), lambda: peak(self.share.device, reset), answers=True)
-        return [own, *others]
+            own, others = self._order(("peak", reset), lambda: peak_bytes(self.share.device, reset), answers=True)
+        return [found for found in (own, *others) if found is not None]
 
     def close(self) -> None:
         """The followers end. Any number of times."""
@@ -421,8 +422,8 @@ class _Follower:
     def pattern(self, key: int) -> Any:
         return _packed(self._states[key].pattern())
 
-    def peak(self, reset: bool) -> int:
-        return peak(self._share.device, reset)
+    def peak(self, reset: bool) -> int | None:
+        return peak_bytes(self._share.device, reset)
 
 
 def share_logits(
@@ -451,18 +452,6 @@ def share_logits(
     if failed is not None:
         raise failed
     return part
-
-
-def peak(device: torch.device, reset: bool) -> int:
-    """Bytes that torch held at most on a GPU since the last reset; elsewhere this process's largest resident size."""
-    from sparsed.memory import largest_resident
-
-    if device.type != "cuda":
-        return largest_resident() or 0
-    held = torch.cuda.max_memory_allocated(device)
-    if reset:
-        torch.cuda.reset_peak_memory_stats(device)
-    return held
 
 
 def _said(error: BaseException) -> str:
