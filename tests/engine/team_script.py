@@ -1,0 +1,211 @@
+"""What the tests of teams start with torchrun: `team_script.py SCENARIO OUT FOLDER…`, one JSON object written to OUT.
+
+equal: every folder's model, held by the team and whole in the first process, asked the same things. fail: a process
+fails in the middle of a forward, in each of several places; the next run must be as if nothing had been. lost: a
+process is gone in the middle of a run. backends: `equal` in 16 bits on GPUs, for each sparse backend.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+import sparsed
+from sparsed import SamplerConfig, SparseDConfig, team
+from sparsed.attention.dispatch import AttentionState
+
+RANK = int(os.environ["RANK"])
+# (sampler, attention, probe steps). Short and long blocks, guidance, batches, every sampler family's own.
+SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
+    "dense": ({"steps": 8}, "dense", ()),
+    "sparse": ({"steps": 8}, {"keep_importance": True}, (5,)),
+    "blocks of 64": ({"steps": 8, "seed": 3, "temperature": 0.8}, {"block_size": 64, "select": 0.3}, ()),
+    "guided": ({"steps": 8, "cfg_scale": 0.5}, {}, (4,)),
+    "reference": ({"steps": 8}, {"selection": "reference", "select": 0.3}, ()),
+    "shared": ({"steps": 8}, {"pattern": "shared", "select": 0.3}, ()),
+    "random": ({"steps": 8}, {"pattern": "random", "select": 0.3}, ()),
+    "streaming": ({"steps": 8}, {"pattern": "streaming_llm", "select": 0.3}, ()),
+    "afresh": ({"steps": 8}, {"reuse": False}, ()),
+}
+
+
+def prompt_of(model: Any, batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(11)
+    return torch.randint(2, model.network.config.vocab_size - 12, (batch, 300), generator=generator)
+
+
+def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
+    sampler, attention, probes = SETTINGS[name]
+    return sparsed.denoise(
+        model,
+        prompt_of(model, batch),
+        sampler=SamplerConfig(gen_length=32, **({} if model.family == "dream" else {"block_length": 16}), **sampler),
+        attention=attention if attention == "dense" else SparseDConfig(**attention),
+        probe_steps=probes,
+        backend=backend,
+    )
+
+
+def same_pattern(one: Any, two: Any) -> bool:
+    return len(one.layers) == len(two.layers) and all(
+        torch.equal(a.indices, b.indices) and torch.equal(a.counts, b.counts) for a, b in zip(one.layers, two.layers)
+    )
+
+
+def compare(shared: Any, whole: Any, name: str, batch: int) -> dict[str, Any]:
+    a, b = run_of(shared, name, batch), run_of(whole, name, batch)
+    made = [run.result() for run in (a, b)]
+    found: dict[str, Any] = {
+        "tokens": torch.equal(made[0].tokens, made[1].tokens),
+        "steps": all(
+            torch.equal(x.tokens, y.tokens) and torch.equal(x.committed, y.committed) and x.phase == y.phase
+            for x, y in zip(made[0].steps, made[1].steps, strict=True)
+        ),
+        "text": made[0].text == made[1].text,
+        "committed": int(sum(step.committed.sum() for step in made[0].steps)),
+    }
+    sure = [torch.stack([step.confidence for step in one.steps]) for one in made]
+    found["confidence"] = float((sure[0] - sure[1]).nan_to_num().abs().max())
+    if a.pattern is not None:
+        found["pattern"] = same_pattern(a.pattern, b.pattern)
+        found["density"] = a.pattern.requested_density
+        found["probes"] = all(same_pattern(a.probes[step], b.probes[step]) for step in b.probes)
+        found["heads"] = a.pattern.layers[0].counts.shape[1]
+        if b.pattern.importance is not None:
+            pairs = zip(a.pattern.importance, b.pattern.importance, strict=True)
+            found["importance"] = max(float((x.float() - y.float()).abs().max()) for x, y in pairs)
+    return found
+
+
+def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for folder in folders:
+        shared = sparsed.load(folder, dtype="float32", team=ours)
+        whole = sparsed.load(folder, dtype="float32", device=str(ours.share.device))
+        held, all_of_it = (sum(p.numel() for p in one.network.parameters()) for one in (shared, whole))
+        name = Path(folder).name
+        found[name] = {setting: compare(shared, whole, setting, 2) for setting in SETTINGS}
+        found[name]["share"] = held / all_of_it
+        # Two runs of one model that take turns, and one that is given up in the middle.
+        runs = [run_of(shared, "sparse", 1), run_of(shared, "blocks of 64", 1), run_of(shared, "sparse", 1)]
+        for step in range(8):
+            for run in runs[: 3 if step < 5 else 2]:
+                next(run)
+        runs[2].close()
+        alone = [run_of(whole, name, 1).result().steps[-1].tokens for name in ("sparse", "blocks of 64")]
+        found[name]["turns"] = all(torch.equal(run.steps[-1].tokens, other) for run, other in zip(runs, alone))
+    return found
+
+
+def backends(ours: team.Team, folders: list[str]) -> dict[str, Any]:
+    """Tokens and patterns of 16-bit numbers follow the kernels: what is said is how alike they are."""
+    found: dict[str, Any] = {}
+    for folder in folders:
+        shared = sparsed.load(folder, dtype="bfloat16", team=ours)
+        whole = sparsed.load(folder, dtype="bfloat16", device=str(ours.share.device))
+        for backend in ("gather", "triton", "flash4"):
+            try:
+                runs = [run_of(model, "wide", 1, backend) for model in (shared, whole)]
+            except ValueError as error:
+                found[f"{Path(folder).name} {backend}"] = str(error)
+                continue
+            made = [run.result() for run in runs]
+            assert runs[0].pattern is not None and runs[1].pattern is not None
+            found[f"{Path(folder).name} {backend}"] = {
+                "backend": [run.backend for run in runs],
+                "notes": list(runs[0].notes),
+                "tokens": float((made[0].tokens == made[1].tokens).float().mean()),
+                "pattern": float(runs[0].pattern.overlap(runs[1].pattern).mean()),
+                "first": float((made[0].steps[0].tokens == made[1].steps[0].tokens).float().mean()),
+            }
+    return found
+
+
+SETTINGS["wide"] = ({"steps": 8}, {"block_size": 128, "select": 0.5}, ())
+
+
+def fail(ours: team.Team, folders: list[str]) -> dict[str, Any]:
+    """See `sabotage`."""
+    model = sparsed.load(folders[0], dtype="float32", team=ours)
+    clean = run_of(model, "sparse", 1).result()
+    found: dict[str, Any] = {"failures": []}
+    plan = Path(os.environ["FAIL"])
+    for rank in range(ours.size):
+        # In a layer's attention, its selection, between its sums, before the first of them.
+        for place in ("attend 0", "attend 5", "_select 1", "between 2", "forward 3"):
+            plan.write_text(f"{rank} {place}")
+            start = time.monotonic()
+            run = run_of(model, "sparse", 1)
+            try:
+                run.result()
+                said = ""
+            except (RuntimeError, MemoryError) as error:
+                said = f"{type(error).__name__}: {error}"
+            seconds = time.monotonic() - start
+            plan.write_text("")
+            again = run_of(model, "sparse", 1).result()
+            same = torch.equal(again.tokens, clean.tokens) and same_pattern(again.pattern, clean.pattern)
+            found["failures"].append([rank, place, said, seconds, same])
+    return found
+
+
+def sabotage() -> None:
+    """Makes functions of this process fail when the file FAIL says so, at the n-th call since it was written."""
+    plan = Path(os.environ["FAIL"])
+    counters: dict[str, Any] = {}
+
+    def failing(owner: Any, attribute: str, label: str) -> None:
+        real = getattr(owner, attribute)
+
+        def call(*given: Any, **named: Any) -> Any:
+            said = plan.read_text() if plan.exists() else ""
+            if not said:
+                counters.clear()
+            elif said.startswith(f"{RANK} {label} "):
+                number = next(counters.setdefault(label, count()))
+                if number == int(said.split()[2]):
+                    if os.environ.get("FAIL_HOW") == "gone":
+                        os._exit(9)
+                    raise MemoryError("no room here")
+            return real(*given, **named)
+
+        setattr(owner, attribute, call)
+
+    from sparsed.models import network
+
+    failing(AttentionState, "attend", "attend")
+    failing(AttentionState, "_select", "_select")
+    failing(network, "between_sums", "between")
+    failing(team, "hidden_rows", "forward")
+
+
+def lost(ours: team.Team, folders: list[str]) -> dict[str, Any]:
+    model = sparsed.load(folders[0], dtype="float32", team=ours)
+    run_of(model, "sparse", 1).result()
+    Path(os.environ["FAIL"]).write_text(f"{ours.size - 1} attend 7")
+    print("now", time.time(), flush=True)
+    run_of(model, "sparse", 1).result()
+    return {"never": "reached"}
+
+
+def main() -> None:
+    scenario, out, *folders = sys.argv[1:]
+    torch.set_num_threads(1)
+    if scenario in ("fail", "lost"):
+        sabotage()
+    with team.join() as ours:
+        found = {"equal": equal, "fail": fail, "lost": lost, "backends": backends}[scenario](ours, folders)
+        Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

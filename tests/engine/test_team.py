@@ -1,0 +1,200 @@
+"""Several processes that hold one model together: the same tokens and patterns as one, and an end to every failure.
+
+torchrun starts the processes (gloo, CPU); what they do is in team_script.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsed.launch import Launch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("team_script.py")
+EVERYWHERE = ("dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh")
+SECONDS = 5.0
+
+
+def start(processes: int, *command: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *command],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def scenario(processes: int, name: str, out: Path, *folders: Path, **environment: str) -> dict[str, Any]:
+    process = start(processes, str(SCRIPT), name, str(out), *map(str, folders), **environment)
+    try:
+        _, said = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, said
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """LLaDA, Dream and Qwen3 in small, with heads and vocabularies that four processes can share."""
+    base = tmp_path_factory.mktemp("team")
+    made = [
+        checkpoints.write_llada(base / "llada", embedding_size=312, mask_predicted=False),
+        checkpoints.write_dream(
+            base / "dream", num_attention_heads=8, hidden_size=64, num_key_value_heads=4, vocab_size=320,
+            mask_predicted=False,
+        ),
+        checkpoints.write_qwen3(base / "qwen3", num_attention_heads=8, num_key_value_heads=4, vocab_size=308),
+    ]  # fmt: skip
+    return [base / path.name for path in made]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_team_gives_what_one_process_gives(processes: int, folders: list[Path], tmp_path: Path) -> None:
+    """float32: every step's tokens, every pattern and probe; with mini, which answers a question, too."""
+    found = scenario(processes, "equal", tmp_path / "out.json", *folders, ROOT / "assets" / "mini")
+    assert set(found) == {"llada", "dream", "qwen3", "mini"}
+    for name, settings in found.items():
+        assert settings["share"] < 1 / processes + 0.02, f"{name}: a process holds {settings['share']:.2f} of it"
+        assert settings["turns"], name
+        for setting in EVERYWHERE:
+            one = settings[setting]
+            assert one["tokens"] and one["steps"] and one["text"], (name, setting, one)
+            assert one["committed"] > 20 and one["confidence"] < 1e-3, (name, setting, one)
+            if setting != "dense":
+                assert one["pattern"] and one["probes"] and one["heads"] in (4, 8), (name, setting, one)
+                assert 0 < one["density"] < 1
+        assert settings["sparse"]["importance"] < 1e-3
+        # What differs from head to head differs between processes.
+        assert settings["random"]["density"] == pytest.approx(settings["shared"]["density"])
+
+
+def test_a_failure_of_one_process_ends_the_run_on_all_and_the_next_run_is_whole(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    found = scenario(2, "fail", tmp_path / "out.json", folders[0], FAIL=str(tmp_path / "plan"))
+    assert len(found["failures"]) == 10
+    for rank, place, said, seconds, same in found["failures"]:
+        assert "no room here" in said, (rank, place, said)
+        assert said.startswith("MemoryError" if rank == 0 else "TeamError: Process 2 of 2 failed: MemoryError"), said
+        assert seconds < SECONDS and same, (rank, place, seconds)
+
+
+def test_a_process_that_is_gone_ends_all_with_a_sentence(folders: list[Path], tmp_path: Path) -> None:
+    process = start(
+        4, str(SCRIPT), "lost", str(tmp_path / "out.json"), str(folders[0]),
+        FAIL=str(tmp_path / "plan"), FAIL_HOW="gone",
+    )  # fmt: skip
+    try:
+        out, said = process.communicate(timeout=120)
+    finally:
+        ended = time.time()
+        with_group(process, signal.SIGKILL)
+    assert process.returncode != 0 and not (tmp_path / "out.json").exists()
+    assert "error: Process 4 of 4 is gone" in said, said
+    assert ended - float(out.split()[1]) < SECONDS
+
+
+def with_group(process: subprocess.Popen[str], number: int) -> None:
+    """A signal to the processes of a session, where there are any left."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_ctrl_c_ends_all_within_a_step_and_prints_what_there_is(all_of_them: bool) -> None:
+    """A terminal sends it to every process, and torchrun passes it on once more."""
+    process = start(2, "-m", "sparsed", "generate", "--prompt", "1k", "--dtype", "float32")
+    said = []
+    assert process.stderr is not None
+    for line in iter(process.stderr.readline, ""):
+        said.append(line)
+        if "step 12" in line or "sparse" in line:
+            break
+    else:
+        pytest.fail("".join(said))
+    began = time.monotonic()
+    if all_of_them:
+        with_group(process, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    seconds = time.monotonic() - began
+    with_group(process, signal.SIGKILL)
+    assert seconds < SECONDS, seconds
+    assert "stopped after " in out and "so far: " in out and "backend: gather" in out, out
+
+
+def test_what_cannot_be_shared_is_said(folders: list[Path], tmp_path: Path) -> None:
+    process = start(2, "-m", "sparsed", "lm_eval", "--model", "sparsed")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0 and "error: lm_eval cannot run under torchrun; bench, eval, generate can." in said
+    process = start(3, "-m", "sparsed", "generate", "--model", str(folders[0]), "--prompt", "hello", "--quiet")
+    _, said = process.communicate(timeout=120)
+    assert "LLaDA" in said or "llada" in said
+    assert "has 4 key/value heads, which 3 processes cannot share: start as many as divide 4." in said, said
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [
+        ({}, "alone"),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, "alone"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "tensor"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"},
+            "data",
+        ),
+    ],
+)
+def test_how_a_process_was_started(environment: dict[str, str], kind: str) -> None:
+    launch = Launch.here(environment)
+    assert launch.kind == kind
+    assert (launch.rank, launch.size) == ((0, 1) if kind == "alone" else (1, 2))
+
+
+def test_an_environment_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(ValueError, match="WORLD_SIZE is '2'"):
+        Launch.here({"WORLD_SIZE": "2", "RANK": "0"})
+
+
+def test_no_team_without_torchrun() -> None:
+    from sparsed import team
+
+    with pytest.raises(ValueError, match="start several processes with torchrun"):
+        team.join(Launch())
+    with pytest.raises(ValueError, match="one machine"):
+        team.join(Launch("tensor", 0, 4, 0, 2))
+
+
+def test_a_team_takes_no_device(tiny_folder: Path) -> None:
+    import sparsed
+
+    class Stub:
+        size = 2
+
+    for wrong in ({"device": "cpu"}, {"device_map": "auto"}):
+        with pytest.raises(ValueError, match="leave device and device_map out"):
+            sparsed.load(tiny_folder, team=Stub(), **wrong)  # type: ignore[arg-type]
+
+
+def test_every_head_belongs_to_one_process() -> None:
+    import torch
+
+    from sparsed.models.share import Share
+
+    for size in (1, 2, 4):
+        found = torch.cat([torch.arange(8)[Share(rank, size, torch.device("cpu")).heads(8)] for rank in range(size)])
+        assert found.tolist() == list(range(8))
