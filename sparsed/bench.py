@@ -523,7 +523,7 @@ def _measure_missing(
     missing = crew.agree(missing)
     pieces = list(missing.items())
     mine = crew.share([tokens**2 for (_, tokens), _ in pieces])
-    # In the order asked for, short prompts first: on a CPU the peak memory is that of the process so far.
+    # In the order asked for, not the longest first: on a CPU the peak memory is that of the process so far.
     for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team):
         folder.add("measurements", asdict(result))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsed.models.model import Model
+    from sparsed.team import Team
 
 TYPES: dict[str, tuple[str, ...]] = {
     "lookup": ("fact", "inverse"),
@@ -229,9 +230,7 @@ def _share(cells: Sequence[Cell], answers: Mapping[tuple[int, int], int], crew: 
     return mine
 
 
-def _batches(
-    model: Model, cell: Cell, plan: Plan, indices: Iterable[int], batch_tokens: int
-) -> Iterator[list[Asked]]:
+def _batches(model: Model, cell: Cell, plan: Plan, indices: Iterable[int], batch_tokens: int) -> Iterator[list[Asked]]:
     """The cell's questions of these indices, those of equal length together."""
     waiting: dict[int, list[Asked]] = defaultdict(list)
     for index in indices:
@@ -343,15 +342,15 @@ def observe(
         folder.add("observations", asdict(seen))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m sparsed eval``."""
+def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
+    """Entry point of ``python -m sparsed eval``. team: the processes that hold the model together, under torchrun."""
     args = _parser().parse_args(argv)
     shard = _shard(args.shard)
     with Crew.here() as crew:
         if crew.size > 1 and args.shard is not None:
             raise ValueError("The processes of accelerate launch share the questions by themselves; leave out --shard.")
         if not args.report:
-            _ask_all(args, shard, crew)
+            _ask_all(args, shard, crew, team)
         crew.wait()
     if crew.rank != 0:
         return
@@ -365,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
-def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew) -> None:
+def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team: Team | None) -> None:
     """Answers, or observes, what the folder lacks."""
     from sparsed.models.loading import load, pick_device, pick_dtype
 
@@ -386,7 +385,7 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew) -> No
     if dtype is None and crew.size > 1:
         # On a CPU a trial decides, and could decide otherwise in another process.
         dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
-    model = load(args.model, device=device, dtype=dtype)
+    model = load(args.model, device=device, dtype=dtype, team=team)
     if args.observe:
         observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
     else:

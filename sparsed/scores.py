@@ -192,7 +192,7 @@ def _observed(observations: Sequence[Observation]) -> list[dict[str, Any]]:
 
 def table(summary: dict[str, Any]) -> str:
     """The summary as Markdown: accuracy by length, by length and type, settings of SparseD's own, observations."""
-    parts = [_by_method(summary["lengths"], ("length",))]
+    parts = [_by_method(summary["lengths"], ("length",))] if summary["lengths"] else []
     if len({row["type"] for row in summary["cells"]}) > 1:
         parts.append(_by_method(summary["cells"], ("length", "type")))
     if any(":" in row["method"] for row in summary["lengths"]):

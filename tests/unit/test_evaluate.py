@@ -117,7 +117,8 @@ def test_observations_are_averaged_by_length_and_step() -> None:
     rows = summarise([], seen)["observations"]
     assert [row["length"] for row in rows] == ["512", "4k"]
     assert rows[1]["heads"] == pytest.approx(0.3) and rows[1]["later"] == {20: pytest.approx(0.8), 40: 0.8}
-    assert "step 21: 0.80" in table(summarise([], seen))
+    said = table(summarise([], seen))
+    assert "step 21: 0.80" in said and "questions |" not in said
 
 
 def test_the_grid_asks_as_many_questions_as_promised() -> None:
