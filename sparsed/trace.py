@@ -35,6 +35,8 @@ SparseD and with a baseline. Steps, positions and rows are counted from 0. Reade
     steps          [{index, phase, seconds, committed}]. phase: "dense", "select" or "sparse". seconds: device
                    time of the step. committed: [[row, position, token id, confidence]], position within the
                    generated tokens, confidence null where there is none
+    device         whole number, optional: which of the race's devices it had. Lanes of the same number took turns on
+                   one, lanes of different numbers ran at the same time; missing is 0
     probes         [{step, overlap}], optional
     pattern        null, or {length, prompt_length, block_size, select, batch, heads, kept, layers}: tokens of
                    the sequence, of its prompt and of an attention block; the share asked for; rows (twice
@@ -246,7 +248,8 @@ class TracePattern:
 class Lane:
     """One run. switch_step: the first sparse step or None. text: one a row. seconds: the sum over steps.
 
-    probes: by ascending step; only where there is a pattern.
+    probes: by ascending step; only where there is a pattern. device: lanes with the same number took turns, lanes with
+    different ones ran at the same time.
     """
 
     attention: SparseDConfig | Literal["dense"]
@@ -260,6 +263,7 @@ class Lane:
     steps: tuple[TraceStep, ...]
     pattern: TracePattern | None
     probes: tuple[TraceProbe, ...] = ()
+    device: int = 0
 
 
 @dataclass(frozen=True)
@@ -308,12 +312,14 @@ def record(
     prompt: Prompt | str | None = None,
     store_text: bool = True,
     importance: bool = False,
+    devices: Mapping[str, int] | None = None,
 ) -> Trace:
     """The record of a run, or of several by name, finished or stopped.
 
     runs: of one model, prompt and sampler. A single run's lane is named "dense" or after its pattern. prompt: what
     `sparsed.prompts.build_prompt` made, or the user's own text. store_text: False leaves the prompt's text out.
-    importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers.
+    importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers. devices: where
+    runs were made at the same time on copies of the model, the number of the device that each had, from 0.
 
     Raises ValueError for no run, a run without any step, or runs that do not belong together.
     """
@@ -327,11 +333,14 @@ def record(
     first = next(iter(runs.values()))
     shape = first.steps[0].tokens.shape
     for name, run in runs.items():
-        same = run.model is first.model and run.sampler == first.sampler
+        apart = devices is not None and devices[name] != devices[next(iter(runs))]
+        same = _same_model(run.model, first.model, copies=apart) and run.sampler == first.sampler
         if not same or run.prompt_length != first.prompt_length or run.steps[0].tokens.shape != shape:
             raise ValueError(f"The run {name!r} has another model, prompt or sampler than the first one.")
     model = first.model
     lanes = {name: _lane(run, _weights(run, runs.values()), importance) for name, run in runs.items()}
+    if devices is not None:
+        lanes = {name: replace(lane, device=devices[name]) for name, lane in lanes.items()}
     about = _prompt(prompt, first.prompt_length, store_text)
     if store_text:
         about = replace(about, words=_words(runs.values()))
@@ -430,6 +439,12 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
 
 
 # ---------------------------------------------------------------- recording
+
+
+def _same_model(model: Model, other: Model, *, copies: bool) -> bool:
+    """copies: it may have been loaded twice."""
+    told = ("name", "label", "family", "dtype", "mask_id", "end_ids")
+    return model is other or (copies and all(getattr(model, name) == getattr(other, name) for name in told))
 
 
 def _weights(run: Run, runs: Iterable[Run]) -> tuple[Tensor, ...] | None:
@@ -635,6 +650,8 @@ def _check_lane(lane: Lane, trace: Trace) -> set[int]:
         raise ValueError(f"a lane has {len(lane.steps)} of {lane.total} steps.")
     if lane.switch_step is not None and not 0 <= lane.switch_step < lane.total:
         raise ValueError(f"'switch_step' must lie between 0 and {lane.total - 1}, not {lane.switch_step}.")
+    if not 0 <= lane.device < len(trace.lanes):
+        raise ValueError(f"'device' must lie between 0 and {len(trace.lanes) - 1}, not {lane.device}.")
     if len(lane.text) != trace.batch:
         raise ValueError(f"a lane has {len(lane.text)} texts for {trace.batch} rows.")
     written: dict[tuple[int, int], int] = {}

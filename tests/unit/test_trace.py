@@ -662,3 +662,39 @@ def test_loading_and_replaying_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "good.json")], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_lanes_that_ran_at_the_same_time_say_so(tmp_path: Path) -> None:
+    runs = {"a": fake_run(dense=True, model=fake_model()), "b": fake_run(model=fake_model())}
+    with pytest.raises(ValueError, match="'b' has another model"):
+        trace.record(runs)
+    with pytest.raises(ValueError, match="'b' has another model"):
+        trace.record(runs, devices={"a": 0, "b": 0})
+    trace.save(trace.record(runs, devices={"a": 0, "b": 1}), tmp_path / "race.json")
+    loaded = trace.load(tmp_path / "race.json")
+    assert {name: lane.device for name, lane in loaded.lanes.items()} == {"a": 0, "b": 1}
+    for name, run in runs.items():
+        assert_replays(run, loaded, name)
+    other = fake_model()
+    other.name = "another"
+    with pytest.raises(ValueError, match="'b' has another model"):
+        trace.record({"a": runs["a"], "b": fake_run(model=other)}, devices={"a": 0, "b": 1})
+
+
+def test_a_file_from_before_says_that_lanes_took_turns(tmp_path: Path) -> None:
+    model = fake_model()
+    made = trace.record({"a": fake_run(dense=True, model=model), "b": fake_run(model=model)})
+    path = tmp_path / "race.json"
+    trace.save(made, path)
+    raw = json.loads(path.read_text())
+    assert [lane.pop("device") for lane in raw["lanes"].values()] == [0, 0]
+    path.write_text(json.dumps(raw))
+    assert trace.load(path) == made
+    for device in (2, -1, True, "0"):
+        raw["lanes"]["b"]["device"] = device
+        path.write_text(json.dumps(raw))
+        with pytest.raises(ValueError, match="race.json is damaged: 'device' must"):
+            trace.load(path)
