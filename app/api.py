@@ -121,7 +121,8 @@ class LaneValue(TypedDict):
 class Compared(TypedDict):
     """What /compare gives. state: "loading", "preparing", "waiting", "running", and once, last, "done", "stopped",
     "refused" or "failed". position: runs before this one while it waits, and wait: for about how many seconds, if that
-    is known. switch_step: SparseD's first sparse step, counted from 1, None if there is none. gold: the right answer,
+    is known. mode: "turns" or "together", how the lanes share the machine's devices, None before they begin.
+    switch_step: SparseD's first sparse step, counted from 1, None if there is none. gold: the right answer,
     at the end. run: the key for /pattern; files: what can be downloaded, name → address below the page's own; both at
     the end of a run that made a step.
     """
@@ -131,6 +132,7 @@ class Compared(TypedDict):
     position: int | None
     wait: float | None
     question: str
+    mode: str | None
     lanes: dict[str, LaneValue]
     speedup: Speedup | None
     agreement: Agreement | None
@@ -293,8 +295,8 @@ def add(desk: Desk) -> None:
         backend: str = "auto",
         third: str = NO_BASELINE,
     ) -> AsyncGenerator[Any, None]:
-        """Denoises the answer to one prompt with full attention and with SparseD, in turns on one device, each step
-        timed alone, and streams how far both are.
+        """Denoises the answer to one prompt with full attention and with SparseD, in turns on one device or each on a
+        GPU of its own, each step timed alone, and streams how far both are.
 
         Returns:
             Objects as the run goes on: state, message, and each lane's step, seconds and text so far (▒ is a masked
@@ -571,6 +573,7 @@ def _compared(shown: Shown) -> Compared:
         "position": shown.position if stage["state"] == "waiting" else None,
         "wait": None if shown.wait is None else round(shown.wait, 1),
         "question": stage["question"],
+        "mode": stage["mode"] and stage["mode"]["name"],
         "lanes": {key: _lane(lane, agreements.get(key)) for key, lane in lanes.items()},
         "speedup": _speedup(stage["speedup"]),
         "agreement": _agreement(stage["agreement"]),

@@ -16,10 +16,11 @@ from typing import Any
 from app import charts, limits, published
 from app.desk import Desk, Visit
 from app.limits import Estimate
-from app.peak import Peak
+from app.peak import LANES_WORDS, Peak
 from app.request import OWN_TEXT, Request, repeated
 from app.session import Measured, Shown, perform
 from app.stage import DENSE, SPARSE, clock
+from app.words import BOTH_TOGETHER, IN_TURNS
 
 # A row and a comparison as assets/compare.js draws them; see `_row` and `_Table.value`.
 Row = dict[str, Any]
@@ -210,6 +211,7 @@ class _Table:
         self.memory = ""
         self.costs: dict[str, tuple[Estimate | None, str]] | None = None
         self._shares = dict.fromkeys(self.rows, 0.0)
+        self._modes: dict[str, dict[str, str] | None] = {}
 
     def take(self, name: str, stage: dict[str, Any], tokens: int | None, peak: Peak | None) -> None:
         """What a snapshot of this length's race says."""
@@ -234,8 +236,10 @@ class _Table:
                 row[f"{key}_right"] = lanes[key]["right"]
                 row[f"{key}_verdict"] = lanes[key]["verdict"]
             row["memory"] = None if peak is None else peak.bytes
-        if peak is not None:
+        # What is said of lanes with GPUs of their own is true of those that took turns as well.
+        if peak is not None and self.memory != LANES_WORDS:
             self.memory = peak.words
+        self._modes[name] = stage["mode"]
         self._shares[name] = self._share(name, lanes)
 
     def leave_out(self, after: str) -> None:
@@ -245,11 +249,12 @@ class _Table:
                 row["state"], row["message"] = "stopped", after
 
     def _share(self, name: str, lanes: dict[str, dict[str, Any]]) -> float:
-        """How much of a race is done, 0 … 1: its lanes count by the time that each is expected to take."""
+        """How much of a race is done, 0 … 1, by the time that each lane is expected to take still."""
         cost = (self.costs or {}).get(name, (None, ""))[0]
-        dense, sparse = (cost.dense_seconds, cost.sparse_seconds) if cost else (1.0, 1.0)
-        whole = dense + sparse
-        return (dense * lanes[DENSE]["progress"] + sparse * lanes[SPARSE]["progress"]) / whole if whole else 0.0
+        dense, sparse, devices = (cost.dense_seconds, cost.sparse_seconds, cost.devices) if cost else (1.0, 1.0, 1)
+        left = ((1 - lanes[DENSE]["progress"]) * dense, (1 - lanes[SPARSE]["progress"]) * sparse)
+        whole = limits.together((dense, sparse), devices)
+        return 1 - limits.together(left, devices) / whole if whole else 0.0
 
     def _weights(self) -> dict[str, float]:
         """Length → what it counts: the seconds it is expected to take, or its tokens where one of them is unknown."""
@@ -288,10 +293,20 @@ class _Table:
         for row in done(self.rows.values()):
             cost = (self.costs or {})[row["length"]][0]
             if cost is not None:
-                took += row["dense_seconds"] + row["sparse_seconds"]
+                took += limits.together((row["dense_seconds"], row["sparse_seconds"]), cost.devices)
                 foreseen += cost.seconds
         factor = took / foreseen if took > 0 and foreseen > 0 else 1.0
         return f"{limits.about(expected * factor * (1 - progress))} left"
+
+    def _mode(self) -> str:
+        """How the lanes of the races so far shared the machine, in a sentence; empty where none has begun."""
+        modes = {name: mode["name"] for name, mode in self._modes.items() if mode is not None}
+        together = [self.rows[name]["name"] for name, mode in modes.items() if mode == "together"]
+        if not together:
+            return IN_TURNS if modes else ""
+        if len(together) == len(modes):
+            return BOTH_TOGETHER
+        return f"{BOTH_TOGETHER[:-1]} at {', '.join(together)}; at the other lengths they take turns."
 
     def value(self, state: str, message: str) -> Comparison:
         """All of it as JSON, a new value each time.
@@ -321,6 +336,7 @@ class _Table:
             "estimate": "" if expected is None else limits.about(expected),
             "paper": self.paper,
             "memory": self.memory,
+            "mode": self._mode(),
             "rows": [dict(row) for row in self.rows.values()],
         }
 

@@ -22,12 +22,12 @@ from weakref import WeakSet
 import sparsed
 from app.engine import Engine
 from app.kept import MOST_IMPORTANCE, Kept, Selected, opening
-from app.limits import Estimate, Limits, Shape, Speed, estimate, fit_speed
+from app.limits import SHORTEST_TOGETHER, Estimate, Limits, Shape, Speed, estimate, fit_speed
 from app.operations import Journal, Metrics, RunReport, State, Status
 from app.race import DeviceQueue, Race
 from app.request import Request
 from app.stage import SPARSE
-from app.words import Shades
+from app.words import NO_ROOM, NOT_MEASURED, TOO_SHORT, Shades
 from sparsed.config import SamplerConfig
 from sparsed.memory import give_back
 from sparsed.models import LoadError
@@ -60,6 +60,16 @@ class Loaded:
     model: Any
     shape: Shape
     speed: Speed | None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the lanes of a race run. copies: of the model, one for each device that they have (`app.race.seat`). why:
+    the lanes take turns although there are other devices, in a sentence; empty else.
+    """
+
+    copies: tuple[Any, ...]
+    why: str = ""
 
 
 class Loading:
@@ -383,8 +393,14 @@ class Desk:
                 self._prompts.popitem(last=False)
         return known
 
-    def estimate(self, loaded: Loaded, request: Request, tokens: int) -> Estimate | None:
-        """Time and memory of a race over `tokens` prompt tokens; None while the speed is not known."""
+    def estimate(self, loaded: Loaded, request: Request, tokens: int, places: Places | None = None) -> Estimate | None:
+        """Time and memory of a race over `tokens` prompt tokens; None while the speed is not known. places: where its
+        lanes run, if that is decided.
+        """
+        places = places or self.places(loaded, request, tokens)
+        return self._estimate(loaded, request, tokens, len(places.copies))
+
+    def _estimate(self, loaded: Loaded, request: Request, tokens: int, devices: int) -> Estimate | None:
         if loaded.speed is None:
             return None
         return estimate(
@@ -398,10 +414,34 @@ class Desk:
             gen_length=request.gen_length,
             rows=request.rows,
             baseline=request.third is not None,
+            devices=devices,
         )
 
+    def places(self, loaded: Loaded, request: Request, tokens: int) -> Places:
+        """Where the lanes of a race over `tokens` prompt tokens run: each on a device of its own where there are
+        several, the race fits on them, and its steps are long enough to be timed honestly at the same time.
+        """
+        lanes = 2 if request.third is None else 3
+        first, *others = self.engine.copies(loaded.model)
+        if not others:
+            return Places((first,))
+        alone = self._estimate(loaded, request, tokens, 1)
+        if loaded.speed is None or alone is None:
+            return Places((first,), NOT_MEASURED)
+        if request.rows * loaded.speed.step(tokens + request.gen_length) < SHORTEST_TOGETHER:
+            return Places((first,), TOO_SHORT)
+        roomy = [copy for copy in others if self._fits(alone, copy)][: lanes - 1]
+        return Places((first, *roomy), "" if roomy else NO_ROOM)
+
+    def _fits(self, estimated: Estimate, model: Any) -> bool:
+        """Is there room for a race on the device of this model?"""
+        free = self.engine.memory(model)
+        return free is None or estimated.memory <= self.limits.memory_share * free
+
     def room(self, loaded: Loaded) -> Limits:
-        """The limits, with the memory that is free now on the device of this model."""
+        """The limits, with the memory that is free now on the device of this model. Other devices are used where a race
+        fits on them only, so theirs limit nothing.
+        """
         return replace(self.limits, memory=self.engine.memory(loaded.model))
 
     def longest(self, loaded: Loaded, request: Request, seconds: float) -> str:

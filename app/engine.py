@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import sparsed
-from app.limits import Shape, Speed
+from app.limits import Limits, Shape, Speed, lanes_take_turns, memory_needed
+from app.race import seat
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
 
@@ -22,6 +25,11 @@ Listener = Callable[[Any], None]
 
 # What may be a repository on the Hub. A folder is anything else that is there.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+# One for each lane of a race.
+MOST_COPIES = 3
+# A copy is of use where a run over so many tokens fits beside it, so many of them generated, in such attention blocks.
+ROOM_TOKENS, ROOM_GENERATED, ROOM_BLOCK = 4224, 128, 128
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,11 @@ class Engine(Protocol):
 
     def load(self, name: str, progress: Listener) -> Any:
         """The model; takes seconds once its files are here. Raises ValueError, OSError or RuntimeError."""
+
+    def copies(self, model: Any) -> Sequence[Any]:
+        """The model, and the same on other devices, where lanes can run at the same time: at most one for each lane.
+        They are freed with the model.
+        """
 
     def shape(self, model: Any) -> Shape:
         """The sizes that decide what a run costs."""
@@ -137,14 +150,15 @@ class Engine(Protocol):
 
 
 def line_up(
-    engine: Engine, model: Any, prompt: str, sampler: SamplerConfig, wanted: Sequence[Wanted], backend: str
+    engine: Engine, copies: Sequence[Any], prompt: str, sampler: SamplerConfig, wanted: Sequence[Wanted], backend: str
 ) -> dict[str, Any]:
-    """The runs of a race by lane, ready for their first step. Raises what `Engine.denoise` raises; nothing is left open
-    then.
+    """The runs of a race by lane, ready for their first step. copies: of the model, one for each device that the lanes
+    have (`app.race.seat`). Raises what `Engine.denoise` raises; nothing is left open then.
     """
     runs: dict[str, Any] = {}
     try:
-        for one in wanted:
+        for lane, one in enumerate(wanted):
+            model = copies[seat(lane, len(copies))]
             run = engine.denoise(model, prompt, sampler, one.attention, backend, one.probe_steps)
             runs[one.lane] = run
             # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
@@ -158,9 +172,16 @@ def line_up(
     return runs
 
 
+def _hear_copy(progress: Listener, number: int, far: Any) -> None:
+    progress(f"copy {number}, on another GPU: {far}")
+
+
 class SparsedEngine:
     """The engine of this repository. extra_model: one that is listed beside the catalogue. any_model: `admit` takes
     every model that can be loaded.
+
+    On a machine with several GPUs of a kind a model is loaded on up to MOST_COPIES of them, unless SPARSED_LANES says
+    that lanes take turns. Raises ValueError for another value of that variable.
     """
 
     at_once = 1
@@ -169,6 +190,9 @@ class SparsedEngine:
         self._extra = extra_model or ""
         self._any = any_model
         self._admitted: dict[str, ModelSpec] = {}
+        self._turns = lanes_take_turns()
+        # Model → the others of its copies.
+        self._others: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
 
     def models(self) -> Mapping[str, ModelSpec]:
         # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
@@ -224,7 +248,39 @@ class SparsedEngine:
         locate(name, progress=progress)
 
     def load(self, name: str, progress: Listener) -> Any:
-        return sparsed.load(name, progress=progress)
+        model = sparsed.load(name, progress=progress)
+        self._others[model] = () if self._turns else self._elsewhere(name, model, progress)
+        return model
+
+    def copies(self, model: Any) -> Sequence[Any]:
+        return (model, *self._others.get(model, ()))
+
+    def _elsewhere(self, name: str, model: Any, progress: Listener) -> tuple[Any, ...]:
+        """The model once more on other GPUs, as far as it fits. Only on those of the same kind: on another kind a lane
+        would win or lose by its GPU.
+        """
+        if model.device.type != "cuda":
+            return ()
+        import torch
+
+        from sparsed.memory import device_memory
+
+        shape, kind = self.shape(model), torch.cuda.get_device_name(model.device)
+        needed = shape.weight_bytes + memory_needed(shape, ROOM_TOKENS, ROOM_BLOCK, ROOM_GENERATED)
+        alike = [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.get_device_name(gpu) == kind]
+        found: list[Any] = []
+        for gpu in alike:
+            if gpu == model.device.index or len(found) == MOST_COPIES - 1:
+                continue
+            hear = partial(_hear_copy, progress, len(found) + 2)
+            try:
+                free = device_memory("cuda", gpu)
+                if free is not None and needed <= Limits.memory_share * free:
+                    found.append(sparsed.load(name, device=f"cuda:{gpu}", dtype=model.dtype, progress=hear))
+            # Somebody else has that GPU or its memory. The model is here all the same, and its lanes take turns.
+            except (ValueError, OSError, RuntimeError):
+                continue
+        return tuple(found)
 
     def shape(self, model: Any) -> Shape:
         config = model.network.config
@@ -245,6 +301,8 @@ class SparsedEngine:
 
     def place(self, model: Any) -> str:
         device = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}.get(model.device.type, model.device.type)
+        if (copies := len(self.copies(model))) > 1:
+            device = f"{copies} GPUs"
         return f"{device} · {str(model.dtype).removeprefix('torch.')}"
 
     def backend(self, model: Any) -> str:

@@ -407,6 +407,8 @@ class _Film:
         self.title.draw(draw, x, self.px(38), self.title.fit(self.final["question"], room), ink)
         about = origin(self.trace)
         facts = f"{about['model']} · {_tokens(self.trace)} · {about['machine']} · {about['date']}"
+        if (self.final["mode"] or {}).get("name") == "together":
+            facts += " · lanes at the same time"
         self.little.draw(draw, x, self.px(62), self.little.fit(facts, room), muted)
         score = self.final["speedup"] if over else self._speedup(steps)
         y = self.px(108)

@@ -166,7 +166,10 @@ def keep(runs: dict[str, Any], prompt: Any) -> Kept | None:
         return None
     patterns = [run.pattern for run in made.values() if run.pattern is not None]
     importance = next((pattern.importance for pattern in patterns if pattern.importance is not None), None)
-    return Kept(traces.record(made, prompt=prompt), True, importance)
+    # Lanes that ran at the same time had copies of the model, one for each device.
+    copies = list({id(run.model): None for run in made.values()})
+    devices = {key: copies.index(id(run.model)) for key, run in made.items()}
+    return Kept(traces.record(made, prompt=prompt, devices=devices), True, importance)
 
 
 def lane_key(lane: Lane) -> str:

@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from app.race import seat
+
 # Gathering key blocks costs something on top of the share of the scores that is computed.
 GATHER_OVERHEAD = 1.25
 # The select step computes the attention scores twice more (issue: "not slower than two dense attentions").
@@ -21,6 +23,9 @@ LOGIT_BYTES = 32
 GIB = 2**30
 # The longest race where strangers share a machine, and where the GPU is borrowed from a pool.
 PUBLIC_MINUTES, BORROWED_MINUTES = 5, 2
+# Seconds of a dense step from which on lanes run at the same time where they can. Shorter steps are spent launching
+# kernels from Python, where two threads of one process hold each other up, and no clock would be honest.
+SHORTEST_TOGETHER = 0.020
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,15 @@ class Speed:
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of each lane of a race, and the peak of memory in bytes beside the weights. baseline_seconds: of the
-    third lane, 0 where there is none.
+    third lane, 0 where there is none. devices: how many the lanes have (`app.race.seat`); memory is that of the one
+    that needs most.
     """
 
     dense_seconds: float
     sparse_seconds: float
     memory: int
     baseline_seconds: float = 0.0
+    devices: int = 1
 
     @property
     def gain(self) -> float:
@@ -79,8 +86,16 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """The whole race: the lanes take turns on one device."""
-        return self.dense_seconds + self.sparse_seconds + self.baseline_seconds
+        """The whole race."""
+        return together((self.dense_seconds, self.sparse_seconds, self.baseline_seconds), self.devices)
+
+
+def together(seconds: Sequence[float], devices: int) -> float:
+    """What lanes of so many seconds take in all: those of one device take turns, devices run at the same time."""
+    loads = [0.0] * devices
+    for lane, spent in enumerate(seconds):
+        loads[seat(lane, devices)] += spent
+    return max(loads)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,19 @@ def borrowed(environment: Mapping[str, str] | None = None) -> bool:
     return values.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
+def lanes_take_turns(environment: Mapping[str, str] | None = None) -> bool:
+    """Must the lanes take turns, however many GPUs there are? The variable SPARSED_LANES says so: "turns", or "auto",
+    which is the default.
+
+    Raises ValueError for another value.
+    """
+    values = os.environ if environment is None else environment
+    text = values.get("SPARSED_LANES", "").strip()
+    if text not in ("", "auto", "turns"):
+        raise ValueError(f"SPARSED_LANES is {text[:40]!r}; it must be 'auto' or 'turns'.")
+    return text == "turns"
+
+
 def _number(
     environment: Mapping[str, str], name: str, default: float, allowed: tuple[float, float] | None = None
 ) -> float:
@@ -174,7 +202,7 @@ def memory_needed(
     """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
     activations, the logits of `gen_length` positions, the block mask and importances.
 
-    rows: sequences in one forward. patterns: lanes that keep one. The lanes never run at the same time, so of
+    rows: sequences in one forward. patterns: lanes of the device that keep one. These never run at the same time, so of
     everything but the patterns the largest counts.
     """
     width = 8 * shape.hidden + 3 * shape.intermediate + 6 * shape.heads * shape.head_dim
@@ -200,12 +228,14 @@ def estimate(
     gen_length: int = 0,
     rows: int = 1,
     baseline: bool = False,
+    devices: int = 1,
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
     switch_step: the first sparse step counted from 0, None when the sparse lane never switches. density: the
     share of key blocks kept. gen_length: positions whose logits are held. rows: sequences in one forward, 2
-    with classifier-free guidance. baseline: there is a third lane, with another pattern of the same density.
+    with classifier-free guidance. baseline: there is a third lane, with another pattern of the same density. devices:
+    how many the lanes have.
     """
     dense = steps * rows * speed.step(length)
     sparse = dense
@@ -213,8 +243,10 @@ def estimate(
         attention = rows * speed.per_pair * length**2
         saved = attention * (1 - min(1.0, GATHER_OVERHEAD * density))
         sparse = dense - (steps - switch_step) * saved + SELECT_ATTENTIONS * attention
-    memory = memory_needed(shape, length, block_size, gen_length, rows, patterns=2 if baseline else 1)
-    return Estimate(dense, sparse, memory, sparse if baseline else 0.0)
+    # With a device of its own each lane keeps one pattern at most.
+    patterns = 2 if baseline and devices < 3 else 1
+    memory = memory_needed(shape, length, block_size, gen_length, rows, patterns)
+    return Estimate(dense, sparse, memory, sparse if baseline else 0.0, devices)
 
 
 def reason(estimated: Estimate | None, limits: Limits, *, length: int) -> str:

@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 GPU_WORDS = "Peak memory: what torch held at most on the GPU during the race, weights included."
+LANES_WORDS = (
+    "Peak memory: what torch held at most on one GPU during the race, weights included; where each lane had a GPU of "
+    "its own, on the one that held more."
+)
 CPU_WORDS = "Peak memory: the largest resident size of the whole page’s process during the race, weights included."
 
 
 class Peak:
-    """Bytes needed at most between `begin` and the last `note`, of the devices that hold a model's weights.
+    """Bytes needed at most between `begin` and the last `note`, of the devices that hold a model's weights. copies: the
+    same model on other GPUs, each for lanes of its own; of these, what the one took that needed most.
 
     On CUDA these are bytes that torch allocated. On a CPU it is the resident size of this process: Linux keeps its
     high-water mark and can set it back; elsewhere it is known only where the process was never larger before. Stays
     None where it is not known, as on other devices.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *copies: Any) -> None:
         device = getattr(model, "device", None)
         self._kind = "cpu" if device is None else str(device.type)
-        self._gpus: list[Any] = []
+        self._gpus: list[list[Any]] = []
         if self._kind == "cuda":
-            self._gpus = sorted({weight.device.index for weight in model.network.parameters()} - {None})
+            for one in (model, *copies):
+                self._gpus.append(sorted({weight.device.index for weight in one.network.parameters()} - {None}))
         self._marked = False
         self._before: int | None = None
         self.bytes: int | None = None
@@ -32,7 +38,8 @@ class Peak:
     @property
     def words(self) -> str:
         """What the number is, in one sentence; empty where there is none."""
-        return {"cuda": GPU_WORDS, "cpu": CPU_WORDS}.get(self._kind, "")
+        gpu = LANES_WORDS if len(self._gpus) > 1 else GPU_WORDS
+        return {"cuda": gpu, "cpu": CPU_WORDS}.get(self._kind, "")
 
     def begin(self) -> None:
         """What was needed before counts no more. Takes some microseconds."""
@@ -40,7 +47,7 @@ class Peak:
         if self._kind == "cuda":
             import torch
 
-            for gpu in self._gpus:
+            for gpu in (gpu for copy in self._gpus for gpu in copy):
                 torch.cuda.reset_peak_memory_stats(gpu)
         elif self._kind == "cpu":
             self._marked = _set_mark_back()
@@ -56,7 +63,7 @@ class Peak:
         if self._kind == "cuda":
             import torch
 
-            return sum(int(torch.cuda.max_memory_allocated(gpu)) for gpu in self._gpus)
+            return max(sum(int(torch.cuda.max_memory_allocated(gpu)) for gpu in copy) for copy in self._gpus)
         if self._kind != "cpu":
             return None
         if self._marked:

@@ -14,7 +14,7 @@ from app.canvas import Canvas
 from app.kept import lane_key
 from app.race import Update
 from app.session import BACKEND_WORDS, OWN_QUESTION, STOPPED
-from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges, mode
 from app.words import straight
 from sparsed import trace as traces
 from sparsed.config import switch_step
@@ -56,6 +56,7 @@ def replay_value(
         "question": final["question"],
         "gold": final["gold"],
         "notes": final["notes"],
+        "mode": final["mode"],
         "state": final["state"],
         "message": final["message"],
         "cells": trace.gen_length,
@@ -139,6 +140,7 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         judge=judge,
         notes=trace.lanes[names.get(SPARSE) or next(iter(names.values()))].notes,
         question=trace.prompt.question or OWN_QUESTION,
+        mode=mode(len(names), len({trace.lanes[name].device for name in names.values()})),
     )
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
     changes = {key: _changes(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}

@@ -7,20 +7,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app import charts, limits
 from app.canvas import Canvas
-from app.desk import CLOSING, Desk, Loaded, Loading, Visit, error_sentence
+from app.desk import CLOSING, Desk, Loaded, Loading, Places, Visit, error_sentence
 from app.engine import Wanted, line_up
 from app.kept import Kept, Selected, fits, probe_steps
 from app.operations import Ending, RunReport, Via
 from app.peak import Peak
-from app.race import Lane, LineFull, Race, Ticket, Update
+from app.race import Lane, LineFull, Race, Ticket, Update, seat
 from app.request import OWN_TEXT, Request
-from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, opening
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, mode, opening
 
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
@@ -71,11 +71,11 @@ class Measured:
     tokens: int | None = None
     peak: Peak | None = None
 
-    def begin(self, model: Any) -> None:
-        """The device is this race's now."""
+    def begin(self, copies: Sequence[Any]) -> None:
+        """The devices of these copies of the model are this race's now."""
         # What the race before left behind in cycles would count as this one's.
         gc.collect()
-        self.peak = Peak(model)
+        self.peak = Peak(*copies)
         self.peak.begin()
 
     def end(self) -> None:
@@ -87,7 +87,7 @@ class Measured:
 @dataclass(frozen=True)
 class Material:
     """The prompt of a request, and what it will cost. gold: None for a visitor's own text. prompt: what the engine
-    built, or that text. most_seconds: a watchdog ends the race then.
+    built, or that text. most_seconds: a watchdog ends the race then. places: where the lanes run.
     """
 
     text: str
@@ -99,6 +99,7 @@ class Material:
     estimated: limits.Estimate | None
     refused: str | None
     most_seconds: float
+    places: Places
 
 
 def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
@@ -111,11 +112,12 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
         prompt = desk.prompt(loaded, asked.length, asked.kind, asked.question)
         text, question, gold, tokens = prompt.text, prompt.question, prompt.answer, prompt.tokens
     asked = asked.resolve(tokens)
-    estimated = desk.estimate(loaded, asked, tokens)
+    places = desk.places(loaded, asked, tokens)
+    estimated = desk.estimate(loaded, asked, tokens, places)
     room = desk.room(loaded)
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
     most = desk.limits.announced(estimated)
-    return Material(text, question, tokens, gold, prompt, asked, estimated, refused, most)
+    return Material(text, question, tokens, gold, prompt, asked, estimated, refused, most, places)
 
 
 def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
@@ -362,7 +364,7 @@ def _start(
     on_end: Callable[[], None],
     measured: Measured | None,
 ) -> _Started:
-    engine, model = desk.engine, loaded.model
+    engine, model, copies = desk.engine, loaded.model, material.places.copies
     sparse = asked.attention
     probes: tuple[int, ...] = ()
     if measured is None:
@@ -378,8 +380,8 @@ def _start(
         lent = engine.lend(model, material.text, asked.sampler, wanted, asked.backend, first, seconds)
         if measured is not None and lent is None:
             # The memory of a device that is elsewhere is not known here.
-            measured.begin(model)
-        runs = lent or line_up(engine, model, material.text, asked.sampler, wanted, asked.backend)
+            measured.begin(copies)
+        runs = lent or line_up(engine, copies, material.text, asked.sampler, wanted, asked.backend)
     except BaseException:
         if measured is not None:
             measured.end()
@@ -407,8 +409,9 @@ def _start(
         read=lambda tokens: engine.read_answer(model, tokens),
         notes=runs[SPARSE].notes,
         question=material.question or OWN_QUESTION,
+        mode=mode(len(lanes), len(copies), material.places.why),
     )
-    lines = [Lane(key, run) for key, run in runs.items()]
+    lines = [Lane(key, run, seat(number, len(copies))) for number, (key, run) in enumerate(runs.items())]
     race = Race(lines, first=first, on_end=on_end, most_seconds=material.most_seconds)
     return _Started(race, stage, runs, material.prompt)
 

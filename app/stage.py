@@ -13,6 +13,7 @@ from typing import Any
 
 from app.canvas import Canvas
 from app.race import Update
+from app.words import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, OTHERS_IN_TURNS
 from sparsed.agreement import agreement, answer_length
 from sparsed.config import PATTERN_LABELS
 
@@ -27,6 +28,18 @@ LABELS = {DENSE: "Full attention", SPARSE: PATTERN_LABELS["sparsed"]}
 def lane_label(key: str, pattern: str | None = None) -> str:
     """What a lane is called. pattern: which one the lane of a baseline uses (`sparsed.config.PATTERNS`)."""
     return PATTERN_LABELS.get(pattern or "", key) if key == BASELINE else LABELS.get(key, key)
+
+
+def mode(lanes: int, devices: int, why: str = "") -> Snapshot | None:
+    """How so many lanes share so many devices: {"name": "turns" or "together", "text": that in a sentence}; None for a
+    lane alone. why: the sentence for lanes that take turns although there is more than one device.
+    """
+    if lanes < 2:
+        return None
+    if devices < 2:
+        return {"name": "turns", "text": why or IN_TURNS}
+    alone = BOTH_TOGETHER if lanes == 2 else ALL_TOGETHER
+    return {"name": "together", "text": alone if devices >= lanes else OTHERS_IN_TURNS}
 
 
 class LaneView:
@@ -203,7 +216,8 @@ class Stage:
     decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
     (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
     text. question: what this run answers, which may not be what the controls say by now. notes: read anew for each
-    snapshot, because a run adds to its own. The gold answer is in no snapshot before every lane has ended.
+    snapshot, because a run adds to its own. mode: what `mode` gives, None before a run. The gold answer is in no
+    snapshot before every lane has ended.
     """
 
     def __init__(
@@ -217,6 +231,7 @@ class Stage:
         read: Callable[[Sequence[int]], str] | None = None,
         notes: Sequence[str] = (),
         question: str = "",
+        mode: Snapshot | None = None,
     ) -> None:
         self.lanes = {lane.key: lane for lane in lanes}
         self.run_id = run_id
@@ -226,6 +241,7 @@ class Stage:
         self.read = read
         self.notes = notes
         self.question = question
+        self.mode = mode
         self.state = "running"
         self.message = ""
         self._sequence = 0
@@ -294,6 +310,7 @@ class Stage:
             "message": self.message,
             "question": self.question,
             "notes": list(self.notes),
+            "mode": self.mode,
             "speedup": ratio,
             "agreement": self.agreement(),
             "gold": self.gold if self.finished else None,

@@ -48,7 +48,16 @@ BUTTONS = {
     "sd-compare-clear": "Takes the pinned comparisons out of the chart.",
 }
 
-START = "Press Run. The two lanes take turns on this machine, so each clock shows its own lane's work alone."
+START = "Press Run. Every step is timed alone, so each clock shows its own lane's work."
+
+# How the lanes share the machine. Where they could run at the same time and do not, the reason.
+IN_TURNS = "The lanes take turns on one device."
+TOO_SHORT = "The lanes take turns on one GPU: steps this short would hold each other up."
+NO_ROOM = "The lanes take turns on one GPU: this length does not fit on a second one."
+NOT_MEASURED = "The lanes take turns on one GPU: how long a step takes is not known yet."
+OTHERS_IN_TURNS = "Full attention has a GPU of its own; the other two lanes take turns on another."
+BOTH_TOGETHER = "Each lane has a GPU of its own; both run at the same time."
+ALL_TOGETHER = "Each lane has a GPU of its own; all run at the same time."
 
 HOW = """ <div class="sd-how"> <ol> <li><b>A canvas of masks.</b> A diffusion language model starts from masks
 only. In every denoising step it reads the whole sequence in both directions, guesses each masked token, and
@@ -59,8 +68,10 @@ blocks of queries and keys. Each head keeps, for every query block, its most imp
 separately for the prompt and for the generation.</li> <li><b>Then the choice is reused.</b> Within a head the
 pattern hardly changes from step to step, so all later steps compute the kept blocks only. At 30&nbsp;% kept,
 attention does about a third of its work; the rest of the network costs what it did.</li> </ol> <p><b>How the
-race is timed.</b> Both lanes run on the same device, never at the same time. Each step is timed alone,
-selection included, and the lane that has used less time goes next. The speed-up while running compares the
+race is timed.</b> Each step is timed alone, selection included. On one device the lanes never run at the same
+time: the one that has used less time goes next. With two GPUs each lane has its own, and both run at the same
+time; only where steps are so short that they would hold each other up, they take turns there too. The line above
+the lanes says which. The speed-up while running compares the
 steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
 is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
 pattern?</b> A third lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the

@@ -138,7 +138,7 @@ def lent_race(
     lane: str | None = None
     try:
         model = models[name]
-        runs = line_up(SparsedEngine(), model, prompt, sampler, wanted, backend)
+        runs = line_up(SparsedEngine(), (model,), prompt, sampler, wanted, backend)
         one = next(iter(runs.values()))
         yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), _machine())
         keys, clocks, running = list(runs), [0.0] * len(runs), set(range(len(runs)))

@@ -138,6 +138,7 @@
 
     function drawNotes(value) {
       const said = value.rows.flatMap((row) => row.notes.map((note) => `${row.name}: ${note}`));
+      if (value.mode) said.push(value.mode);
       if (value.rows.some((row) => row.memory !== null) && value.memory) said.push(value.memory);
       if (value.rows.some((row) => row.published)) said.push(value.paper);
       const wanted = JSON.stringify(said);

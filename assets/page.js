@@ -164,6 +164,7 @@
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const spoken = el("p", { class: "sd-hidden", role: "status", "aria-live": "polite" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
+    const mode = el("p", { class: "sd-mode", hidden: "" });
     const recorded = el("p", { class: "sd-recorded", hidden: "" });
     const about = el("b", {});
     const aboutLine = el("p", { class: "sd-about", hidden: "" }, "These lanes answer: ", about);
@@ -172,7 +173,7 @@
     const goldLine = el("p", { class: "sd-gold", hidden: "" }, el("b", {}, "Expected answer "), gold);
     root.replaceChildren(
       el("section", { class: "sd-stage", "aria-label": "Race" },
-        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, recorded, notes, aboutLine, lanes, goldLine, legend()),
+        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, recorded, notes, aboutLine, mode, lanes, goldLine, legend()),
     );
     const views = new Map();
     let run = null;
@@ -216,6 +217,9 @@
       setList(notes, value.notes);
       setText(about, value.question);
       show(aboutLine, Boolean(value.question));
+      show(mode, Boolean(value.mode));
+      setText(mode, value.mode ? value.mode.text : "");
+      setAttribute(mode, "data-mode", value.mode ? value.mode.name : null);
       setAttribute(lanes, "data-lanes", value.lanes.length);
       for (const [key, view] of views) show(view.root, value.lanes.some((lane) => lane.key === key));
       for (const lane of value.lanes) {

@@ -105,6 +105,7 @@
       message: over ? value.message : "",
       question: value.question,
       notes: value.notes,
+      mode: value.mode,
       speedup: score,
       agreement: over ? value.agreement : null,
       gold: over ? value.gold : null,
@@ -238,7 +239,9 @@
       setText(speed.options[0], timeline.duration > AUTO_MS ? `auto (${factor().toFixed(1)}×)` : "auto (1×)");
       setText(hint, ways.querySelector(":checked").value === "step"
         ? `${records.length > 2 ? "All" : "Both"} lanes show the same step.`
-        : "Each lane starts at zero and runs by its own clock; live they took turns.");
+        : value.mode && value.mode.name === "together"
+          ? "Each lane starts at zero and runs by its own clock; live they ran at the same time."
+          : "Each lane starts at zero and runs by its own clock; live they took turns.");
     }
 
     function drawStage(forced) {

@@ -130,6 +130,14 @@ def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page over a stand-in engine with two devices, which leaves a record of its runs."""
+    server = Server("double", tmp_path_factory.mktemp("double") / "log")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
     """The page over the real engine and the bundled model (random weights where it has not been made yet)."""
     bundled = ROOT / "assets" / "mini" / "model.safetensors"

@@ -4,8 +4,8 @@ computing.
 Every word is a token. Full attention and SparseD write the same answer, in an order drawn from the seed; a baseline
 gets every third word wrong. A text that contains FAIL_WORD makes the lane of SparseD raise an error in its third step,
 FAIL_BASELINE the third lane. With a threshold every step commits PER_STEP
-tokens. The models: one that is here, one in Dream's manner whose download takes a second or two, one whose
-download never ends, one that fails, and one that is too large.
+tokens. It can have several devices, where lanes step at the same time. The models: one that is here, one in Dream's
+manner whose download takes a second or two, one whose download never ends, one that fails, and one that is too large.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import random
 import threading
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from app.kept import Kept
-from app.limits import Shape
+from app.limits import Shape, Speed
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, select_step, switch_step
 from sparsed.models import LoadError
@@ -103,14 +103,15 @@ class Step:
 
 
 class Run:
-    """Steps of `pace` seconds each, sparse ones a third shorter. Knows when two runs step at the same time.
+    """Steps of `pace` seconds each, sparse ones a third shorter. Knows when two runs of one device step at the same
+    time.
     """
 
-    stepping = threading.Lock()
     overlaps = 0
     steps_made = 0
 
-    def __init__(self, words, answer, sampler, attention, pace, fail):
+    def __init__(self, model, words, answer, sampler, attention, pace, fail):
+        self.model = model
         self.sampler, self.attention, self.pace, self.fail = sampler, attention, pace, fail
         self.total, self.prompt_length = sampler.steps, words
         self.length = words + sampler.gen_length
@@ -138,13 +139,14 @@ class Run:
     def __next__(self) -> Step:
         if self.closed or self.finished:
             raise StopIteration
-        if not Run.stepping.acquire(blocking=False):
+        stepping = self.model.stepping
+        if not stepping.acquire(blocking=False):
             Run.overlaps += 1
-            Run.stepping.acquire()
+            stepping.acquire()
         try:
             return self._step()
         finally:
-            Run.stepping.release()
+            stepping.release()
 
     def _step(self) -> Step:
         if self.fail and self._index == 2:
@@ -184,20 +186,25 @@ class Run:
 
 @dataclass
 class FakeEngine:
-    """See the module. pace: seconds of one dense step over 1000 tokens. keeps: leave a record of every run."""
+    """See the module. pace: seconds of one dense step over 1000 tokens. keeps: leave a record of every run. devices:
+    copies of a model are on so many.
+    """
 
     pace: float = 0.02
     load_seconds: float = 0.2
     keeps: bool = False
     vocabulary: list[str] = field(default_factory=lambda: ["<end>", "<mask>"])
     at_once: int = 1
+    devices: int = 1
+    stepping: list[threading.Lock] = field(default_factory=lambda: [threading.Lock() for _ in range(3)])
 
     def admit(self, name):
         if name not in MODELS:
             raise ValueError(f"The model {name!r} is not one of {', '.join(MODELS)}.")
 
     def speed(self, model):
-        return None
+        # With several devices it decides how lanes run: no clock's jitter may.
+        return Speed(self.pace / 1000, 0.0) if self.devices > 1 else None
 
     def lend(self, *race):
         return None
@@ -228,9 +235,16 @@ class FakeEngine:
     def load(self, name, progress):
         progress(LoadProgress("weights", 10**6, 14 * GB, 0, 4))
         time.sleep(self.load_seconds)
-        return SimpleNamespace(
-            name=name, eos_id=END, end_ids=(END,), mask_id=MASK, max_positions=66048, defaults=MODELS[name].defaults
-        )
+        about = {"name": name, "eos_id": END, "end_ids": (END,), "mask_id": MASK, "max_positions": 66048}
+        copies = [
+            SimpleNamespace(**about, defaults=MODELS[name].defaults, number=number, stepping=self.stepping[number])
+            for number in range(self.devices)
+        ]
+        copies[0].others = copies[1:]
+        return copies[0]
+
+    def copies(self, model):
+        return (model, *model.others)
 
     def shape(self, model):
         return Shape(
@@ -292,7 +306,7 @@ class FakeEngine:
             end_ids=(END,),
             vocabulary=dict(enumerate(self.vocabulary)),
             fragments=(),
-            lanes={key: self._lane(run) for key, run in runs.items()},
+            lanes={key: replace(self._lane(run), device=run.model.number) for key, run in runs.items()},
         )
 
     def _lane(self, run):
@@ -343,7 +357,7 @@ class FakeEngine:
             answer.append(self.vocabulary.index(piece))
         words = len(prompt.split())
         fail = attention is not None and (FAIL_WORD if ours(attention) else FAIL_BASELINE) in prompt
-        return Run(words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail)
+        return Run(model, words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail)
 
     def decode_tokens(self, model, tokens):
         return "".join(self.vocabulary[token] for token in tokens)

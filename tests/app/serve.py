@@ -1,14 +1,15 @@
-"""Serves the page for the browser tests: `python serve.py PORT fake`, `… PORT keeping` or `… PORT MODEL`.
+"""Serves the page for the browser tests: `python serve.py PORT fake`, `… keeping`, `… double` or `… MODEL`.
 
-"keeping" is the stand-in that leaves a record of its runs; MODEL is what `sparsed.load` takes. Beside the page it
-answers /test/state (what the engine did), /test/mask (what the last pattern is) and /test/lanes (what the last run of
-each kind wrote), so that a test can compare the page with the engine itself.
+"keeping" is the stand-in that leaves a record of its runs, "double" the same with two devices; MODEL is what
+`sparsed.load` takes. Beside the page it answers /test/state (what the engine did), /test/mask (what the last pattern
+is) and /test/lanes (what the last run of each kind wrote), so that a test can compare the page with the engine itself.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +41,10 @@ class Watched:
 
     def __next__(self) -> Any:
         log = self._log
-        log.began.append(time.monotonic())
-        log.overlaps += log.working
-        log.working += 1
+        with log.lock:
+            log.began.append(time.monotonic())
+            log.overlaps += log.working
+            log.working += 1
         try:
             step = next(self._run)
             if step.index == 0:
@@ -50,14 +52,17 @@ class Watched:
             log.written[self._lane].append([self._read(token) for token in step.tokens[0].tolist()])
             return step
         finally:
-            log.working -= 1
-            log.pattern = self._run.pattern or log.pattern
+            with log.lock:
+                log.working -= 1
+                log.pattern = self._run.pattern or log.pattern
 
 
 class Log:
     """What the engine did in this server."""
 
     def __init__(self) -> None:
+        # Lanes with devices of their own step in threads of their own.
+        self.lock = threading.Lock()
         self.began: list[float] = []
         self.stopped_at: float | None = None
         self.working = 0
@@ -74,10 +79,13 @@ class Log:
 
 def main() -> None:
     port, which = int(sys.argv[1]), sys.argv[2]
-    if which in ("fake", "keeping"):
+    if which in ("fake", "keeping", "double"):
         from fake_engine import FakeEngine
 
-        used: Any = FakeEngine(keeps=which == "keeping")
+        used: Any = FakeEngine(keeps=which != "fake")
+        if which == "double":
+            # At this pace steps are short at the shortest prompt length alone.
+            used = FakeEngine(pace=0.03, keeps=True, devices=2)
         name = "mini"
     else:
         used, name = engine.SparsedEngine(which), which

@@ -169,6 +169,7 @@ def test_a_comparison_streams_how_far_it_is_and_ends_as_the_stage_does(
     for name in ("same", "compared", "text"):
         assert last["agreement"][name] == last["lanes"]["sparse"]["agreement"][name] == stage["agreement"][name]
     assert last["lanes"]["baseline"]["agreement"]["same"] == stage["lanes"][2]["same"]["same"] == 17
+    assert {value["mode"] for value in running} == {last["mode"]} == {"turns"} and seen[0]["mode"] is None
     # 0.2 · 32 steps, rounded up, are dense; one more selects.
     assert last["switch_step"] == 9 and stage["lanes"][1]["phases"][-1] == ["sparse", 9, 32]
     assert last["lanes"]["dense"]["verdict"] == "as expected" and last["lanes"]["dense"]["agreement"] is None

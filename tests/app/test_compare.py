@@ -23,7 +23,7 @@ from app import limits, published, session
 from app.compare import Comparison, Pin, chart, chart_label, compare, outlook, pin, with_pins
 from app.desk import Desk, Visit
 from app.limits import Limits
-from app.peak import Peak
+from app.peak import LANES_WORDS, Peak
 from app.request import OWN_TEXT, parse
 from app.session import Measured, perform
 from sparsed.models import LoadError
@@ -197,11 +197,45 @@ def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
         {"key": "dense", "step": 8, "total": 16, "progress": 0.5},
         {"key": "sparse", "step": 4, "total": 16, "progress": 0.25},
     ]
-    table.take("4k", {"lanes": lanes, "state": "running", "notes": [], "message": ""}, 4090, None)
+    stage = {"lanes": lanes, "state": "running", "notes": [], "message": "", "mode": None}
+    table.take("4k", stage, 4090, None)
     value = table.value("running", "")
     assert value["progress"] == round((30 * 0.5 + 10 * 0.25) / 40, 4)
     assert value["estimate"] == "about 40 s" and value["progress_text"].endswith("about 20 s left")
     assert value["rows"][0]["message"] == "Step 12 of 32, both lanes together."
+    # At the same time: what is left is what the longer lane has left.
+    table.costs = {"4k": (limits.Estimate(30.0, 10.0, 0, devices=2), "")}
+    table.take("4k", stage, 4090, None)
+    value = table.value("running", "")
+    assert value["progress"] == 0.5
+    assert value["estimate"] == "about 30 s" and value["progress_text"].endswith("about 15 s left")
+    lanes[0]["progress"] = 0.9
+    table.take("4k", stage, 4090, None)
+    assert table.value("running", "")["progress"] == 0.75
+
+
+def test_what_is_left_follows_what_lanes_at_the_same_time_took() -> None:
+    table = comparing._Table([comparing._row(name, 4096, None) for name in ("4k", "8k")], "", "", "")
+    costs = limits.Estimate(30.0, 10.0, 0, devices=2)
+    table.costs = {"4k": (costs, ""), "8k": (costs, "")}
+    table.rows["4k"] |= {"state": "done", "dense_seconds": 60.0, "sparse_seconds": 20.0}
+    # Each took twice as long as expected.
+    assert table._left(0.5) == "about 1 min left"
+
+
+def test_the_table_says_how_the_lanes_shared_the_machine() -> None:
+    table = comparing._Table([comparing._row(name, 1024, None) for name in ("1k", "16k")], "", "", "")
+    lanes = [{"key": key, "step": 1, "total": 4, "progress": 0.25} for key in ("dense", "sparse")]
+    stage = {"lanes": lanes, "state": "running", "notes": [], "message": ""}
+    assert table.value("running", "")["mode"] == ""
+    turns, together = ({"name": name, "text": ""} for name in ("turns", "together"))
+    table.take("1k", {**stage, "mode": turns}, 1000, None)
+    assert table.value("running", "")["mode"] == "The lanes take turns on one device."
+    table.take("16k", {**stage, "mode": together}, 1000, None)
+    said = "Each lane has a GPU of its own; both run at the same time"
+    assert table.value("running", "")["mode"] == f"{said} at 16k; at the other lengths they take turns."
+    table.take("1k", {**stage, "mode": together}, 1000, None)
+    assert table.value("running", "")["mode"] == f"{said}."
 
 
 def test_stop_in_the_second_length_keeps_the_first(engine: Noting) -> None:
@@ -501,6 +535,16 @@ def test_on_a_gpu_the_peaks_of_the_devices_that_hold_weights_add_up(monkeypatch:
     peak.begin()
     peak.note()
     assert reset == [0, 2] and peak.bytes == 43 and "GPU" in peak.words
+    # Lanes with GPUs of their own: the one that held most.
+    small, large = (
+        SimpleNamespace(device=SimpleNamespace(type="cuda"), network=SimpleNamespace(parameters=lambda one=one: [one]))
+        for one in (weights[1], weights[0])
+    )
+    reset.clear()
+    lanes = Peak(small, large)
+    lanes.begin()
+    lanes.note()
+    assert reset == [0, 2] and lanes.bytes == 40 and lanes.words == LANES_WORDS
     other = Peak(SimpleNamespace(device=SimpleNamespace(type="mps")))
     other.begin()
     other.note()

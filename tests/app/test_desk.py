@@ -19,8 +19,10 @@ import pytest
 
 from app.desk import Desk, Visit
 from app.engine import SparsedEngine
-from app.limits import Limits, Speed
+from app.limits import SHORTEST_TOGETHER, Limits, Speed
 from app.operations import Journal
+from app.race import seat
+from app.replay import replay_value
 from app.request import OWN_TEXT, parse
 from app.session import WARMING_UP, Shown, perform
 from sparsed.models import LoadError
@@ -362,6 +364,7 @@ def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
     from app.engine import SparsedEngine
 
     wanted = {name for name in vars(Protocol) if not name.startswith("_")}
+    assert "copies" in wanted
     for engine in (make_engine(), SparsedEngine("mini")):
         assert all(hasattr(engine, name) for name in wanted)
 
@@ -555,3 +558,107 @@ def test_a_machine_that_was_busy_when_it_was_measured_is_taken_for_faster_later(
     assert desk.load("mini").speed.step(1000) == pytest.approx(0.02)
     # Both parts alike: a step at another length is as much faster.
     assert desk.load("mini").speed.step(4000) == pytest.approx(Speed(1e-5, 1e-8).step(4000))
+
+
+# ---------------------------------------------------------------- several devices
+
+
+LONG = Speed(per_token=1e-4, per_pair=0.0)  # 25 ms over 250 tokens
+SHORT = Speed(per_token=1e-6, per_pair=0.0)
+
+
+def desk_of_two(fake_engine: Any, devices: int = 2, speed: Speed | None = LONG, pace: float = 0.0) -> Desk:
+    engine = fake_engine.FakeEngine(pace=pace, load_seconds=0.0, keeps=True, devices=devices)
+    engine.speed = lambda model: speed
+    return desk_with_journal(engine)
+
+
+def places_of(desk: Desk, **changed: Any) -> Any:
+    return desk.places(desk.load("mini"), replace(asked_of(desk), **changed), 250)
+
+
+def test_each_lane_has_a_device_of_its_own_where_there_are_some(fake_engine: Any) -> None:
+    alone, two, three = (desk_of_two(fake_engine, devices) for devices in (1, 2, 3))
+    assert [len(places_of(desk).copies) for desk in (alone, two, three)] == [1, 2, 2]
+    assert [len(places_of(desk, third="random").copies) for desk in (alone, two, three)] == [1, 2, 3]
+    assert [places_of(desk).why for desk in (alone, two, three)] == ["", "", ""]
+    for desk in (alone, two, three):
+        model = desk.load("mini").model
+        assert places_of(desk, third="random").copies == (model, *model.others)
+    estimates = [desk.estimate(desk.load("mini"), asked_of(desk), 250) for desk in (alone, two)]
+    assert estimates[0].seconds == estimates[0].dense_seconds + estimates[0].sparse_seconds
+    assert estimates[1].seconds == max(estimates[0].dense_seconds, estimates[0].sparse_seconds)
+
+
+def test_short_steps_take_turns_and_the_page_says_why(fake_engine: Any) -> None:
+    desk = desk_of_two(fake_engine, speed=SHORT)
+    places = places_of(desk)
+    assert len(places.copies) == 1 and "steps this short would hold each other up" in places.why
+    # With guidance a step has twice the rows.
+    loaded, asked = desk.load("mini"), asked_of(desk)
+    edge = Speed(0.75 * SHORTEST_TOGETHER / (250 + asked.gen_length), 0.0)
+    loaded = replace(loaded, speed=edge)
+    guided = replace(asked, sampler=replace(asked.sampler, cfg_scale=1.0))
+    assert [len(desk.places(loaded, one, 250).copies) for one in (asked, guided)] == [1, 2]
+
+
+def test_without_a_speed_lanes_take_turns(fake_engine: Any) -> None:
+    desk = desk_of_two(fake_engine)
+    places = desk.places(replace(desk.load("mini"), speed=None), asked_of(desk), 250)
+    assert len(places.copies) == 1 and "not known yet" in places.why
+
+
+def test_a_device_without_room_for_the_race_is_left_out(fake_engine: Any) -> None:
+    desk = desk_of_two(fake_engine, devices=3)
+    model = desk.load("mini").model
+    free = {0: GB, 1: 10**5, 2: GB}
+    desk.engine.memory = lambda one=None: GB if one is None else free[one.number]
+    third = places_of(desk, third="random")
+    assert [copy.number for copy in third.copies] == [0, 2] and third.why == ""
+    assert [copy.number for copy in places_of(desk).copies] == [0, 2]
+    free[2] = 10**5
+    places = places_of(desk)
+    assert places.copies == (model,) and "does not fit on a second one" in places.why
+    # What is free on the others limits nothing; what is free on the first does.
+    assert desk.room(desk.load("mini")).memory == GB
+
+
+def steps_at_once(shown: list[Shown]) -> set[str]:
+    return {one.stage["mode"]["name"] for one in shown if one.stage["mode"] is not None}
+
+
+@pytest.mark.parametrize(("third", "devices"), [(None, 2), ("random", 2), ("random", 3)])
+def test_a_race_on_several_devices_runs_and_leaves_the_truth(fake_engine: Any, third: Any, devices: int) -> None:
+    desk, visit = desk_of_two(fake_engine, devices), Visit()
+    lanes, used = (2 if third is None else 3), []
+    denoise = desk.engine.denoise
+    met = threading.Barrier(2, timeout=20)
+
+    def noted(model: Any, *more: Any) -> Any:
+        run = denoise(model, *more)
+        used.append(model.number)
+        # Their first steps meet: the lanes of the first two devices do run at the same time.
+        if len(used) <= 2:
+            step = run._step
+            run._step = lambda: (met.wait() if not run.steps else None, step())[1]
+        return run
+
+    desk.engine.denoise = noted
+    shown = collect(desk, visit, replace(asked_of(desk), third=third))
+    last = shown[-1]
+    assert last.stage["state"] == "done", last.stage["message"]
+    assert used == [seat(lane, devices) for lane in range(lanes)] and steps_at_once(shown) == {"together"}
+    kept = last.kept
+    assert kept is not None and [lane.device for lane in kept.trace.lanes.values()] == used
+    assert replay_value(kept.trace)["mode"] == last.stage["mode"]
+    assert len(desk.queue) == 0
+
+
+def test_a_race_of_short_steps_takes_turns_on_the_first_device(fake_engine: Any) -> None:
+    desk, visit, used = desk_of_two(fake_engine, speed=SHORT), Visit(), []
+    denoise = desk.engine.denoise
+    desk.engine.denoise = lambda model, *more: (used.append(model.number), denoise(model, *more))[1]
+    last = collect(desk, visit, asked_of(desk))[-1]
+    assert last.stage["state"] == "done" and used == [0, 0]
+    assert last.stage["mode"]["name"] == "turns" and "this short" in last.stage["mode"]["text"]
+    assert [lane.device for lane in last.kept.trace.lanes.values()] == [0, 0]

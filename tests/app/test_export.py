@@ -20,7 +20,7 @@ from app.canvas import Canvas
 from app.export import FRAME_MS, WIDTHS, _colours, _Film, _Type, to_animation, to_html
 from app.race import LaneStep, Update
 from app.replay import lane_names, lane_view, replay_value
-from app.stage import Stage
+from app.stage import Stage, mode
 from sparsed import trace as traces
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\ud800\u202e"
@@ -172,6 +172,7 @@ def stage_after(trace: traces.Trace, steps: dict[str, int], judge: Any = None) -
         judge=judge,
         notes=next(reversed(trace.lanes.values())).notes,
         question=trace.prompt.question or "",
+        mode=mode(len(names), 1),
     )
     over = True
     for key, name in names.items():
@@ -463,6 +464,23 @@ def test_the_frames_follow_each_lanes_own_clock(race) -> None:
     assert plan[-1][0] == {"dense": 12, "sparse": 12} and sum(shown for _, shown in plan) == 10_000
     assert all(shown % FRAME_MS == 0 for _, shown in plan[:-1])
     assert film.states["sparse"][12] == film.views["sparse"].canvas.cells()
+
+
+def test_what_is_taken_away_says_how_the_lanes_shared_the_machine(race, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, turns = race
+    together = replace(
+        turns, lanes={key: replace(lane, device=number) for number, (key, lane) in enumerate(turns.lanes.items())}
+    )
+    written: list[str] = []
+    fit = _Type.fit
+    monkeypatch.setattr(_Type, "fit", lambda own, text, room: (written.append(text), fit(own, text, room))[1])
+    for trace, name in ((turns, "turns"), (together, "together")):
+        written.clear()
+        film = _Film(trace, 960, False, None)
+        steps, _ = film.plan(4)[-1]
+        film.frame(steps, {})
+        assert any(text.endswith(" · lanes at the same time") for text in written) is (name == "together")
+        assert f'"mode":{{"name":"{name}"' in to_html(trace)
 
 
 def test_three_lanes_get_a_wider_picture_that_tells_what_the_third_has_in_common(made, tmp_path) -> None:

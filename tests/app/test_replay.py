@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.canvas import Canvas
 from app.race import LaneStep, Update
 from app.replay import final_snapshot, lane_names, origin, replay_value
-from app.stage import BASELINE, DENSE, SPARSE, LaneView, Stage
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Stage, mode
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
 from sparsed.prompts import Prompt
@@ -190,6 +190,7 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
         read=lambda tokens: MODEL.decode(torch.tensor(list(tokens), dtype=torch.int64)),
         notes=["Short."],
         question="Who?",
+        mode=mode(len(lanes), 1),
     )
     longest = max(len(run.steps) for run in runs.values())
     for index in range(longest):

@@ -134,6 +134,7 @@ def test_a_space_serves_and_gives_no_file_away(doors: list[Door], tmp_path: Path
         (["--allow-any-model"], {"SPACE_ID": "owner/name"}, "error: --allow-any-model is not for a public page"),
         ([], {"SPARSED_MAX_WAITING": "none"}, "error: SPARSED_MAX_WAITING is 'none'; it must be a number from 1 to"),
         ([], {"SPARSED_LOG_PROMPTS": "maybe"}, "error: SPARSED_LOG_PROMPTS"),
+        ([], {"SPARSED_LANES": "two"}, "error: SPARSED_LANES is 'two'; it must be 'auto' or 'turns'."),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(

@@ -275,6 +275,8 @@ def test_the_page_begins_with_a_recorded_race_of_the_bundled_model() -> None:
     # Everything that a live run shows afterwards is in the file.
     assert run.pattern is not None and run.pattern.importance and run.pattern.kept_mass and run.trace.prompt.words
     assert run.sparse is not None and len(run.sparse.probes) == 4 and run.trace.prompt.gold
+    # It was made before files said how the lanes shared the machine; they took turns.
+    assert replay_value(run.trace)["mode"] == {"name": "turns", "text": words.IN_TURNS}
 
 
 def test_recording_a_race(tmp_path, capsys) -> None:

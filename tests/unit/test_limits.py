@@ -16,10 +16,12 @@ from app.limits import (
     about,
     estimate,
     fit_speed,
+    lanes_take_turns,
     memory_needed,
     reason,
     refusal,
     span,
+    together,
 )
 from sparsed.memory import device_memory, give_back
 
@@ -232,3 +234,44 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 def test_free_memory_is_known_on_this_kind_of_system() -> None:
     free = device_memory("cpu")
     assert free is None or free > 2**20
+
+
+# ---- lanes with devices of their own -----------------------------------------------------------------------
+
+
+def test_what_runs_at_the_same_time_takes_as_long_as_the_longest() -> None:
+    assert [together((5.0, 3.0, 4.0), devices) for devices in (1, 2, 3)] == [12.0, 7.0, 5.0]
+    assert [together((5.0, 3.0), devices) for devices in (1, 2, 3)] == [8.0, 5.0, 5.0]
+
+
+def test_a_race_on_two_devices_is_as_long_as_its_longest_lane() -> None:
+    given = {"length": 16_448, "steps": 64, "switch_step": 14, "density": 0.3, "block_size": 128}
+    one, two = (estimate(MINI, Speed(4e-5, 4e-8), **given, devices=devices) for devices in (1, 2))
+    assert one.seconds == one.dense_seconds + one.sparse_seconds
+    assert two.seconds == two.dense_seconds == one.dense_seconds and two.sparse_seconds == one.sparse_seconds
+    assert two.gain == one.gain and two.memory == one.memory
+    # The limits and the watchdog follow.
+    between = Limits(max_seconds=(one.seconds + two.seconds) / 2)
+    assert refusal(two, between, length=16_448, steps=64) is None
+    assert refusal(one, between, length=16_448, steps=64) is not None
+    assert Limits().announced(two) == 3 * two.seconds < Limits().announced(one)
+
+
+def test_a_third_lane_shares_the_second_device_or_has_the_third() -> None:
+    given = {"length": 16_448, "steps": 64, "switch_step": 14, "density": 0.3, "block_size": 128, "baseline": True}
+    one, two, three = (estimate(MINI, Speed(4e-5, 4e-8), **given, devices=devices) for devices in (1, 2, 3))
+    assert two.seconds == two.sparse_seconds + two.baseline_seconds > two.dense_seconds
+    assert three.seconds == three.dense_seconds
+    # With a device of its own a lane's pattern is alone there.
+    assert one.memory == two.memory == three.memory + 6 * 4 * 129 * 129 * 4
+
+
+@pytest.mark.parametrize(("value", "turns"), [(None, False), ("", False), (" auto ", False), ("turns", True)])
+def test_lanes_can_be_told_to_take_turns(value: str | None, turns: bool) -> None:
+    assert lanes_take_turns({} if value is None else {"SPARSED_LANES": value}) is turns
+
+
+@pytest.mark.parametrize("value", ["2", "Turns", "yes", "x" * 100])
+def test_another_word_is_refused_in_one_sentence(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^SPARSED_LANES is '.{1,40}'; it must be 'auto' or 'turns'\.$"):
+        lanes_take_turns({"SPARSED_LANES": value})

@@ -10,7 +10,7 @@ import pytest
 
 from app.canvas import Canvas
 from app.race import LaneStep, Update
-from app.stage import LaneView, Stage, clock, opening, phase_ranges, speedup
+from app.stage import LaneView, Stage, clock, mode, opening, phase_ranges, speedup
 
 END = 0
 WORDS = ["<end>", "It", " is", " so"]
@@ -273,3 +273,16 @@ def test_whole_runs_of_different_length_say_how_long_they_were() -> None:
     found = speedup([1.0, 1.0], [0.5], finished=True)
     assert found is not None
     assert found["detail"] == "whole runs: 2.00 s in 2 steps with full attention, 0.50 s in 1 step with SparseD"
+
+
+def test_how_lanes_share_the_machine_is_said_in_a_sentence() -> None:
+    said = {(lanes, devices): mode(lanes, devices) for lanes in (1, 2, 3) for devices in (1, 2, 3)}
+    assert [said[1, devices] for devices in (1, 2, 3)] == [None] * 3
+    assert said[2, 1] == said[3, 1] == {"name": "turns", "text": "The lanes take turns on one device."}
+    both = {"name": "together", "text": "Each lane has a GPU of its own; both run at the same time."}
+    assert said[2, 2] == said[2, 3] == both
+    assert said[3, 2]["name"] == said[3, 3]["name"] == "together"
+    assert "the other two lanes take turns" in said[3, 2]["text"] and "; all run at" in said[3, 3]["text"]
+    assert mode(2, 1, "Why.") == {"name": "turns", "text": "Why."}
+    stage = Stage([], end_ids=(), mode=said[2, 2])
+    assert stage.snapshot()["mode"] == both and opening(8, 8, total=4, switch_step=2)["mode"] is None
