@@ -90,7 +90,7 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
     from sparsed.models.catalogue import GENERIC_DEFAULTS
 
     lengths = {"short_context": 256, "1k": 1024, "4k": 4096, "16k": 16384}
-    engine: Any = SimpleNamespace(lengths=lambda: lengths, at_once=1)
+    engine: Any = SimpleNamespace(lengths=lambda: lengths, at_once=1, copies=lambda model: (model,))
     shape = Shape(6, 256, 4, 64, 512, 9_000_000, 2)
     loaded = Loaded("mini", "", "", None, shape, Speed(2e-5, 3e-8))
     asked = parse(
