@@ -418,7 +418,8 @@ def short(length: int) -> list[str]:
 
 def hostile_record(fake_engine: ModuleType) -> traces.Trace:
     """A race of three lanes over the stand-in engine; then every text of its record is replaced."""
-    engine = fake_engine.FakeEngine(pace=0.0, keeps=True)
+    engine = fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True)
+    model = engine.load("mini", lambda _: None)
     sampler = SamplerConfig(
         steps=12, gen_length=TOKENS, block_length=TOKENS, algorithm="low_confidence", temperature=0.0, seed=0,
         top_p=1.0, top_k=0, alg_temp=0.0, eps=1e-3, cfg_scale=0.0,
@@ -427,7 +428,7 @@ def hostile_record(fake_engine: ModuleType) -> traces.Trace:
     lanes = {"dense": None, "sparse": attention, "baseline": replace(attention, pattern="random")}
     prompt = engine.build_prompt(None, "short_context", "about", 0)
     text = " ".join(TEXTS[:TOKENS]) + " padding" * 200
-    runs = {key: engine.denoise(None, text, sampler, one, "gather") for key, one in lanes.items()}
+    runs = {key: engine.denoise(model, text, sampler, one, "gather") for key, one in lanes.items()}
     for run in runs.values():
         for _ in run:
             pass

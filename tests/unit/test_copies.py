@@ -33,7 +33,7 @@ class Placed:
 
     def __init__(self, mini: Any, device: str) -> None:
         self.network, self.dtype = mini.network, torch.bfloat16
-        self.device = torch.device(device)
+        self.device, self.team = torch.device(device), None
 
 
 class Machine:
@@ -44,7 +44,7 @@ class Machine:
         self.loads: list[tuple[Any, Any]] = []
         self.failing: dict[str, Exception] = {}
 
-    def load(self, name: str, *, device: Any = None, dtype: Any = None, progress: Any = None) -> Placed:
+    def load(self, name: str, *, device: Any = None, dtype: Any = None, progress: Any = None, **_: Any) -> Placed:
         self.loads.append((device, dtype))
         progress("reading weights")
         if device in self.failing:
