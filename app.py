@@ -1,4 +1,7 @@
-"""The door: builds the page and serves it. `python app.py --help` lists the options."""
+"""The door: builds the page and serves it. `python app.py --help` lists the options.
+
+Under torchrun the first process serves the page; the others hold their shares of every model, and follow it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # The page runs from any working directory, and without a word to anyone.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -58,6 +62,10 @@ from app import (
     words,
     zero,
 )
+from sparsed.launch import Launch
+
+if TYPE_CHECKING:
+    from sparsed.team import Team
 
 MODULES = (
     api, callers, canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, operations, page,
@@ -67,6 +75,8 @@ DEFAULT_KIND = "about"
 # A run that goes on when the server is told to stop has so long for its step; then its visitor's page so long to hear
 # of it.
 STEP_SECONDS, TELL_SECONDS = 20.0, 1.0
+# A Ctrl-C comes twice under torchrun: from the terminal, and from torchrun, which has heard it too.
+SAME_SIGNAL_SECONDS = 3.0
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -94,8 +104,11 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build(model: str = "mini", any_model: bool = False) -> tuple[desk.Desk, page.gr.Blocks]:
-    """The desk (nothing loaded yet, but for the models of a ZeroGPU Space) and the page around it.
+def build(
+    model: str = "mini", any_model: bool = False, team: Team | None = None
+) -> tuple[desk.Desk, page.gr.Blocks]:
+    """The desk (nothing loaded yet, but for the models of a ZeroGPU Space) and the page around it. team: the processes
+    that hold every model together.
 
     Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
     """
@@ -108,7 +121,7 @@ def build(model: str = "mini", any_model: bool = False) -> tuple[desk.Desk, page
         here = desk.Desk(zero.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
         here.place(names)
     else:
-        used = engine.SparsedEngine(model, any_model=any_model)
+        used = engine.SparsedEngine(model, any_model=any_model, team=team)
         here = desk.Desk(used, model, bounds, journal, any_model=any_model)
     return here, page.build_page(here, default_kind=DEFAULT_KIND)
 
@@ -128,8 +141,17 @@ def stop(here: desk.Desk) -> None:
 def main() -> int:
     """Serve the page until it is interrupted; the model loads meanwhile."""
     given = options()
+    team: Team | None = None
     try:
-        here, demo = build(given.model, given.allow_any_model)
+        launch = Launch.here()
+        if launch.kind == "data":
+            raise ValueError("accelerate launch is for evaluations and sweeps: start the page with python or torchrun.")
+        if launch.kind == "tensor":
+            # The followers stay in there.
+            from sparsed.team import join
+
+            team = join(launch)
+        here, demo = build(given.model, given.allow_any_model, team)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -153,16 +175,23 @@ def main() -> int:
         # model.
         return 0
     print(f"{words.TITLE}: {address}", flush=True)
-    signals = operations.on_terminate(lambda: stop(here))
+    signals = operations.on_terminate(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
+    if team is not None:
+        team.on_lost = here.lose
     here.open()
     # gradio's own way of waiting would end at once, in the middle of a step.
-    signals.wait(lambda: demo.is_running)
+    signals.wait(lambda: demo.is_running and not here.lost)
+    if here.lost:
+        print(f"error: {here.lost}", file=sys.stderr)
+        time.sleep(TELL_SECONDS)
     demo.close(verbose=False)
+    if team is not None and here.quiet:
+        team.close()
     sys.stdout.flush()
     sys.stderr.flush()
     # A thread that loads a model, or whose step does not come back, would be torn down in the midst of torch's own
     # threads, and the process would abort.
-    os._exit(0)
+    os._exit(1 if here.lost else 0)
 
 
 if __name__ == "__main__":

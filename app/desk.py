@@ -27,8 +27,9 @@ from app.operations import Journal, Metrics, RunReport, State, Status
 from app.race import DeviceQueue, Race
 from app.request import Request
 from app.stage import SPARSE
-from app.words import NO_ROOM, NOT_MEASURED, TOO_SHORT, Shades
+from app.words import NO_ROOM, NOT_MEASURED, TOO_SHORT, Shades, held_together
 from sparsed.config import SamplerConfig
+from sparsed.launch import TeamLost
 from sparsed.memory import give_back
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
@@ -166,6 +167,7 @@ class Desk:
         self.journal = journal or Journal.here()
         self.metrics = metrics
         self.closing = False
+        self.lost = ""
         self.started = time.monotonic()
         self._loaded: dict[str, Loaded] = {}
         self._jobs: dict[str, Loading] = {}
@@ -424,7 +426,7 @@ class Desk:
         lanes = 2 if request.third is None else 3
         first, *others = self.engine.copies(loaded.model)
         if not others:
-            return Places((first,))
+            return Places((first,), held_together(loaded.shape.processes) if loaded.shape.processes > 1 else "")
         alone = self._estimate(loaded, request, tokens, 1)
         if loaded.speed is None or alone is None:
             return Places((first,), NOT_MEASURED)
@@ -537,6 +539,8 @@ class Desk:
         with self._lock:
             if self.closing:
                 raise ValueError(CLOSING)
+            if self.lost:
+                raise ValueError(self.lost)
             self._active.add(visit)
 
     def exit(self, visit: Visit) -> None:
@@ -557,6 +561,17 @@ class Desk:
         for visit in active:
             visit.stop()
 
+    def lose(self, sentence: str) -> None:
+        """What every run needs is gone for good, and steps wait for it in vain: runs end with this sentence, and no new
+        one begins. From any thread.
+        """
+        with self._lock:
+            self.lost = sentence
+            races = list(self._races)
+        self.journal.event("lost", message=sentence)
+        for race in races:
+            race.give_up(TeamLost(sentence))
+
     @property
     def quiet(self) -> bool:
         """No run goes on and none waits."""
@@ -569,7 +584,9 @@ class Desk:
             names, visits = sorted(self._loaded), len(self._visits)
             stuck, loading = any(race.stuck for race in self._races), self.default_model not in self._loaded
         running = self.queue.running
-        state: State = "stopping" if self.closing else "stuck" if stuck else "loading" if loading else "ok"
+        state: State = "stuck" if stuck else "loading" if loading else "ok"
+        if self.closing or self.lost:
+            state = "lost" if self.lost else "stopping"
         return Status(
             state=state,
             models=tuple(names),
@@ -611,6 +628,8 @@ def error_sentence(error: BaseException, lane: str | None = None) -> str:
     """One sentence for the visitor about an error of the engine. Details go to the log, not to the page."""
     where = f" in the lane “{lane}”" if lane else ""
     name = type(error).__name__
+    if isinstance(error, TeamLost):
+        return str(error)
     if out_of_memory(error):
         return (
             f"This machine ran out of memory{where}. Choose a shorter prompt length or a shorter generation, and press "

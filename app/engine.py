@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import sparsed
@@ -19,6 +19,9 @@ from app.limits import Limits, Shape, Speed, lanes_take_turns, memory_needed
 from app.race import seat
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
+
+if TYPE_CHECKING:
+    from sparsed.team import Team
 
 # How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
 Listener = Callable[[Any], None]
@@ -182,15 +185,20 @@ class SparsedEngine:
 
     On a machine with several GPUs of a kind a model is loaded on up to MOST_COPIES of them, unless SPARSED_LANES says
     that lanes take turns. Raises ValueError for another value of that variable.
+
+    team: processes that hold every model together; then there is one of each, and its lanes take turns on all of them.
     """
 
     at_once = 1
 
-    def __init__(self, extra_model: str | None = None, *, any_model: bool = False) -> None:
+    def __init__(
+        self, extra_model: str | None = None, *, any_model: bool = False, team: Team | None = None
+    ) -> None:
         self._extra = extra_model or ""
         self._any = any_model
         self._admitted: dict[str, ModelSpec] = {}
-        self._turns = lanes_take_turns()
+        self._turns = lanes_take_turns() or team is not None
+        self._team = team
         # Model → the others of its copies.
         self._others: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
 
@@ -233,7 +241,8 @@ class SparsedEngine:
         from sparsed.models.loading import pick_device
 
         # bfloat16 or float16 everywhere but on Apple's GPUs.
-        return self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
+        whole = self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
+        return whole if self._team is None else whole // self._team.size
 
     def memory(self, model: Any = None) -> int | None:
         from sparsed.memory import device_memory
@@ -248,7 +257,7 @@ class SparsedEngine:
         locate(name, progress=progress)
 
     def load(self, name: str, progress: Listener) -> Any:
-        model = sparsed.load(name, progress=progress)
+        model = sparsed.load(name, progress=progress, team=self._team)
         self._others[model] = () if self._turns else self._elsewhere(name, model, progress)
         return model
 
@@ -294,6 +303,7 @@ class SparsedEngine:
             weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.network.parameters()),
             number_bytes=model.dtype.itemsize,
             vocabulary=config.vocab_size,
+            processes=1 if model.team is None else model.team.size,
         )
 
     def speed(self, model: Any) -> Speed | None:
@@ -303,6 +313,8 @@ class SparsedEngine:
         device = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}.get(model.device.type, model.device.type)
         if (copies := len(self.copies(model))) > 1:
             device = f"{copies} GPUs"
+        elif model.team is not None:
+            device = f"{model.team.size} GPUs" if model.device.type == "cuda" else f"CPU, {model.team.size} processes"
         return f"{device} · {str(model.dtype).removeprefix('torch.')}"
 
     def backend(self, model: Any) -> str:

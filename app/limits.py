@@ -31,7 +31,8 @@ SHORTEST_TOGETHER = 0.020
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
-    activation. vocabulary: entries of one row of logits.
+    activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns among
+    them; weight_bytes, and what follows from all this, are those of one process.
     """
 
     layers: int
@@ -42,6 +43,7 @@ class Shape:
     weight_bytes: int
     number_bytes: int
     vocabulary: int = 0
+    processes: int = 1
 
     @property
     def linear_flops(self) -> float:
@@ -51,7 +53,7 @@ class Shape:
     @property
     def pair_flops(self) -> float:
         """Floating point operations per (query, key) pair, all layers: q·k and probability·v."""
-        return 4.0 * self.layers * self.heads * self.head_dim
+        return 4.0 * self.layers * self.heads * self.head_dim / self.processes
 
 
 @dataclass(frozen=True)
@@ -205,13 +207,14 @@ def memory_needed(
     rows: sequences in one forward. patterns: lanes of the device that keep one. These never run at the same time, so of
     everything but the patterns the largest counts.
     """
-    width = 8 * shape.hidden + 3 * shape.intermediate + 6 * shape.heads * shape.head_dim
+    heads = -(-shape.heads // shape.processes)
+    width = 8 * shape.hidden + 3 * -(-shape.intermediate // shape.processes) + 6 * heads * shape.head_dim
     activations = length * width * max(shape.number_bytes, 4)
     blocks = -(-length // block_size)
     # float32 importances of one layer, its sort, and the kept indices of all layers; plus the rows of one
     # query block.
-    pattern = shape.heads * blocks * blocks * 16 + patterns * shape.layers * shape.heads * blocks * blocks * 4
-    attention = shape.heads * block_size * length * 4 * 2
+    pattern = heads * blocks * blocks * 16 + patterns * shape.layers * heads * blocks * blocks * 4
+    attention = heads * block_size * length * 4 * 2
     logits = gen_length * shape.vocabulary * LOGIT_BYTES
     return rows * (activations + pattern + attention + logits)
 

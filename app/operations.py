@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 Via = Literal["page", "api", "sweep"]
 Ending = Literal["done", "stopped", "refused", "failed", "overdue", "full"]
-State = Literal["ok", "loading", "stuck", "stopping"]
+State = Literal["ok", "loading", "stuck", "lost", "stopping"]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Whose mistakes are ours: an exception that passed through these is never blamed on the request.
@@ -168,8 +168,9 @@ def _cause(error: BaseException) -> BaseException:
 class Status:
     """How the server is, for /healthz: nothing about any visitor.
 
-    state: "ok", "loading" (a model; it serves), "stuck" (a step does not come back) or "stopping". models: names of the
-    models in memory. running, waiting: runs on the device and in line. visits: open pages. uptime: seconds.
+    state: "ok", "loading" (a model; it serves), "stuck" (a step does not come back), "lost" (so is a process that held
+    a share of the model) or "stopping". models: names of the models in memory. running, waiting: runs on the device and
+    in line. visits: open pages. uptime: seconds.
     """
 
     state: State
@@ -263,7 +264,7 @@ class _Gauges:
 
         now = self._status()
         for name, said, value in (
-            ("sparsed_up", "1 while the server serves, 0 when it is stuck or stopping.", _serves(now)),
+            ("sparsed_up", "1 while the server serves, 0 when it is stuck, lost or stopping.", _serves(now)),
             ("sparsed_running", "Runs on the device.", now.running),
             ("sparsed_waiting", "Runs in line.", now.waiting),
             ("sparsed_visits", "Open pages.", now.visits),
@@ -285,7 +286,8 @@ NO_METRICS = "There are no metrics here without prometheus_client; run: pip inst
 
 
 def routes(status: Callable[[], Status], metrics: Metrics) -> list[Route]:
-    """/healthz (200 while the server serves, 503 when it is stuck or stopping) and /metrics (404 without the package).
+    """/healthz (200 while the server serves, 503 when it is stuck, lost or stopping) and /metrics (404 without the
+    package).
 
     status: called in the event loop; it must answer at once, so it may not wait for a lock that a run holds.
     """
@@ -573,14 +575,16 @@ def _watch_events(app: Any) -> None:
 
 class Signals:
     """Waits to be told to stop. The first SIGINT or SIGTERM (SIGBREAK on Windows) makes `wait` run `callback`, in the
-    main thread and outside the handler; the second one ends the process at once with 128 + its number.
+    main thread and outside the handler; the second one ends the process at once with 128 + its number. same: what comes
+    so many seconds after the first one is still the first (torchrun passes on what the terminal has sent to all).
 
     Must be made in the main thread; elsewhere Python raises ValueError.
     """
 
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._callback = callback
+    def __init__(self, callback: Callable[[], None], same: float = 0.0) -> None:
+        self._callback, self._same = callback, same
         self._asked: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             number = getattr(signal, name, None)
@@ -589,9 +593,10 @@ class Signals:
 
     def _arrived(self, number: int, _: Any) -> None:
         # No lock and no event here: the handler interrupts the main thread, which may hold it.
-        if self._asked is not None:
+        if self._asked is None:
+            self._asked, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since >= self._same:
             os._exit(128 + number)
-        self._asked = number
 
     def wait(self, alive: Callable[[], bool] = lambda: True, poll: float = 0.1) -> str | None:
         """Returns the signal's name after `callback` has returned, or None once `alive` says False. poll: seconds
@@ -611,6 +616,6 @@ class Signals:
         self._before.clear()
 
 
-def on_terminate(callback: Callable[[], None]) -> Signals:
+def on_terminate(callback: Callable[[], None], same: float = 0.0) -> Signals:
     """From here on a signal to stop leads to `callback`, once, when the main thread is in `Signals.wait`."""
-    return Signals(callback)
+    return Signals(callback, same)

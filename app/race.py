@@ -225,6 +225,14 @@ class Race:
             if last:
                 self._end()
 
+    def give_up(self, error: Exception) -> None:
+        """Ends the stream now, as failed: the steps that run will not come back. Safe from any thread."""
+        self._stop.set()
+        with self._changed:
+            if self._ended is None:
+                self._ended, self._error = "failed", error
+        self._notify()
+
     def _end(self) -> None:
         """No step runs any more, and none will."""
         for lane in self.lanes:

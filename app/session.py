@@ -21,6 +21,7 @@ from app.peak import Peak
 from app.race import Lane, LineFull, Race, Ticket, Update, seat
 from app.request import OWN_TEXT, Request
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, mode, opening
+from sparsed.launch import TeamLost
 
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
@@ -212,7 +213,7 @@ async def perform(
             yield _shown(asked, "preparing", WARMING_UP)
         starting = asyncio.create_task(asyncio.to_thread(_start, desk, asked, loaded, material, free, measured))
         try:
-            started = await asyncio.shield(starting)
+            started = await _ready(starting, desk)
         except asyncio.CancelledError:
             # The tab is closed, but the thread still warms the device up: the place is free when it is done.
             handed_on = True
@@ -324,6 +325,14 @@ class _Account:
                 prompt=material.text if material is not None else asked.text,
             )
         )
+
+
+async def _ready(starting: asyncio.Task[_Started], desk: Desk) -> _Started:
+    """The race, once its lanes are lined up; or TeamLost, where what they wait for is gone."""
+    while not (await asyncio.wait({starting}, timeout=WAIT_SECONDS))[0]:
+        if desk.lost:
+            raise TeamLost(desk.lost)
+    return starting.result()
 
 
 def _abandon(done: asyncio.Task[_Started], free: Callable[[], None]) -> None:

@@ -55,6 +55,13 @@ IN_TURNS = "The lanes take turns on one device."
 TOO_SHORT = "The lanes take turns on one GPU: steps this short would hold each other up."
 NO_ROOM = "The lanes take turns on one GPU: this length does not fit on a second one."
 NOT_MEASURED = "The lanes take turns on one GPU: how long a step takes is not known yet."
+
+
+def held_together(processes: int) -> str:
+    """How lanes run on a model of which several processes hold a share each."""
+    return f"The lanes take turns; {processes} processes share every step, each with some of the heads."
+
+
 OTHERS_IN_TURNS = "Full attention has a GPU of its own; the other two lanes take turns on another."
 BOTH_TOGETHER = "Each lane has a GPU of its own; both run at the same time."
 ALL_TOGETHER = "Each lane has a GPU of its own; all run at the same time."

@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+class TeamError(RuntimeError):
+    """A process failed at an order; the message says which, and why. The next order finds all of them ready."""
+
+
+class TeamLost(RuntimeError):
+    """A process of the team is gone; no order can be carried out any more. The message is a sentence that says so."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """kind: "alone", "tensor" (one model over all processes) or "data" (a model each, the work shared). rank: 0 … size

@@ -32,7 +32,7 @@ from datetime import timedelta
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -43,7 +43,7 @@ from sparsed.attention.backends import load_backend
 from sparsed.attention.dispatch import AttentionState, Phase
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import SparseDConfig
-from sparsed.launch import Launch
+from sparsed.launch import Launch, TeamError, TeamLost
 from sparsed.memory import peak_bytes
 from sparsed.models.network import hidden_rows
 from sparsed.models.share import Share
@@ -59,14 +59,6 @@ _SAME_SIGNAL_SECONDS = 3.0
 
 # A network, and why what surrounds attention is not fused, if it should be.
 _Made = tuple["PreTrainedModel", "str | None"]
-
-
-class TeamError(RuntimeError):
-    """A process failed at an order; the message says which, and why. The next order finds all of them ready."""
-
-
-class TeamLost(RuntimeError):
-    """A process of the team is gone; no order can be carried out any more."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ def join(launch: Launch | None = None, on_lost: Callable[[str], None] | None = N
     """The team that torchrun started this process for. Every process calls it once, at its start.
 
     In the first process it returns when all are there. In the others it carries out the first one's orders until that
-    process ends, and then ends this one (SystemExit): nothing after the call runs there.
+    process ends, and then ends this one (with os._exit): nothing after the call runs there.
 
     on_lost: called in the first process, in a thread of its own, with a sentence, when another process is gone. By
     default the sentence is printed and the process ends with code 1: a sum that waits on a GPU for a process that is
@@ -134,10 +126,10 @@ def join(launch: Launch | None = None, on_lost: Callable[[str], None] | None = N
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         dist.broadcast_object_list(door, device=torch.device("cpu"))
-        with Client(door[0], family="AF_UNIX", authkey=door[1]) as line:
-            line.send(launch.rank)
-            _warm_up(device)
-            raise SystemExit(_Follower(share, line).serve())
+        line = Client(door[0], family="AF_UNIX", authkey=door[1])
+        line.send(launch.rank)
+        _warm_up(device)
+        _Follower(share, line).serve()
     folder = Path(tempfile.mkdtemp(prefix="sparsed-"))
     try:
         door = [str(folder / "team"), secrets.token_bytes(32)]
@@ -162,7 +154,7 @@ def _warm_up(device: torch.device) -> None:
 class Team:
     """The driver's side: orders to the other processes, and what they answer.
 
-    share: this process's. size: processes. lost: a sentence once one of them is gone, else None.
+    share: this process's. size: processes. lost: a sentence once one of them is gone, else None. on_lost: see `join`.
     """
 
     def __init__(
@@ -323,8 +315,8 @@ class Team:
         first = self.lost is None
         if first:
             self.lost = (
-                f"Process {rank + 1} of {self.size} is gone: it ended, or was ended by the system (out of memory?). "
-                f"Start all of them again."
+                f"Process {rank + 1} of {self.size}, which held a share of the model, is gone: it ended, or the system "
+                f"ended it. All of them have to be started again."
             )
         answers.put((False, self.lost))
         if first and self.lost is not None:
@@ -365,14 +357,17 @@ class _Follower:
         self._networks: dict[int, PreTrainedModel] = {}
         self._states: dict[int, AttentionState] = {}
 
-    def serve(self) -> int:
-        """The exit code."""
+    def serve(self) -> NoReturn:
+        """Ends this process with the driver's last order."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         while True:
             name, *given = self._orders.get()
             if name == "end":
                 dist.destroy_process_group()
-                return 0
+                # What this process has imported may take seconds to be torn down in good order, for nobody.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
             *given, forgotten = given
             for kind, number in forgotten:
                 (self._networks if kind == "network" else self._states).pop(number, None)

@@ -86,12 +86,17 @@ def compare(shared: Any, whole: Any, name: str, batch: int) -> dict[str, Any]:
     return found
 
 
+def weights(network: Any) -> int:
+    """But for the embedding, which older versions of transformers leave whole."""
+    return sum(weight.numel() for name, weight in network.named_parameters() if "embed_tokens" not in name)
+
+
 def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in folders:
         shared = sparsed.load(folder, dtype="float32", team=ours)
         whole = sparsed.load(folder, dtype="float32", device=str(ours.share.device))
-        held, all_of_it = (sum(p.numel() for p in one.network.parameters()) for one in (shared, whole))
+        held, all_of_it = (weights(one.network) for one in (shared, whole))
         name = Path(folder).name
         found[name] = {setting: compare(shared, whole, setting, 2) for setting in SETTINGS}
         found[name]["share"] = held / all_of_it
