@@ -611,7 +611,8 @@ class Desk:
 def out_of_memory(error: BaseException) -> bool:
     said = str(error).lower()
     named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    return named or "out of memory" in said or "can't allocate memory" in said
+    # Of another process there are only the words, the kind of its error among them.
+    return named or any(sign in said for sign in ("out of memory", "can't allocate memory", "memoryerror"))
 
 
 def _load_error(error: Exception, label: str) -> Exception:
