@@ -662,3 +662,80 @@ def test_a_race_of_short_steps_takes_turns_on_the_first_device(fake_engine: Any)
     assert last.stage["state"] == "done" and used == [0, 0]
     assert last.stage["mode"]["name"] == "turns" and "this short" in last.stage["mode"]["text"]
     assert [lane.device for lane in last.kept.trace.lanes.values()] == [0, 0]
+
+
+LOST = "Process 2 of 2, which held a share of the model, is gone."
+
+
+def test_what_is_lost_ends_the_run_that_waits_for_it_and_no_other_begins(make_engine) -> None:
+    engine, stuck, free = make_engine(), threading.Event(), threading.Event()
+    desk = desk_with_journal(engine)
+    denoise = engine.denoise
+
+    def waiting(*given: Any) -> Any:
+        """A run whose second step waits, as on a GPU for a process that is gone."""
+        run = denoise(*given)
+        real = type(run).__next__
+
+        class Waiting(type(run)):
+            def __next__(self) -> Any:
+                if len(self.steps) == 1:
+                    stuck.set()
+                    free.wait(20)
+                return real(self)
+
+        run.__class__ = Waiting
+        return run
+
+    engine.denoise = waiting
+    losing = threading.Thread(target=lambda: (stuck.wait(10), desk.lose(LOST)))
+    losing.start()
+    try:
+        last = collect(desk, Visit(), asked_of(desk))[-1]
+        losing.join()
+        assert last.over and last.stage["state"] == "failed" and last.stage["message"] == LOST
+        assert desk.status().state == "lost"
+        refused = collect(desk, Visit(), asked_of(desk))[-1]
+        assert (refused.stage["state"], refused.stage["message"]) == ("refused", LOST)
+        lines = journal_of(desk)
+        assert [line["message"] for line in lines if line["event"] == "lost"] == [LOST]
+        assert [line["error"] for line in lines if line["event"] == "run"] == ["TeamLost", ""]
+    finally:
+        free.set()
+
+
+def test_what_is_lost_while_lanes_are_lined_up_ends_the_waiting(make_engine) -> None:
+    engine, begun, free = make_engine(), threading.Event(), threading.Event()
+    desk = desk_of(engine)
+    denoise = engine.denoise
+
+    def slow(*given: Any) -> Any:
+        run = denoise(*given)
+        run.warm_up = lambda: (begun.set(), free.wait(20))
+        return run
+
+    engine.denoise = slow
+    losing = threading.Thread(target=lambda: (begun.wait(10), desk.lose(LOST)))
+    losing.start()
+    # The loop does not end before its threads do.
+    waited: list[bool] = []
+
+    def act(shown: Shown) -> None:
+        if shown.over:
+            waited.append(not free.is_set())
+            free.set()
+
+    last = collect(desk, Visit(), asked_of(desk), act)[-1]
+    losing.join()
+    assert (last.stage["state"], last.stage["message"], waited) == ("failed", LOST, [True])
+
+
+def test_lanes_of_a_model_that_processes_share_take_turns_and_say_so(make_engine) -> None:
+    engine = make_engine()
+    shape = engine.shape
+    engine.shape = lambda model: replace(shape(model), processes=4)
+    desk = desk_of(engine)
+    seen = collect(desk, Visit(), asked_of(desk))
+    assert seen[-1].stage["mode"] == {
+        "name": "turns", "text": "The lanes take turns; 4 processes share every step, each with some of the heads.",
+    }  # fmt: skip

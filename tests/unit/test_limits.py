@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ def test_memory_counts_the_logits_and_the_rows_of_guidance() -> None:
     plain = memory_needed(EIGHT_BILLION, 4096, 128)
     assert memory_needed(EIGHT_BILLION, 4096, 128, gen_length=128) > plain + 128 * 126_464 * 8
     assert memory_needed(EIGHT_BILLION, 4096, 128, rows=2) == 2 * plain
+
+
+def test_a_process_of_several_needs_its_share_of_heads_and_columns() -> None:
+    """Activations and importances of 16 of 32 heads, half of the MLP; the hidden states and the logits are whole."""
+    half = replace(EIGHT_BILLION, processes=2, weight_bytes=EIGHT_BILLION.weight_bytes // 2)
+    cut = replace(EIGHT_BILLION, heads=16, intermediate=6144)
+    for length, block in ((4096, 128), (65_664, 128), (1000, 32)):
+        assert memory_needed(half, length, block, 128) == memory_needed(cut, length, block, 128)
+    assert memory_needed(half, 65_664, 128) < 0.7 * memory_needed(EIGHT_BILLION, 65_664, 128)
+    assert half.pair_flops == EIGHT_BILLION.pair_flops / 2 and half.linear_flops == EIGHT_BILLION.linear_flops / 2
 
 
 def test_guidance_costs_twice() -> None:

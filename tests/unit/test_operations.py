@@ -860,6 +860,21 @@ class TestSignals:
         out, error = process.communicate(timeout=30)
         assert (out, error, process.returncode) == ("", "", 128 + signal.SIGTERM)
 
+    def test_what_torchrun_passes_on_is_the_same_signal(self) -> None:
+        """Within the time given; after it a second signal is one."""
+        code = STOPPING.replace("on_terminate(stop)", "on_terminate(stop, 1.0)")
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(ROOT), "hang"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "stopping\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 128 + signal.SIGINT
+
     def test_the_wait_ends_without_the_callback_when_what_it_waits_for_is_gone(self) -> None:
         left = [True, True, False]
         called: list[int] = []

@@ -525,3 +525,30 @@ def test_the_stream_goes_on_until_the_last_device_is_done() -> None:
     assert not ends.told.is_set() and not race.over
     slow.gate.set()
     assert list(race)[-1].state == "done" and ends.made == [[2, 4]]
+
+
+def test_a_race_that_is_given_up_ends_at_once_as_failed() -> None:
+    """The step that runs waits for something that is gone: nobody waits for the step."""
+    run = Gated(3)
+    ends = Ends(run)
+    race = Race([Lane("a", run)], on_end=ends)
+    race.start()
+    assert run.began.wait(20)
+    error = RuntimeError("Process 2 of 2 is gone.")
+    race.give_up(error)
+    updates = list(race)
+    assert [(update.state, update.error, update.error_lane) for update in updates] == [("failed", error, None)]
+    assert race.over and race.stuck and not ends.told.is_set()
+    # What was over stays as it was.
+    race.give_up(RuntimeError("something else"))
+    run.gate.set()
+    assert ends.told.wait(20) and ends.made == [[1]]
+    wait_until(lambda: not race.stuck)
+    assert race._error is error
+
+
+def test_a_race_that_is_over_cannot_be_given_up() -> None:
+    race = Race([Lane("a", Runner(2, 1.0))])
+    before = [update.state for update in race]
+    race.give_up(RuntimeError("too late"))
+    assert before[-1] == "done" and race._ended == "done" and race._error is None
