@@ -8,7 +8,7 @@ Orders and answers go through a socket between the driver and each follower, whi
 one is gone, however it went. Tensors that all processes compute together go through torch.distributed
 (`sparsed.models.share`).
 
-    team = sparsed.team.join()               # under torchrun; a follower does not return
+    team = join()                            # under torchrun; a follower does not return
     model = sparsed.load("llada-1.5", team=team)
 
 One machine, one GPU for each process (or CPU processes, for trying it out).
