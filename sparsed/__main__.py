@@ -21,8 +21,9 @@ _COMMANDS = {
     "lm_eval": ("sparsed.lm_eval_command", "lm-evaluation-harness with the model 'sparsed' (optional extra)"),
 }
 
-# Those that take a team; their main is main(argv, team).
+# Those that take a team; their main is main(argv, team). And those that share their work among processes.
 _TEAM = ("bench", "eval", "generate")
+_SHARED = ("bench", "eval")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,10 +58,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     launch = Launch.here()
+    able, launcher = {"data": (_SHARED, "accelerate launch"), "tensor": (_TEAM, "torchrun")}.get(launch.kind, ((), ""))
+    if launcher and command not in able:
+        raise ValueError(f"{command} cannot run under {launcher}; {', '.join(able)} can.")
     if launch.kind != "tensor" or {"-h", "--help"} & set(argv):
         return int(_main(command)(argv) or 0)
-    if command not in _TEAM:
-        raise ValueError(f"{command} cannot run under torchrun; {', '.join(_TEAM)} can.")
     from sparsed.team import join
 
     with join(launch) as team:

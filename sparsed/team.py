@@ -56,7 +56,6 @@ _PATIENCE = timedelta(hours=2)
 # torchrun passes a Ctrl-C on that the terminal has sent to every process itself.
 _SAME_SIGNAL_SECONDS = 3.0
 
-
 # A network, and why what surrounds attention is not fused, if it should be.
 _Made = tuple["PreTrainedModel", "str | None"]
 
@@ -180,9 +179,7 @@ class Team:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keeps other threads from giving orders, so that what is timed inside waits for nobody. A Ctrl-C waits for the
-        end of an order.
-        """
+        """Keeps other threads from giving orders, so that what is timed inside waits for nobody."""
         with self._turn:
             yield
 
@@ -210,13 +207,13 @@ class Team:
             self._networks += 1
             number = self._networks
             try:
-                network, problem = self._order((order[0], number, *order[1:]), make)
+                (network, problem), others = self._order((order[0], number, *order[1:]), make, answers=True)
             except BaseException:
                 self._forgotten.put(("network", number))
                 raise
         self._numbers[network] = number
         weakref.finalize(network, self._forgotten.put, ("network", number))
-        return network, problem
+        return network, next((one for one in (problem, *others) if one is not None), None)
 
     def logits(self, network: PreTrainedModel, ids: Tensor, state: AttentionState, rows: Tensor) -> Tensor:
         """A forward over ids int64 [batch, length]: logits [n, vocabulary] for rows int64 [n] into batch · length.
@@ -324,6 +321,7 @@ class Team:
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
+        """A Ctrl-C waits for the end of an order: half of one would leave the processes in different places."""
         self._busy = True
         try:
             yield
@@ -388,16 +386,18 @@ class _Follower:
             # The driver is gone. The main thread may wait for it in a sum, for ever.
             os._exit(1)
 
-    def load(self, number: int, folder: str, dtype: torch.dtype, fusing: bool) -> None:
+    def load(self, number: int, folder: str, dtype: torch.dtype, fusing: bool) -> str | None:
         from sparsed.models.loading import load_share
 
-        self._networks[number], _ = load_share(Path(folder), dtype, fusing, self._share, lambda _: None)
+        self._networks[number], problem = load_share(Path(folder), dtype, fusing, self._share, lambda _: None)
+        return problem
 
-    def build(self, number: int, raw: dict[str, Any], dtype: torch.dtype, fusing: bool) -> None:
+    def build(self, number: int, raw: dict[str, Any], dtype: torch.dtype, fusing: bool) -> str | None:
         from sparsed.models.loading import random_network
 
         share = self._share
-        self._networks[number], _ = random_network(raw, dtype, share.device, fusing, share)
+        self._networks[number], problem = random_network(raw, dtype, share.device, fusing, share)
+        return problem
 
     def logits(self, number: int, attention: _Attention, ids: Any, rows: Any) -> None:
         share, key = self._share, attention.key
@@ -443,6 +443,9 @@ def share_logits(
             failed = error.with_traceback(None)
         if failed is not None:
             share.abandon()
+            if share.device.type == "cuda":
+                # Sums that nobody waited for still write into memory that is free by now.
+                torch.cuda.synchronize(share.device)
         part = share.gather(network, part, len(rows))
     if failed is not None:
         raise failed

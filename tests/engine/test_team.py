@@ -198,3 +198,14 @@ def test_every_head_belongs_to_one_process() -> None:
     for size in (1, 2, 4):
         found = torch.cat([torch.arange(8)[Share(rank, size, torch.device("cpu")).heads(8)] for rank in range(size)])
         assert found.tolist() == list(range(8))
+
+
+def test_one_run_is_nothing_to_share() -> None:
+    """Under accelerate launch every process would make the same run."""
+    started = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsed", "generate"], cwd=ROOT, env={**os.environ, **started}, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: generate cannot run under accelerate launch; bench, eval can.\n"
