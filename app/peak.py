@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from sparsed.memory import largest_resident
 
 GPU_WORDS = "Peak memory: what torch held at most on the GPU during the race, weights included."
 LANES_WORDS = (
@@ -51,7 +52,7 @@ class Peak:
                 torch.cuda.reset_peak_memory_stats(gpu)
         elif self._kind == "cpu":
             self._marked = _set_mark_back()
-            self._before = None if self._marked else _largest_ever()
+            self._before = None if self._marked else largest_resident()
 
     def note(self) -> None:
         """Takes over what was needed since `begin`; to be called before somebody else uses the device."""
@@ -68,7 +69,7 @@ class Peak:
             return None
         if self._marked:
             return _mark()
-        largest = _largest_ever()
+        largest = largest_resident()
         if largest is None or self._before is None or largest <= self._before:
             return None
         return largest
@@ -90,13 +91,3 @@ def _mark() -> int | None:
     except (OSError, UnicodeDecodeError):
         return None
     return None if found is None else 1024 * int(found[1])
-
-
-def _largest_ever() -> int | None:
-    """Bytes: the largest resident size of this process in its life; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else 1024 * largest
