@@ -15,7 +15,7 @@ from app.kept import lane_key
 from app.race import Update
 from app.session import BACKEND_WORDS, OWN_QUESTION, STOPPED
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges, mode
-from app.words import straight
+from app.words import held_together, straight
 from sparsed import trace as traces
 from sparsed.config import switch_step
 
@@ -75,6 +75,8 @@ def origin(trace: traces.Trace) -> dict[str, str]:
     """{"machine", "date", "model"} of a trace, in words; the date is that of UTC, as 2026-11-22."""
     about = trace.machine
     name = about.get("gpu") if trace.model.device == "cuda" else None
+    if name and trace.model.processes > 1:
+        name = f"{trace.model.processes} × {name}"
     machine = str(name or about.get("cpu") or trace.model.device)
     if not name and about.get("cores"):
         machine += f", {about['cores']} cores"
@@ -140,7 +142,11 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         judge=judge,
         notes=trace.lanes[names.get(SPARSE) or next(iter(names.values()))].notes,
         question=trace.prompt.question or OWN_QUESTION,
-        mode=mode(len(names), len({trace.lanes[name].device for name in names.values()})),
+        mode=mode(
+            len(names),
+            len({trace.lanes[name].device for name in names.values()}),
+            held_together(trace.model.processes) if trace.model.processes > 1 else "",
+        ),
     )
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
     changes = {key: _changes(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}

@@ -9,7 +9,8 @@ SparseD and with a baseline. Steps, positions and rows are counted from 0. Reade
     created        text, when it was recorded: ISO 8601, UTC
     software       {name: version}: sparsed, python, torch, transformers
     machine        {key: text, number or true/false}: cpu, gpu, cores, threads … (sparsed.bench.machine)
-    model          {name, label, family, dtype, device}, all text; device is the type alone, as "cuda"
+    model          {name, label, family, dtype, device}, all text; device is the type alone, as "cuda". processes:
+                   whole number, optional: how many held the model together
     prompt         {kind, length, seed, question, gold, text, tokens}. tokens: number of prompt tokens, chat
                    template included. kind, length ("4k" …), seed, question, gold (the right answer): null
                    unless the prompt was built by sparsed.prompts. text: the user's message, or null.
@@ -109,13 +110,14 @@ _CODES_PER_OCTAVE = 10
 
 @dataclass(frozen=True)
 class TraceModel:
-    """The model that ran; device is the type alone ("cpu", "cuda" …)."""
+    """The model that ran; device is the type alone ("cpu", "cuda" …). processes: that held it together."""
 
     name: str
     label: str
     family: str
     dtype: str
     device: str
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -354,6 +356,7 @@ def record(
             family=model.family,
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
+            processes=1 if model.team is None else model.team.size,
         ),
         prompt=about,
         sampler=first.sampler,
@@ -636,6 +639,8 @@ def _check(trace: Trace) -> None:
         raise ValueError(f"batch · gen_length must be at most {_MOST_CELLS:,}.")
     if not trace.lanes:
         raise ValueError("'lanes' is empty.")
+    if trace.model.processes < 1:
+        raise ValueError(f"'processes' must be at least 1, not {trace.model.processes}.")
     used = set(trace.end_ids)
     for lane in trace.lanes.values():
         used |= _check_lane(lane, trace)

@@ -37,6 +37,7 @@ MODEL = SimpleNamespace(
     family="llada",
     dtype=torch.float32,
     device=torch.device("cpu"),
+    team=None,
     mask_id=MASK,
     end_ids=ENDS,
     token_text=lambda token: read([token]),
@@ -336,6 +337,9 @@ def test_a_record_says_where_it_comes_from() -> None:
     }
     on_gpu = replace(trace, model=replace(trace.model, device="cuda"))
     assert origin(on_gpu)["machine"] == "Card"
+    shared = replace(on_gpu, model=replace(on_gpu.model, processes=2))
+    assert origin(shared)["machine"] == "2 × Card"
+    assert "2 processes share every step" in replay_value(shared)["mode"]["text"]
     assert origin(replace(trace, machine={}))["machine"] == "cpu"
     assert replay_value(trace)["autoplay"] is False and replay_value(trace, autoplay=True)["autoplay"] is True
 

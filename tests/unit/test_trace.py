@@ -47,6 +47,7 @@ def fake_model() -> Any:
         family="llada",
         dtype=torch.float32,
         device=torch.device("cpu"),
+        team=None,
         mask_id=MASK,
         eos_id=END,
         end_ids=(END, 1),
@@ -698,3 +699,20 @@ def test_a_file_from_before_says_that_lanes_took_turns(tmp_path: Path) -> None:
         path.write_text(json.dumps(raw))
         with pytest.raises(ValueError, match="race.json is damaged: 'device' must"):
             trace.load(path)
+
+
+def test_how_many_processes_held_the_model_is_recorded(tmp_path: Path) -> None:
+    model = fake_model()
+    model.team = SimpleNamespace(size=4)
+    path = tmp_path / "race.json"
+    trace.save(trace.record({"a": fake_run(model=model)}), path)
+    assert trace.load(path).model.processes == 4
+    raw = json.loads(path.read_text())
+    for wrong in (0, -1, True, "4"):
+        raw["model"]["processes"] = wrong
+        path.write_text(json.dumps(raw))
+        with pytest.raises(ValueError, match="race.json is damaged: 'processes' must"):
+            trace.load(path)
+    del raw["model"]["processes"]  # a file from before
+    path.write_text(json.dumps(raw))
+    assert trace.load(path).model.processes == 1
