@@ -20,13 +20,18 @@ ASKED = 2 * (STEPS + 1)
 def run_to_end(page: Any, server: Any, length: str) -> tuple[int, int]:
     """Runs the question at this prompt length; returns the steps asked for, and how many began within another."""
     server.idle()
-    page.click("#sd-settings button")
-    page.fill("#sd-steps input[type=number]", str(STEPS))
-    page.keyboard.press("Tab")
-    page.click("#sd-settings button")
     page.click("#sd-length input")
     page.get_by_role("option", name=re.compile(f"^{length}")).first.click()
-    page.wait_for_timeout(600)
+    page.click("#sd-settings button")
+    # What follows the model and the length may still be on its way to a slow page.
+    steps = page.locator("#sd-steps input[type=number]")
+    for _ in range(20):
+        page.wait_for_timeout(600)
+        if steps.input_value() == str(STEPS):
+            break
+        steps.fill(str(STEPS))
+        page.keyboard.press("Tab")
+    page.click("#sd-settings button")
     before = server.state()
     page.evaluate("window.seen.length = 0")
     page.click("#sd-run")

@@ -131,7 +131,7 @@ def test_public_model_path_and_loading_options(monkeypatch: pytest.MonkeyPatch) 
     assert main(flags.split()) == 2
     assert callable(given.pop("progress"))
     expected = {"device": "cuda", "dtype": "bfloat16", "device_map": "auto", "revision": "r1"}
-    assert given == {"name": "GSAI-ML/LLaDA-1.5", **expected}
+    assert given == {"name": "GSAI-ML/LLaDA-1.5", "team": None, **expected}
 
 
 def test_prompt_from_file_and_standard_input(tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_a_process_that_is_gone_ends_all_with_a_sentence(folders: list[Path], tm
         ended = time.time()
         with_group(process, signal.SIGKILL)
     assert process.returncode != 0 and not (tmp_path / "out.json").exists()
-    assert "error: Process 4 of 4 is gone" in said, said
+    assert "error: Process 4 of 4, which held a share of the model, is gone" in said, said
     assert ended - float(out.split()[1]) < SECONDS
 
 
@@ -116,15 +117,12 @@ def with_group(process: subprocess.Popen[str], number: int) -> None:
 @pytest.mark.parametrize("all_of_them", [True, False])
 def test_ctrl_c_ends_all_within_a_step_and_prints_what_there_is(all_of_them: bool) -> None:
     """A terminal sends it to every process, and torchrun passes it on once more."""
-    process = start(2, "-m", "sparsed", "generate", "--prompt", "1k", "--dtype", "float32")
-    said = []
-    assert process.stderr is not None
-    for line in iter(process.stderr.readline, ""):
-        said.append(line)
-        if "step 12" in line or "sparse" in line:
-            break
-    else:
-        pytest.fail("".join(said))
+    # Half a second a step, or a quarter: 48 of them.
+    process = start(2, "-m", "sparsed", "generate", "--prompt", "2k", "--dtype", "float32")
+    assert process.stdout is not None
+    first = process.stdout.readline()  # the model's name, just before the first step
+    assert "2 × cpu" in first, first + process.communicate()[1]
+    time.sleep(2)
     began = time.monotonic()
     if all_of_them:
         with_group(process, signal.SIGINT)
@@ -135,6 +133,32 @@ def test_ctrl_c_ends_all_within_a_step_and_prints_what_there_is(all_of_them: boo
     with_group(process, signal.SIGKILL)
     assert seconds < SECONDS, seconds
     assert "stopped after " in out and "so far: " in out and "backend: gather" in out, out
+
+
+def test_an_evaluation_and_a_measurement_by_a_team_are_those_of_one_process(tmp_path: Path) -> None:
+    """Everything but the seconds."""
+    from sparsed import bench, evaluate
+
+    asked = ["--lengths", "200", "--types", "lookup", "--questions", "2", "--steps", "8", "--dtype", "float32"]
+    asked += ["--methods", "dense", "sparsed"]
+    measured = ["--lengths", "300", "--steps", "6", "--gen-length", "32", "--dtype", "float32", "--block-size", "32"]
+    evaluation = ["eval", *asked, "--out", str(tmp_path / "two")]
+    for command in (evaluation, ["bench", *measured, "--json", str(tmp_path / "two.json")]):
+        process = start(2, "-m", "sparsed", *command)
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    evaluate.main([*asked, "--out", str(tmp_path / "one")])
+    bench.main([*measured, "--json", str(tmp_path / "one.json")])
+    answers = [
+        sorted(({**asdict(r), "seconds": 0} for r in evaluate.read_records(tmp_path / name)), key=str)
+        for name in ("one", "two")
+    ]
+    assert len(answers[0]) == 4 and answers[0] == answers[1]
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["results"][0] for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert len(two["peak_memory_each"]) == 2 and two["peak_memory"] == max(two["peak_memory_each"]) > 10**8
+    for name in ("prompt_tokens", "steps", "switch_step", "requested_density", "executed_density", "same_tokens"):
+        assert one[name] == two[name], name
 
 
 def test_what_cannot_be_shared_is_said(folders: list[Path], tmp_path: Path) -> None:
