@@ -44,8 +44,8 @@ class Page:
         while self.health().get("state") != "ok":
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.2)
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        self.children = [int(pid) for pid in children.stdout.split()]
+        started = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        self.children = [int(pid) for pid in started.split()]
 
     def health(self) -> dict[str, Any]:
         try:
