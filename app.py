@@ -140,17 +140,17 @@ def stop(here: desk.Desk) -> None:
 
 def main() -> int:
     """Serve the page until it is interrupted; the model loads meanwhile."""
-    given = options()
     team: Team | None = None
     try:
         launch = Launch.here()
         if launch.kind == "data":
             raise ValueError("accelerate launch is for evaluations and sweeps: start the page with python or torchrun.")
         if launch.kind == "tensor":
-            # The followers stay in there.
+            # The followers stay in there: one process reads the options, and says what is wrong with them.
             from sparsed.team import join
 
             team = join(launch)
+        given = options()
         here, demo = build(given.model, given.allow_any_model, team)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

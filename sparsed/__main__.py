@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = " What --out holds stays; the same command goes on from there." if command in _SHARED else ""
+        print(f"stopped.{kept}", file=sys.stderr)
+        return 130  # what a shell expects of a program that Ctrl-C ended
     except BrokenPipeError:
         # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +65,8 @@ def _run(command: str, argv: list[str]) -> int:
     able, launcher = {"data": (_SHARED, "accelerate launch"), "tensor": (_TEAM, "torchrun")}.get(launch.kind, ((), ""))
     if launcher and command not in able:
         raise ValueError(f"{command} cannot run under {launcher}; {', '.join(able)} can.")
+    if {"-h", "--help"} & set(argv) and launch.rank:
+        return 0  # one process says it
     if launch.kind != "tensor" or {"-h", "--help"} & set(argv):
         return int(_main(command)(argv) or 0)
     from sparsed.team import join

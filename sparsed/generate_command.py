@@ -51,7 +51,7 @@ class Report:
     as asked for, and as computed; None if no pattern was made.
     """
 
-    model: dict[str, str]
+    model: dict[str, Any]
     prompt: dict[str, Any]
     sampler: dict[str, Any]
     attention: dict[str, Any] | Literal["dense"]
@@ -301,7 +301,7 @@ def _report(run: Run, prompt: Prompt | str) -> Report:
             "family": model.family,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
-            **({} if model.team is None else {"processes": str(model.team.size)}),
+            **({} if model.team is None else {"processes": model.team.size}),
         },
         prompt=asked,
         sampler=asdict(run.sampler),

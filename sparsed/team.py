@@ -16,6 +16,7 @@ One machine, one GPU for each process (or CPU processes, for trying it out).
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import secrets
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 # Sums wait this long for a process that compiles or reads weights. One that is gone is noticed at once.
 _PATIENCE = timedelta(hours=2)
+_MEETING = timedelta(minutes=10)
 # torchrun passes a Ctrl-C on that the terminal has sent to every process itself.
 _SAME_SIGNAL_SECONDS = 3.0
 
@@ -117,7 +119,10 @@ def join(launch: Launch | None = None, on_lost: Callable[[str], None] | None = N
     device = torch.device("cuda", launch.local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(
+        backend, store=_meeting_place(launch), rank=launch.rank, world_size=launch.size, timeout=_PATIENCE
+    )
     share = Share(launch.rank, launch.size, device)
     door: list[Any] = [None, None]
     if launch.rank:
@@ -138,7 +143,25 @@ def join(launch: Launch | None = None, on_lost: Callable[[str], None] | None = N
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     _warm_up(device)
-    return Team(share, lines, on_lost)
+    team = Team(share, lines, on_lost)
+    # However the program ends, the others end with it in good order.
+    atexit.register(team.close)
+    return team
+
+
+def _meeting_place(launch: Launch) -> dist.Store:
+    """Where the processes find each other. torchrun keeps one store over its restarts (--max-restarts): what the
+    processes of an earlier attempt left there leads nowhere.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        launch.size,
+        is_master=launch.rank == 0 and not hosted,
+        timeout=_MEETING,
+    )
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _greeted(line: Connection) -> tuple[int, Connection]:
@@ -313,7 +336,7 @@ class Team:
         if first:
             self.lost = (
                 f"Process {rank + 1} of {self.size}, which held a share of the model, is gone: it ended, or the system "
-                f"ended it. All of them have to be started again."
+                f"ended it. The program has to be started again, with all its processes."
             )
         answers.put((False, self.lost))
         if first and self.lost is not None:

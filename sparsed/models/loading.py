@@ -73,7 +73,7 @@ def load(
     float32, bfloat16, float16; FileNotFoundError if a file is missing.
     """
     if team is not None and (device is not None or device_map is not None):
-        raise ValueError("Under torchrun every process has a GPU of its own: leave device and device_map out.")
+        raise ValueError("torchrun places each process by itself: leave device and device_map out.")
     place = pick_device(device) if team is None else team.share.device
     chosen = check_dtype(dtype)
     for part in device_map.values() if isinstance(device_map, Mapping) else ():

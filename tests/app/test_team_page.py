@@ -25,7 +25,7 @@ SECONDS = 5.0
 class Page:
     """A page of two processes. plan: the file that says which one fails, and how (`team_script.sabotage`)."""
 
-    def __init__(self, folder: Path, how: str = "") -> None:
+    def __init__(self, folder: Path, how: str = "", restarts: int = 0) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -34,12 +34,16 @@ class Page:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SERVE),
-                    "--port", str(self.port),
+                    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                    "--max-restarts", str(restarts), str(SERVE), "--port", str(self.port),
                 ],
                 cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1", "FAIL": str(self.plan), "FAIL_HOW": how},
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it serves; children: its processes."""
         deadline = time.monotonic() + 120
         while self.health().get("state") != "ok":
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -82,8 +86,8 @@ class Page:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Page]]:
     opened: list[Page] = []
 
-    def start(how: str = "") -> Page:
-        opened.append(Page(tmp_path, how))
+    def start(**given: Any) -> Page:
+        opened.append(Page(tmp_path, **given))
         return opened[-1]
 
     yield start
@@ -157,3 +161,16 @@ def test_a_process_that_is_gone_ends_the_run_with_a_sentence_and_the_server(serv
     assert page.gone(2 * SECONDS) < SECONDS
     assert page.process.returncode != 0
     assert '"event": "lost"' in page.log.read_text() and "error: Process 2 of 2" in page.log.read_text()
+
+
+def test_torchrun_can_start_a_page_anew(serve: Callable[..., Page]) -> None:
+    """--max-restarts: the processes find each other again, every time."""
+    page = serve(restarts=2)
+    for _ in range(2):
+        before = page.children
+        os.kill(before[1], signal.SIGKILL)
+        while page.health().get("state") == "ok":
+            time.sleep(0.05)
+        page.wait()
+        assert not set(before) & set(page.children)
+    assert page.start(steps=4).result()["state"] == "done"

@@ -161,6 +161,19 @@ def test_an_evaluation_and_a_measurement_by_a_team_are_those_of_one_process(tmp_
         assert one[name] == two[name], name
 
 
+def test_a_script_that_joins_a_team_ends_well(folders: list[Path], tmp_path: Path) -> None:
+    """README's three lines, without a word about the end; what follows runs in the first process alone."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport sparsed\nfrom sparsed.team import join\n"
+        f"model = sparsed.load({str(folders[0])!r}, team=join())\n"
+        "print('made', sparsed.generate(model, 'Hello!', sampler=sparsed.SamplerConfig(steps=4)).steps[-1].index)\n"
+    )
+    process = start(2, str(script))
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "made 3\n"), said
+
+
 def test_what_cannot_be_shared_is_said(folders: list[Path], tmp_path: Path) -> None:
     process = start(2, "-m", "sparsed", "lm_eval", "--model", "sparsed")
     _, said = process.communicate(timeout=120)
