@@ -84,7 +84,8 @@ def main() -> None:
 
         used: Any = FakeEngine(keeps=which != "fake")
         if which == "double":
-            # At this pace steps are short at the shortest prompt length alone.
+            # At this pace steps are short at the shortest prompt length alone: its steps are quicker than a model's.
+            desk.SHORTEST_TOGETHER = 0.02
             used = FakeEngine(pace=0.03, keeps=True, devices=2)
         name = "mini"
     else:

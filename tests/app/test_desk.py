@@ -563,7 +563,7 @@ def test_a_machine_that_was_busy_when_it_was_measured_is_taken_for_faster_later(
 # ---------------------------------------------------------------- several devices
 
 
-LONG = Speed(per_token=1e-4, per_pair=0.0)  # 25 ms over 250 tokens
+LONG = Speed(per_token=1e-3, per_pair=0.0)  # 250 ms over 250 tokens
 SHORT = Speed(per_token=1e-6, per_pair=0.0)
 
 
