@@ -17,18 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from app.charts import Figure, base_layout, block_labels, block_ranges, switch_line
-from app.figures.palette import (
-    CLEAR,
-    HATCH,
-    INK,
-    KEPT,
-    KEPT_GENERATION,
-    LANES,
-    MUTED,
-    PANEL,
-    SKIPPED,
-    STRONG,
-)  # fmt: skip
+from app.figures.palette import CLEAR, HATCH, INK, KEPT, KEPT_GENERATION, LANES, MUTED, PANEL, SKIPPED, STRONG
 from app.words import Shades
 
 # A head with importance: 0 … 127 are the levels of skipped cells, 128 … 255 the same levels of kept ones.

@@ -29,7 +29,7 @@
     const ways = el("fieldset", { class: "sd-replay-way" }, el("legend", { class: "sd-hidden" }, "The lanes"),
       way("step", "in step", true), way("clock", "as it happened", false));
     const speed = el("select", {}, ...SPEEDS.map((name) => el("option", { value: name }, name === "auto" ? "auto" : `${name}×`)));
-    const pace = el("label", { class: "sd-replay-speed" }, "Speed", speed);
+    const pace = el("label", {}, "Speed", speed);
     const hint = el("p", { class: "sd-replay-hint" });
     const bar = el("section", { class: "sd-replay", "aria-label": "Replay", hidden: "" },
       recorded, el("div", { class: "sd-replay-row" }, button, slider, time), el("div", { class: "sd-replay-options" }, ways, pace, hint));

@@ -13,7 +13,7 @@
     const sameWords = el("span", { class: "sd-words" });
     const sameDetail = el("span", { class: "sd-detail" });
     const speed = el("div", { class: "sd-score sd-score-speed" }, el("p", {}, ratio, words), detail);
-    const agreement = el("div", { class: "sd-score sd-score-same" }, el("p", {}, same, sameWords), sameDetail);
+    const agreement = el("div", { class: "sd-score" }, el("p", {}, same, sameWords), sameDetail);
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const spoken = el("p", { class: "sd-hidden", role: "status", "aria-live": "polite" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });

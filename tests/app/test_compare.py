@@ -744,7 +744,7 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[comparing.Ro
         assert page.locator("tbody").count() == 2 and page.locator("tbody:not([data-pin]) > tr").count() == 3
         current = "tbody:not([data-pin]) > tr"
         assert visible(f"{current}[data-length='4k']") == [
-            "4k 4,092 tokens", "✓ done", "1 min 11 s", "50.2 s", "1.40× faster", "96.0 % 24 of 25", "✓ right",
+            "4k 4,092 tokens", "✓ done", "1 min 10 s", "50.2 s", "1.40× faster", "96.0 % 24 of 25", "✓ right",
             f"✗ wrong {hostile}", "1.50 GiB", "0.93× 38 → 41 s",
         ]  # fmt: skip
         assert visible(f"{current}[data-length='32k']") == ["32k", "⊘ refused", hostile]
