@@ -2,8 +2,7 @@
 
 The figures are plain dictionaries: building one costs well under a millisecond, so it can be done eight times
 a second beside a running engine (plotly's Python classes validate every attribute; the tests do that
-instead). Colours are written as CSS variables of assets/page.css; the page's script puts the values of the
-light or dark design in their place when it draws.
+instead). Colours are CSS variables (app/figures/palette.py).
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from app.stage import BASELINE, DENSE, LABELS, SPARSE, gain
+from app.figures.palette import CLEAR, GRID, INK, LANES, MUTED, PANEL
+from app.stage import DENSE, LABELS, SPARSE, gain
 
 Figure = dict[str, Any]
 
-INK, MUTED, GRID = "var(--sd-ink)", "var(--sd-muted)", "var(--sd-grid)"
-COLOURS = {DENSE: "var(--sd-dense)", SPARSE: "var(--sd-sparse)", BASELINE: "var(--sd-baseline)"}
-# Not by colour alone: the lanes differ in line style and marker too.
-STYLES = {DENSE: ("solid", "circle"), SPARSE: ("dash", "diamond"), BASELINE: ("dot", "square")}
+# Of the lanes of a comparison (app/compare.py).
+COLOURS = {lane: style.colour for lane, style in zip((DENSE, SPARSE), LANES)}
+STYLES = {lane: (style.dash, style.symbol) for lane, style in zip((DENSE, SPARSE), LANES)}
 LEGEND_ABOVE = {
     "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
 }  # fmt: skip
@@ -29,10 +28,10 @@ def base_layout(**layout: Any) -> Figure:
     """A figure's layout with what all figures have in common: colours, fonts, axes."""
     axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "color": MUTED, "automargin": True}
     base: Figure = {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
         "font": {"color": INK, "size": 13},
-        "hoverlabel": {"bgcolor": "var(--sd-panel)", "bordercolor": GRID, "font": {"color": INK}},
+        "hoverlabel": {"bgcolor": PANEL, "bordercolor": GRID, "font": {"color": INK}},
         "showlegend": False,
         "autosize": True,
     }
@@ -58,18 +57,18 @@ def timeline(
 ) -> Figure:
     """Milliseconds per denoising step of each lane, with a line where full attention ends, and below each lane's clock.
 
-    times: lane → seconds of each step so far. phases: lane → phase of each step so far. total: steps of a
-    run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count from 1,
-    so the line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the
-    runs may end before `total`, so the axis reaches only a little beyond the steps that were made. labels: lane →
-    what it is called.
+    times: lane → seconds of each step so far, in the order of the lanes. phases: lane → phase of each step so far.
+    total: steps of a run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count
+    from 1, so the line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the runs
+    may end before `total`, so the axis reaches only a little beyond the steps that were made. labels: lane → what it is
+    called.
     """
     if at_most:
         made = max(map(len, times.values()), default=0)
         total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
     steps_made, whole = [], []
-    for lane, seconds in times.items():
-        dash, symbol = STYLES[lane]
+    for place, (lane, seconds) in enumerate(times.items()):
+        style = LANES[place]
         # The one step that also selects stands out; it is larger, not only of another shape.
         sizes = [11 if phase == "select" else 6 for phase in phases[lane]]
         common: Figure = {
@@ -77,7 +76,7 @@ def timeline(
             "name": labels[lane],
             "x": list(range(1, len(seconds) + 1)),
             "legendgroup": lane,
-            "line": {"color": COLOURS[lane], "width": 2, "dash": dash},
+            "line": {"color": style.colour, "width": 2, "dash": style.dash},
         }
         steps_made.append(
             {
@@ -85,7 +84,7 @@ def timeline(
                 "mode": "lines+markers",
                 "y": [round(1000 * value, 2) for value in seconds],
                 "text": list(phases[lane]),
-                "marker": {"symbol": symbol, "size": sizes, "color": COLOURS[lane]},
+                "marker": {"symbol": style.symbol, "size": sizes, "color": style.colour},
                 "hovertemplate": "step %{x} · %{text}<br>%{y:.1f} ms<extra>%{fullData.name}</extra>",
             }
         )

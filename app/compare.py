@@ -22,7 +22,7 @@ from app.session import Measured, Shown, perform
 from app.stage import DENSE, SPARSE, clock
 from app.words import BOTH_TOGETHER, IN_TURNS
 
-# A row and a comparison as assets/compare.js draws them; see `_row` and `_Table.value`.
+# A row and a comparison as assets/page/lengths.js draws them; see `_row` and `_Table.value`.
 Row = dict[str, Any]
 Comparison = dict[str, Any]
 

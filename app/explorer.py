@@ -16,13 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.charts import INK, MUTED, Figure, base_layout, block_labels, block_ranges, switch_line
+from app.charts import Figure, base_layout, block_labels, block_ranges, switch_line
+from app.figures.palette import CLEAR, HATCH, INK, KEPT, KEPT_GENERATION, LANES, MUTED, PANEL, SKIPPED, STRONG
 from app.words import Shades
-
-SKIPPED, HATCH, KEPT = "var(--sd-skipped)", "var(--sd-hatch)", "var(--sd-kept)"
-KEPT_GENERATION, STRONG, PANEL = "var(--sd-kept-generation)", "var(--sd-ink-strong)", "var(--sd-panel)"
-DENSE = "var(--sd-dense)"
-CLEAR = "rgba(0,0,0,0)"
 
 # A head with importance: 0 … 127 are the levels of skipped cells, 128 … 255 the same levels of kept ones.
 LEVELS = 128
@@ -498,7 +494,7 @@ def overlap_matrix(overlap: np.ndarray, layer: int) -> View:
         "hoverongaps": False,
         "xgap": 1,
         "ygap": 1,
-        "colorscale": [[0.0, SKIPPED], [1.0, DENSE]],
+        "colorscale": [[0.0, SKIPPED], [1.0, LANES[0].colour]],
         "colorbar": {
             "thickness": 12,
             "outlinewidth": 0,

@@ -5,24 +5,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from app.assets import together
+from app.figures.palette import palette
 from app.replay import Judge, final_snapshot, lane_names, lane_view, origin, replay_value
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, clock, speedup
 from sparsed import trace as traces
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-STYLE = "page.css"
-# The stage and the bar; the rest of the page's script has nothing to draw here.
-SCRIPTS = ("page.js", "replay.js")
+# Those of the page (app/serving.py) that have something to draw here: the stage and the bar, below a heading.
+STYLES = (
+    "colours.css", "base.css", "header.css", "prompt.css", "lanes.css", "stage.css", "replay.css", "phone.css",
+)  # fmt: skip
+SCRIPTS = ("core.js", "format.js", "lane.js", "stage.js", "playback.js", "replay.js", "record.js")
 
 # ---------------------------------------------------------------- HTML
 
@@ -91,10 +94,9 @@ def to_html(trace: traces.Trace, *, judge: Judge | None = None) -> str:
         },
         "replay": replay_value(trace, run=1, judge=judge),
     }
-    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    script = "\n".join([*parts, "window.sparsed.start();", _START]).replace("</script", "<\\/script")
+    script = "\n".join([together(SCRIPTS), "window.sparsed.start();", _START]).replace("</script", "<\\/script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    style = (ASSETS / STYLE).read_text(encoding="utf-8").replace("</style", "<\\/style")
+    style = together(STYLES).replace("</style", "<\\/style")
     return _PAGE.format(
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         style=style,
@@ -126,13 +128,8 @@ _FONTS = (
 )  # fmt: skip
 # Text on its background: the picture's palette holds the steps between them.
 _PAIRS = (
-    ("ink", "page"), ("muted", "page"), ("sparse", "page"), ("dense", "page"), ("ink", "panel"), ("muted", "panel"),
-    ("dense", "panel"), ("sparse", "panel"), ("good", "panel"), ("bad", "panel"), ("hatch", "panel"),
-    ("ink", "dense-soft"), ("ink", "sparse-soft"), ("line", "page"), ("dense", "raised"), ("sparse", "raised"),
-    ("ink", "raised"),
-)  # fmt: skip
-_BASELINE_PAIRS = (
-    ("baseline", "page"), ("baseline", "panel"), ("baseline", "raised"), ("ink", "baseline-soft"),
+    ("ink", "page"), ("muted", "page"), ("line", "page"), ("ink", "panel"), ("muted", "panel"), ("good", "panel"),
+    ("bad", "panel"), ("hatch", "panel"), ("ink", "raised"),
 )  # fmt: skip
 # A palette has so many colours.
 _PALETTE = 256
@@ -188,10 +185,13 @@ def to_animation(
 
 def _colours(dark: bool) -> Colours:
     """The page's colours by name, as red, green and blue."""
-    style = (ASSETS / STYLE).read_text(encoding="utf-8")
-    block = style[style.index(".dark {" if dark else ".light {") :]
-    found = re.findall(r"--sd-([\w-]+):\s*#([0-9a-f]{6})", block[: block.index("}")])
-    return {name: (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for name, code in found}
+    return {name: (int(code[1:3], 16), int(code[3:5], 16), int(code[5:], 16)) for name, code in palette(dark).items()}
+
+
+def _pairs(lanes: Iterable[str]) -> list[tuple[str, str]]:
+    """Every text and its background, by name; lanes: the names of their colours."""
+    of_lanes = (((lane, "page"), (lane, "panel"), (lane, "raised"), ("ink", f"{lane}-soft")) for lane in lanes)
+    return [*_PAIRS, *chain.from_iterable(of_lanes)]
 
 
 class _Palette:
@@ -307,7 +307,9 @@ class _Film:
         self.states = {key: list(self._canvases(key)) for key in self.names}
         self.final = final_snapshot(trace, judge=judge)
         self.colours = _colours(dark)
-        self.palette = _Palette(self.colours, (*_PAIRS, *_BASELINE_PAIRS) if BASELINE in self.names else _PAIRS)
+        # The names of the lanes' colours: those of their places.
+        self.lanes = {key: f"lane-{place}" for place, key in enumerate(self.names, start=1)}
+        self.palette = _Palette(self.colours, _pairs(self.lanes.values()))
         self.width = width
         self.unit = width / _usual_width(trace)
         small = trace.gen_length > 128
@@ -417,7 +419,7 @@ class _Film:
             self.plain.draw(draw, x, y, "" if over else f"{both} lanes begin with full attention.", muted)
         else:
             slower = score["words"].startswith("slower")
-            x = self.large.draw(draw, x, y, score["text"], self.colours["dense" if slower else "sparse"])
+            x = self.large.draw(draw, x, y, score["text"], self.colours["lane-1" if slower else "lane-2"])
             x = self.plain.draw(draw, x + self.px(10), y, score["words"], ink)
         same = self.final["agreement"] if over else None
         if same is not None:
@@ -435,7 +437,7 @@ class _Film:
     ) -> None:
         colours, view, step = self.colours, self.views[key], steps[key]
         shown = next(lane for lane in self.final["lanes"] if lane["key"] == key)
-        lane, ink, muted = colours[key], colours["ink"], colours["muted"]
+        lane, ink, muted = colours[self.lanes[key]], colours["ink"], colours["muted"]
         top, right, bottom = self.top, left + self.card - 1, height - self.margin
         draw.rectangle((left, top, right, bottom), fill=colours["panel"], outline=colours["line"])
         draw.rectangle((left, top, right, top + self.px(4) - 1), fill=lane)
@@ -467,7 +469,7 @@ class _Film:
     def _progress(self, draw: ImageDraw.ImageDraw, x: int, end: int, y: int, view: LaneView, step: int) -> None:
         """The steps as a bar, and a mark where the lane became sparse or will."""
         high, colours = self.px(6), self.colours
-        lane = colours[view.key]
+        lane = colours[self.lanes[view.key]]
         draw.rectangle((x, y, end, y + high), fill=colours["raised"])
         if step:
             draw.rectangle((x, y, x + (end - x) * step // view.total, y + high), fill=lane)
@@ -504,8 +506,8 @@ class _Film:
             return
         if new and not padding:
             wide = self.body.width(text)
-            draw.rectangle((x, y - 0.95 * size, x + wide, y + 0.3 * size), fill=colours[f"{key}-soft"])
-            draw.rectangle((x, y + 0.3 * size, x + wide, y + 0.3 * size + self.px(1)), fill=colours[key])
+            draw.rectangle((x, y - 0.95 * size, x + wide, y + 0.3 * size), fill=colours[f"{self.lanes[key]}-soft"])
+            draw.rectangle((x, y + 0.3 * size, x + wide, y + 0.3 * size + self.px(1)), fill=colours[self.lanes[key]])
         self.body.draw(draw, x, y, text, colours["muted" if padding else "ink"])
 
 

@@ -1,7 +1,7 @@
 """The page: layout and wiring. What is computed is computed elsewhere; here it is only connected.
 
 Inputs → `request.parse` (once) → `race` → `stage` and `charts` → the components. The components that change
-while a run goes on are `gr.HTML` with a JSON value that assets/page.js draws with textContent: text from a
+while a run goes on are `gr.HTML` with a JSON value that assets/page/ draws with textContent: text from a
 visitor or a model never becomes HTML.
 """
 
@@ -78,7 +78,7 @@ def _sent(value: Any) -> str:
 
 
 def _view(kind: str, value: Any, element: str) -> gr.HTML:
-    """A component that assets/page.js draws from a JSON value."""
+    """A component that assets/page/ draws from a JSON value."""
     return gr.HTML(
         value=value if isinstance(value, str) else _sent(value),
         html_template='<div class="sd-view"></div>',

@@ -1,5 +1,5 @@
-"""A recorded run as the plain value (JSON) that assets/replay.js plays: what changed in each lane's canvas, step by
-step, and what the stage showed at the end.
+"""A recorded run as the plain value (JSON) that assets/page/playback.js plays: what changed in each lane's canvas
+and what the lane showed, step by step, and what the stage showed at the end.
 
 The trace goes through the same canvas and the same stage as a live run, so that nothing is told twice.
 """
@@ -14,12 +14,14 @@ from app.canvas import Canvas
 from app.kept import lane_key
 from app.race import Update
 from app.session import BACKEND_WORDS, OWN_QUESTION, STOPPED
-from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges, mode
+from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, made_ranges, mode, speedup
 from app.words import held_together, straight
 from sparsed import trace as traces
 from sparsed.config import switch_step
 
 Judge = Callable[[str, str], tuple[bool, str]]
+# What a lane shows after each step, beside its canvas and its phase.
+FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second")
 
 
 def replay_value(
@@ -40,9 +42,11 @@ def replay_value(
 
     "lanes" holds for each: "changes", per step a list of [cell, text, confidence or None, end 0 or 1]: a cell named
     for the first time is committed in that step; applying the first k lists gives `Canvas.cells()` after k steps.
-    "ms": milliseconds per step. "ranges": the phases as planned, "made": as they were, both as
-    `app.stage.phase_ranges`. "text", "right", "verdict": None unless the lane reached its end; "same", a baseline's
-    agreement with full attention, and the gold answer: None unless every lane did. "state": "done" or "stopped".
+    "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step. "ranges": the phases as planned,
+    "made": as they were, both as `app.stage.phase_ranges`. "text", "right", "verdict": None unless the lane reached its
+    end; "same", a baseline's agreement with full attention, and the gold answer: None unless every lane did.
+
+    "state": "done" or "stopped". "speedups": `app.stage.speedup` over the first 0, 1, … steps of both lanes.
 
     Raises ValueError for a trace with two lanes of a kind.
     """
@@ -62,6 +66,7 @@ def replay_value(
         "cells": trace.gen_length,
         "lanes": [_lane(played, shown) for shown in final["lanes"]],
         "speedup": final["speedup"],
+        "speedups": _speedups(played.stage),
         "agreement": final["agreement"],
     }
 
@@ -125,11 +130,11 @@ def lane_view(trace: traces.Trace, name: str) -> LaneView:
 
 @dataclass(frozen=True)
 class _Played:
-    """The stage after the last step; by lane: the phases as planned, and the changes of every step."""
+    """The stage after the last step; by lane: the phases as planned, and what each step changed and showed."""
 
     stage: Stage
     planned: dict[str, list[list[Any]]]
-    changes: dict[str, list[list[list[Any]]]]
+    steps: dict[str, dict[str, list[Any]]]
 
 
 def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
@@ -149,14 +154,14 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         ),
     )
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
-    changes = {key: _changes(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}
+    steps = {key: _steps(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}
     for key, name in names.items():
         if trace.lanes[name].finished:
             stage.read = _reader(trace.lanes[name].text[0])
             stage.apply(Update((), "running", (key,)))
     stage.state = "done" if stage.finished else "stopped"
     stage.message = "" if stage.finished else STOPPED
-    return _Played(stage, planned, changes)
+    return _Played(stage, planned, steps)
 
 
 def _reader(text: str) -> Callable[[Sequence[int]], str]:
@@ -164,16 +169,26 @@ def _reader(text: str) -> Callable[[Sequence[int]], str]:
     return lambda _: text
 
 
-def _changes(lane: LaneView, steps: Iterable[Any]) -> list[list[list[Any]]]:
-    """Gives the lane every step; what each of them changed in its canvas."""
-    changes, before = [], lane.canvas.cells()
+def _steps(lane: LaneView, steps: Iterable[Any]) -> dict[str, list[Any]]:
+    """Gives the lane every step; what each of them changed in its canvas, and the lane's frames."""
+    shown = lane.snapshot("running")
+    changes, frames = [], [shown]
     for step in steps:
         lane.apply(step)
-        after = lane.canvas.cells()
-        pairs = enumerate(zip(before, after, strict=True))
+        before, shown = shown, lane.snapshot("running")
+        pairs = enumerate(zip(before["cells"], shown["cells"], strict=True))
         changes.append([[cell, new[0], new[2], new[3]] for cell, (old, new) in pairs if old != new])
-        before = after
-    return changes
+        frames.append(shown)
+    return {"changes": changes, "frames": [[frame[name] for name in FRAME] for frame in frames]}
+
+
+def _speedups(stage: Stage) -> list[Snapshot | None]:
+    """Over the first 0, 1, … steps that full attention and SparseD have both done; empty without both lanes."""
+    if not {DENSE, SPARSE} <= set(stage.lanes):
+        return []
+    dense, sparse = stage.lanes[DENSE].times, stage.lanes[SPARSE].times
+    made = range(min(len(dense), len(sparse)) + 1)
+    return [speedup(dense[:steps], sparse[:steps], finished=False) for steps in made]
 
 
 def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
@@ -185,6 +200,6 @@ def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
         "made": made_ranges(lane.phases),
         "ms": [round(1000 * seconds, 6) for seconds in lane.times],
         "phases": list(lane.phases),
-        "changes": played.changes[lane.key],
+        **played.steps[lane.key],
         **{name: shown[name] for name in ("text", "right", "verdict", "same")},
     }

@@ -15,14 +15,22 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from app import kept, operations, takeaway, words
+from app.assets import together
 from app.callers import Callers
 from app.desk import Desk
 from app.theme import theme
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+# What the page looks like and does: files of assets/page/, put together in this order. Later styles may change what
+# earlier ones say; later scripts use the tools of earlier ones.
+STYLES = (
+    "colours.css", "base.css", "header.css", "controls.css", "prompt.css", "lanes.css", "stage.css", "charts.css",
+    "replay.css", "lengths.css", "downloads.css", "phone.css",
+)  # fmt: skip
+SCRIPTS = (
+    "core.js", "format.js", "header.js", "prompt.js", "lane.js", "stage.js", "chart.js", "playback.js", "replay.js",
+    "lengths.js", "downloads.js",
+)  # fmt: skip
 STYLE, SCRIPT = "page.css", "page.js"
-# What the page's script is made of, in this order; the later ones define views with the tools of the first.
-SCRIPTS = ("page.js", "replay.js", "compare.js", "explore.js")
 # Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.
 STATIC = "sparsed-static"
 # Below the root too: the files of a run, by its key.
@@ -79,8 +87,8 @@ def _routes() -> list[Any]:
     async def page_js(_: Any) -> Response:
         return Response(script(), media_type="text/javascript", headers=year)
 
-    async def page_css(_: Any) -> FileResponse:
-        return FileResponse(ASSETS / STYLE, media_type="text/css", headers=year)
+    async def page_css(_: Any) -> Response:
+        return Response(together(STYLES), media_type="text/css", headers=year)
 
     return [
         Route(f"/{STATIC}/plotly.js", plotly_js),
@@ -103,16 +111,15 @@ def _downloads(desk: Desk) -> Route:
 
 
 def script() -> str:
-    """The page's own script, in one piece."""
-    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    return "\n".join([*parts, "window.sparsed.start();\n"])
+    """The page's own script; its last line begins to draw."""
+    return f"{together(SCRIPTS)}\nwindow.sparsed.start();\n"
 
 
 def _head() -> str:
     def address(name: str, content: str) -> str:
         return f"{STATIC}/{name}?v={hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
-    style = address(STYLE, (ASSETS / STYLE).read_text(encoding="utf-8"))
+    style = address(STYLE, together(STYLES))
     plotly = _plotly_script()
     version = f"{STATIC}/plotly.js?v={plotly.stat().st_size}"
     return (

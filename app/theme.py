@@ -1,4 +1,4 @@
-"""Gradio's theme for this page: every colour is a variable of assets/page.css, fonts are the system's own.
+"""Gradio's theme for this page: every colour is a variable of assets/page/colours.css, fonts are the system's own.
 
 No font or style is fetched from elsewhere: the page works without a network.
 """

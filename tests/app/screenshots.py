@@ -1,7 +1,8 @@
 """Makes the pictures of README from a real run: `python tests/app/screenshots.py [--length 4k]`.
 
-Starts the page, runs one race in a headless Chromium, and writes assets/screenshot-light.png (in the middle of the
-run), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
+Starts the page, runs one race in a headless Chromium, and writes to assets/pictures/: screenshot-light.png (in the
+middle of the run), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a
+Chromium.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument("--question", type=int, default=0, help="question number")
     parser.add_argument("--third", help="the pattern of a third lane (default: none)")
     parser.add_argument("--port", type=int, default=7899)
-    parser.add_argument("--out", type=Path, default=ROOT / "assets")
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "pictures")
     given = parser.parse_args()
     with served(given.port) as address, chromium() as browser:
         take(browser, address, given)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +19,13 @@ import pytest
 
 from app import compare as comparing
 from app import limits, published, session
+from app.assets import together
 from app.compare import Comparison, Pin, chart, chart_label, compare, outlook, pin, with_pins
 from app.desk import Desk, Visit
 from app.limits import Limits
 from app.peak import LANES_WORDS, Peak
 from app.request import OWN_TEXT, parse
+from app.serving import SCRIPTS, STYLES
 from app.session import Measured, perform
 from sparsed.models import LoadError
 
@@ -707,7 +708,6 @@ def test_two_comparisons_on_one_device_take_turns(engine: Noting, fake_engine: A
 
 
 def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[comparing.Row]) -> None:
-    assets = Path(__file__).resolve().parents[2] / "assets"
     hostile = "<img src=x onerror='document.title=1'>"
     refused = {**comparing._row("32k", 32768, None), "state": "refused", "message": hostile}
     done = {**rows[1], "dense_right": True, "sparse_right": False, "sparse_verdict": hostile, "memory": 3 * 2**29}
@@ -721,9 +721,8 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[comparing.Ro
     page = chromium.new_page(viewport={"width": 390, "height": 800})
     try:
         page.set_content('<body class="light"><div class="gradio-container"><div class="sd-view"></div></div>')
-        page.add_style_tag(path=assets / "page.css")
-        page.add_script_tag(path=assets / "page.js")
-        page.add_script_tag(path=assets / "compare.js")
+        page.add_style_tag(content=together(STYLES))
+        page.add_script_tag(content=together(SCRIPTS))
         page.evaluate(
             """(first) => {
               window.props = { value: JSON.stringify(first) };
@@ -745,7 +744,7 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[comparing.Ro
         assert page.locator("tbody").count() == 2 and page.locator("tbody:not([data-pin]) > tr").count() == 3
         current = "tbody:not([data-pin]) > tr"
         assert visible(f"{current}[data-length='4k']") == [
-            "4k 4,092 tokens", "✓ done", "1 min 11 s", "50.2 s", "1.40× faster", "96.0 % 24 of 25", "✓ right",
+            "4k 4,092 tokens", "✓ done", "1 min 10 s", "50.2 s", "1.40× faster", "96.0 % 24 of 25", "✓ right",
             f"✗ wrong {hostile}", "1.50 GiB", "0.93× 38 → 41 s",
         ]  # fmt: skip
         assert visible(f"{current}[data-length='32k']") == ["32k", "⊘ refused", hostile]

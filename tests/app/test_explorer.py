@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import plotly.graph_objects as go
 import pytest
 
 from app import charts, explorer
+from app.figures.palette import palette
 
-CSS = Path(__file__).resolve().parents[2] / "assets" / "page.css"
 TWO_MEGABYTES = 2 * 10**6
 
 
@@ -98,32 +97,29 @@ def test_plotly_accepts_every_figure_and_it_is_json_with_a_label(name: str) -> N
 
 
 def test_colours_are_variables_that_both_designs_define() -> None:
-    style = CSS.read_text(encoding="utf-8")
-    light, dark = style[: style.index("\n.dark {")], style[style.index("\n.dark {") : style.index("\nbody {")]
-    used = set(re.findall(r"var\((--[\w-]+)\)", json.dumps([view.figure for view in every_view().values()])))
+    used = set(re.findall(r"var\(--(?:sd-)?([\w-]+)\)", json.dumps([view.figure for view in every_view().values()])))
     assert len(used) > 5
     for name in used:
-        assert f"{name}:" in light and f"{name}:" in dark
+        assert name in palette() and name in palette(dark=True)
     for view in every_view().values():
         assert not re.search(r"#[0-9a-f]{6}|rgb\(", json.dumps(view.figure))
 
 
 def test_kept_and_skipped_shades_differ_in_lightness_in_both_designs() -> None:
-    style = CSS.read_text(encoding="utf-8")
     scale = detail(masks(1, 5)[0], importance=weights(5)).figure["data"][0]["colorscale"]
     (_, palest), (at, darkest), (after, first_kept), (_, last_kept) = scale
     # The jump lies between the codes 127 and 128 of 0 … 255.
     assert 127 / 255 < at == after < 128 / 255
 
-    def lightness(colour: str, design: int) -> float:
-        code = re.findall(rf"{colour[4:-1]}: #([0-9a-f]{{6}})", style)[design]
-        parts = [int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    def lightness(colour: str, dark: bool) -> float:
+        code = palette(dark)[colour.removeprefix("var(--sd-").removesuffix(")")]
+        parts = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for design in (0, 1):
+    for design in (False, True):
         values = [lightness(colour, design) for colour in (palest, darkest, first_kept, last_kept)]
-        assert values == sorted(values, reverse=design == 0)
+        assert values == sorted(values, reverse=not design)
         paler, other = max(values[1:3]), min(values[1:3])
         assert (paler + 0.05) / (other + 0.05) >= 2.9
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.figures.palette import palette
 from sparsed import trace as traces
 
 LANES = {"dense": "dense", "sparse": "sparsed", "baseline": "sliding_window"}
@@ -85,9 +86,13 @@ def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:
     page, written, _ = raced
     steps = len(written["dense"])
     assert {len(written[pattern]) for pattern in LANES.values()} == {steps} and keeping.state()["overlaps"] == 0
-    for lane, pattern in LANES.items():
+    for place, (lane, pattern) in enumerate(LANES.items(), start=1):
         assert cells(page, lane) == drawn(written[pattern][-1])
         card = page.locator(f'[data-lane="{lane}"]')
+        # Its colour is that of its place.
+        red, green, blue = (int(palette()[f"lane-{place}"][at : at + 2], 16) for at in (1, 3, 5))
+        edge = card.evaluate("(node) => getComputedStyle(node).borderTopColor")
+        assert edge == f"rgb({red}, {green}, {blue})"
         assert card.locator(".sd-figures dd").first.inner_text() == f"{steps} of {steps}"
         assert float(card.locator(".sd-figures dd").nth(1).inner_text().removesuffix(" s")) > 0
     titles = page.locator(".sd-lane:visible h2").all_inner_texts()

@@ -97,7 +97,7 @@ def test_the_hover_names_blocks_and_their_tokens() -> None:
 def test_colours_are_variables_of_the_page() -> None:
     """A colour written into a figure would be wrong in the light or in the dark design."""
     text = json.dumps(figure_of({"dense": 4, "sparse": 6})) + json.dumps(charts.empty("x"))
-    assert "#" not in text and "var(--sd-dense)" in text and "var(--sd-sparse)" in text
+    assert "#" not in text and "var(--lane-1)" in text and "var(--lane-2)" in text
 
 
 def test_figures_are_cheap_enough_to_build_beside_a_running_engine() -> None:

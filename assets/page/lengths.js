@@ -2,8 +2,8 @@
 (() => {
   "use strict";
 
-  const { el, setText, setAttribute, show, number, seconds } = window.sparsed.tools;
-  const GIB = 2 ** 30;
+  const { el, setText, setAttribute, setList, show } = window.sparsed.tools;
+  const { clock, number, bytes } = window.sparsed.format;
   const HINT = "Choose prompt lengths and press Compare: each is raced in turn, and its row appears here.";
   // A mark and a word for every state: never a colour alone.
   const STATES = {
@@ -22,14 +22,10 @@
   ];
   const NUMBERS = COLUMNS.slice(2);
 
-  const memory = (bytes) => {
-    if (bytes === null) return "–";
-    return bytes < GIB ? `${Math.round(bytes / 2 ** 20)} MiB` : `${(bytes / GIB).toFixed(bytes < 10 * GIB ? 2 : 1)} GiB`;
-  };
   const right = (value) => (value === null ? "–" : value ? "✓ right" : "✗ wrong");
   const ran = (value, steps, other) => {
     if (value === null) return ["–", ""];
-    return [seconds(value), steps === other ? "" : `${steps} steps`];
+    return [clock(value), steps === other ? "" : `${steps} steps`];
   };
 
   // Column → what the cell says, and in smaller letters what belongs to it.
@@ -44,7 +40,7 @@
       same: same ? [same.text, `${same.same} of ${same.compared}`] : ["–", ""],
       "dense-right": [right(row.dense_right), row.dense_right ? "" : row.dense_verdict || ""],
       "sparse-right": [right(row.sparse_right), row.sparse_right ? "" : row.sparse_verdict || ""],
-      memory: [memory(row.memory), ""],
+      memory: [bytes(row.memory), ""],
       paper: paper ? [paper.text, `${number(paper.dense_seconds)} → ${number(paper.sparse_seconds)} s`] : ["–", ""],
     };
   }
@@ -141,11 +137,7 @@
       if (value.mode) said.push(value.mode);
       if (value.rows.some((row) => row.memory !== null) && value.memory) said.push(value.memory);
       if (value.rows.some((row) => row.published)) said.push(value.paper);
-      const wanted = JSON.stringify(said);
-      if (notes.dataset.shown === wanted) return;
-      notes.dataset.shown = wanted;
-      notes.replaceChildren(...said.map((sentence) => el("li", {}, sentence)));
-      show(notes, said.length > 0);
+      setList(notes, said);
     }
 
     return (given) => {

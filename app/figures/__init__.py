@@ -1,0 +1,1 @@
+"""Figures of the page, and the colours they are drawn in."""

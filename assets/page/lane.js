@@ -1,0 +1,172 @@
+/* One lane of the race: its phases and figures, and the canvas of its tokens. */
+(() => {
+  "use strict";
+
+  const { el, setText, setAttribute, show } = window.sparsed.tools;
+  const { clock, milliseconds } = window.sparsed.format;
+
+  // Characters that change the direction of what follows them. A cell that holds one is isolated; all others are not,
+  // so that a sentence in Hebrew or Arabic reads as it should.
+  const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+  const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]|[\ud802\ud803\ud83a\ud83b]/;
+
+  // A token's text among words of ours, which it must not turn around.
+  function quoted(text) {
+    if (!TURNING.test(text) && !RIGHT_TO_LEFT.test(text)) return text;
+    return `\u2068${text.replace(new RegExp(TURNING, "g"), "")}\u2069`;
+  }
+
+  function laneView(key) {
+    const heading = `sd-lane-${key}-title`;
+    const backend = el("span", { class: "sd-backend" });
+    const phases = el("ol", { class: "sd-phases", "aria-label": "Phases" });
+    const step = el("dd", {});
+    const elapsed = el("dd", {});
+    const pace = el("dd", {});
+    const rate = el("dd", {});
+    const fill = el("span", {});
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
+    const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
+    const tip = el("p", { class: "sd-tip", hidden: "" });
+    const verdict = el("p", { class: "sd-verdict" });
+    const same = el("b", {});
+    const sameWords = el("span", {});
+    const sameLine = el("p", { class: "sd-lane-same", hidden: "" }, same, " ", sameWords);
+    const title = el("h2", { id: heading });
+    const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
+    const root = el("article", { "data-lane": key, "aria-labelledby": heading },
+      el("div", { class: "sd-lane-head" }, title, backend),
+      phases,
+      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
+      bar, el("div", { class: "sd-canvas-box" }, canvas, tip), verdict, sameLine);
+    let cells = [];
+    let drawn = 0;
+    let data = [];
+    let active = -1;
+
+    function describe(index) {
+      const [text, at, confidence, end] = data[index];
+      if (!at) return `Token ${index + 1}: masked`;
+      const what = end ? "end of the answer" : `“${quoted(text)}”`;
+      const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
+      return `Token ${index + 1}: ${what}, committed in step ${at}${sure}`;
+    }
+
+    // The name of a cell whose text says nothing; null where it does.
+    function named([text, at, , isEnd], later) {
+      if (!at) return "masked";
+      if (isEnd) return later ? "after the end" : "end of the answer";
+      if (text.trim() || text.includes("\n")) return null;
+      return text ? "space" : "part of the character before";
+    }
+
+    function point(index) {
+      if (active >= 0 && cells[active]) cells[active].removeAttribute("aria-selected");
+      active = index;
+      const cell = cells[index];
+      if (!cell) {
+        tip.hidden = true;
+        canvas.removeAttribute("aria-activedescendant");
+        return;
+      }
+      cell.setAttribute("aria-selected", "true");
+      canvas.setAttribute("aria-activedescendant", cell.id);
+      const said = describe(index);
+      cell.setAttribute("aria-label", said);
+      tip.textContent = said;
+      tip.hidden = false;
+      const room = canvas.parentElement.clientWidth - tip.offsetWidth;
+      tip.style.left = `${Math.max(0, Math.min(room, cell.offsetLeft))}px`;
+      tip.style.top = `${cell.offsetTop + cell.offsetHeight + 4 - canvas.scrollTop}px`;
+    }
+
+    canvas.addEventListener("pointerover", (event) => {
+      const index = cells.indexOf(event.target.closest(".sd-cell"));
+      if (index >= 0) point(index);
+    });
+    canvas.addEventListener("pointerleave", () => point(-1));
+    canvas.addEventListener("blur", () => point(-1));
+    canvas.addEventListener("keydown", (event) => {
+      const moves = { ArrowRight: active + 1, ArrowDown: active + 1, ArrowLeft: active - 1, ArrowUp: active - 1, Home: 0, End: cells.length - 1 };
+      if (event.key === "Escape") point(-1);
+      if (!(event.key in moves)) return;
+      event.preventDefault();
+      point(Math.max(0, Math.min(cells.length - 1, moves[event.key])));
+    });
+
+    function drawCells(lane, other) {
+      data = lane.cells;
+      if (cells.length !== data.length) {
+        cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
+        canvas.replaceChildren(...cells);
+      }
+      const end = data.findIndex((cell) => cell[3] === 1);
+      const running = lane.state === "running";
+      for (let i = 0; i < data.length; i += 1) {
+        const [text, at, , isEnd] = data[i];
+        const node = cells[i];
+        let kind = "settled";
+        if (!at) kind = "masked";
+        else if (isEnd || (end >= 0 && i > end)) kind = "end";
+        // Committed since the picture before this one; an end token too, it only looks different.
+        const fresh = Boolean(at) && running && at > (lane.since ?? drawn);
+        if (fresh && kind === "settled") kind = "fresh";
+        setText(node, !at ? "" : isEnd ? (i === end ? " ∎" : "·") : text.replace(/\n/g, "↵\n"));
+        setAttribute(node, "aria-label", named(data[i], i > end));
+        setAttribute(node, "data-turns", text && TURNING.test(text) ? "" : null);
+        setAttribute(node, "data-state", kind);
+        setAttribute(node, "data-step", at || null);
+        setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);
+        const theirs = other && other.cells[i];
+        const longer = other ? Math.max(end, other.cells.findIndex((cell) => cell[3] === 1)) : -1;
+        // Two end tokens are alike, whatever they are called.
+        const differs = theirs && (longer < 0 || i <= longer) && (theirs[3] !== isEnd || (!isEnd && theirs[0] !== text));
+        setAttribute(node, "data-differs", differs ? "" : null);
+      }
+      if (active >= 0) point(active);
+    }
+
+    function drawPhases(lane) {
+      const shown = JSON.stringify([lane.phases, lane.phase, lane.step > 0]);
+      if (phases.dataset.shown === shown) return;
+      phases.dataset.shown = shown;
+      phases.replaceChildren(...lane.phases.map(([name, first, last]) => {
+        const range = last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
+        const current = lane.step > 0 && name === lane.phase;
+        return el("li", { "data-phase": name, "aria-current": current ? "step" : null }, el("b", {}, name), ` ${range}`);
+      }));
+    }
+
+    return {
+      root,
+      reset() { drawn = 0; point(-1); },
+      // place: among the lanes, from 1; its colours are those of the place.
+      draw(lane, place, other) {
+        setAttribute(root, "class", `sd-lane lane-${place}`);
+        setAttribute(root, "data-state", lane.state);
+        setText(title, lane.label);
+        setText(backend, lane.backend);
+        drawPhases(lane);
+        setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
+        setText(elapsed, lane.step ? clock(lane.seconds) : "–");
+        setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
+        setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
+        fill.style.transform = `scaleX(${lane.progress})`;
+        drawCells(lane, other);
+        drawn = lane.step;
+        setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");
+        setAttribute(verdict, "data-right", lane.verdict ? String(lane.right) : null);
+        // Only of a lane whose agreement is not the headline's.
+        show(sameLine, Boolean(lane.same));
+        if (lane.same) {
+          setText(same, lane.same.text);
+          setText(sameWords, lane.same.words);
+          setAttribute(sameLine, "title", lane.same.detail);
+        }
+      },
+    };
+  }
+
+  window.sparsed.tools.laneView = laneView;
+})();

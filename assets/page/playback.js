@@ -1,0 +1,123 @@
+/* A run that is over, played again: what the stage showed at an earlier step, and the two ways through the steps. The
+   value is that of app/replay.py. */
+(() => {
+  "use strict";
+
+  const { clock } = window.sparsed.format;
+  const TICKS = 500;
+
+  // ---- an earlier state of the run -----------------------------------------------------------------------------------
+
+  // clock[k]: milliseconds after k steps. states[k]: the cells after k steps; what does not change is shared.
+  function laneRecord(lane, cells) {
+    const record = { lane, made: lane.ms.length, clock: [0], states: [Array(cells).fill(["", 0, null, 0])] };
+    lane.changes.forEach((changes, index) => {
+      const next = record.states[index].slice();
+      for (const [cell, text, confidence, end] of changes) next[cell] = [text, next[cell][1] || index + 1, confidence, end];
+      record.states.push(next);
+      record.clock.push(record.clock[index] + lane.ms[index]);
+    });
+    return record;
+  }
+
+  // over: every lane is at its end. since: what was committed after that step is just committed.
+  function laneSnapshot({ lane, made, states }, step, state, over, since) {
+    const done = lane.finished && step === made;
+    const [progress, seconds, ms_per_step, tokens_per_second] = lane.frames[step];
+    return {
+      ...lane,
+      ...(done ? {} : { text: null, right: null, verdict: null }),
+      state: done ? "done" : state,
+      phase: step ? lane.phases[step - 1] : "dense",
+      phases: done ? lane.made : lane.ranges,
+      step,
+      progress,
+      seconds,
+      ms_per_step,
+      tokens_per_second,
+      cells: states[step],
+      same: over ? lane.same : null,
+      since,
+    };
+  }
+
+  // Over the steps that both lanes have done. Before it is sparse the second lane does what the first does: a factor
+  // would be noise.
+  function speedup(value, records, steps) {
+    const [dense, sparse] = ["dense", "sparse"].map((key) => records.findIndex((record) => record.lane.key === key));
+    if (dense < 0 || sparse < 0 || !records[sparse].lane.phases.slice(0, steps[sparse]).includes("sparse")) return null;
+    return value.speedups[Math.min(steps[dense], steps[sparse])];
+  }
+
+  // The stage after steps[i] steps of lane i.
+  function snapshot(value, records, steps, since) {
+    const over = records.every((record, i) => steps[i] === record.made);
+    const state = over ? value.state : "running";
+    return {
+      ...value,
+      ...(over ? {} : { message: "", speedup: speedup(value, records, steps), agreement: null, gold: null }),
+      state,
+      lanes: records.map((record, i) => laneSnapshot(record, steps[i], state, over, since[i])),
+    };
+  }
+
+  // ---- the two ways to play ----------------------------------------------------------------------------------------
+
+  // How many entries of a growing list, the first one left out, are at most `time`.
+  function passed(clockList, time) {
+    let low = 0;
+    let high = clockList.length - 1;
+    while (low < high) {
+      const middle = Math.ceil((low + high) / 2);
+      if (clockList[middle] <= time) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
+  // Every lane at the same step; a step lasts as long as in the slower lane.
+  function inStep(records) {
+    const most = Math.max(...records.map((record) => record.made));
+    const ends = [0];
+    for (let step = 0; step < most; step += 1) {
+      ends.push(ends[step] + Math.max(0.01, ...records.map((record) => record.lane.ms[step] ?? 0)));
+    }
+    const spent = (step) => Math.max(...records.map((record) => record.clock[Math.min(step, record.made)]));
+    const leading = records.find((record) => record.lane.key === "sparse") || records[0];
+    return {
+      name: "Step",
+      duration: ends[most],
+      most,
+      steps: (time) => records.map((record) => Math.min(passed(ends, time), record.made)),
+      value: (time) => passed(ends, time),
+      time: (place) => ends[place],
+      shown: (time) => `step ${passed(ends, time)} of ${most} · ${clock(spent(passed(ends, time)) / 1000)}`,
+      said(time) {
+        const step = passed(ends, time);
+        return `step ${step} of ${most}: ${step ? leading.lane.phases[Math.min(step, leading.made) - 1] : "not begun"}`;
+      },
+    };
+  }
+
+  // Each lane by its own clock.
+  function asItHappened(records) {
+    const duration = Math.max(...records.map((record) => record.clock[record.made]));
+    const steps = (time) => records.map((record) => passed(record.clock, time));
+    const of = `of ${clock(duration / 1000)}`;
+    return {
+      name: "Time",
+      duration,
+      most: TICKS,
+      steps,
+      value: (time) => (duration ? Math.round((TICKS * time) / duration) : TICKS),
+      time: (place) => (place === TICKS ? duration : (duration * place) / TICKS),
+      shown: (time) => `${clock(time / 1000)} ${of}`,
+      said(time) {
+        const at = steps(time).map((step, i) => `${records[i].lane.label} at step ${step} of ${records[i].lane.total}`);
+        return `${clock(time / 1000)} ${of}: ${at.join(", ")}`;
+      },
+    };
+  }
+
+  window.sparsed.tools.playback = { laneRecord, snapshot, inStep, asItHappened };
+})();
