@@ -32,16 +32,6 @@ State = Literal["running", "done", "stopped", "failed", "overdue"]
 _WORST: tuple[State, ...] = ("done", "stopped", "overdue", "failed")
 
 
-class StepLike(Protocol):
-    """What the race needs of a `sparsed` Step."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def seconds(self) -> float: ...
-
-
 class RunLike(Protocol):
     """What the race needs of a `sparsed` Run: an iterator of steps that can be closed."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsed.agreement import agreement, answer_length
+from sparsed.analysis import mean_head_overlap
 from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
 from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, token_budget
 from sparsed.records import ALONE, Crew, Folder, read_lines
@@ -315,7 +316,6 @@ def observe(
     """
     from tqdm import tqdm
 
-    from sparsed.analysis import mean_head_overlap
     from sparsed.denoising import denoise
 
     plan = plan or Plan()

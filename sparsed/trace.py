@@ -80,6 +80,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from sparsed.analysis import kept_mass
 from sparsed.config import SamplerConfig, SparseDConfig, same_importances
 from sparsed.fragments import REPLACEMENT, groups
 from sparsed.prompts import Prompt
@@ -486,8 +487,6 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
 
 
 def _pack(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, importance: bool) -> TracePattern:
-    from sparsed.analysis import kept_mass
-
     masks = pack_masks(pattern)
     weights = pattern.importance or ()
     # What the public code ranks by are no shares of attention.
