@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsed.agreement import agreement, answer_length
 from sparsed.analysis import mean_head_overlap
+from sparsed.answer_text import agreement, answer_length
 from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
 from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, token_budget
 from sparsed.records import ALONE, Crew, Folder, read_lines

@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsed.agreement import answer_length
+from sparsed.answer_text import answer_length, cell_texts
 from sparsed.config import ALGORITHMS, ON_NO_GAIN, SELECTIONS, SamplerConfig, SparseDConfig
-from sparsed.fragments import cell_texts
+from sparsed.machine import dtype_name
 from sparsed.prompts import KINDS, LENGTHS, Prompt, build_prompt, exact_match
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sparsed.denoising import Run
-    from sparsed.models.loading import Model
+    from sparsed.models.model import Model
     from sparsed.team import Team
     from sparsed.terminal import View
 
@@ -299,9 +299,9 @@ def _report(run: Run, prompt: Prompt | str) -> Report:
             "name": model.name,
             "label": model.label,
             "family": model.family,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model.dtype),
             "device": str(model.device),
-            **({} if model.team is None else {"processes": model.team.size}),
+            **({} if model.processes == 1 else {"processes": model.processes}),
         },
         prompt=asked,
         sampler=asdict(run.sampler),
@@ -346,8 +346,8 @@ class _Output:
 
 def _header(run: Run) -> str:
     model = run.model
-    dtype = str(model.dtype).removeprefix("torch.")
-    place = str(model.device) if model.team is None else f"{model.team.size} × {model.device.type}"
+    dtype = dtype_name(model.dtype)
+    place = str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
     parts = [model.label, place, dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
     return " · ".join(parts)
 

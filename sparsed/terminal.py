@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
-from sparsed.fragments import cell_texts
+from sparsed.answer_text import cell_texts
 
 if TYPE_CHECKING:
     from sparsed.denoising import Run, Step

@@ -8,7 +8,7 @@ SparseD and with a baseline. Steps, positions and rows are counted from 0. Reade
     version        1
     created        text, when it was recorded: ISO 8601, UTC
     software       {name: version}: sparsed, python, torch, transformers
-    machine        {key: text, number or true/false}: cpu, gpu, cores, threads … (sparsed.bench.machine)
+    machine        {key: text, number or true/false}: cpu, gpu, cores, threads … (sparsed.machine.machine)
     model          {name, label, family, dtype, device}, all text; device is the type alone, as "cuda". processes:
                    whole number, optional: how many held the model together
     prompt         {kind, length, seed, question, gold, text, tokens}. tokens: number of prompt tokens, chat
@@ -80,9 +80,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+import sparsed
 from sparsed.analysis import kept_mass
+from sparsed.answer_text import REPLACEMENT, groups
 from sparsed.config import SamplerConfig, SparseDConfig, same_importances
-from sparsed.fragments import REPLACEMENT, groups
+from sparsed.machine import dtype_name, machine
 from sparsed.prompts import Prompt
 from sparsed.typed_json import read_as
 
@@ -227,6 +229,7 @@ class TracePattern:
         """
         import torch
 
+        # Like torch, which it imports: a trace is read and shown without.
         from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 
         layers = []
@@ -355,9 +358,9 @@ def record(
             name=model.name,
             label=model.label,
             family=model.family,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
             device=model.device.type,
-            processes=1 if model.team is None else model.team.size,
+            processes=model.processes,
         ),
         prompt=about,
         sampler=first.sampler,
@@ -574,8 +577,6 @@ def _software() -> dict[str, str]:
     import torch
     import transformers
 
-    import sparsed
-
     return {
         "sparsed": sparsed.__version__,
         "python": platform.python_version(),
@@ -585,10 +586,7 @@ def _software() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    from sparsed.bench import machine
-
-    about = machine()
-    return {key: value for key, value in about.items() if key not in ("python", "torch")}
+    return {key: value for key, value in machine().items() if key not in ("python", "torch")}
 
 
 def _vocabulary(model: Model, lanes: Mapping[str, Lane]) -> dict[int, str]:

@@ -47,7 +47,7 @@ def fake_model() -> Any:
         family="llada",
         dtype=torch.float32,
         device=torch.device("cpu"),
-        team=None,
+        processes=1,
         mask_id=MASK,
         eos_id=END,
         end_ids=(END, 1),
@@ -703,7 +703,7 @@ def test_a_file_from_before_says_that_lanes_took_turns(tmp_path: Path) -> None:
 
 def test_how_many_processes_held_the_model_is_recorded(tmp_path: Path) -> None:
     model = fake_model()
-    model.team = SimpleNamespace(size=4)
+    model.processes = 4
     path = tmp_path / "race.json"
     trace.save(trace.record({"a": fake_run(model=model)}), path)
     assert trace.load(path).model.processes == 4
