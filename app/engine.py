@@ -238,14 +238,14 @@ class SparsedEngine:
         return {name: token_budget(name) for name in LENGTHS}
 
     def weights(self, name: str) -> int:
-        from sparsed.models.loading import pick_device
+        from sparsed.models.loading import pick_device  # needs torch
 
         # bfloat16 or float16 everywhere but on Apple's GPUs.
         whole = self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
         return whole if self._team is None else whole // self._team.size
 
     def memory(self, model: Any = None) -> int | None:
-        from sparsed.models.loading import pick_device
+        from sparsed.models.loading import pick_device  # needs torch
 
         device = pick_device(None) if model is None else model.device
         return device_memory(device.type, device.index)

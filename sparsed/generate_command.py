@@ -158,7 +158,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     else:
         prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
 
-    from sparsed.denoising import denoise
+    from sparsed.denoising import denoise  # needs torch
 
     run = denoise(
         model,
@@ -182,7 +182,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     else:
         _print(report, run, out)
     if run.steps and options.save_trace is not None:
-        from sparsed import trace
+        from sparsed import trace  # needs numpy
 
         # After the answer, which a full disk should not cost.
         trace.save(trace.record(run, prompt=prompt), options.save_trace)
@@ -236,8 +236,8 @@ def _own_text(prompt: str) -> str | None:
 
 
 def _load(options: argparse.Namespace, console: Console | None, team: Team | None) -> Model:
-    from sparsed.models.loading import load
-    from sparsed.terminal import loading_bar, loading_lines
+    from sparsed.models.loading import load  # needs torch
+    from sparsed.terminal import loading_bar, loading_lines  # needs rich
 
     shown: AbstractContextManager[Callable[[Any], None] | None] = nullcontext(None)
     if console is not None:
@@ -271,7 +271,7 @@ def _denoise(run: Run, console: Console | None, quiet: bool) -> bool:
 
 
 def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextManager[View]:
-    from sparsed.terminal import Canvas, LiveView, PlainView, SilentView
+    from sparsed.terminal import Canvas, LiveView, PlainView, SilentView  # needs rich
 
     if console is None:
         return nullcontext(SilentView() if quiet else PlainView(sys.stderr))
@@ -282,7 +282,7 @@ def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextMana
 
 
 def _report(run: Run, prompt: Prompt | str) -> Report:
-    from sparsed.attention.backends import executed_density
+    from sparsed.attention.backends import executed_density  # needs torch
 
     model, pattern, steps = run.model, run.pattern, run.steps
     asked: dict[str, Any] = {"tokens": run.prompt_length}
@@ -338,7 +338,7 @@ class _Output:
         if self._hidden:
             return
         if self._escape:
-            from sparsed.terminal import safe
+            from sparsed.terminal import safe  # needs rich
 
             text = safe(text)
         print(text, flush=True)

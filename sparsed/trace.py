@@ -229,8 +229,7 @@ class TracePattern:
         """
         import torch
 
-        # Like torch, which it imports: a trace is read and shown without.
-        from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+        from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern  # needs torch
 
         layers = []
         for layer, kept in enumerate(self.kept):
