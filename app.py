@@ -31,46 +31,14 @@ from app.limits import borrowed
 if borrowed():
     import spaces
 
-# Every module of the package `app` is imported here, at the top: `gradio app.py` binds the name `app` to this
-# script afterwards, and a later `from app.x import y` would look for it in here.
-from app import (
-    api,
-    callers,
-    canvas,
-    charts,
-    compare,
-    desk,
-    engine,
-    explorer,
-    export,
-    kept,
-    limits,
-    looks,
-    operations,
-    page,
-    peak,
-    published,
-    race,
-    replay,
-    request,
-    serving,
-    session,
-    settings,
-    stage,
-    takeaway,
-    theme,
-    words,
-    zero,
-)
+# `gradio app.py` binds the name `app` to this script afterwards: a later `from app.x import y` would look for it in
+# here, so every import of the package stands at the top of its module.
+from app import desk, engine, limits, operations, page, serving, words, zero
 from sparsed.launch import Launch
 
 if TYPE_CHECKING:
     from sparsed.team import Team
 
-MODULES = (
-    api, callers, canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, operations, page,
-    peak, published, race, replay, request, serving, session, settings, stage, takeaway, theme, words, zero,
-)  # fmt: skip
 DEFAULT_KIND = "about"
 # A run that goes on when the server is told to stop has so long for its step; then its visitor's page so long to hear
 # of it.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sparsed.fragments import cell_texts
+from sparsed.answer_text import cell_texts
 
 Decode = Callable[[Sequence[int]], str]
 Cell = list[Any]

@@ -30,7 +30,7 @@ from app.stage import SPARSE
 from app.words import NO_ROOM, NOT_MEASURED, TOO_SHORT, Shades, held_together
 from sparsed.config import SamplerConfig
 from sparsed.launch import TeamLost
-from sparsed.memory import give_back
+from sparsed.machine import give_back
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
 
@@ -65,8 +65,8 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the lanes of a race run. copies: of the model, one for each device that they have (`app.race.seat`). why:
-    the lanes take turns although there are other devices, in a sentence; empty else.
+    """Where the lanes of a race run. copies: of the model, one for each device that they have (`sparsed.turns.seat`).
+    why: the lanes take turns although there are other devices, in a sentence; empty else.
     """
 
     copies: tuple[Any, ...]

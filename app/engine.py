@@ -16,9 +16,14 @@ from weakref import WeakKeyDictionary
 
 import sparsed
 from app.limits import Limits, Shape, Speed, lanes_take_turns, memory_needed
-from app.race import seat
+from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.machine import device_memory, dtype_name
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
+from sparsed.models.hub import locate
+from sparsed.prompts import KINDS, LENGTHS, build_prompt, exact_match, facts_right, token_budget
+from sparsed.trace import Trace
+from sparsed.turns import seat
 
 if TYPE_CHECKING:
     from sparsed.team import Team
@@ -139,10 +144,9 @@ class Engine(Protocol):
         first: see `app.race.Race`. seconds: what the race is expected to take. Raises ValueError where nothing is lent.
         """
 
-    def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
-        """What stays of runs by lane when they are over (an `app.kept.Kept`), or None.
-
-        prompt: what `build_prompt` made, or a visitor's own text.
+    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
+        """What runs by lane did, each of one step or more; None where nothing is recorded. prompt: what `build_prompt`
+        made, or a visitor's own text. devices: the number of the one that each lane had.
         """
 
     def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
@@ -156,7 +160,7 @@ def line_up(
     engine: Engine, copies: Sequence[Any], prompt: str, sampler: SamplerConfig, wanted: Sequence[Wanted], backend: str
 ) -> dict[str, Any]:
     """The runs of a race by lane, ready for their first step. copies: of the model, one for each device that the lanes
-    have (`app.race.seat`). Raises what `Engine.denoise` raises; nothing is left open then.
+    have (`sparsed.turns.seat`). Raises what `Engine.denoise` raises; nothing is left open then.
     """
     runs: dict[str, Any] = {}
     try:
@@ -228,32 +232,25 @@ class SparsedEngine:
         return ModelSpec(short, short, name, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=Path(name).is_dir())
 
     def kinds(self) -> Mapping[str, str]:
-        from sparsed.prompts import KINDS
-
         return KINDS
 
     def lengths(self) -> Mapping[str, int]:
-        from sparsed.prompts import LENGTHS, token_budget
-
         return {name: token_budget(name) for name in LENGTHS}
 
     def weights(self, name: str) -> int:
-        from sparsed.models.loading import pick_device
+        from sparsed.models.loading import pick_device  # needs torch
 
         # bfloat16 or float16 everywhere but on Apple's GPUs.
         whole = self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
         return whole if self._team is None else whole // self._team.size
 
     def memory(self, model: Any = None) -> int | None:
-        from sparsed.memory import device_memory
-        from sparsed.models.loading import pick_device
+        from sparsed.models.loading import pick_device  # needs torch
 
         device = pick_device(None) if model is None else model.device
         return device_memory(device.type, device.index)
 
     def fetch(self, name: str, progress: Listener) -> None:
-        from sparsed.models.hub import locate
-
         locate(name, progress=progress)
 
     def load(self, name: str, progress: Listener) -> Any:
@@ -271,8 +268,6 @@ class SparsedEngine:
         if model.device.type != "cuda":
             return ()
         import torch
-
-        from sparsed.memory import device_memory
 
         shape, kind = self.shape(model), torch.cuda.get_device_name(model.device)
         needed = shape.weight_bytes + memory_needed(shape, ROOM_TOKENS, ROOM_BLOCK, ROOM_GENERATED)
@@ -303,7 +298,7 @@ class SparsedEngine:
             weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.network.parameters()),
             number_bytes=model.dtype.itemsize,
             vocabulary=config.vocab_size,
-            processes=1 if model.team is None else model.team.size,
+            processes=model.processes,
         )
 
     def speed(self, model: Any) -> Speed | None:
@@ -313,25 +308,21 @@ class SparsedEngine:
         device = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}.get(model.device.type, model.device.type)
         if (copies := len(self.copies(model))) > 1:
             device = f"{copies} GPUs"
-        elif model.team is not None:
-            device = f"{model.team.size} GPUs" if model.device.type == "cuda" else f"CPU, {model.team.size} processes"
-        return f"{device} · {str(model.dtype).removeprefix('torch.')}"
+        elif (held := model.processes) > 1:
+            device = f"{held} GPUs" if model.device.type == "cuda" else f"CPU, {held} processes"
+        return f"{device} · {dtype_name(model.dtype)}"
 
     def backend(self, model: Any) -> str:
         # On a GPU the kernels are tried out for each shape, when a run begins.
         return "auto" if model.device.type == "cuda" else "gather"
 
     def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
-        from sparsed.prompts import build_prompt
-
         return build_prompt(model, length, kind, seed)
 
     def count(self, model: Any, text: str) -> int:
         return int(model.encode(text).shape[1])
 
     def verdict(self, text: str, gold: str) -> tuple[bool, str]:
-        from sparsed.prompts import exact_match, facts_right
-
         if exact_match(text, gold):
             return True, "as expected"
         right, facts, _ = facts_right(text, gold)
@@ -368,10 +359,8 @@ class SparsedEngine:
     ) -> dict[str, Any] | None:
         return None
 
-    def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
-        from app.kept import keep
-
-        return keep(runs, prompt)
+    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
+        return trace.record(runs, prompt=prompt, devices=devices)
 
     def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
         return str(model.tokens_text(tokens))

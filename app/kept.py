@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -159,8 +159,10 @@ class Kept:
         return Recorded(self.pattern, ours.pattern or self.pattern, self.importance)
 
 
-def keep(runs: dict[str, Any], prompt: Any) -> Kept | None:
-    """The record of live runs by lane, finished or stopped; None where none has made a step."""
+def keep(
+    runs: dict[str, Any], prompt: Any, record: Callable[..., Trace | None] = traces.record
+) -> Kept | None:
+    """What stays of live runs by lane, finished or stopped; None where none has a step. record: `Engine.record`."""
     made = {key: run for key, run in runs.items() if run.steps}
     if not made:
         return None
@@ -169,7 +171,8 @@ def keep(runs: dict[str, Any], prompt: Any) -> Kept | None:
     # Lanes that ran at the same time had copies of the model, one for each device.
     copies = list({id(run.model): None for run in made.values()})
     devices = {key: copies.index(id(run.model)) for key, run in made.items()}
-    return Kept(traces.record(made, prompt=prompt, devices=devices), True, importance)
+    trace = record(made, prompt=prompt, devices=devices)
+    return None if trace is None else Kept(trace, True, importance)
 
 
 def lane_key(lane: Lane) -> str:

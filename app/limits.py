@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.race import seat
+from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
 GATHER_OVERHEAD = 1.25
@@ -72,8 +72,8 @@ class Speed:
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of each lane of a race, and the peak of memory in bytes beside the weights. baseline_seconds: of the
-    third lane, 0 where there is none. devices: how many the lanes have (`app.race.seat`); memory is that of the one
-    that needs most.
+    third lane, 0 where there is none. devices: how many the lanes have (`sparsed.turns.seat`); memory is that of the
+    one that needs most.
     """
 
     dense_seconds: float

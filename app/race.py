@@ -18,9 +18,11 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from sparsed.turns import whose_turn
 
 UPDATES_PER_SECOND = 8.0
 
@@ -30,16 +32,6 @@ GRACE_SECONDS = 30.0
 State = Literal["running", "done", "stopped", "failed", "overdue"]
 # How the lanes of one device ended, the one that tells most of the whole race last.
 _WORST: tuple[State, ...] = ("done", "stopped", "overdue", "failed")
-
-
-class StepLike(Protocol):
-    """What the race needs of a `sparsed` Step."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def seconds(self) -> float: ...
 
 
 class RunLike(Protocol):
@@ -83,20 +75,6 @@ class Update:
     finished: tuple[str, ...]
     error: Exception | None = None
     error_lane: str | None = None
-
-
-def seat(lane: int, devices: int) -> int:
-    """Which of so many devices a lane has, both counted from 0: one of its own, or else the last one, where it takes
-    turns.
-    """
-    return min(lane, devices - 1)
-
-
-def whose_turn(clocks: Sequence[float], running: Iterable[int], first: int) -> int:
-    """The lane that goes next: of those `running` the one with the least seconds; among equals the one at or after
-    `first`.
-    """
-    return min(running, key=lambda lane: (clocks[lane], (lane - first) % len(clocks)))
 
 
 class Race:

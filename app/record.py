@@ -14,10 +14,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import sparsed
 from app.kept import OPENING, probe_steps
 from app.race import Lane, Race
 from app.request import BASELINES
 from app.stage import BASELINE, DENSE, SPARSE, clock
+from sparsed import trace
+from sparsed.config import DEFAULT_SKIP, SamplerConfig, SparseDConfig, switch_step
+from sparsed.prompts import build_prompt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,11 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--out", type=Path, default=OPENING, help="the file to write; .gz compresses it")
     given = parser.parse_args(arguments)
-
-    import sparsed
-    from sparsed import trace
-    from sparsed.config import DEFAULT_SKIP, SamplerConfig, SparseDConfig, switch_step
-    from sparsed.prompts import build_prompt
 
     try:
         model = sparsed.load(given.model)

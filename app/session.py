@@ -15,13 +15,14 @@ from app import charts, limits
 from app.canvas import Canvas
 from app.desk import CLOSING, Desk, Loaded, Loading, Places, Visit, error_sentence
 from app.engine import Wanted, line_up
-from app.kept import Kept, Selected, fits, probe_steps
+from app.kept import Kept, Selected, fits, keep, probe_steps
 from app.operations import Ending, RunReport, Via
 from app.peak import Peak
-from app.race import Lane, LineFull, Race, Ticket, Update, seat
+from app.race import Lane, LineFull, Race, Ticket, Update
 from app.request import OWN_TEXT, Request
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, mode, opening
 from sparsed.launch import TeamLost
+from sparsed.turns import seat
 
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
@@ -459,7 +460,7 @@ async def _stream(
         kept = None
         if over and visit is not None:
             try:
-                kept = await asyncio.to_thread(desk.engine.keep, started.runs, started.prompt)
+                kept = await asyncio.to_thread(keep, started.runs, started.prompt, desk.engine.record)
             # A race that is over stays what it was, whatever happens to its record.
             except Exception as error:  # noqa: BLE001
                 desk.journal.error(error)

@@ -14,7 +14,7 @@ from typing import Any
 from app.canvas import Canvas
 from app.race import Update
 from app.words import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, OTHERS_IN_TURNS
-from sparsed.agreement import agreement, answer_length
+from sparsed.answer_text import agreement, answer_length
 from sparsed.config import PATTERN_LABELS
 
 Snapshot = dict[str, Any]

@@ -6,7 +6,6 @@ import re
 from typing import Literal
 
 PAPER = "https://arxiv.org/abs/2509.24014"
-CODE = "https://github.com/INV-WZQ/SparseD"
 
 TITLE = "SparseD live"
 TAGLINE = (

@@ -23,10 +23,12 @@ import sparsed
 from app.desk import out_of_memory
 from app.engine import Listener, SparsedEngine, Wanted, line_up
 from app.limits import Speed
-from app.race import whose_turn
 from sparsed.config import SamplerConfig
+from sparsed.machine import device_memory, dtype_name, machine
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
+from sparsed.trace import Trace, pack_masks
+from sparsed.turns import whose_turn
 
 # Operations a second of the half of an H200 that ZeroGPU lends: LLaDA-8B's dense steps reach 5.7e14 on the whole one.
 BORROWED_FLOPS = 2.4e14
@@ -56,8 +58,6 @@ class Bits:
     @classmethod
     def of(cls, pattern: Any) -> Bits:
         """Packs a pattern; its tensors may be on a GPU."""
-        from sparsed.trace import pack_masks
-
         weights = pattern.importance or ()
         if not weights or sum(layer.numel() for layer in weights) > MOST_IMPORTANCES:
             return cls(pack_masks(pattern))
@@ -91,7 +91,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Opened:
-    """The GPU is here and warm. prompt: its token ids, int64 [1, length]. machine: as `sparsed.bench.machine`."""
+    """The GPU is here and warm. prompt: its token ids, int64 [1, length]. machine: as `sparsed.machine.machine`."""
 
     facts: dict[str, Facts]
     prompt: np.ndarray
@@ -128,7 +128,7 @@ def lent_race(
     first: int,
 ) -> Iterator[Opened | Made | Broke]:
     """The race, where the GPU is: first what the runs are, then every step in the order in which the lanes take turns
-    (`app.race.whose_turn`, as here). After a Broke nothing comes.
+    (`sparsed.turns.whose_turn`, as here). After a Broke nothing comes.
     """
     import torch
 
@@ -140,7 +140,7 @@ def lent_race(
         model = models[name]
         runs = line_up(SparsedEngine(), (model,), prompt, sampler, wanted, backend)
         one = next(iter(runs.values()))
-        yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), _machine())
+        yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), machine())
         keys, clocks, running = list(runs), [0.0] * len(runs), set(range(len(runs)))
         seen: dict[str, set[int]] = {key: set() for key in runs}
         while running:
@@ -164,12 +164,6 @@ def lent_race(
     finally:
         for run in runs.values():
             run.close()
-
-
-def _machine() -> dict[str, Any]:
-    from sparsed.bench import machine
-
-    return machine()
 
 
 def _broke(lane: str | None, error: Exception) -> Broke:
@@ -329,14 +323,12 @@ class ZeroEngine(SparsedEngine):
         return Speed(shape.linear_flops / BORROWED_FLOPS, shape.pair_flops / BORROWED_FLOPS)
 
     def memory(self, model: Any = None) -> int | None:
-        from sparsed.memory import device_memory
-
         free = device_memory("cuda", 0)
         taken = sum(self.shape(one).weight_bytes for one in self._placed.values())
         return None if free is None else max(0, free - taken)
 
     def place(self, model: Any) -> str:
-        return f"ZeroGPU · {str(model.dtype).removeprefix('torch.')}"
+        return f"ZeroGPU · {dtype_name(model.dtype)}"
 
     def backend(self, model: Any) -> str:
         return "auto"
@@ -368,13 +360,13 @@ class ZeroEngine(SparsedEngine):
         opened = stream.open()
         return {one.lane: BorrowedRun(one.lane, stream, opened, model) for one in wanted}
 
-    def keep(self, runs: dict[str, Any], prompt: Any) -> Any:
-        kept = super().keep(runs, prompt)
-        if kept is None:
+    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
+        made = super().record(runs, prompt=prompt, devices=devices)
+        if made is None:
             return None
-        machine, trace = next(iter(runs.values())).machine, kept.trace
-        about = {key: value for key, value in machine.items() if key in trace.machine or key == "gpu"}
-        return replace(kept, trace=replace(trace, machine=about, model=replace(trace.model, device="cuda")))
+        there = next(iter(runs.values())).machine
+        about = {key: value for key, value in there.items() if key in made.machine or key == "gpu"}
+        return replace(made, machine=about, model=replace(made.model, device="cuda"))
 
 
 def _duration(*given: Any) -> int:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sparsed.denoising import Step as Step
     from sparsed.denoising import denoise as denoise
     from sparsed.denoising import generate as generate
-    from sparsed.models.loading import Model as Model
     from sparsed.models.loading import load as load
+    from sparsed.models.model import Model as Model
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ _LAZY = {
     "Step": "sparsed.denoising",
     "denoise": "sparsed.denoising",
     "generate": "sparsed.denoising",
-    "Model": "sparsed.models.loading",
+    "Model": "sparsed.models.model",
     "load": "sparsed.models.loading",
 }
 

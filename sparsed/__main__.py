@@ -69,7 +69,7 @@ def _run(command: str, argv: list[str]) -> int:
         return 0  # one process says it
     if launch.kind != "tensor" or {"-h", "--help"} & set(argv):
         return int(_main(command)(argv) or 0)
-    from sparsed.team import join
+    from sparsed.team import join  # needs torch, which help does not
 
     with join(launch) as team:
         return int(_main(command)(argv, team) or 0)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsed.trace import TracePattern
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,17 +18,6 @@ if TYPE_CHECKING:
 
 # Pairs of each head at a time: the float32 copy stays small, and its counts stay exact.
 _AT_ONCE = 2**18
-
-
-def layer_mask(pattern: Pattern | TracePattern, layer: int, row: int = 0) -> np.ndarray:
-    """Bool [heads, query blocks, key blocks]: True where a head of the layer keeps the key block."""
-    if isinstance(pattern, TracePattern):
-        return pattern.mask(layer)[row]
-    from sparsed.attention.pattern import LayerPattern
-
-    chosen = pattern.layers[layer]
-    mask: np.ndarray = LayerPattern(chosen.indices[row], chosen.counts[row]).mask().numpy()
-    return mask
 
 
 def kept_mass(pattern: Pattern, row: int = 0) -> Tensor:
@@ -44,7 +31,7 @@ def kept_mass(pattern: Pattern, row: int = 0) -> Tensor:
     The importances of selection "reference" come from two softmaxes; the shares of such a pattern are no shares
     of attention. Raises ValueError if the pattern has no importances.
     """
-    import torch
+    import torch  # the page draws thumbnails before torch is loaded
 
     if pattern.importance is None:
         raise ValueError("This pattern has no importances; ask for them with SparseDConfig(keep_importance=True).")
@@ -59,9 +46,9 @@ def kept_mass(pattern: Pattern, row: int = 0) -> Tensor:
     return torch.stack(shares)
 
 
-def head_overlap(pattern: Pattern | TracePattern, layer: int, row: int = 0) -> np.ndarray:
+def head_overlap(pattern: Pattern, layer: int, row: int = 0) -> np.ndarray:
     """How alike the heads of a layer are: `mask_overlap` of its mask."""
-    return mask_overlap(layer_mask(pattern, layer, row))
+    return mask_overlap(pattern.layers[layer].mask()[row].numpy())
 
 
 def mask_overlap(mask: np.ndarray) -> np.ndarray:
@@ -80,7 +67,7 @@ def mask_overlap(mask: np.ndarray) -> np.ndarray:
     return np.divide(both, either, out=np.ones_like(both), where=either > 0).astype(np.float32)
 
 
-def mean_head_overlap(pattern: Pattern | TracePattern, row: int = 0) -> float:
+def mean_head_overlap(pattern: Pattern, row: int = 0) -> float:
     """`head_overlap` of two different heads, averaged over all such pairs and layers; NaN for a single head.
 
     The paper's first observation in one number: 1 if all heads kept the same, `select` / (2 − `select`) or so if

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,39 +26,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparsed.agreement import agreement
+from sparsed.answer_text import agreement
 from sparsed.attention.backends import executed_density, load_backend
 from sparsed.attention.dispatch import AttentionState
 from sparsed.attention.importance import block_importance, fused_importance
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection import select_blocks
 from sparsed.config import SamplerConfig, SparseDConfig, switch_step
-from sparsed.denoising import Run, denoise, look, synchronize
+from sparsed.denoising import denoise, look, synchronize
 from sparsed.launch import Launch
-from sparsed.memory import peak_bytes
+from sparsed.machine import dtype_name, machine
+from sparsed.models.families import read_config, recognise
+from sparsed.models.loading import can_fuse, check_dtype, load, pick_device, pick_dtype
+from sparsed.models.model import Model
+from sparsed.models.shares import random_network
+from sparsed.paths import data_dir
 from sparsed.prompts import build_prompt, token_budget
 from sparsed.records import Crew, Folder, differences, read_lines
+from sparsed.turns import take_turns
 from sparsed.typed_json import read_as
 
 if TYPE_CHECKING:
-    from sparsed.models.model import Model
     from sparsed.team import Team
 
-# Shapes for machines or moments without the weights: what the checkpoint's config.json says.
+# Shapes for machines or moments without the weights: what the checkpoint's config.json says. mini's is at hand.
 _SHAPES: dict[str, dict[str, Any]] = {
-    "mini": {
-        "model_type": "llama",
-        "vocab_size": 2048,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "max_position_embeddings": 66_048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "tie_word_embeddings": True,
-    },
     "llada-8b": {
         "model_type": "llada",
         "d_model": 4096,
@@ -200,21 +190,6 @@ class Measurement:
     peak_memory_each: tuple[int, ...] = ()
 
 
-def race(runs: Sequence[Run], first: int = 0) -> list[float]:
-    """Runs every lane to its end; the lane with the least time so far makes the next step. Seconds a lane.
-
-    first: the lane that begins (all start with no time used). Lanes never run at the same time.
-    """
-    spent = [0.0] * len(runs)
-    made = [0] * len(runs)
-    order = [(first + i) % len(runs) for i in range(len(runs))]
-    while waiting := [i for i in order if made[i] < runs[i].total]:
-        lane = min(waiting, key=lambda i: spent[i])
-        spent[lane] += next(runs[lane]).seconds
-        made[lane] += 1
-    return spent
-
-
 def measure(
     model: Model,
     prompt: str | Tensor,
@@ -252,8 +227,8 @@ def measure(
         if model.device.type != "cpu" and repeat == 0:
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
         _settle(model)
-        _peak_memory(model, reset=True)
-        seconds = race([dense, sparsed], first=repeat % 2)
+        model.peak_bytes(reset=True)
+        seconds = take_turns([dense, sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
         sparsed_runs.append(seconds[1])
         steps["dense lane"] += [step.seconds for step in dense.steps]
@@ -290,11 +265,11 @@ def measure(
                 Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
             )
     assert dense.dense is not None, "a finished run has chosen"
-    peaks = _peak_memory(model)
+    peaks = model.peak_bytes()
     return Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,
-        dtype=_name(model.dtype),
+        dtype=dtype_name(model.dtype),
         steps=sparsed.total,
         switch_step=sparsed.switch_step,
         select=settings.select,
@@ -316,7 +291,7 @@ def measure(
         limit_step=None if limit_step is None else round(limit_step, 3),
         share=None if limit_step is None or sparse_step is None else round(limit_step / sparse_step.median, 3),
         composed=tuple(composed),
-        processes=1 if model.team is None else model.team.size,
+        processes=model.processes,
         peak_memory_each=tuple(peaks),
     )
 
@@ -403,26 +378,6 @@ def _attention_times(
     )
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers belong to: processor, cores, threads, memory, GPU and versions."""
-    info = _cpu_info()
-    flags = info.get("flags", "").split()
-    about: dict[str, Any] = {
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "amx": "amx_bf16" in flags,
-        "avx512_bf16": "avx512_bf16" in flags,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if torch.cuda.is_available():
-        about["gpu"] = torch.cuda.get_device_name()
-    return about
-
-
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     """The command line. Returns the exit code; raises ValueError for settings that make no sense.
 
@@ -473,7 +428,7 @@ def _measurements(
     attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
         model = _load(options, dtype, team)
-        print(f"\n{model.label}, {_name(model.dtype)} on {_place(model)}", flush=True)
+        print(f"\n{model.label}, {dtype_name(model.dtype)} on {_place(model)}", flush=True)
         for length in [length for number, length in asked if number == dtype]:
             yield measure(
                 model,
@@ -485,7 +440,7 @@ def _measurements(
                 dense_backend=options.dense_backend,
                 repeats=options.repeats,
                 compose=options.compose,
-                say=partial(_say, f"{length}, {_name(model.dtype)}"),
+                say=partial(_say, f"{length}, {dtype_name(model.dtype)}"),
             )
         del model
         gc.collect()
@@ -495,8 +450,6 @@ def _measure_missing(
     options: argparse.Namespace, about: dict[str, Any], crew: Crew, team: Team | None
 ) -> None:
     """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
-    from sparsed.models.loading import check_dtype, pick_device, pick_dtype
-
     place = pick_device(options.device)
     named = [check_dtype(dtype) for dtype in options.dtype or [None]]
     plan = _plan(options, about, place.type)
@@ -507,7 +460,7 @@ def _measure_missing(
     # Rank 0 alone looks what is there, and tries which dtype is fastest on a CPU: all share out the same list.
     missing: dict[tuple[str, int], str] = {}
     if crew.rank == 0:
-        dtypes = [_name(dtype or pick_dtype(None, place, 0, "")) for dtype in named]
+        dtypes = [dtype_name(dtype or pick_dtype(None, place, 0, "")) for dtype in named]
         wanted = {(dtype, token_budget(length)): length for dtype in dtypes for length in options.lengths}
         done = {(row.dtype, token_budget(row.length)) for row in _kept(options.out)}
         missing = {key: length for key, length in wanted.items() if key not in done}
@@ -555,7 +508,7 @@ def _kept(folder: Path) -> list[Measurement]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sparsed bench", description=__doc__)
     parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
-    parser.add_argument("--shape", choices=sorted(_SHAPES), help="random weights of this shape, no checkpoint")
+    parser.add_argument("--shape", choices=sorted(["mini", *_SHAPES]), help="random weights of this shape")
     parser.add_argument("--lengths", nargs="+", default=["4k", "8k", "16k"], help="4k, 8k … or tokens")
     parser.add_argument("--random-tokens", action="store_true", help="random token ids as the prompt")
     parser.add_argument("--kind", default="about", help="kind of question in the prompt")
@@ -581,8 +534,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace, dtype: str | None, team: Team | None = None) -> Model:
-    from sparsed.models.loading import load
-
     if options.shape is None:
         fuse = False if options.no_fuse else None
         return load(options.model, device=options.device, dtype=dtype, fuse=fuse, team=team)
@@ -595,22 +546,19 @@ def _random_model(
     """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
     import transformers
 
-    from sparsed.models.families import recognise
-    from sparsed.models.loading import can_fuse, check_dtype, pick_device, pick_dtype, random_network
-    from sparsed.models.model import Model
-
     place = pick_device(device) if team is None else team.share.device
-    checkpoint = recognise(_SHAPES[shape], shape)
+    raw = read_config(data_dir("assets") / "mini") if shape == "mini" else _SHAPES[shape]
+    checkpoint = recognise(raw, shape)
     with torch.device("meta"):
         whole = getattr(transformers, checkpoint.network)(checkpoint.config)
     number = pick_dtype(check_dtype(dtype), place, sum(weight.numel() for weight in whole.parameters()), shape)
     fusing = fusing and can_fuse(place)
     start = perf_counter()
     if team is None:
-        network, problem = random_network(_SHAPES[shape], number, place, fusing)
+        network, problem = random_network(raw, number, place, fusing)
     else:
         team.share.check(checkpoint.config, shape)
-        network, problem = team.build(_SHAPES[shape], number, fusing)
+        network, problem = team.build(raw, number, fusing)
     if fusing:
         print(f"weights drawn, and torch.compile of what surrounds attention: {perf_counter() - start:.1f} s")
     last = checkpoint.config.vocab_size - 1
@@ -654,32 +602,8 @@ def _settle(model: Model) -> None:
     synchronize(model.device)
 
 
-def _peak_memory(model: Model, reset: bool = False) -> list[int]:
-    """Bytes, of every process that holds a share of the model: on CUDA what torch has held at most since the last
-    reset, else the largest resident size of the process. Empty where the system does not say.
-    """
-    if model.team is not None:
-        return model.team.peaks(reset)
-    found = peak_bytes(model.device, reset)
-    return [] if found is None else [found]
-
-
 def _place(model: Model) -> str:
-    return str(model.device) if model.team is None else f"{model.team.size} × {model.device.type}"
-
-
-def _cpu_info() -> dict[str, str]:
-    """The first processor's entries in /proc/cpuinfo, where there is such a file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
 
 
 def _say(what: str, text: str) -> None:

@@ -23,6 +23,7 @@ from sparsed.attention.importance import fusible
 from sparsed.attention.pattern import BlockLayout, Pattern
 from sparsed.attention.selection import blocks_to_keep
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.machine import dtype_name
 from sparsed.models.network import hidden_rows
 from sparsed.samplers import make_sampler
 
@@ -240,7 +241,7 @@ class Run(Iterator[Step]):
         config: Any = self.model.network.config
         heads = config.num_attention_heads
         # Of this process: where several hold the model, each attends for its own heads.
-        ways = 1 if self.model.team is None else self.model.team.size
+        ways = self.model.processes
         problem = Problem(
             device=self.model.device,
             dtype=self.model.dtype,
@@ -289,7 +290,7 @@ class Run(Iterator[Step]):
         self._synchronize()
         seconds = perf_counter() - start
         if not finite:
-            dtype = str(self.model.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.model.dtype)
             raise RuntimeError(
                 f"The model's logits are not finite at step {index + 1} of {self.total} ({state.phase} "
                 f"attention): its weights are damaged, or too large for {dtype}."

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsed.agreement import agreement, answer_length
+from sparsed.answer_text import agreement, answer_length
 from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
 from sparsed.prompts import Prompt, build_prompt, exact_match, facts_right, token_budget
 from sparsed.records import ALONE, Crew, Folder, read_lines
@@ -264,6 +264,7 @@ def _answer(
     known: dict[int, dict[str, list[int]]],
     backend: str,
 ) -> Iterator[Record]:
+    # Needs torch, as what follows: a table of kept answers is made without.
     import torch
 
     from sparsed.denoising import generate
@@ -315,6 +316,7 @@ def observe(
     """
     from tqdm import tqdm
 
+    # They need numpy and torch.
     from sparsed.analysis import mean_head_overlap
     from sparsed.denoising import denoise
 
@@ -366,7 +368,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
 
 def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team: Team | None) -> None:
     """Answers, or observes, what the folder lacks."""
-    from sparsed.models.loading import load, pick_device, pick_dtype
+    from sparsed.models.loading import load, pick_device, pick_dtype  # needs torch
 
     plan = Plan(
         model=args.model,

@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsed.agreement import answer_length
+from sparsed.answer_text import answer_length, cell_texts
 from sparsed.config import ALGORITHMS, ON_NO_GAIN, SELECTIONS, SamplerConfig, SparseDConfig
-from sparsed.fragments import cell_texts
+from sparsed.machine import dtype_name
 from sparsed.prompts import KINDS, LENGTHS, Prompt, build_prompt, exact_match
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sparsed.denoising import Run
-    from sparsed.models.loading import Model
+    from sparsed.models.model import Model
     from sparsed.team import Team
     from sparsed.terminal import View
 
@@ -158,7 +158,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     else:
         prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
 
-    from sparsed.denoising import denoise
+    from sparsed.denoising import denoise  # needs torch
 
     run = denoise(
         model,
@@ -182,7 +182,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     else:
         _print(report, run, out)
     if run.steps and options.save_trace is not None:
-        from sparsed import trace
+        from sparsed import trace  # needs numpy
 
         # After the answer, which a full disk should not cost.
         trace.save(trace.record(run, prompt=prompt), options.save_trace)
@@ -236,8 +236,8 @@ def _own_text(prompt: str) -> str | None:
 
 
 def _load(options: argparse.Namespace, console: Console | None, team: Team | None) -> Model:
-    from sparsed.models.loading import load
-    from sparsed.terminal import loading_bar, loading_lines
+    from sparsed.models.loading import load  # needs torch
+    from sparsed.terminal import loading_bar, loading_lines  # needs rich
 
     shown: AbstractContextManager[Callable[[Any], None] | None] = nullcontext(None)
     if console is not None:
@@ -271,7 +271,7 @@ def _denoise(run: Run, console: Console | None, quiet: bool) -> bool:
 
 
 def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextManager[View]:
-    from sparsed.terminal import Canvas, LiveView, PlainView, SilentView
+    from sparsed.terminal import Canvas, LiveView, PlainView, SilentView  # needs rich
 
     if console is None:
         return nullcontext(SilentView() if quiet else PlainView(sys.stderr))
@@ -282,7 +282,7 @@ def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextMana
 
 
 def _report(run: Run, prompt: Prompt | str) -> Report:
-    from sparsed.attention.backends import executed_density
+    from sparsed.attention.backends import executed_density  # needs torch
 
     model, pattern, steps = run.model, run.pattern, run.steps
     asked: dict[str, Any] = {"tokens": run.prompt_length}
@@ -299,9 +299,9 @@ def _report(run: Run, prompt: Prompt | str) -> Report:
             "name": model.name,
             "label": model.label,
             "family": model.family,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model.dtype),
             "device": str(model.device),
-            **({} if model.team is None else {"processes": model.team.size}),
+            **({} if model.processes == 1 else {"processes": model.processes}),
         },
         prompt=asked,
         sampler=asdict(run.sampler),
@@ -338,7 +338,7 @@ class _Output:
         if self._hidden:
             return
         if self._escape:
-            from sparsed.terminal import safe
+            from sparsed.terminal import safe  # needs rich
 
             text = safe(text)
         print(text, flush=True)
@@ -346,8 +346,8 @@ class _Output:
 
 def _header(run: Run) -> str:
     model = run.model
-    dtype = str(model.dtype).removeprefix("torch.")
-    place = str(model.device) if model.team is None else f"{model.team.size} × {model.device.type}"
+    dtype = dtype_name(model.dtype)
+    place = str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
     parts = [model.label, place, dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
     return " · ".join(parts)
 

@@ -26,6 +26,7 @@ from sparsed.attention.dispatch import Phase
 from sparsed.attention.pattern import LayerPattern
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.denoising import Run, denoise
+from sparsed.machine import dtype_name
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -253,7 +254,7 @@ class _Estimate(Run):
         with torch.inference_mode():
             logits = self._logits(canvas, masked.to(device), state)
         if not bool(logits.amax(-1).isfinite().all()):
-            dtype = str(self.model.dtype).removeprefix("torch.")
+            dtype = dtype_name(self.model.dtype)
             raise RuntimeError(
                 f"The model's logits are not finite ({phase} attention): its weights are damaged, or too large for "
                 f"{dtype}."

@@ -45,9 +45,10 @@ from sparsed.attention.dispatch import AttentionState, Phase
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import SparseDConfig
 from sparsed.launch import Launch, TeamError, TeamLost
-from sparsed.memory import peak_bytes
+from sparsed.machine import peak_bytes
 from sparsed.models.network import hidden_rows
 from sparsed.models.share import Share
+from sparsed.models.shares import load_share, random_network
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -207,19 +208,15 @@ class Team:
             yield
 
     def load(self, folder: Path, dtype: torch.dtype, fusing: bool, on_weight: Callable[[str], None]) -> _Made:
-        """A network of which every process has read its share; see `sparsed.models.loading.load_share`. The others'
+        """A network of which every process has read its share; see `sparsed.models.shares.load_share`. The others'
         shares go when the driver's is freed. Raises what loading raises.
         """
-        from sparsed.models.loading import load_share
-
         return self._network(
             ("load", str(folder), dtype, fusing), lambda: load_share(folder, dtype, fusing, self.share, on_weight)
         )
 
     def build(self, raw: Mapping[str, Any], dtype: torch.dtype, fusing: bool) -> _Made:
-        """The same with random weights; see `sparsed.models.loading.random_network`."""
-        from sparsed.models.loading import random_network
-
+        """The same with random weights; see `sparsed.models.shares.random_network`."""
         share = self.share
         return self._network(
             ("build", dict(raw), dtype, fusing), lambda: random_network(raw, dtype, share.device, fusing, share)
@@ -262,7 +259,7 @@ class Team:
         return Pattern(own.layout, layers, own.select, importance)
 
     def peaks(self, reset: bool = False) -> list[int]:
-        """`sparsed.memory.peak_bytes` of every process; empty where the system does not say."""
+        """`sparsed.machine.peak_bytes` of every process; empty where the system does not say."""
         with self._turn:
             own, others = self._order(("peak", reset), lambda: peak_bytes(self.share.device, reset), answers=True)
         return [found for found in (own, *others) if found is not None]
@@ -410,14 +407,10 @@ class _Follower:
             os._exit(1)
 
     def load(self, number: int, folder: str, dtype: torch.dtype, fusing: bool) -> str | None:
-        from sparsed.models.loading import load_share
-
         self._networks[number], problem = load_share(Path(folder), dtype, fusing, self._share, lambda _: None)
         return problem
 
     def build(self, number: int, raw: dict[str, Any], dtype: torch.dtype, fusing: bool) -> str | None:
-        from sparsed.models.loading import random_network
-
         share = self._share
         self._networks[number], problem = random_network(raw, dtype, share.device, fusing, share)
         return problem

@@ -17,11 +17,11 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
-from sparsed.fragments import cell_texts
+from sparsed.answer_text import cell_texts
 
 if TYPE_CHECKING:
     from sparsed.denoising import Run, Step
-    from sparsed.models.loading import LoadProgress
+    from sparsed.models.hub import LoadProgress
 
 REDRAW_SECONDS = 1 / 8
 SAY_SECONDS = 10.0

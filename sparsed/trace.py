@@ -8,7 +8,7 @@ SparseD and with a baseline. Steps, positions and rows are counted from 0. Reade
     version        1
     created        text, when it was recorded: ISO 8601, UTC
     software       {name: version}: sparsed, python, torch, transformers
-    machine        {key: text, number or true/false}: cpu, gpu, cores, threads … (sparsed.bench.machine)
+    machine        {key: text, number or true/false}: cpu, gpu, cores, threads … (sparsed.machine.machine)
     model          {name, label, family, dtype, device}, all text; device is the type alone, as "cuda". processes:
                    whole number, optional: how many held the model together
     prompt         {kind, length, seed, question, gold, text, tokens}. tokens: number of prompt tokens, chat
@@ -80,8 +80,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+import sparsed
+from sparsed.analysis import kept_mass
+from sparsed.answer_text import REPLACEMENT, groups
 from sparsed.config import SamplerConfig, SparseDConfig, same_importances
-from sparsed.fragments import REPLACEMENT, groups
+from sparsed.machine import dtype_name, machine
 from sparsed.prompts import Prompt
 from sparsed.typed_json import read_as
 
@@ -226,7 +229,7 @@ class TracePattern:
         """
         import torch
 
-        from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+        from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern  # needs torch
 
         layers = []
         for layer, kept in enumerate(self.kept):
@@ -354,9 +357,9 @@ def record(
             name=model.name,
             label=model.label,
             family=model.family,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
             device=model.device.type,
-            processes=1 if model.team is None else model.team.size,
+            processes=model.processes,
         ),
         prompt=about,
         sampler=first.sampler,
@@ -486,8 +489,6 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
 
 
 def _pack(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, importance: bool) -> TracePattern:
-    from sparsed.analysis import kept_mass
-
     masks = pack_masks(pattern)
     weights = pattern.importance or ()
     # What the public code ranks by are no shares of attention.
@@ -575,8 +576,6 @@ def _software() -> dict[str, str]:
     import torch
     import transformers
 
-    import sparsed
-
     return {
         "sparsed": sparsed.__version__,
         "python": platform.python_version(),
@@ -586,10 +585,7 @@ def _software() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    from sparsed.bench import machine
-
-    about = machine()
-    return {key: value for key, value in about.items() if key not in ("python", "torch")}
+    return {key: value for key, value in machine().items() if key not in ("python", "torch")}
 
 
 def _vocabulary(model: Model, lanes: Mapping[str, Lane]) -> dict[int, str]:

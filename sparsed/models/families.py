@@ -6,7 +6,9 @@ Nothing here, and nothing in loading, runs code that comes with a checkpoint.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed.config import SamplerConfig
@@ -86,6 +88,19 @@ class Checkpoint:
     def defaults(self) -> SamplerConfig:
         """The family's published sampler."""
         return _DEFAULTS.get(self.family, LLADA_DEFAULTS)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json holds. Raises FileNotFoundError without one, LoadError where it is no JSON object."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"The model folder {folder} has no config.json.")
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{folder / 'config.json'} is not valid JSON: {reason(error)}.") from error
+    if not isinstance(raw, dict):
+        raise LoadError(f"{folder / 'config.json'} must hold a JSON object.")
+    return raw
 
 
 def recognise(raw: dict[str, Any], where: str) -> Checkpoint:

@@ -16,24 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsed.attention import dispatch
-from sparsed.memory import device_memory
+from sparsed.machine import device_memory, dtype_name
 from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec
-from sparsed.models.families import Checkpoint, recognise
+from sparsed.models.families import Checkpoint, read_config, recognise
 from sparsed.models.hub import GB, Listener, LoadProgress, locate
 from sparsed.models.model import Model
 from sparsed.models.network import fuse as fuse_network
-from sparsed.models.network import input_device, load_network, prepare, quiet_transformers
+from sparsed.models.network import input_device, load_network, quiet_transformers
 from sparsed.models.probe import fastest_cpu_dtype
-from sparsed.models.share import Share, cut
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from sparsed.team import Team
-
-__all__ = ["DTYPES", "LoadError", "LoadProgress", "Model", "load"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens that end a turn in the templates of the families, where the vocabulary has them.
@@ -89,7 +85,7 @@ def load(
 
     spec, folder, name = locate(name_or_path, revision, progress, fits)
     label = spec.label if spec is not None else name
-    checkpoint = recognise(_read_config(folder), f"config.json of {label}")
+    checkpoint = recognise(read_config(folder), f"config.json of {label}")
     weights = _read_headers(folder)
     parameters = sum(prod(shape) for _, _, shape in weights) // ways
     number = pick_dtype(chosen, place, parameters if device_map is None else 0, label)
@@ -131,40 +127,6 @@ def load(
         notes=tuple(notes),
         team=team,
     )
-
-
-def load_share(
-    folder: Path, dtype: torch.dtype, fusing: bool, share: Share, on_weight: Callable[[str], None]
-) -> tuple[PreTrainedModel, str | None]:
-    """One process's share of the network in a folder, and why what surrounds attention is not fused, if it should be.
-    All processes call this at the same time.
-    """
-    checkpoint = recognise(_read_config(folder), "config.json")
-    network = load_network(
-        folder, checkpoint, device=share.device, dtype=dtype, device_map=None, on_weight=on_weight, share=share
-    )
-    return network, fuse_network(network) if fusing else None
-
-
-def random_network(
-    raw: Mapping[str, Any], dtype: torch.dtype, device: torch.device, fusing: bool, share: Share | None = None
-) -> tuple[PreTrainedModel, str | None]:
-    """`load_share` with random weights, the same on every machine of one kind, for the shape that the parsed
-    config.json `raw` describes; without a share the whole network.
-    """
-    import transformers
-
-    checkpoint = recognise(dict(raw), "this shape")
-    dispatch.register()
-    torch.manual_seed(0)
-    with device:
-        network = getattr(transformers, checkpoint.network)._from_config(
-            checkpoint.config, dtype=dtype, attn_implementation=dispatch.NAME
-        )
-    if share is not None:
-        cut(network, share)
-    prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)
-    return network, fuse_network(network) if fusing else None
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -213,22 +175,10 @@ def pick_dtype(dtype: torch.dtype | None, device: torch.device, parameters: int,
     if free is not None and needed > free:
         place = "this machine" if device.type == "cpu" else "the GPU"
         raise LoadError(
-            f"{label} needs {needed / GB:.1f} GB of memory for its weights in {str(dtype).removeprefix('torch.')}; "
+            f"{label} needs {needed / GB:.1f} GB of memory for its weights in {dtype_name(dtype)}; "
             f"{place} has {free / GB:.1f} GB free. Choose a smaller model, or spread it with device_map='auto'."
         )
     return dtype
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"The model folder {folder} has no config.json.")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LoadError(f"{folder / 'config.json'} is not valid JSON: {reason(error)}.") from error
-    if not isinstance(raw, dict):
-        raise LoadError(f"{folder / 'config.json'} must hold a JSON object.")
-    return raw
 
 
 def _read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:

@@ -6,19 +6,37 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsed.config import SamplerConfig
+from sparsed.machine import peak_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sparsed.team import Team
+    from sparsed.attention.dispatch import AttentionState
+    from sparsed.attention.pattern import Pattern
+    from sparsed.models.share import Share
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class ModelTeam(Protocol):
+    """The processes that hold a network together, as the first of them sees them; see `sparsed.team.Team`."""
+
+    share: Share
+    size: int
+
+    def turn(self) -> AbstractContextManager[None]: ...
+
+    def logits(self, network: PreTrainedModel, ids: Tensor, state: AttentionState, rows: Tensor) -> Tensor: ...
+
+    def pattern(self, state: AttentionState) -> Pattern: ...
+
+    def peaks(self, reset: bool = False) -> list[int]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +66,7 @@ class Model:
     chat: bool = True
     end_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
-    team: Team | None = None
+    team: ModelTeam | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
@@ -59,6 +77,18 @@ class Model:
         spread = getattr(self.network, "hf_device_map", None) or {}
         places = [torch.device(place) for place in spread.values() if place != "disk"]
         return tuple(dict.fromkeys((self.device, *places)))
+
+    @property
+    def processes(self) -> int:
+        """How many hold the network together."""
+        return 1 if self.team is None else self.team.size
+
+    def peak_bytes(self, reset: bool = False) -> list[int]:
+        """`sparsed.machine.peak_bytes` of every process; empty where the system does not say."""
+        if self.team is not None:
+            return self.team.peaks(reset)
+        found = peak_bytes(self.device, reset)
+        return [] if found is None else [found]
 
     def turn(self) -> AbstractContextManager[None]:
         """Keeps the other threads of this process from the model's team, where it has one."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsed.samplers import Sampler, surest
+from sparsed.samplers.base import Sampler, surest
 
 
 def times(steps: int, eps: float) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsed.samplers import Sampler, surest
+from sparsed.samplers.base import Sampler, surest
 
 
 def schedule(steps: int, gen_length: int, block_length: int) -> tuple[int, ...]:

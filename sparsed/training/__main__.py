@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     if args.command == "tokenizer":
-        from sparsed.training import tokenizer as made
+        from sparsed.training import tokenizer as made  # needs tokenizers, which help does not
 
         made.save(made.train(args.seed), args.out)
         return
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     loaded = Tokenizer.from_file(str(args.tokenizer))
     if args.command == "train":
-        from sparsed.training.trainer import CURRICULUM, Recipe, Trainer, last_stages, shortened
+        from sparsed.training.trainer import CURRICULUM, Recipe, Trainer, last_stages, shortened  # torch
 
         recipe = Recipe(seconds=args.seconds, tokens=args.tokens, learning_rate=args.learning_rate, seed=args.seed)
         curriculum = shortened(CURRICULUM, args.longest)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             curriculum = last_stages(curriculum)
         Trainer(recipe, args.out, loaded, args.workers, args.start_from, curriculum).run()
     else:
-        from sparsed.training.export import export as export_run
+        from sparsed.training.export import export as export_run  # torch
 
         export_run(args.run, loaded, args.out, args.after)
 

@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers import LlamaForCausalLM, PreTrainedConfig
 
+from sparsed.models.families import read_config, recognise
+from sparsed.models.network import after_attention, before_attention
+from sparsed.paths import data_dir
 from sparsed.training.data import TURN_KINDS, Batches, RowMaker, stack
 from sparsed.training.tokenizer import END, MASK, SPECIAL_TOKENS, special_id
 
@@ -94,44 +96,11 @@ class Recipe:
     seed: int = 0
 
 
-def mini_config(vocabulary: int) -> LlamaConfig:
-    """The bundled model's shape: 4.46 M parameters."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=65536 + 64,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-        initializer_range=0.02,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )
-    config.is_causal = False
+def mini_config(vocabulary: int) -> PreTrainedConfig:
+    """The bundled model's shape (4.46 M parameters), for a tokenizer of so many tokens."""
+    config = recognise(read_config(data_dir("assets") / "mini"), "mini").config
+    config.vocab_size = vocabulary
     return config
-
-
-def _project(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    shape = (1, hidden.shape[1], -1, attention.head_dim)
-    q, k, v = (
-        projection(normed).view(shape).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    q, k = apply_rotary_pos_emb(q, k, cos, sin)
-    return q.to(v.dtype), k.to(v.dtype), v
-
-
-def _feed(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
-    hidden = hidden + layer.self_attn.o_proj(attended)
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 def hidden_states(
@@ -148,7 +117,7 @@ def hidden_states(
     Returns:
         Hidden states [rows · length, hidden], after the final norm.
     """
-    project, feed = (compiled or {}).get("project", _project), (compiled or {}).get("feed", _feed)
+    project, feed = (compiled or {}).get("project", before_attention), (compiled or {}).get("feed", after_attention)
     rows, length = ids.shape
     model = network.model
     hidden = model.embed_tokens(ids.reshape(1, -1))
@@ -285,8 +254,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch._dynamo.config.recompile_limit = 64
             self.compiled = {
-                "project": torch.compile(_project, dynamic=False),
-                "feed": torch.compile(_feed, dynamic=False),
+                "project": torch.compile(before_attention, dynamic=False),
+                "feed": torch.compile(after_attention, dynamic=False),
             }
         self.log: list[dict[str, Any]] = []
 

@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from app.kept import Kept
 from app.limits import Shape, Speed
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, select_step, switch_step
@@ -282,12 +281,10 @@ class FakeEngine:
     def verdict(self, text, gold):
         return (True, "as expected") if text == gold else (False, "not the expected answer")
 
-    def keep(self, runs, prompt):
-        made = {key: run for key, run in runs.items() if run.steps}
-        return Kept(self.record(made, prompt), True) if self.keeps and made else None
-
-    def record(self, runs, prompt):
+    def record(self, runs, *, prompt, devices):
         """The record of runs by lane. It is built here, because `sparsed.trace.record` takes torch's tensors."""
+        if not self.keeps:
+            return None
         first = next(iter(runs.values()))
         about = {"text": prompt}
         if not isinstance(prompt, str):
@@ -306,7 +303,7 @@ class FakeEngine:
             end_ids=(END,),
             vocabulary=dict(enumerate(self.vocabulary)),
             fragments=(),
-            lanes={key: replace(self._lane(run), device=run.model.number) for key, run in runs.items()},
+            lanes={key: replace(self._lane(run), device=devices[key]) for key, run in runs.items()},
         )
 
     def _lane(self, run):

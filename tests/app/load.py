@@ -114,7 +114,7 @@ def plans(visitors: int, seconds: float, seed: int) -> list[Plan]:
 def expected(some: Sequence[Plan], dtype: str) -> dict[int, dict[str, tuple[list[str], str]]]:
     """Visitor → lane → the cells and the text of the same run, alone in the engine, in these numbers."""
     import sparsed
-    from sparsed.fragments import cell_texts
+    from sparsed.answer_text import cell_texts
     from sparsed.prompts import build_prompt
 
     model = sparsed.load("mini", dtype=dtype)

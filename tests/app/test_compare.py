@@ -509,8 +509,8 @@ def test_peak_memory_is_that_of_the_work_alone() -> None:
 
 
 def test_where_the_mark_cannot_be_set_back_only_a_new_record_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.peak._set_mark_back", lambda: False)
-    monkeypatch.setattr("app.peak.largest_resident", lambda: largest)
+    monkeypatch.setattr("sparsed.machine._set_mark_back", lambda: False)
+    monkeypatch.setattr("sparsed.machine.largest_resident", lambda: largest)
     largest: int | None = 1000
     peak = Peak(SimpleNamespace())
     peak.begin()

@@ -16,6 +16,7 @@ import torch
 
 from sparsed import bench
 from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.turns import take_turns
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = (
@@ -32,18 +33,18 @@ class FakeRun:
 
     def __init__(self, name: str, seconds: list[float], log: list[str]) -> None:
         self.name, self.seconds, self.log = name, iter(seconds), log
-        self.total = len(seconds)
 
     def __next__(self) -> Any:
+        step = SimpleNamespace(seconds=next(self.seconds))
         self.log.append(self.name)
-        return SimpleNamespace(seconds=next(self.seconds))
+        return step
 
 
 @pytest.mark.parametrize(("first", "order"), [(0, "abaaaab"), (1, "baaaaba")])
 def test_the_lane_with_less_time_makes_the_next_step(first: int, order: str) -> None:
     log: list[str] = []
     runs: list[Any] = [FakeRun("a", [1.0] * 5, log), FakeRun("b", [4.0, 4.0], log)]
-    assert bench.race(runs, first) == [5.0, 8.0]
+    assert take_turns(runs, first) == [5.0, 8.0]
     assert "".join(log) == order
 
 
@@ -75,6 +76,13 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
     assert result.sparse_step is not None and result.sparse_step.count == 10
     assert result.requested_density == pytest.approx(3 / 5)  # 2 of 4 prompt blocks, 1 of 1 of the generation
     assert 0 < result.attention.speedup and 0 <= result.same_tokens <= 1
+
+
+def test_runs_that_end_early_are_measured(tiny: Any) -> None:
+    sampler = SamplerConfig(steps=32, gen_length=32, block_length=32, threshold=1e-9)
+    attention = SparseDConfig(skip=0.2, block_size=32)
+    result = bench.measure(tiny, torch.arange(100), "100", sampler, attention)
+    assert result.steps == 32 and 0 < result.dense_step.count < 32 and result.sparse_step is None
 
 
 def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,8 @@ import torch
 import sparsed
 from sparsed import generate_command, terminal, trace
 from sparsed.__main__ import main
+from sparsed.answer_text import cell_texts
 from sparsed.denoising import Run
-from sparsed.fragments import cell_texts
 from sparsed.prompts import build_prompt
 
 ROOT = Path(__file__).resolve().parents[2]

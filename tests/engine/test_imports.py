@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,46 @@ def test_using_the_engine_never_imports_the_page() -> None:
 def test_the_command_line_is_light_until_a_command_runs() -> None:
     loaded = modules_after("import sparsed.__main__")
     assert not loaded & {"torch", "transformers", "gradio", "plotly"}
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """(module of ours, whether the import stands inside a function) of a file; those for the type checker left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while waiting:
+        node, inside = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            # A name may be a module of a package, or something that a module holds.
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in below]
+        yield from ((name, inside) for name in names if name in MODULES)
+        waiting += [(child, inside) for child in ast.iter_child_nodes(node)]
+
+
+def module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(file): file for part in ("app", "sparsed") for file in (ROOT / part).rglob("*.py")}
+
+
+def test_no_import_of_the_page_waits_for_a_call() -> None:
+    """`gradio app.py` binds the name `app` to the script app.py when the package is already there."""
+    late = {name: [other for other, inside in imports(file) if inside] for name, file in MODULES.items()}
+    assert any(late.values()), "some imports of the engine wait, for torch"
+    assert not [name for name, others in late.items() if any(other.partition(".")[0] == "app" for other in others)]
+
+
+def test_imports_run_in_no_circle() -> None:
+    below = {name: {other for other, _ in imports(file)} - {name, "sparsed", "app"} for name, file in MODULES.items()}
+    assert below["app.session"] > {"app.kept", "sparsed.turns"}
+    list(TopologicalSorter(below).static_order())
 
 
 def test_every_public_name_exists_and_others_do_not() -> None:

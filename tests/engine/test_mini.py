@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sparsed
-from sparsed.models.loading import Model
+from sparsed.models.model import Model
 from sparsed.paths import data_dir
 from sparsed.prompts import build_prompt, exact_match
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from sparsed import terminal
-from sparsed.models.loading import LoadProgress
+from sparsed.models.hub import LoadProgress
 from sparsed.terminal import Canvas, LiveView, PlainView, loading_bar, loading_lines, safe
 
 END, MASK = 0, 999

@@ -18,8 +18,9 @@ import torch
 
 import sparsed
 from app.engine import SparsedEngine, Wanted, line_up
-from app.race import Lane, Race, seat
+from app.race import Lane, Race
 from sparsed import SamplerConfig, SparseDConfig, bench
+from sparsed.turns import seat
 
 if torch.cuda.device_count() < 2:
     pytest.skip("needs two CUDA GPUs", allow_module_level=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.canvas import Canvas
-from sparsed.agreement import agreement, answer_length
+from sparsed.answer_text import agreement, answer_length
 
 END = 9
 PIECES = {1: b"A", 2: b" river", 3: "é".encode()[:1], 4: "é".encode()[1:], 5: b"<b>", END: b"<end>"}

@@ -16,10 +16,11 @@ from app import engine as engines
 from app.engine import SparsedEngine, Wanted, line_up
 from app.kept import keep
 from app.limits import memory_needed
-from app.race import Lane, Race, seat
+from app.race import Lane, Race
 from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.models import LoadError
+from sparsed.turns import seat
 
 GIB = 2**30
 H200, A10 = "NVIDIA H200", "NVIDIA A10"
@@ -33,7 +34,7 @@ class Placed:
 
     def __init__(self, mini: Any, device: str) -> None:
         self.network, self.dtype = mini.network, torch.bfloat16
-        self.device, self.team = torch.device(device), None
+        self.device, self.processes = torch.device(device), 1
 
 
 class Machine:
@@ -67,7 +68,7 @@ def machine(mini: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine
         monkeypatch.setattr(sparsed, "load", made.load)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(made.gpus))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: made.gpus[getattr(gpu, "index", gpu)][0])
-        monkeypatch.setattr("sparsed.memory.device_memory", lambda kind, gpu=None: made.gpus[gpu][1])
+        monkeypatch.setattr("app.engine.device_memory", lambda kind, gpu=None: made.gpus[gpu][1])
         return made
 
     return make

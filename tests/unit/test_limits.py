@@ -24,7 +24,7 @@ from app.limits import (
     span,
     together,
 )
-from sparsed.memory import device_memory, give_back
+from sparsed.machine import device_memory, give_back
 
 MINI = Shape(
     layers=6, hidden=256, heads=4, head_dim=64, intermediate=512, weight_bytes=17_840_000, number_bytes=4

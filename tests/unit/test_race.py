@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.race import DeviceQueue, Lane, LineFull, Race, seat
+from app.race import DeviceQueue, Lane, LineFull, Race
+from sparsed.turns import seat
 
 T = TypeVar("T")
 

@@ -47,7 +47,7 @@ def fake_model() -> Any:
         family="llada",
         dtype=torch.float32,
         device=torch.device("cpu"),
-        team=None,
+        processes=1,
         mask_id=MASK,
         eos_id=END,
         end_ids=(END, 1),
@@ -656,7 +656,7 @@ def test_loading_and_replaying_needs_no_torch(tmp_path: Path) -> None:
         "import sys; from sparsed import trace; loaded = trace.load(sys.argv[1]); "
         "from sparsed import analysis; pattern = loaded.lanes['sparsed'].pattern; "
         "assert len(list(trace.replay(loaded))) == 4; pattern.mask(0); pattern.importance_of(0); "
-        "analysis.head_overlap(pattern, 0); analysis.thumbnails(analysis.layer_mask(pattern, 0)); "
+        "analysis.mask_overlap(pattern.mask(0)[0]); analysis.thumbnails(pattern.mask(0)[0]); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run(
@@ -703,7 +703,7 @@ def test_a_file_from_before_says_that_lanes_took_turns(tmp_path: Path) -> None:
 
 def test_how_many_processes_held_the_model_is_recorded(tmp_path: Path) -> None:
     model = fake_model()
-    model.team = SimpleNamespace(size=4)
+    model.processes = 4
     path = tmp_path / "race.json"
     trace.save(trace.record({"a": fake_run(model=model)}), path)
     assert trace.load(path).model.processes == 4

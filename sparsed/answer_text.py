@@ -1,8 +1,13 @@
-"""Do two answers say the same? Counted token by token, for the page, the bench and the evaluation alike."""
+"""An answer's tokens and its text: where it ends, how much of it two answers share, and the text of each cell.
+
+Tokens that are pieces of one character read "\\ufffd" alone; side by side they are text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+
+REPLACEMENT = "\ufffd"
 
 
 def answer_length(tokens: Sequence[int | None], ends: int | Collection[int]) -> int:
@@ -32,6 +37,30 @@ def agreement(
     if any(a is None or b is None for a, b in pairs):
         return None
     return sum(a == b or (a in ids and b in ids) for a, b in pairs), compared
+
+
+def groups(row: Sequence[int | None], pieces: Container[int | None]) -> Iterator[tuple[int, int]]:
+    """(start, end) of every longest group of two or more neighbours in `row` that are pieces."""
+    start = 0
+    for end in range(len(row) + 1):
+        if end == len(row) or row[end] not in pieces:
+            if end - start > 1:
+                yield start, end
+            start = end + 1
+
+
+def cell_texts(row: Sequence[int | None], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """The text of each cell of a canvas; empty where it is masked (None).
+
+    Where neighbouring pieces make up characters, the first of their cells has the text and the others are empty.
+    """
+    single = {token: decode([token]) for token in set(row) if token is not None}
+    texts = ["" if token is None else single[token] for token in row]
+    for start, end in groups(row, {token for token, text in single.items() if REPLACEMENT in text}):
+        whole = decode([token for token in row[start:end] if token is not None])
+        if REPLACEMENT not in whole:
+            texts[start:end] = [whole] + [""] * (end - start - 1)
+    return texts
 
 
 def _ids(ends: int | Collection[int]) -> frozenset[int]:

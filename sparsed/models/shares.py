@@ -1,0 +1,51 @@
+"""Networks as the processes of a team make them: each its share, read from a folder or drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsed.attention import dispatch
+from sparsed.models.families import read_config, recognise
+from sparsed.models.network import fuse, load_network, prepare
+from sparsed.models.share import Share, cut
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_share(
+    folder: Path, dtype: torch.dtype, fusing: bool, share: Share, on_weight: Callable[[str], None]
+) -> tuple[PreTrainedModel, str | None]:
+    """One process's share of the network in a folder, and why what surrounds attention is not fused, if it should be.
+    All processes call this at the same time.
+    """
+    checkpoint = recognise(read_config(folder), "config.json")
+    network = load_network(
+        folder, checkpoint, device=share.device, dtype=dtype, device_map=None, on_weight=on_weight, share=share
+    )
+    return network, fuse(network) if fusing else None
+
+
+def random_network(
+    raw: Mapping[str, Any], dtype: torch.dtype, device: torch.device, fusing: bool, share: Share | None = None
+) -> tuple[PreTrainedModel, str | None]:
+    """`load_share` with random weights, the same on every machine of one kind, for the shape that the parsed
+    config.json `raw` describes; without a share the whole network.
+    """
+    import transformers
+
+    checkpoint = recognise(dict(raw), "this shape")
+    dispatch.register()
+    torch.manual_seed(0)
+    with device:
+        network = getattr(transformers, checkpoint.network)._from_config(
+            checkpoint.config, dtype=dtype, attn_implementation=dispatch.NAME
+        )
+    if share is not None:
+        cut(network, share)
+    prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)
+    return network, fuse(network) if fusing else None
