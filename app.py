@@ -35,7 +35,6 @@ if borrowed():
 # script afterwards, and a later `from app.x import y` would look for it in here.
 from app import (
     api,
-    callers,
     canvas,
     charts,
     compare,
@@ -46,7 +45,6 @@ from app import (
     kept,
     limits,
     looks,
-    operations,
     page,
     peak,
     published,
@@ -62,14 +60,16 @@ from app import (
     words,
     zero,
 )
+from app.server.journal import Journal
+from app.server.signals import Signals
 from sparsed.launch import Launch
 
 if TYPE_CHECKING:
     from sparsed.team import Team
 
 MODULES = (
-    api, callers, canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, operations, page,
-    peak, published, race, replay, request, serving, session, settings, stage, takeaway, theme, words, zero,
+    api, canvas, charts, compare, desk, engine, explorer, export, kept, limits, looks, page, peak,
+    published, race, replay, request, serving, session, settings, stage, takeaway, theme, words, zero,
 )  # fmt: skip
 DEFAULT_KIND = "about"
 # A run that goes on when the server is told to stop has so long for its step; then its visitor's page so long to hear
@@ -113,7 +113,7 @@ def build(
     Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
     """
     engine.check_name(model)
-    bounds, journal = limits.Limits.here(), operations.Journal.here()
+    bounds, journal = limits.Limits.here(), Journal.here()
     if any_model and bounds.public:
         raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
     if borrowed():
@@ -175,7 +175,7 @@ def main() -> int:
         # model.
         return 0
     print(f"{words.TITLE}: {address}", flush=True)
-    signals = operations.on_terminate(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
+    signals = Signals(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
     if team is not None:
         team.on_lost = here.lose
     here.open()

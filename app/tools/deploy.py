@@ -89,23 +89,24 @@ def card_problems(contents: Mapping[str, bytes]) -> Iterable[str]:
     """What in README's front matter would not build this Space, one sentence each; the Hub checks the rest itself when
     it is sent. contents: bytes by path."""
     try:
-        card = SpaceCard(contents["README.md"].decode()).data
+        card = SpaceCard(contents["README.md"].decode()).data.to_dict()
     except (ValueError, TypeError, YAMLError) as error:
         yield f"it cannot be read: {' '.join(str(error).split())}"
         return
-    if card.sdk != "gradio":
-        yield f"sdk must be gradio, not {card.sdk!r}."
-    if card.app_file not in contents:
-        yield f"app_file is {card.app_file}, which is not among the files of the Space."
+    sdk, app_file, python, gradio = (card.get(f) for f in ("sdk", "app_file", "python_version", "sdk_version"))
+    if sdk != "gradio":
+        yield f"sdk must be gradio, not {sdk!r}."
+    if app_file not in contents:
+        yield f"app_file is {app_file}, which is not among the files of the Space."
     # Without quotes YAML reads 3.10 as the number 3.1.
-    if not re.fullmatch(r"3\.\d+(\.\d+)?", str(card.python_version)) or not isinstance(card.python_version, str):
-        yield f"python_version must be a text like 3.12 or 3.12.12, not {card.python_version!r}."
+    if not isinstance(python, str) or not re.fullmatch(r"3\.\d+(\.\d+)?", python):
+        yield f"python_version must be a text like 3.12 or 3.12.12, not {python!r}."
     lines = contents["requirements.txt"].decode().splitlines()
     asked = Requirement(next(line for line in [*lines, "gradio"] if line.startswith("gradio")))
-    if not re.fullmatch(r"\d+\.\d+\.\d+", str(card.sdk_version)):
-        yield f"sdk_version must be one version, like 6.31.0, not {card.sdk_version!r}."
-    elif not asked.specifier.contains(card.sdk_version):
-        yield f"sdk_version is {card.sdk_version}, but requirements.txt asks for {asked}."
+    if not re.fullmatch(r"\d+\.\d+\.\d+", str(gradio)):
+        yield f"sdk_version must be one version, like 6.31.0, not {gradio!r}."
+    elif not asked.specifier.contains(gradio):
+        yield f"sdk_version is {gradio}, but requirements.txt asks for {asked}."
 
 
 def blob(content: bytes) -> str:
@@ -164,7 +165,8 @@ def upload(api: HfApi, given: argparse.Namespace, contents: Mapping[str, bytes])
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m app.tools.deploy", description="Uploads this tree to the Hub as a Space and checks what arrived."
+        prog="python -m app.tools.deploy",
+        description="Lists or uploads this tree as a Space of the Hub, and checks what arrived.",
     )
     parser.add_argument("repository", metavar="OWNER/NAME", help="the Space; it is created if it is not there")
     parser.add_argument("--upload", action="store_true", help="send the files; without it they are only listed")

@@ -112,7 +112,8 @@ class Hub(BaseHTTPRequestHandler):
             there = bool(self.files)
             if not there:
                 self.files |= {".gitattributes": b"*.bin\n", "README.md": b"---\nsdk: gradio\n---\n"}
-                self.about |= {"hardware": given.get("hardware") or "cpu-basic", "private": given.get("visibility") == "private"}
+                private = given.get("visibility") == "private"
+                self.about |= {"hardware": given.get("hardware") or "cpu-basic", "private": private}
             self._answer({"url": url}, 409 if there else 200)
         elif address == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
