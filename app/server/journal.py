@@ -57,7 +57,7 @@ class Journal:
         self.prompts = prompts
         handler = _Handler(stream)
         handler.setFormatter(_JsonLine())
-        # A logger of its own, which no other part of the process can find, silence or listen to.
+        # Not by `getLogger`: what another library does to the loggers it finds there is not done to this one.
         self._logger = logging.Logger("sparsed")
         self._logger.addHandler(handler)
 
@@ -94,7 +94,8 @@ class Journal:
             facts["message"] = error
         self.event("error", **{**facts, "error": type(error).__name__, "trace": _trace(error)})
 
-class _Handler(logging.StreamHandler[TextIO]):
+
+class _Handler(logging.StreamHandler):
     """Follows sys.stderr where it has no stream of its own, and says nothing about a line that cannot be written."""
 
     def __init__(self, stream: TextIO | None) -> None:
