@@ -33,7 +33,9 @@ if borrowed():
 
 # `gradio app.py` binds the name `app` to this script afterwards: a later `from app.x import y` would look for it in
 # here, so every import of the package stands at the top of its module.
-from app import desk, engine, limits, operations, page, serving, words, zero
+from app import desk, engine, limits, page, serving, words, zero
+from app.server.journal import Journal
+from app.server.signals import Signals
 from sparsed.launch import Launch
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def build(
     Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
     """
     engine.check_name(model)
-    bounds, journal = limits.Limits.here(), operations.Journal.here()
+    bounds, journal = limits.Limits.here(), Journal.here()
     if any_model and bounds.public:
         raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
     if borrowed():
@@ -143,7 +145,7 @@ def main() -> int:
         # model.
         return 0
     print(f"{words.TITLE}: {address}", flush=True)
-    signals = operations.on_terminate(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
+    signals = Signals(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
     if team is not None:
         team.on_lost = here.lose
     here.open()

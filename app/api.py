@@ -17,15 +17,14 @@ from dataclasses import replace
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import gradio as gr
-from gradio.context import get_blocks_context
 
 from app import compare as comparison
 from app import request, takeaway
-from app.callers import hung_up
 from app.compare import NOTHING_CHOSEN
 from app.desk import Desk, Visit
 from app.kept import lane_key
 from app.request import BACKENDS, BASELINES, NO_BASELINE, OWN_TEXT, SAMPLER_FIELDS, Request
+from app.server.gradio_internals import describe_parameters, from_mcp, hung_up
 from app.serving import RUNS
 from app.session import Shown, perform
 from app.stage import BASELINE, DENSE, SPARSE, Snapshot, lane_label
@@ -365,13 +364,10 @@ def add(desk: Desk) -> None:
             given = {"run": run, "lane": lane, "layer": layer, "head": head, "importance": importance}
             return _sender(http)(_blocks(desk, {name: _plain(name, value) for name, value in given.items()}))
 
-    page = get_blocks_context()
-    assert page is not None, "there is a gr.Blocks around"
     for endpoint in (models, compare, sweep, pattern):
         number = gr.api(endpoint, concurrency_limit=None, api_visibility="public")["id"]
-        for name, component in zip(_names(endpoint), page.fns[number].inputs, strict=True):
-            # What `client.view_api()` says beside a parameter; MCP reads the function's docstring.
-            cast(Any, component).api_info()["additional_description"] = _SETTINGS[name]
+        # MCP reads the function's docstring instead.
+        describe_parameters(number, [_SETTINGS[name] for name in _names(endpoint)])
 
 
 def _one_of(names: Any) -> Any:
@@ -429,7 +425,7 @@ async def _steady(stream: AsyncGenerator[T, None], http: gr.Request) -> AsyncGen
                     except StopAsyncIteration:
                         return
                     coming = asyncio.ensure_future(anext(stream))
-                if _from_mcp(http) and hung_up(http.request):
+                if from_mcp(http) and hung_up(http.request):
                     return
                 for value in last:
                     yield value
@@ -448,13 +444,9 @@ def _visit(http: gr.Request) -> Visit:
     return visit
 
 
-def _from_mcp(http: gr.Request) -> bool:
-    return http.headers.get("x-gradio-user") == "mcp"
-
-
 def _sender(http: gr.Request) -> Callable[[Any], Any]:
     """How a value goes out: as it is; to MCP as text, because gradio would write a dictionary as Python does."""
-    return (lambda value: json.dumps(value, ensure_ascii=False)) if _from_mcp(http) else (lambda value: value)
+    return (lambda value: json.dumps(value, ensure_ascii=False)) if from_mcp(http) else (lambda value: value)
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ import sparsed
 from app.engine import Engine
 from app.kept import MOST_IMPORTANCE, Kept, Selected, opening
 from app.limits import SHORTEST_TOGETHER, Estimate, Limits, Shape, Speed, estimate, fit_speed
-from app.operations import Journal, Metrics, RunReport, State, Status
 from app.race import DeviceQueue, Race
 from app.request import Request
+from app.server.health import Metrics, State, Status
+from app.server.journal import Journal, RunReport
 from app.stage import SPARSE
 from app.words import NO_ROOM, NOT_MEASURED, TOO_SHORT, Shades, held_together
 from sparsed.config import SamplerConfig

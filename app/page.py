@@ -23,6 +23,7 @@ from app import api, charts, compare, kept, limits, looks, replay, request, stag
 from app.desk import Desk, Loaded, Loading, Visit, error_sentence
 from app.kept import Kept, Selected
 from app.request import FOLLOWING, OWN_TEXT, Request
+from app.server.gradio_internals import forget_session, look_for_work_every, sent_with
 from app.serving import RUNS
 from app.session import EXPECTED, Material, follow, gather, notes, perform
 from app.settings import Settings
@@ -207,8 +208,7 @@ class _Page:
         # No event is run past the queue.
         page.queue(api_open=False)
         self.blocks = page
-        # Gradio's queue looks for work a thousand times a second, which on two cores takes 7 % of one from the engine.
-        page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_SECONDS
+        look_for_work_every(QUEUE_SECONDS, page)
         return page
 
     def _explorer(self, first: Kept | None) -> None:
@@ -619,10 +619,7 @@ class _Page:
     def leave(self, http: gr.Request) -> None:
         """The tab was closed."""
         self.desk.leave(http.session_hash)
-        holder = getattr(self.blocks, "state_holder", None)
-        if holder is not None:
-            holder.session_data.pop(http.session_hash, None)
-            holder.time_last_used.pop(http.session_hash, None)
+        forget_session(http.session_hash, self.blocks)
 
     # ---- comparing prompt lengths ------------------------------------------------------------------------------
 
@@ -739,7 +736,7 @@ class _Page:
     def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Values:
         """A thumbnail was clicked: its layer and its head."""
         run = self._looked_at(self.desk.visit(http.session_hash))
-        place = looks.clicked(clicked._data)
+        place = looks.clicked(sent_with(clicked))
         if run is None or place is None or not (0 <= place[0] < run.layers and 0 <= place[1] < run.heads):
             return (gr.skip(),) * 6
         return (*place, self.show_head(http, *place), *self.show_layer(http, place[0]))

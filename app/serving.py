@@ -14,10 +14,12 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from app import kept, operations, takeaway, words
+from app import kept, takeaway, words
 from app.assets import together
-from app.callers import Callers
 from app.desk import Desk
+from app.server import health
+from app.server.gradio_internals import Callers
+from app.server.guard import MIB, Guard
 from app.theme import theme
 
 # What the page looks like and does: files of assets/page/, put together in this order. Later styles may change what
@@ -41,16 +43,16 @@ def launch_options(desk: Desk) -> dict[str, Any]:
     """Arguments for `Blocks.launch` that the page needs: theme, style, script, its static files and downloads, /healthz
     and /metrics, and the guard before every request.
     """
-    metrics = desk.metrics or operations.Metrics(desk.status)
+    metrics = desk.metrics or health.Metrics(desk.status)
     desk.metrics = metrics
     # A file comes in a frame.
-    largest = kept.MOST_FILE + operations.MIB
-    guard = Middleware(operations.Guard, journal=desk.journal, upload_limit=largest)
+    largest = kept.MOST_FILE + MIB
+    guard = Middleware(Guard, journal=desk.journal, upload_limit=largest)
     return {
         "theme": theme(),
         "head": _head(),
         "app_kwargs": {
-            "routes": [*_routes(), _downloads(desk), *operations.routes(desk.status, metrics)],
+            "routes": [*_routes(), _downloads(desk), *health.routes(desk.status, metrics)],
             "middleware": [guard, Middleware(Callers)],
         },
         "footer_links": [],

@@ -16,10 +16,10 @@ from app.canvas import Canvas
 from app.desk import CLOSING, Desk, Loaded, Loading, Places, Visit, error_sentence
 from app.engine import Wanted, line_up
 from app.kept import Kept, Selected, fits, keep, probe_steps
-from app.operations import Ending, RunReport, Via
 from app.peak import Peak
 from app.race import Lane, LineFull, Race, Ticket, Update
 from app.request import OWN_TEXT, Request
+from app.server.journal import Ending, RunReport, Via
 from app.stage import BASELINE, DENSE, SPARSE, LaneView, Snapshot, Stage, mode, opening
 from sparsed.launch import TeamLost
 from sparsed.turns import seat

@@ -20,9 +20,9 @@ import pytest
 from app.desk import Desk, Visit
 from app.engine import SparsedEngine
 from app.limits import SHORTEST_TOGETHER, Limits, Speed
-from app.operations import Journal
 from app.replay import replay_value
 from app.request import OWN_TEXT, parse
+from app.server.journal import Journal
 from app.session import WARMING_UP, Shown, perform
 from sparsed.models import LoadError
 from sparsed.turns import seat

@@ -16,8 +16,8 @@ if not torch.cuda.is_available():
 from app.desk import Desk, Visit  # noqa: E402
 from app.engine import SparsedEngine  # noqa: E402
 from app.limits import Limits  # noqa: E402
-from app.operations import Journal  # noqa: E402
 from app.request import parse  # noqa: E402
+from app.server.journal import Journal  # noqa: E402
 from app.session import perform  # noqa: E402
 
 

@@ -35,7 +35,7 @@ import gradio
 from app import zero
 from app.desk import Desk, Visit
 from app.limits import Limits
-from app.operations import Journal
+from app.server.journal import Journal
 from app.request import parse
 from app.session import perform
 
