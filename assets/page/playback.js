@@ -22,14 +22,15 @@
 
   // over: every lane is at its end. since: what was committed after that step is just committed.
   function laneSnapshot({ lane, made, states }, step, state, over, since) {
-    const done = lane.finished && step === made;
-    const [progress, seconds, ms_per_step, tokens_per_second] = lane.frames[step];
+    const { finished, ranges, made: phases, ms, phases: each, changes, frames, ...fixed } = lane;
+    const done = finished && step === made;
+    const [progress, seconds, ms_per_step, tokens_per_second] = frames[step];
     return {
-      ...lane,
+      ...fixed,
       ...(done ? {} : { text: null, right: null, verdict: null }),
       state: done ? "done" : state,
-      phase: step ? lane.phases[step - 1] : "dense",
-      phases: done ? lane.made : lane.ranges,
+      phase: step ? each[step - 1] : "dense",
+      phases: done ? phases : ranges,
       step,
       progress,
       seconds,
@@ -53,8 +54,9 @@
   function snapshot(value, records, steps, since) {
     const over = records.every((record, i) => steps[i] === record.made);
     const state = over ? value.state : "running";
+    const { autoplay, way, cells, speedups, ...fixed } = value;
     return {
-      ...value,
+      ...fixed,
       ...(over ? {} : { message: "", speedup: speedup(value, records, steps), agreement: null, gold: null }),
       state,
       lanes: records.map((record, i) => laneSnapshot(record, steps[i], state, over, since[i])),
