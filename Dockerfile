@@ -1,4 +1,4 @@
-# The page on a server of your own; README, "Put it on the Hub or on a server", has the commands.
+# The page on a server of your own; docs/hosting.md has the commands.
 #
 # Build arguments:
 #   TORCH_OPTIONS   pip's options for torch alone. pip's default torch brings several gigabytes of CUDA libraries on

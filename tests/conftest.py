@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -80,6 +81,19 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(saved))
     return folder
+
+
+@pytest.fixture(scope="session")
+def examples() -> Callable[[str, str], str]:
+    """The fenced blocks of a language on a page of the repository ("README.md", "docs/api.md" …), as one program."""
+
+    def found(page: str, language: str) -> str:
+        text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+        blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        assert blocks, f"{page} has no example in {language}"
+        return "\n".join(blocks)
+
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,6 @@ from app.limits import Limits
 from app.replay import final_snapshot
 from sparsed import trace as traces
 
-ROOT = Path(__file__).resolve().parents[2]
-HEADING = "## Use it from a program"
 SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
@@ -483,26 +481,18 @@ def test_the_real_model_answers_as_its_engine_wrote(real: Any) -> None:
     assert found["density"]["executed"] == pytest.approx(scores(found) / found["tokens"] ** 2)
 
 
-def examples(language: str) -> list[str]:
-    """The fenced blocks of a language in README's section for programs."""
-    _, heading, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n{HEADING}\n")
-    assert heading, f"README.md has no section “{HEADING}”"
-    section = re.split(r"\n## ", rest)[0]
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-
-
 def at(server: Any, code: str) -> str:
     """An example, for this server."""
     assert "http://127.0.0.1:7860/" in code
     return code.replace("http://127.0.0.1:7860/", server.url)
 
 
-def test_the_python_examples_of_the_readme_run(real: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_examples_of_the_docs_run(
+    real: Any, examples: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     real.idle()
-    blocks = examples("python")
-    assert blocks
     space: dict[str, Any] = {}
-    exec(compile(at(real, "\n".join(blocks)), "README.md", "exec"), space)
+    exec(compile(at(real, examples("docs/api.md", "python")), "docs/api.md", "exec"), space)
     assert "done" in capsys.readouterr().out
 
 
@@ -571,11 +561,12 @@ def test_the_client_in_javascript_gets_the_same(client: Client, keeping: Any, no
     assert got["refused"] == "The value of steps must lie between 1 and 1024, not 0."
 
 
-def test_the_javascript_examples_of_the_readme_run(real: Any, node: Path) -> None:
+def test_the_javascript_examples_of_the_docs_run(
+    real: Any, examples: Callable[[str, str], str], node: Path
+) -> None:
     real.idle()
-    blocks = examples("javascript")
-    assert blocks
-    assert "done" in javascript(node, at(real, "\n".join(blocks)) + "\nprocess.exit(0);\n")
+    code = at(real, examples("docs/api.md", "javascript"))
+    assert "done" in javascript(node, code + "\nprocess.exit(0);\n")
 
 
 # ---- MCP -------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def test_an_evaluation_and_a_measurement_by_a_team_are_those_of_one_process(tmp_
 
 
 def test_a_script_that_joins_a_team_ends_well(folders: list[Path], tmp_path: Path) -> None:
-    """README's three lines, without a word about the end; what follows runs in the first process alone."""
+    """As docs/python.md says it, without a word about the end; what follows runs in the first process alone."""
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport sparsed\nfrom sparsed.team import join\n"
