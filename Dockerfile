@@ -28,7 +28,8 @@ COPY requirements.txt ./
 RUN pip install $PIP_OPTIONS $TORCH_OPTIONS "$(grep '^torch' requirements.txt)"
 RUN pip install $PIP_OPTIONS -r requirements.txt
 
-COPY LICENSE README.md app.py ./
+COPY LICENSE README.md CONTRIBUTING.md CHANGELOG.md app.py ./
+COPY docs docs
 COPY assets assets
 COPY prompts prompts
 COPY sparsed sparsed

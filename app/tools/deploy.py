@@ -24,8 +24,11 @@ from packaging.requirements import Requirement
 from yaml import YAMLError
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a Space needs, and nothing else.
-SPACE = ("app", "sparsed", "assets", "prompts", "app.py", "requirements.txt", "README.md", "LICENSE")
+# What a Space needs and what its card, README.md, links to; nothing else.
+SPACE = (
+    "app", "sparsed", "assets", "prompts", "docs", "app.py", "requirements.txt", "README.md", "CONTRIBUTING.md",
+    "CHANGELOG.md", "LICENSE",
+)  # fmt: skip
 # One file, in bytes: a larger one is a mistake here.
 LARGEST = 10_000_000
 POINTER = b"version https://git-lfs.github.com/spec/"

@@ -35,12 +35,15 @@ app_file: app.py
 # A page
 """
 FILES = {
+    "CHANGELOG.md": b"# Changes\n",
+    "CONTRIBUTING.md": b"# Contributing\n",
     "LICENSE": b"Apache\n",
     "README.md": README.encode(),
     "app.py": b"import app\n",
     "app/__init__.py": b"",
     "app/page.py": b"print('page')\n",
     "assets/model.safetensors": bytes(range(256)) * 5,
+    "docs/page.md": b"# The page\n",
     "prompts/world.json": b"{}\n",
     "requirements.txt": b"# the page\ngradio[mcp]>=6.31,<7\ntorch>=2.11\n",
     "sparsed/__init__.py": b"",
