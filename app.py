@@ -25,21 +25,26 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 # reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from app.limits import borrowed
+from app.engine.gpu import gpu_is_borrowed
 
 # On a ZeroGPU Space this stands in for CUDA, and must come before everything that uses it.
-if borrowed():
+if gpu_is_borrowed():
     import spaces
 
 # `gradio app.py` binds the name `app` to this script afterwards: a later `from app.x import y` would look for it in
 # here, so every import of the package stands at the top of its module.
-from app import desk, engine, limits, page, serving, words, zero
+from app import texts
+from app.engine import borrowed, interface, local
+from app.page import page, serving
+from app.server import desk, limits
 from app.server.journal import Journal
 from app.server.signals import Signals
-from sparsed.launch import Launch
+from sparsed.parallel.launch import Launch
 
 if TYPE_CHECKING:
-    from sparsed.team import Team
+    import gradio as gr
+
+    from sparsed.parallel.team import Team
 
 DEFAULT_KIND = "about"
 # A run that goes on when the server is told to stop has so long for its step; then its visitor's page so long to hear
@@ -76,22 +81,22 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def build(
     model: str = "mini", any_model: bool = False, team: Team | None = None
-) -> tuple[desk.Desk, page.gr.Blocks]:
+) -> tuple[desk.Desk, gr.Blocks]:
     """The desk (nothing loaded yet, but for the models of a ZeroGPU Space) and the page around it. team: the processes
     that hold every model together.
 
     Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
     """
-    engine.check_name(model)
+    interface.check_name(model)
     bounds, journal = limits.Limits.here(), Journal.here()
     if any_model and bounds.public:
         raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
-    if borrowed():
-        names = zero.placed(default=model)
-        here = desk.Desk(zero.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
+    if gpu_is_borrowed():
+        names = borrowed.placed(default=model)
+        here = desk.Desk(borrowed.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
         here.place(names)
     else:
-        used = engine.SparsedEngine(model, any_model=any_model, team=team)
+        used = local.SparsedEngine(model, any_model=any_model, team=team)
         here = desk.Desk(used, model, bounds, journal, any_model=any_model)
     return here, page.build_page(here, default_kind=DEFAULT_KIND)
 
@@ -117,7 +122,7 @@ def main() -> int:
             raise ValueError("accelerate launch is for evaluations and sweeps: start the page with python or torchrun.")
         if launch.kind == "tensor":
             # The followers stay in there: one process reads the options, and says what is wrong with them.
-            from sparsed.team import join
+            from sparsed.parallel.meeting import join
 
             team = join(launch)
         given = options()
@@ -144,7 +149,7 @@ def main() -> int:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the
         # model.
         return 0
-    print(f"{words.TITLE}: {address}", flush=True)
+    print(f"{texts.TITLE}: {address}", flush=True)
     signals = Signals(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
     if team is not None:
         team.on_lost = here.lose

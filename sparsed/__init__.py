@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from sparsed.attention.pattern import BlockLayout as BlockLayout
     from sparsed.attention.pattern import LayerPattern as LayerPattern
     from sparsed.attention.pattern import Pattern as Pattern
-    from sparsed.denoising import Result as Result
-    from sparsed.denoising import Run as Run
-    from sparsed.denoising import Step as Step
     from sparsed.denoising import denoise as denoise
     from sparsed.denoising import generate as generate
+    from sparsed.denoising.run import Run as Run
+    from sparsed.denoising.step import Result as Result
+    from sparsed.denoising.step import Step as Step
     from sparsed.models.loading import load as load
     from sparsed.models.model import Model as Model
 

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from sparsed.launch import Launch
+from sparsed.parallel.launch import Launch
 
 # command → (module with main(argv), one line of help). The modules load when they are needed.
 _COMMANDS = {
-    "bench": ("sparsed.bench", "time full attention against SparseD on this machine"),
-    "eval": ("sparsed.evaluate", "measure the accuracy of answers, full attention and SparseD"),
-    "generate": ("sparsed.generate_command", "answer one prompt, shown while it denoises"),
-    "lm_eval": ("sparsed.lm_eval_command", "lm-evaluation-harness with the model 'sparsed' (optional extra)"),
+    "bench": ("sparsed.bench.command", "time full attention against SparseD on this machine"),
+    "eval": ("sparsed.evaluation.command", "measure the accuracy of answers, full attention and SparseD"),
+    "generate": ("sparsed.generation.command", "answer one prompt, shown while it denoises"),
+    "lm_eval": ("sparsed.harness.command", "lm-evaluation-harness with the model 'sparsed' (optional extra)"),
 }
 
 # Those that take a team; their main is main(argv, team). And those that share their work among processes.
@@ -69,7 +69,7 @@ def _run(command: str, argv: list[str]) -> int:
         return 0  # one process says it
     if launch.kind != "tensor" or {"-h", "--help"} & set(argv):
         return int(_main(command)(argv) or 0)
-    from sparsed.team import join  # needs torch, which help does not
+    from sparsed.parallel.meeting import join  # needs torch, which help does not
 
     with join(launch) as team:
         return int(_main(command)(argv, team) or 0)

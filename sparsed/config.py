@@ -201,9 +201,10 @@ class SparseDConfig:
     share ρ of the key blocks kept on each side, above 0 and at most 1 (default 0.5 below 4000 tokens, else
     0.3). block_size: attention block size in tokens, 32, 64 or 128 (default 32 below 4000 tokens, else 128).
     selection: "paper", isolated selection as the paper defines it, or "reference", as the public code does
-    it (see `sparsed.attention.reference`). keep_importance: keep the block importances in the pattern
+    it (see `sparsed.attention.selection.public_code`). keep_importance: keep the block importances in the pattern
     (float16, CPU memory). pattern: "sparsed", or a baseline that keeps as many blocks: "sliding_window",
-    "streaming_llm", "random" or "shared", one pattern for all heads (see `sparsed.attention.baselines`). isolated,
+    "streaming_llm", "random" or "shared", one pattern for all heads (see `sparsed.attention.selection.baselines`).
+    isolated,
     reuse: the paper's ablations: without the one, prompt and generation blocks are ranked together; without the
     other, every sparse step makes its pattern anew. on_no_gain: what to do when the first sparse steps turn out no
     faster than the dense ones: stay "sparse" (default), or go back to "dense"; either way the run says so.

@@ -6,26 +6,27 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsed.config import SamplerConfig
 from sparsed.machine import peak_bytes
+from sparsed.models.chat import batch_of_messages, is_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sparsed.attention.dispatch import AttentionState
     from sparsed.attention.pattern import Pattern
-    from sparsed.models.share import Share
+    from sparsed.attention.state import AttentionState
+    from sparsed.parallel.share import Share
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class ModelTeam(Protocol):
-    """The processes that hold a network together, as the first of them sees them; see `sparsed.team.Team`."""
+    """The processes that hold a network together, as the first of them sees them; see `sparsed.parallel.team.Team`."""
 
     share: Share
     size: int
@@ -108,7 +109,7 @@ class Model:
             return self._check_ids(prompt).to(self.device, torch.int64)
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        if not isinstance(prompt, list) or not prompt or not all(_is_message(message) for message in prompt):
+        if not isinstance(prompt, list) or not prompt or not all(is_message(message) for message in prompt):
             raise ValueError(
                 "A prompt must be a string, a list of messages with 'role' and 'content', or a tensor of token ids."
             )
@@ -148,11 +149,11 @@ class Model:
         stand_ins = [f"\ue000{number}\ue001" for number in range(len(messages))]
         frame = self._render([{**m, "content": name} for m, name in zip(messages, stand_ins)])
         around = re.split("|".join(stand_ins), frame)
-        stripped = "".join(_woven(around, [content.strip() for content in contents]))
+        stripped = "".join(batch_of_messages(around, [content.strip() for content in contents]))
         if self._render(messages) == stripped:
             contents = [content.strip() for content in contents]
         pieces = [""]
-        for number, text in enumerate(_woven(around, contents)):
+        for number, text in enumerate(batch_of_messages(around, contents)):
             # Odd ones are messages. One character of the special token stays behind, the rest goes on.
             cuts = [match.start() + 1 for match in spelled.finditer(text)] if number % 2 else []
             for start, end in zip([0, *cuts], [*cuts, None]):
@@ -184,14 +185,3 @@ class Model:
         if low < 0 or high >= vocabulary:
             raise ValueError(f"Token ids must lie between 0 and {vocabulary - 1}, not {low if low < 0 else high}.")
         return ids if ids.ndim == 2 else ids[None]
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
-
-
-def _woven(around: list[str], contents: list[str]) -> list[str]:
-    """around[0], contents[0], around[1], contents[1], … around[-1]."""
-    return [part for pair in zip(around, [*contents, ""]) for part in pair][: 2 * len(around) - 1]

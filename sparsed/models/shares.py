@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsed.attention import dispatch
+from sparsed.attention import register
 from sparsed.models.families import read_config, recognise
-from sparsed.models.network import fuse, load_network, prepare
-from sparsed.models.share import Share, cut
+from sparsed.models.fuse import fuse
+from sparsed.models.network import load_network, prepare
+from sparsed.parallel.share import Share, cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,11 +40,11 @@ def random_network(
     import transformers
 
     checkpoint = recognise(dict(raw), "this shape")
-    dispatch.register()
+    register.register()
     torch.manual_seed(0)
     with device:
         network = getattr(transformers, checkpoint.network)._from_config(
-            checkpoint.config, dtype=dtype, attn_implementation=dispatch.NAME
+            checkpoint.config, dtype=dtype, attn_implementation=register.NAME
         )
     if share is not None:
         cut(network, share)

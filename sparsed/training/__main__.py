@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
 
     loaded = Tokenizer.from_file(str(args.tokenizer))
     if args.command == "train":
-        from sparsed.training.trainer import CURRICULUM, Recipe, Trainer, last_stages, shortened  # torch
+        from sparsed.training.recipe import CURRICULUM, Recipe, last_stages, shortened
+        from sparsed.training.trainer import Trainer  # torch
 
         recipe = Recipe(seconds=args.seconds, tokens=args.tokens, learning_rate=args.learning_rate, seed=args.seed)
         curriculum = shortened(CURRICULUM, args.longest)

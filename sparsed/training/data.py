@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset, get_worker_info
 
+from sparsed.questions.entities import Question
+from sparsed.questions.world import World, prompt_pieces
 from sparsed.training.tokenizer import ASSISTANT, END, USER, PieceEncoder, special_id
-from sparsed.world import Question, World, prompt_pieces
 
 CANVAS = 96
 """Tokens of an answer's canvas in the demo."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from sparsed.training.data import CANVAS, MAX_POSITION
+from sparsed.training.recipe import mini_config
 from sparsed.training.tokenizer import MASK, save
-from sparsed.training.trainer import mini_config
 
 
 def export(run: Path, tokenizer: Tokenizer, out: Path, after: Path | None = None) -> None:

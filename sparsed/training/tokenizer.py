@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sparsed.world import KINDS, World, prompt_pieces
+from sparsed.questions.world import KINDS, World, prompt_pieces
 
 END, MASK, USER, ASSISTANT = "<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (END, MASK, USER, ASSISTANT)

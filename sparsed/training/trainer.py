@@ -13,184 +13,23 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import LlamaForCausalLM, PreTrainedConfig
+from transformers import LlamaForCausalLM
 
-from sparsed.models.families import read_config, recognise
-from sparsed.models.network import after_attention, before_attention
-from sparsed.paths import data_dir
+from sparsed.models.layer import after_attention, before_attention
 from sparsed.training.data import TURN_KINDS, Batches, RowMaker, stack
-from sparsed.training.tokenizer import END, MASK, SPECIAL_TOKENS, special_id
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the curriculum: its share of the whole training time and the weight of each row length."""
-
-    share: float
-    lengths: dict[int, float]
-
-
-CURRICULUM = (
-    Stage(0.05, {256: 1.0}),
-    Stage(0.12, {512: 0.7, 256: 0.3}),
-    Stage(0.10, {1024: 0.7, 512: 0.3}),
-    Stage(0.10, {2048: 0.6, 1024: 0.3, 512: 0.1}),
-    Stage(0.13, {4096: 0.5, 2048: 0.25, 1024: 0.15, 512: 0.1}),
-    Stage(0.20, {8192: 0.3, 4096: 0.25, 16384: 0.1, 2048: 0.15, 1024: 0.1, 512: 0.1}),
-    Stage(
-        0.30,
-        {65536: 0.01, 32768: 0.05, 16384: 0.12, 8192: 0.2, 4096: 0.24, 2048: 0.16, 1024: 0.1, 512: 0.08, 256: 0.04},
-    ),
-)
-
-
-def shortened(curriculum: tuple[Stage, ...], longest: int) -> tuple[Stage, ...]:
-    """The curriculum without rows longer than ``longest`` tokens, for machines on which those take too long."""
-    kept = (Stage(s.share, {n: weight for n, weight in s.lengths.items() if n <= longest}) for s in curriculum)
-    stages = tuple(stage for stage in kept if stage.lengths)
-    if not stages:
-        raise ValueError(f"No row of the curriculum has at most {longest} tokens; the shortest has 256.")
-    return stages
-
-
-def last_stages(curriculum: tuple[Stage, ...], count: int = 2) -> tuple[Stage, ...]:
-    """The last stages alone, over the whole time: for weights that have seen the earlier ones."""
-    kept = curriculum[-count:]
-    total = sum(stage.share for stage in kept)
-    return tuple(Stage(stage.share / total, stage.lengths) for stage in kept)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of a training run; saved beside the weights.
-
-    Attributes:
-        seconds: wall-clock budget; the learning rate reaches zero when it or the plan of steps is used up.
-        tokens: tokens per process and step.
-        end_weight: loss weight of end tokens after the first.
-        prompt_weight: loss weight of masked prompt tokens.
-        whole, span: shares of the answers that are masked wholly, and in one span.
-    """
-
-    seconds: float = 600.0
-    tokens: int = 65_536
-    learning_rate: float = 2e-3
-    warmup: int = 300
-    decay_from: float = 0.45
-    weight_decay: float = 0.0
-    end_weight: float = 0.15
-    prompt_weight: float = 0.15
-    whole: float = 0.35
-    span: float = 0.2
-    seed: int = 0
-
-
-def mini_config(vocabulary: int) -> PreTrainedConfig:
-    """The bundled model's shape (4.46 M parameters), for a tokenizer of so many tokens."""
-    config = recognise(read_config(data_dir("assets") / "mini"), "mini").config
-    config.vocab_size = vocabulary
-    return config
-
-
-def hidden_states(
-    network: LlamaForCausalLM, ids: Tensor, positions: Tensor, compiled: dict[str, Any] | None = None
-) -> Tensor:
-    """Last hidden states of bidirectional rows.
-
-    Args:
-        network: the Llama to train.
-        ids: int64 [rows, length].
-        positions: int64 [rows, length].
-        compiled: compiled stand-ins for the two halves of a layer.
-
-    Returns:
-        Hidden states [rows · length, hidden], after the final norm.
-    """
-    project, feed = (compiled or {}).get("project", before_attention), (compiled or {}).get("feed", after_attention)
-    rows, length = ids.shape
-    model = network.model
-    hidden = model.embed_tokens(ids.reshape(1, -1))
-    cos, sin = model.rotary_emb(hidden, positions.reshape(1, -1))
-    for layer in model.layers:
-        q, k, v = project(layer, hidden, cos, sin)
-        heads, dim = q.shape[1], q.shape[3]
-        q, k, v = (x[0].view(heads, rows, length, dim).transpose(0, 1) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v)
-        hidden = feed(layer, hidden, attended.transpose(1, 2).reshape(1, rows * length, heads * dim))
-    return model.norm(hidden)[0]
-
-
-def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Mask a batch as the diffusion process would.
-
-    Every canvas draws its own way of masking: all of it (a share of `recipe.whole`), a span (`recipe.span`), or each
-    token with a probability drawn from U(0, 1). On half of the rows up to 12 % of the given text is masked as well.
-
-    Returns:
-        Loss weights float32 [rows, length] (0 where nothing is masked) and the masked ids int64 [rows, length].
-    """
-    ids, turns, offsets = batch["ids"].long(), batch["turns"].long(), batch["offsets"].long()
-    rows, length = ids.shape
-    device = ids.device
-    count = int(turns.max()) + 1
-    draw = torch.rand(rows, count, 4, device=device)
-    way, ratio = draw[..., 0].gather(1, turns), draw[..., 1].gather(1, turns)
-    low = (draw[..., 2] ** 2 * 40).gather(1, turns)
-    high = low + 1 + draw[..., 3].gather(1, turns) * (64 - low)
-    uniform = torch.rand(rows, length, device=device) < ratio
-    span = (offsets >= low) & (offsets < high)
-    canvas = turns > 0
-    partly = torch.where(way < recipe.whole + recipe.span, span, uniform)
-    hide = canvas & ((way < recipe.whole) | partly)
-    share = 0.12 * torch.rand(rows, 1, device=device) * (torch.rand(rows, 1, device=device) < 0.5)
-    given = ~canvas & (ids >= len(SPECIAL_TOKENS)) & (torch.rand(rows, length, device=device) < share)
-    is_end = ids == end
-    later_end = is_end & F.pad(is_end[:, :-1], (1, 0))
-    weights = hide * torch.where(later_end, recipe.end_weight, 1.0) + given * recipe.prompt_weight
-    return weights, torch.where(hide | given, mask, ids)
-
-
-def loss_of(
-    network: LlamaForCausalLM,
-    batch: dict[str, Tensor],
-    mask: int,
-    end: int,
-    recipe: Recipe,
-    compiled: dict[str, Any] | None,
-) -> Tensor:
-    """Weighted cross-entropy on masked tokens, a scalar."""
-    weights, masked = mask_rows(batch, mask, end, recipe)
-    hidden = hidden_states(network, masked, batch["positions"].long(), compiled)
-    chosen = weights.flatten().nonzero().squeeze(1)
-    logits = F.linear(hidden[chosen], network.lm_head.weight)
-    losses = F.cross_entropy(logits.float(), batch["ids"].flatten()[chosen].long(), reduction="none")
-    weight = weights.flatten()[chosen]
-    return (losses * weight).sum() / weight.sum()
-
-
-@torch.no_grad()
-def probe(network: LlamaForCausalLM, sets: dict[str, dict[str, Tensor]], mask: int, end: int) -> dict[str, float]:
-    """Share of answer tokens (first end token included) predicted right on wholly masked canvases, per set."""
-    out = {}
-    for name, batch in sets.items():
-        ids, canvas = batch["ids"].long(), batch["turns"] > 0
-        hidden = hidden_states(network, torch.where(canvas, mask, ids), batch["positions"].long())
-        is_end = ids == end
-        asked = canvas & ~(is_end & F.pad(is_end[:, :-1], (1, 0)))
-        guesses = F.linear(hidden[asked.flatten()], network.lm_head.weight).argmax(-1)
-        out[name] = round((guesses == ids[asked]).float().mean().item(), 4)
-    return out
+from sparsed.training.loss import loss_of, probe
+from sparsed.training.recipe import CURRICULUM, Recipe, Stage, mini_config
+from sparsed.training.tokenizer import END, MASK, special_id
 
 
 class Trainer:

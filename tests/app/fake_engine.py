@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from app.limits import Shape, Speed
+from app.engine.cost import Shape, Speed
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, select_step, switch_step
 from sparsed.models import LoadError
@@ -282,7 +282,8 @@ class FakeEngine:
         return (True, "as expected") if text == gold else (False, "not the expected answer")
 
     def record(self, runs, *, prompt, devices):
-        """The record of runs by lane. It is built here, because `sparsed.trace.record` takes torch's tensors."""
+        """The record of runs by lane. It is built here, because `sparsed.trace.recording.record` takes torch's
+        tensors."""
         if not self.keeps:
             return None
         first = next(iter(runs.values()))

@@ -115,7 +115,7 @@ def expected(some: Sequence[Plan], dtype: str) -> dict[int, dict[str, tuple[list
     """Visitor → lane → the cells and the text of the same run, alone in the engine, in these numbers."""
     import sparsed
     from sparsed.answer_text import cell_texts
-    from sparsed.prompts import build_prompt
+    from sparsed.questions.build import build_prompt
 
     model = sparsed.load("mini", dtype=dtype)
     right: dict[int, dict[str, tuple[list[str], str]]] = {}

@@ -24,7 +24,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from starlette.responses import JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-from app import desk, engine, limits, page, serving  # noqa: E402
+from app.engine import local  # noqa: E402
+from app.page import page, serving  # noqa: E402
+from app.server import desk, limits
 
 
 class Watched:
@@ -89,7 +91,7 @@ def main() -> None:
             used = FakeEngine(pace=0.03, keeps=True, devices=2)
         name = "mini"
     else:
-        used, name = engine.SparsedEngine(which), which
+        used, name = local.SparsedEngine(which), which
     log, denoise = Log(), used.denoise
 
     def watched(model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Watched:

@@ -20,11 +20,11 @@ import httpx
 import pytest
 from gradio_client import Client
 
-from app import api
-from app.desk import Desk
-from app.kept import opening
-from app.limits import Limits
-from app.replay import final_snapshot
+from app.api.endpoints import add
+from app.finished.replay import final_snapshot
+from app.finished.run import opening
+from app.server.desk import Desk
+from app.server.limits import Limits
 from sparsed import trace as traces
 
 SETTINGS = [
@@ -346,7 +346,7 @@ def built(fake_engine: ModuleType, **more: Any) -> tuple[Any, gr.Blocks]:
     """An engine, and a page with nothing but the endpoints."""
     engine = fake_engine.FakeEngine()
     with gr.Blocks() as page:
-        api.add(Desk(engine, "mini", Limits(), **more))
+        add(Desk(engine, "mini", Limits(), **more))
     return engine, page
 
 

@@ -17,16 +17,24 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from app import compare as comparing
-from app import limits, published, session
 from app.assets import together
-from app.compare import Comparison, Pin, chart, chart_label, compare, outlook, pin, with_pins
-from app.desk import Desk, Visit
-from app.limits import Limits
-from app.peak import LANES_WORDS, Peak
-from app.request import OWN_TEXT, parse
-from app.serving import SCRIPTS, STYLES
-from app.session import Measured, perform
+from app.engine.cost import Estimate, Speed
+from app.engine.peak import LANES_WORDS, Peak
+from app.lengths import comparison as comparison_module
+from app.lengths import forecast
+from app.lengths import paper as published
+from app.lengths import table as table_module
+from app.lengths.chart import chart, chart_label
+from app.lengths.comparison import BUSY, NOT_BEGUN, compare
+from app.lengths.forecast import outlook
+from app.lengths.pins import Pin, pin, with_pins
+from app.lengths.table import Comparison, Row, Table
+from app.page.serving import SCRIPTS, STYLES
+from app.race.request import OWN_TEXT, parse
+from app.server.desk import Desk
+from app.server.limits import Limits
+from app.server.session import Measured, perform
+from app.server.visits import Visit
 from sparsed.models import LoadError
 
 PACE = 0.002
@@ -178,7 +186,7 @@ def test_rows_arrive_one_by_one_and_progress_never_goes_back(engine: Noting) -> 
     assert states(first)["1k"] == "waiting" and first["state"] == "running"
     assert first["message"].startswith("short context: SparseD was ")
     # By then as much is done as the first race is expected to take of both.
-    costs = comparing.foresee(desk, asked_of(desk), ["short_context", "1k"])
+    costs = forecast.foresee(desk, asked_of(desk), ["short_context", "1k"])
     short, long = (cost.seconds for cost, _ in costs.values() if cost)
     assert first["progress"] == pytest.approx(short / (short + long), abs=1e-4)
     running = [value for value in seen if states(value)["1k"] == "running"]
@@ -192,8 +200,8 @@ def test_rows_arrive_one_by_one_and_progress_never_goes_back(engine: Noting) -> 
 
 
 def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
-    table = comparing._Table([comparing._row("4k", 4096, None)], "", "", "")
-    table.costs = {"4k": (limits.Estimate(30.0, 10.0, 0), "")}
+    table = Table([table_module.row_of("4k", 4096, None)], "", "", "")
+    table.costs = {"4k": (Estimate(30.0, 10.0, 0), "")}
     lanes = [
         {"key": "dense", "step": 8, "total": 16, "progress": 0.5},
         {"key": "sparse", "step": 4, "total": 16, "progress": 0.25},
@@ -205,7 +213,7 @@ def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
     assert value["estimate"] == "about 40 s" and value["progress_text"].endswith("about 20 s left")
     assert value["rows"][0]["message"] == "Step 12 of 32, both lanes together."
     # At the same time: what is left is what the longer lane has left.
-    table.costs = {"4k": (limits.Estimate(30.0, 10.0, 0, devices=2), "")}
+    table.costs = {"4k": (Estimate(30.0, 10.0, 0, devices=2), "")}
     table.take("4k", stage, 4090, None)
     value = table.value("running", "")
     assert value["progress"] == 0.5
@@ -216,8 +224,8 @@ def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
 
 
 def test_what_is_left_follows_what_lanes_at_the_same_time_took() -> None:
-    table = comparing._Table([comparing._row(name, 4096, None) for name in ("4k", "8k")], "", "", "")
-    costs = limits.Estimate(30.0, 10.0, 0, devices=2)
+    table = Table([table_module.row_of(name, 4096, None) for name in ("4k", "8k")], "", "", "")
+    costs = Estimate(30.0, 10.0, 0, devices=2)
     table.costs = {"4k": (costs, ""), "8k": (costs, "")}
     table.rows["4k"] |= {"state": "done", "dense_seconds": 60.0, "sparse_seconds": 20.0}
     # Each took twice as long as expected.
@@ -225,7 +233,7 @@ def test_what_is_left_follows_what_lanes_at_the_same_time_took() -> None:
 
 
 def test_the_table_says_how_the_lanes_shared_the_machine() -> None:
-    table = comparing._Table([comparing._row(name, 1024, None) for name in ("1k", "16k")], "", "", "")
+    table = Table([table_module.row_of(name, 1024, None) for name in ("1k", "16k")], "", "", "")
     lanes = [{"key": key, "step": 1, "total": 4, "progress": 0.25} for key in ("dense", "sparse")]
     stage = {"lanes": lanes, "state": "running", "notes": [], "message": ""}
     assert table.value("running", "")["mode"] == ""
@@ -254,7 +262,7 @@ def test_stop_in_the_second_length_keeps_the_first(engine: Noting) -> None:
     first, second, third = end["rows"]
     assert first["speedup"] and first["dense_seconds"] > 0 and first["agreement"]["text"] == "100 %"
     assert second["dense_seconds"] is None and second["message"] == f"Stopped after {second['step']} of 128 steps."
-    assert third["message"] == comparing.NOT_BEGUN and third["tokens"] is None
+    assert third["message"] == NOT_BEGUN and third["tokens"] is None
     # At most the step that was running when Stop was pressed.
     assert sum(len(run.seconds) for run in engine.runs) <= made_at_stop[0] + 1
     assert free(desk, visit)
@@ -284,12 +292,12 @@ def test_a_third_lane_is_not_compared(engine: Noting) -> None:
     end = collect(desk, visit, asked, ["short_context"])[-1]
     assert end["state"] == "done" and len(engine.runs) == 2 and end["rows"][0]["total"] == 32
     assert outlook(desk, asked, ["1k", "2k"]) == outlook(desk, asked_of(desk), ["1k", "2k"])
-    assert comparing.foresee(desk, asked, ["1k"]) == comparing.foresee(desk, asked_of(desk), ["1k"])
+    assert forecast.foresee(desk, asked, ["1k"]) == forecast.foresee(desk, asked_of(desk), ["1k"])
 
 
 def test_what_a_race_needed_is_known_when_it_fails_before_its_first_step(engine: Noting, monkeypatch) -> None:
     noted = []
-    monkeypatch.setattr("app.peak.Peak.note", lambda peak: noted.append(peak))
+    monkeypatch.setattr("app.engine.peak.Peak.note", lambda peak: noted.append(peak))
     desk, visit, measured = desk_of(engine), Visit(), Measured()
     denoise = engine.denoise
 
@@ -366,7 +374,7 @@ def test_a_comparison_does_not_begin_beside_a_run_of_the_same_visit(engine: Noti
     desk, visit = desk_of(engine), Visit()
     visit.running = True
     (only,) = collect(desk, visit, asked_of(desk), ["1k"])
-    assert (only["state"], only["message"], only["rows"]) == ("refused", comparing.BUSY, [])
+    assert (only["state"], only["message"], only["rows"]) == ("refused", BUSY, [])
     assert visit.running and engine.runs == []
 
 
@@ -440,8 +448,8 @@ def test_a_model_that_is_not_in_memory_is_loaded_first(engine: Noting) -> None:
 @pytest.mark.parametrize(
     ("kind", "lengths", "says"),
     [
-        ("about", [], comparing.NOTHING_CHOSEN),
-        (OWN_TEXT, ["1k"], comparing.OWN_HAS_ONE),
+        ("about", [], forecast.NOTHING_CHOSEN),
+        (OWN_TEXT, ["1k"], forecast.OWN_HAS_ONE),
         ("about", ["1k", "3k"], "The prompt length '3k' is not one of short_context, 1k, 2k, 4k, 64k."),
     ],
 )
@@ -469,11 +477,11 @@ def test_the_whole_is_estimated_beforehand(engine: Noting) -> None:
     asked = asked_of(desk)
     loaded = desk.loaded("mini")
     assert loaded is not None and loaded.speed is not None
-    desk._loaded["mini"] = replace(loaded, speed=limits.Speed(0.001, 0.0))
+    desk._loaded["mini"] = replace(loaded, speed=Speed(0.001, 0.0))
     # 256 + 64 and 1024 + 64 tokens at 1 ms each, 16 steps, two lanes: 45 s; nothing is saved without attention.
     assert outlook(desk, asked, ["1k", "short_context", "1k"]) == "2 lengths: about 45 s on this machine."
-    assert outlook(desk, asked, []) == comparing.NOTHING_CHOSEN
-    assert comparing.label(desk, replace(asked, attention=replace(asked.attention, select=0.3, skip=0.1))) == (
+    assert outlook(desk, asked, []) == forecast.NOTHING_CHOSEN
+    assert comparison_module.label(desk, replace(asked, attention=replace(asked.attention, select=0.3, skip=0.1))) == (
         "mini · 16 steps · select 0.3 · skip 0.1"
     )
 
@@ -571,7 +579,7 @@ def test_memory_is_taken_before_the_device_is_free_for_others(engine: Noting, mo
             told.append(self)
 
     told: list[Told] = []
-    monkeypatch.setattr(session, "Peak", Told)
+    monkeypatch.setattr("app.server.session.Peak", Told)
     desk = desk_of(engine)
     end = collect(desk, Visit(), asked_of(desk), ["short_context", "1k"])[-1]
     # Begun once and noted once, when no step runs any more and the place in the line is still taken.
@@ -592,9 +600,9 @@ def test_the_published_figures_are_those_of_the_nearest_model() -> None:
         assert all(abs(run.dense / run.sparse - run.gain) < 0.01 for run in one.values())
 
 
-def row_of(name: str, budget: int, dense: float, sparse: float, paper: Any = None, **more: Any) -> comparing.Row:
+def row_of(name: str, budget: int, dense: float, sparse: float, paper: Any = None, **more: Any) -> Row:
     ratio = {"ratio": dense / sparse, "text": f"{dense / sparse:.2f}×", "words": "faster"}
-    row = comparing._row(name, budget, paper)
+    row = table_module.row_of(name, budget, paper)
     return {
         **row, "tokens": budget - 4, "state": "done", "dense_seconds": dense, "sparse_seconds": sparse,
         "speedup": ratio, **more,
@@ -602,17 +610,17 @@ def row_of(name: str, budget: int, dense: float, sparse: float, paper: Any = Non
 
 
 @pytest.fixture
-def rows() -> list[comparing.Row]:
+def rows() -> list[Row]:
     llada = published.source("llada").runs
     return [
         row_of("2k", 2048, 10.0, 11.0),
         row_of("4k", 4096, 70.5, 50.2, llada["4k"]),
         row_of("8k", 8192, 300.0, 200.0, llada["8k"]),
-        {**comparing._row("16k", 16384, llada["16k"]), "state": "running"},
+        {**table_module.row_of("16k", 16384, llada["16k"]), "state": "running"},
     ]
 
 
-def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[comparing.Row]) -> None:
+def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[Row]) -> None:
     figure = chart(rows)
     go.Figure(figure)
     json.dumps(figure, allow_nan=False)
@@ -638,13 +646,13 @@ def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[comparing.Row
     assert gains["textposition"] == ["bottom center", "top center", "top center"]
 
 
-def test_nothing_measured_is_said_and_not_drawn(rows: list[comparing.Row]) -> None:
+def test_nothing_measured_is_said_and_not_drawn(rows: list[Row]) -> None:
     for figure in (chart([]), chart(rows[3:])):
         go.Figure(figure)
         assert figure["data"] == [] and "appear here" in figure["layout"]["annotations"][0]["text"]
 
 
-def test_pinned_comparisons_are_laid_over_the_new_one(rows: list[comparing.Row]) -> None:
+def test_pinned_comparisons_are_laid_over_the_new_one(rows: list[Row]) -> None:
     old = Pin("mini · 32 steps", (row_of("1k", 1024, 3.0, 2.0), row_of("4k", 4096, 40.0, 20.0)))
     older = Pin("mini · 16 steps", (row_of("4k", 4096, 20.0, 10.0),))
     figure = chart(rows, [older, old])
@@ -667,8 +675,8 @@ def test_pinned_comparisons_are_laid_over_the_new_one(rows: list[comparing.Row])
     assert chart_label(rows, [old]).endswith("pinned beside it: mini · 32 steps")
 
 
-def test_pins_hold_what_is_done_once_each_and_the_oldest_gives_way(rows: list[comparing.Row]) -> None:
-    def comparison(label: str, of: list[comparing.Row]) -> Comparison:
+def test_pins_hold_what_is_done_once_each_and_the_oldest_gives_way(rows: list[Row]) -> None:
+    def comparison(label: str, of: list[Row]) -> Comparison:
         return {"label": label, "rows": of}
 
     pins: tuple[Pin, ...] = ()
@@ -707,9 +715,9 @@ def test_two_comparisons_on_one_device_take_turns(engine: Noting, fake_engine: A
 # ---- the view ----------------------------------------------------------------------------------------------
 
 
-def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[comparing.Row]) -> None:
+def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[Row]) -> None:
     hostile = "<img src=x onerror='document.title=1'>"
-    refused = {**comparing._row("32k", 32768, None), "state": "refused", "message": hostile}
+    refused = {**table_module.row_of("32k", 32768, None), "state": "refused", "message": hostile}
     done = {**rows[1], "dense_right": True, "sparse_right": False, "sparse_verdict": hostile, "memory": 3 * 2**29}
     done["agreement"] = {"same": 24, "compared": 25, "text": "96.0 %"}
     value = {

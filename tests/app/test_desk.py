@@ -17,13 +17,16 @@ from typing import Any
 
 import pytest
 
-from app.desk import Desk, Visit
-from app.engine import SparsedEngine
-from app.limits import SHORTEST_TOGETHER, Limits, Speed
-from app.replay import replay_value
-from app.request import OWN_TEXT, parse
+from app.engine.cost import SHORTEST_TOGETHER, Speed
+from app.engine.local import SparsedEngine
+from app.finished.replay import replay_value
+from app.race.request import OWN_TEXT, parse
+from app.server.desk import Desk
 from app.server.journal import Journal
-from app.session import WARMING_UP, Shown, perform
+from app.server.limits import Limits
+from app.server.session import WARMING_UP, perform
+from app.server.shown import Shown
+from app.server.visits import Visit
 from sparsed.models import LoadError
 from sparsed.turns import seat
 
@@ -360,8 +363,8 @@ def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
 
 def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
     """The stand-in has every method of the protocol, and so has the engine."""
-    from app.engine import Engine as Protocol
-    from app.engine import SparsedEngine
+    from app.engine.interface import Engine as Protocol
+    from app.engine.local import SparsedEngine
 
     wanted = {name for name in vars(Protocol) if not name.startswith("_")}
     assert "copies" in wanted
@@ -370,7 +373,7 @@ def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
 
 
 def test_the_list_has_the_whole_catalogue_and_what_was_given() -> None:
-    from app.engine import SparsedEngine
+    from app.engine.local import SparsedEngine
     from sparsed.models.catalogue import CATALOGUE
 
     names = {spec.name for spec in CATALOGUE}

@@ -11,7 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from app import charts, explorer
+from app.figures import base, explanation, later_steps, model, shared
+from app.figures import head as head_figure
+from app.figures import layer as layer_figure
 from app.figures.palette import palette
 
 TWO_MEGABYTES = 2 * 10**6
@@ -22,7 +24,7 @@ def untyped(spec: dict[str, str]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(spec["bdata"]), dtype=f"<{spec['dtype']}").reshape(shape)
 
 
-def drawn_mask(figure: charts.Figure) -> np.ndarray:
+def drawn_mask(figure: base.Figure) -> np.ndarray:
     trace = figure["data"][0]
     return untyped(trace["z"]) >= trace["meta"]["kept_from"]
 
@@ -46,15 +48,15 @@ def weights(blocks: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).lognormal(0, 3, (blocks, blocks)).astype(np.float32)
 
 
-def overview(mask: np.ndarray, per_cell: int = 1, **more: Any) -> explorer.View:
+def overview(mask: np.ndarray, per_cell: int = 1, **more: Any) -> shared.View:
     blocks = mask.shape[1]
     given = {"blocks": blocks, "block_size": 128, "prompt_blocks": blocks - 1, **more}
-    return explorer.overview(averaged(mask, per_cell), per_cell, 3, **given)
+    return layer_figure.overview(averaged(mask, per_cell), per_cell, 3, **given)
 
 
-def detail(mask: np.ndarray, **more: Any) -> explorer.View:
+def detail(mask: np.ndarray, **more: Any) -> shared.View:
     blocks = len(mask)
-    return explorer.head_detail(
+    return head_figure.head_detail(
         mask,
         layer=3,
         head=5,
@@ -66,25 +68,25 @@ def detail(mask: np.ndarray, **more: Any) -> explorer.View:
     )
 
 
-def every_view() -> dict[str, explorer.View]:
+def every_view() -> dict[str, shared.View]:
     mask, rng = masks(4, 7), np.random.default_rng(2)
     return {
         "overview": overview(mask),
         "coarse overview": overview(mask, 2, kept_mass=[0.9, 0.8, 0.7, 0.6]),
-        "atlas": explorer.atlas([averaged(mask, 2)] * 3, 2, blocks=7, block_size=64, prompt_blocks=5),
+        "atlas": model.atlas([averaged(mask, 2)] * 3, 2, blocks=7, block_size=64, prompt_blocks=5),
         "mask": detail(mask[0]),
         "importance": detail(mask[0], importance=weights(7), show="importance"),
         "both": detail(mask[0], importance=weights(7), kept_mass=0.87, words=["word"] * 7),
         "many blocks": detail(masks(1, 70)[0], importance=weights(70)),
         "all kept": detail(np.ones((3, 3), dtype=bool), importance=weights(3)),
         "nothing important": detail(mask[0], importance=np.zeros((7, 7), dtype=np.float32)),
-        "overlap": explorer.overlap_matrix(rng.random((4, 4)), 1),
-        "overlap of one": explorer.overlap_matrix(np.ones((1, 1)), 1),
-        "bars": explorer.kept_mass_bars([0.9, 0.8], [0.3, 0.31], 0),
-        "tracking": explorer.tracking([3, 7, 9], rng.random((3, 2, 4)), 2),
-        "tracking without a switch": explorer.tracking([3], rng.random((1, 2, 4)), None),
-        "picture": explorer.picture(mask, layer=1, head=2, prompt_blocks=5, importance=weights(7)),
-        "picture of a mask": explorer.picture(mask[:1], layer=1, head=0, prompt_blocks=5),
+        "overlap": layer_figure.overlap_matrix(rng.random((4, 4)), 1),
+        "overlap of one": layer_figure.overlap_matrix(np.ones((1, 1)), 1),
+        "bars": layer_figure.kept_mass_bars([0.9, 0.8], [0.3, 0.31], 0),
+        "tracking": later_steps.tracking([3, 7, 9], rng.random((3, 2, 4)), 2),
+        "tracking without a switch": later_steps.tracking([3], rng.random((1, 2, 4)), None),
+        "picture": explanation.picture(mask, layer=1, head=2, prompt_blocks=5, importance=weights(7)),
+        "picture of a mask": explanation.picture(mask[:1], layer=1, head=0, prompt_blocks=5),
     }
 
 
@@ -127,7 +129,7 @@ def test_kept_and_skipped_shades_differ_in_lightness_in_both_designs() -> None:
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<f4", ">f8"])
 def test_typed_arrays_hold_the_values(dtype: str) -> None:
     values = np.arange(12).reshape(3, 4).astype(dtype).T
-    assert untyped(explorer.typed(values)).tolist() == values.tolist()
+    assert untyped(shared.typed(values)).tolist() == values.tolist()
 
 
 # ---- all heads of a layer
@@ -146,7 +148,7 @@ def test_typed_arrays_hold_the_values(dtype: str) -> None:
     ],
 )
 def test_heads_stand_in_even_rows(heads: int, columns: int, expected: tuple[int, int]) -> None:
-    assert explorer.grid(heads, columns) == expected
+    assert layer_figure.grid(heads, columns) == expected
     layout = overview(masks(heads, 3), columns=columns).figure["layout"]
     boxes = {(axis["domain"][0], axis["domain"][1]) for name, axis in layout.items() if name.startswith("xaxis")}
     assert len(boxes) == expected[0]
@@ -190,15 +192,15 @@ def test_the_overview_says_its_scale_and_the_mass_kept() -> None:
 
 def test_one_layer_of_32_heads_at_64k_stays_below_two_megabytes() -> None:
     thumbs = np.random.default_rng(0).random((32, 128, 128)).astype(np.float32)
-    view = explorer.overview(thumbs, 4, 0, [0.9] * 32, blocks=512, block_size=128, prompt_blocks=511)
+    view = layer_figure.overview(thumbs, 4, 0, [0.9] * 32, blocks=512, block_size=128, prompt_blocks=511)
     assert len(json.dumps(view._asdict())) < TWO_MEGABYTES
 
 
 def test_thumbnails_that_do_not_fit_the_sequence_are_refused() -> None:
     with pytest.raises(ValueError, match="do not cover 9 blocks"):
-        explorer.overview(np.zeros((2, 4, 4)), 2, 0, blocks=9, block_size=32, prompt_blocks=4)
+        layer_figure.overview(np.zeros((2, 4, 4)), 2, 0, blocks=9, block_size=32, prompt_blocks=4)
     with pytest.raises(ValueError, match=r"must be \[heads, cells, cells\]"):
-        explorer.overview(np.zeros((4, 4)), 2, 0, blocks=8, block_size=32, prompt_blocks=4)
+        layer_figure.overview(np.zeros((4, 4)), 2, 0, blocks=8, block_size=32, prompt_blocks=4)
 
 
 # ---- the whole model
@@ -206,7 +208,7 @@ def test_thumbnails_that_do_not_fit_the_sequence_are_refused() -> None:
 
 def test_every_tile_of_the_atlas_is_its_heads_thumbnail() -> None:
     layers = [averaged(masks(5, 9, seed=seed), 2) for seed in range(3)]
-    figure, _ = explorer.atlas(layers, 2, blocks=9, block_size=64, prompt_blocks=6, first_layer=10)
+    figure, _ = model.atlas(layers, 2, blocks=9, block_size=64, prompt_blocks=6, first_layer=10)
     (trace,) = figure["data"]
     image = untyped(trace["z"])
     seen = np.zeros(image.shape, dtype=bool)
@@ -215,7 +217,7 @@ def test_every_tile_of_the_atlas_is_its_heads_thumbnail() -> None:
         place = layer * 6 + row, head * 6 + column
         assert abs(image[place] - 100 * layers[layer][head, row, column]) <= 0.5001
         seen[place] = True
-    assert (image[~seen] == explorer.GAP).all()
+    assert (image[~seen] == model.GAP).all()
     # A click tells the head and the layer by rounding, gaps included.
     xs = [trace["x0"] + trace["dx"] * column for column in range(30)]
     ys = [trace["y0"] + trace["dy"] * row for row in range(18)]
@@ -225,7 +227,7 @@ def test_every_tile_of_the_atlas_is_its_heads_thumbnail() -> None:
 
 
 def test_the_atlas_draws_the_boundary_in_every_tile() -> None:
-    figure, _ = explorer.atlas([averaged(masks(2, 9), 2)] * 3, 2, blocks=9, block_size=64, prompt_blocks=6)
+    figure, _ = model.atlas([averaged(masks(2, 9), 2)] * 3, 2, blocks=9, block_size=64, prompt_blocks=6)
     (shape,) = figure["layout"]["shapes"]
     strokes = re.findall(r"M([-.\d]+),([-.\d]+)L([-.\d]+),([-.\d]+)", shape["path"])
     assert len(strokes) == 2 * 2 * 3
@@ -238,14 +240,14 @@ def test_the_atlas_draws_the_boundary_in_every_tile() -> None:
 
 def test_the_atlas_draws_the_boundary_in_the_last_cell_by_the_blocks_it_covers() -> None:
     # Eleven blocks in three cells: the last covers three, two of them prompt.
-    figure, _ = explorer.atlas([averaged(masks(1, 11), 4)], 4, blocks=11, block_size=64, prompt_blocks=10)
+    figure, _ = model.atlas([averaged(masks(1, 11), 4)], 4, blocks=11, block_size=64, prompt_blocks=10)
     x = float(re.findall(r"M([-.\d]+),", figure["layout"]["shapes"][0]["path"])[0])
     assert x == pytest.approx(-0.5 + (2 + 2 / 3) / 4, abs=1e-5)
 
 
 def test_the_atlas_of_32_by_32_heads_stays_below_two_megabytes() -> None:
     thumbs = [np.random.default_rng(0).random((32, 20, 20)).astype(np.float32)] * 32
-    view = explorer.atlas(thumbs, 26, blocks=513, block_size=128, prompt_blocks=512)
+    view = model.atlas(thumbs, 26, blocks=513, block_size=128, prompt_blocks=512)
     assert len(json.dumps(view._asdict())) < TWO_MEGABYTES
 
 
@@ -269,13 +271,13 @@ def test_the_mask_can_be_read_back_from_what_is_drawn(blocks: int, show: Any, kn
 def test_without_importance_a_cell_says_whether_it_is_kept_and_on_which_side() -> None:
     mask = masks(1, 6)[0]
     rest = {"layer": 0, "head": 1, "length": 190, "prompt_length": 100, "block_size": 32, "prompt_blocks": 4}
-    figure, _ = explorer.head_detail(mask, **rest)
+    figure, _ = head_figure.head_detail(mask, **rest)
     (trace,) = figure["data"]
     cells = untyped(trace["z"])
     for row in range(6):
         for key in range(6):
             assert cells[row, key] == (0 if not mask[row, key] else 1 if key < 4 else 2)
-    assert trace["x"] == trace["y"] == charts.block_labels(190, 100, 32, 4)
+    assert trace["x"] == trace["y"] == base.block_labels(190, 100, 32, 4)
 
 
 def test_the_share_of_attention_is_that_of_the_row_and_negative_where_skipped() -> None:
@@ -303,15 +305,15 @@ def test_levels_rise_with_the_share_of_attention_among_kept_and_among_skipped_ce
     mask, importance = masks(1, 40)[0], np.sqrt(weights(40))
     trace = detail(mask, importance=importance).figure["data"][0]
     codes, share = untyped(trace["z"]).astype(int), abs(untyped(trace["customdata"]))
-    for cells, first in ((~mask, 0), (mask, explorer.LEVELS)):
+    for cells, first in ((~mask, 0), (mask, head_figure.LEVELS)):
         order = np.argsort(share[cells])
         levels = codes[cells][order]
         assert (np.diff(levels) >= 0).all()
-        assert levels[0] == first and levels[-1] == first + explorer.LEVELS - 1
+        assert levels[0] == first and levels[-1] == first + head_figure.LEVELS - 1
         # Logarithmic: in the middle of the scale stands the geometric mean of its ends.
         ends = share[cells][order][len(order) // 50], share[cells].max()
         nearest = np.abs(np.log(share[cells][order] / np.sqrt(ends[0] * ends[1]))).argmin()
-        assert abs(levels[nearest] - first - explorer.LEVELS / 2) < 8
+        assert abs(levels[nearest] - first - head_figure.LEVELS / 2) < 8
 
 
 def test_the_outline_is_drawn_exactly_between_kept_and_skipped_cells() -> None:
@@ -368,16 +370,16 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
 
 def test_the_overlap_matrix_leaves_the_diagonal_empty_and_says_the_mean_of_the_rest() -> None:
     overlap = np.array([[1.0, 0.2, 0.4], [0.2, 1.0, 0.6], [0.4, 0.6, 1.0]])
-    figure, label = explorer.overlap_matrix(overlap, 7)
+    figure, label = layer_figure.overlap_matrix(overlap, 7)
     assert figure["data"][0]["z"] == [[None, 0.2, 0.4], [0.2, None, 0.6], [0.4, 0.6, None]]
     assert "two heads share 40 %" in figure["layout"]["title"]["text"]
     assert "layer 7" in label and "at least 20 %, at most 60 %" in label
     with pytest.raises(ValueError, match="square"):
-        explorer.overlap_matrix(np.ones((2, 3)), 0)
+        layer_figure.overlap_matrix(np.ones((2, 3)), 0)
 
 
 def test_bars_are_the_mass_and_marks_the_blocks_of_each_head() -> None:
-    figure, label = explorer.kept_mass_bars([0.9, 0.55, 0.8], [0.3, 0.31, 0.32], 2)
+    figure, label = layer_figure.kept_mass_bars([0.9, 0.55, 0.8], [0.3, 0.31, 0.32], 2)
     bars, marks = figure["data"]
     assert bars["type"] == "bar" and marks["mode"] == "markers"
     assert bars["x"] == marks["x"] == [0, 1, 2]
@@ -385,7 +387,7 @@ def test_bars_are_the_mass_and_marks_the_blocks_of_each_head() -> None:
     assert "75.0 % of attention in 31.0 % of blocks" in figure["layout"]["title"]["text"]
     assert "least in head 1, 55.0 %" in label
     with pytest.raises(ValueError, match="not 2 and 1"):
-        explorer.kept_mass_bars([0.5, 0.5], [0.3], 0)
+        layer_figure.kept_mass_bars([0.5, 0.5], [0.3], 0)
 
 
 # ---- from step to step
@@ -393,7 +395,7 @@ def test_bars_are_the_mass_and_marks_the_blocks_of_each_head() -> None:
 
 def test_tracking_shows_mean_and_range_at_the_steps_counted_from_one() -> None:
     overlap = np.random.default_rng(4).random((3, 2, 5))
-    figure, label = explorer.tracking([3, 6, 9], overlap, 3)
+    figure, label = later_steps.tracking([3, 6, 9], overlap, 3)
     lines = {trace["name"]: trace for trace in figure["data"]}
     for index in range(3):
         heads = [100 * float(overlap[index, layer, head]) for layer in range(2) for head in range(5)]
@@ -414,9 +416,9 @@ def test_tracking_shows_mean_and_range_at_the_steps_counted_from_one() -> None:
     assert line["name"] == "switch" and line["x0"] == line["x1"] == 3.5
     assert figure["layout"]["xaxis"]["range"][0] < 3.5 and figure["layout"]["xaxis"]["range"][1] > 10
     assert f"{100 * overlap[2].mean():.1f} %" in label and "after step 10" in label
-    assert explorer.tracking([3], overlap[:1], None).figure["layout"]["shapes"] == []
+    assert later_steps.tracking([3], overlap[:1], None).figure["layout"]["shapes"] == []
     with pytest.raises(ValueError, match="2 steps"):
-        explorer.tracking([1, 2], overlap, None)
+        later_steps.tracking([1, 2], overlap, None)
 
 
 # ---- a small picture
@@ -427,7 +429,7 @@ def test_the_picture_shows_importance_then_the_choice_then_the_head_that_differs
     mask[2] = mask[1]
     mask[2, 0] = ~mask[2, 0]
     mask[3] = ~mask[1]
-    figure, label = explorer.picture(mask, layer=1, head=1, prompt_blocks=40, importance=weights(50))
+    figure, label = explanation.picture(mask, layer=1, head=1, prompt_blocks=40, importance=weights(50))
     names = [trace["name"] for trace in figure["data"]]
     assert names == ["head 1: importance", "head 1: kept", "head 3: kept"]
     assert "head 3 keeps others" in label
@@ -443,8 +445,8 @@ def test_the_picture_shows_importance_then_the_choice_then_the_head_that_differs
 
 
 def test_the_picture_takes_another_head_if_asked_and_does_without_importance() -> None:
-    figure, label = explorer.picture(masks(4, 8), layer=1, head=1, prompt_blocks=6, other=2)
+    figure, label = explanation.picture(masks(4, 8), layer=1, head=1, prompt_blocks=6, other=2)
     assert [trace["name"] for trace in figure["data"]] == ["head 1: kept", "head 2: kept"]
     assert (untyped(figure["data"][0]["z"]) == 100 * masks(4, 8)[1]).all()
     assert "important" not in label
-    assert len(explorer.picture(masks(1, 8), layer=1, head=0, prompt_blocks=6).figure["data"]) == 1
+    assert len(explanation.picture(masks(1, 8), layer=1, head=0, prompt_blocks=6).figure["data"]) == 1

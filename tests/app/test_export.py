@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.canvas import Canvas
-from app.export import FRAME_MS, WIDTHS, _colours, _Film, _Type, to_animation, to_html
-from app.race import LaneStep, Update
-from app.replay import lane_names, lane_view, replay_value
-from app.stage import Stage, mode
+from app.finished.animation import FRAME_MS, WIDTHS, _Film, to_animation
+from app.finished.drawing import Typesetter, theme_colours
+from app.finished.html import to_html
+from app.finished.replay import lane_names, lane_view, replay_value
+from app.race.canvas import Canvas
+from app.race.race import LaneStep, Update
+from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\ud800\u202e"
@@ -439,7 +441,7 @@ def test_an_animation_lasts_as_long_as_asked_and_holds_its_end(made, tmp_path, s
     frames, durations = frames_of(path)
     assert sum(durations) == 8000 and durations[-1] >= 2000
     assert {frame.width for frame in frames} == {640} and len({frame.size for frame in frames}) == 1
-    colours = _colours(dark)
+    colours = theme_colours(dark)
     assert frames[0].getpixel((2, 2)) == frames[-1].getpixel((2, 2)) == colours["page"]
     film = _Film(trace, 640, dark, None)
     y = film.top + film.px(68) + film.px(3)
@@ -472,8 +474,8 @@ def test_what_is_taken_away_says_how_the_lanes_shared_the_machine(race, monkeypa
         turns, lanes={key: replace(lane, device=number) for number, (key, lane) in enumerate(turns.lanes.items())}
     )
     written: list[str] = []
-    fit = _Type.fit
-    monkeypatch.setattr(_Type, "fit", lambda own, text, room: (written.append(text), fit(own, text, room))[1])
+    fit = Typesetter.fit
+    monkeypatch.setattr(Typesetter, "fit", lambda own, text, room: (written.append(text), fit(own, text, room))[1])
     for trace, name in ((turns, "turns"), (together, "together")):
         written.clear()
         film = _Film(trace, 960, False, None)
@@ -492,7 +494,7 @@ def test_three_lanes_get_a_wider_picture_that_tells_what_the_third_has_in_common
     # The line stands in the third lane alone, above where a verdict stands.
     film = _Film(trace, 1280, False, None)
     film.plan(4)
-    colours = _colours(False)
+    colours = theme_colours(False)
     rows = range(three.height - film.margin - film.px(50), three.height - film.margin - film.px(34))
     inked = []
     for number in range(3):
@@ -535,7 +537,7 @@ def test_any_text_can_be_drawn(made, race, tmp_path) -> None:
 
 
 def test_what_no_font_has_is_drawn_as_a_box() -> None:
-    body = _Type(20)
+    body = Typesetter(20)
     assert [font is None for font, _ in body.runs("a\U0010fffdb")] == [False, True, False]
     assert body.width("\U0010fffd\U0010fffd") == pytest.approx(28)
     assert body.fit("word " * 100, 120).endswith(" …") and body.width(body.fit("word " * 100, 120)) <= 120

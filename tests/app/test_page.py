@@ -84,9 +84,11 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
     """The longest whose race takes at most so many seconds on this machine."""
     from types import SimpleNamespace
 
-    from app.desk import Desk, Loaded
-    from app.limits import Limits, Shape, Speed
-    from app.request import parse
+    from app.engine.cost import Shape, Speed
+    from app.race.request import parse
+    from app.server.desk import Desk
+    from app.server.limits import Limits
+    from app.server.models import Loaded
     from sparsed.models.catalogue import GENERIC_DEFAULTS
 
     lengths = {"short_context": 256, "1k": 1024, "4k": 4096, "16k": 16384}
@@ -171,7 +173,7 @@ def test_a_head_beyond_the_last_is_the_last(visit, fake) -> None:
 
 
 def test_what_buttons_do_is_said_when_they_are_pointed_at(visit, fake) -> None:
-    from app.words import BUTTONS
+    from app.texts import BUTTONS
 
     page = visit(fake)
     page.get_by_role("tab", name="Take it away").click()

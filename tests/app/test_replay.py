@@ -13,13 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.canvas import Canvas
-from app.race import LaneStep, Update
-from app.replay import final_snapshot, lane_names, origin, replay_value
-from app.stage import BASELINE, DENSE, SPARSE, LaneView, Stage, mode
+from app.finished.replay import final_snapshot, lane_names, origin, replay_value
+from app.lanes import BASELINE, DENSE, SPARSE
+from app.race.canvas import Canvas
+from app.race.lane_view import LaneView
+from app.race.race import LaneStep, Update
+from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
-from sparsed.prompts import Prompt
+from sparsed.questions.build import Prompt
 
 MASK, ENDS = 127, (0, 1)
 # Tokens are bytes: letters, and pieces of "é" and "€" that are characters only side by side.

@@ -18,9 +18,9 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from app.explorer import LONGEST_WORDS
-from app.request import _LINKED
-from app.session import OWN_QUESTION
+from app.figures.shared import LONGEST_WORDS
+from app.race.links import _LINKED
+from app.server.session import OWN_QUESTION
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, SparseDConfig
 
@@ -543,8 +543,8 @@ def test_what_is_said_of_a_damaged_record_stays_text(trap: Trap, fake: Any, tmp_
 
 
 def test_the_name_of_a_download_is_plain(fake_engine: ModuleType) -> None:
-    from app.kept import Kept
-    from app.takeaway import download
+    from app.finished.files import download
+    from app.finished.run import Kept
 
     record = hostile_record(fake_engine)
     for name in ('a"b', "a\r\nSet-Cookie: x=1", "模型", "\ud800", "../../etc/passwd", "a;b", "x" * 300):

@@ -20,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig, team
-from sparsed.attention.dispatch import AttentionState
+from sparsed import SamplerConfig, SparseDConfig
+from sparsed.attention.state import AttentionState
+from sparsed.models import layer
+from sparsed.parallel import follower, meeting, team
 
 RANK = int(os.environ["RANK"])
 # (sampler, attention, probe steps). Short and long blocks, guidance, batches, every sampler family's own.
@@ -185,12 +187,10 @@ def sabotage() -> None:
 
         setattr(owner, attribute, call)
 
-    from sparsed.models import network
-
     failing(AttentionState, "attend", "attend")
     failing(AttentionState, "_select", "_select")
-    failing(network, "between_sums", "between")
-    failing(team, "hidden_rows", "forward")
+    failing(layer, "between_sums", "between")
+    failing(follower, "hidden_rows", "forward")
 
 
 def lost(ours: team.Team, folders: list[str]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if scenario in ("fail", "lost"):
         sabotage()
-    with team.join() as ours:
+    with meeting.join() as ours:
         found = {"equal": equal, "fail": fail, "lost": lost, "backends": backends}[scenario](ours, folders)
         Path(out).write_text(json.dumps(found))
 

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from sparsed import bench
+from sparsed.bench import measure as measure_module
+from sparsed.bench import numbers
+from sparsed.bench.command import _kept, main
 from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.parallel import crew
 from sparsed.turns import take_turns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,15 +53,15 @@ def test_the_lane_with_less_time_makes_the_next_step(first: int, order: str) -> 
 
 def test_agreement_counts_up_to_the_end_of_the_longer_answer() -> None:
     first = torch.tensor([[5, 6, 0, 0, 0, 0]])
-    assert bench._agreement(first, torch.tensor([[5, 6, 0, 9, 9, 9]]), end=0) == 1.0
-    assert bench._agreement(first, torch.tensor([[5, 7, 8, 0, 0, 0]]), end=0) == 0.5
-    assert bench._agreement(first, torch.tensor([[5, 6, 7, 7, 7, 7]]), end=0) == pytest.approx(2 / 6)
+    assert numbers.dense_agreement(first, torch.tensor([[5, 6, 0, 9, 9, 9]]), end=0) == 1.0
+    assert numbers.dense_agreement(first, torch.tensor([[5, 7, 8, 0, 0, 0]]), end=0) == 0.5
+    assert numbers.dense_agreement(first, torch.tensor([[5, 6, 7, 7, 7, 7]]), end=0) == pytest.approx(2 / 6)
 
 
 def test_measurement_of_a_tiny_model(tiny: Any) -> None:
     ids = torch.arange(100)
     said: list[str] = []
-    result = bench.measure(
+    result = measure_module.measure(
         tiny,
         ids,
         "100",
@@ -81,14 +84,14 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
 def test_runs_that_end_early_are_measured(tiny: Any) -> None:
     sampler = SamplerConfig(steps=32, gen_length=32, block_length=32, threshold=1e-9)
     attention = SparseDConfig(skip=0.2, block_size=32)
-    result = bench.measure(tiny, torch.arange(100), "100", sampler, attention)
+    result = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention)
     assert result.steps == 32 and 0 < result.dense_step.count < 32 and result.sparse_step is None
 
 
 def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     arguments = "--shape mini --lengths 200 --steps 4 --gen-length 32 --dtype float32 --block-size 32"
-    assert bench.main([*arguments.split(), "--json", str(file)]) == 0
+    assert main([*arguments.split(), "--json", str(file)]) == 0
     record = json.loads(file.read_text(encoding="utf-8"))
     assert record["results"][0]["dtype"] == "float32" and record["machine"]["torch"] == torch.__version__
     assert "speed-up" in capsys.readouterr().out
@@ -97,20 +100,20 @@ def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("arguments", [["--repeats", "0"], ["--threads", "0"]])
 def test_numbers_below_one_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        bench.main(arguments)
+        main(arguments)
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """(dtype, length) of everything that is measured, in order."""
-    real, made = bench.measure, []
+    real, made = measure_module.measure, []
 
-    def measure(*given: Any, **more: Any) -> bench.Measurement:
+    def measure(*given: Any, **more: Any) -> numbers.Measurement:
         result = real(*given, **more)
         made.append((result.dtype, result.length))
         return result
 
-    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr("sparsed.bench.command.measure", measure)
     return made
 
 
@@ -135,7 +138,7 @@ def test_a_sweep_over_two_processes_is_that_of_one(
 ) -> None:
     two, file = tmp_path / "two", tmp_path / "two.json"
     # One measurement is there, and a second one was cut off while it was written.
-    assert bench.main([*SWEEP, "--lengths", "200", "--out", str(two)]) == 0
+    assert main([*SWEEP, "--lengths", "200", "--out", str(two)]) == 0
     kept = two / "measurements-0-of-1.jsonl"
     before = kept.read_bytes()
     kept.write_bytes(before + before[:100])
@@ -152,39 +155,39 @@ def test_a_sweep_over_two_processes_is_that_of_one(
     assert lengths("measurements-0-of-2.jsonl") == ["400"] and lengths("measurements-1-of-2.jsonl") == ["300", "350"]
     capsys.readouterr()
     one = tmp_path / "one.json"
-    assert bench.main([*SWEEP, "--lengths", "200", "300", "350", "400", "--json", str(one)]) == 0
+    assert main([*SWEEP, "--lengths", "200", "300", "350", "400", "--json", str(one)]) == 0
     rows = [json.loads(path.read_text("utf-8"))["results"] for path in (one, file)]
     assert [row["length"] for row in rows[0]] == ["200", "300", "350", "400"]
     alone, shared = ([{name: row[name] for name in DETERMINISTIC} for row in found] for found in rows)
     assert alone == shared
     # And one process goes on where two were.
     measured.clear()
-    assert bench.main([*SWEEP, "--lengths", "250", "400", "--out", str(two)]) == 0
+    assert main([*SWEEP, "--lengths", "250", "400", "--out", str(two)]) == 0
     assert measured == [("float32", "250")]
     assert "200 (200)" in capsys.readouterr().out, "the table is of all that the folder holds"
-    assert [row.length for row in bench._kept(two)] == ["200", "250", "300", "350", "400"]
+    assert [row.length for row in _kept(two)] == ["200", "250", "300", "350", "400"]
 
 
 def test_a_folder_keeps_what_was_measured_before_an_interruption(
     tmp_path: Path, measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
 ) -> None:
     options = [*SWEEP, "--dtype", "float32", "bfloat16", "--lengths", "300", "200", "--out", str(tmp_path)]
-    counting = bench.measure
+    counting = measure_module.measure
 
-    def interrupted(*given: Any, **more: Any) -> bench.Measurement:
+    def interrupted(*given: Any, **more: Any) -> numbers.Measurement:
         if len(measured) == 3:
             raise KeyboardInterrupt
         return counting(*given, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench, "measure", interrupted)
+        patch.setattr("sparsed.bench.command.measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            bench.main(options)
-    kept = bench._kept(tmp_path)
+            main(options)
+    kept = _kept(tmp_path)
     assert [(row.dtype, row.length) for row in kept] == [("bfloat16", "300"), ("float32", "200"), ("float32", "300")]
-    bench.main(options)
+    main(options)
     assert measured == [("float32", "300"), ("float32", "200"), ("bfloat16", "300"), ("bfloat16", "200")]
-    assert bench._kept(tmp_path)[1:] == kept
+    assert _kept(tmp_path)[1:] == kept
 
 
 @pytest.mark.parametrize("options", [["--steps", "5"], ["--select", "0.5"], ["--random-tokens"], ["--repeats", "2"]])
@@ -194,16 +197,16 @@ def test_a_folder_of_another_plan_is_refused_before_anything_is_loaded(
     def load(*_: Any) -> None:
         raise AssertionError("nothing is to be loaded")
 
-    monkeypatch.setattr(bench, "_load", load)
+    monkeypatch.setattr("sparsed.bench.command.load_or_make", load)
     plan = [*SWEEP, "--lengths", "200", "--out", str(tmp_path)]
     with pytest.raises(AssertionError):
-        bench.main(plan)
+        main(plan)
     name = options[0].removeprefix("--").replace("-", "_")
     with pytest.raises(ValueError, match=rf"belongs to another plan \({name} is .* there, .* here\); choose another"):
-        bench.main([*plan, *options])
+        main([*plan, *options])
 
 
 def test_processes_that_share_the_work_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.Crew, "here", lambda: contextlib.nullcontext(bench.Crew(rank=1, size=2)))
+    monkeypatch.setattr(crew.Crew, "here", lambda: contextlib.nullcontext(crew.Crew(rank=1, size=2)))
     with pytest.raises(ValueError, match="name one with --out"):
-        bench.main([*SWEEP, "--lengths", "200"])
+        main([*SWEEP, "--lengths", "200"])

@@ -17,7 +17,6 @@ import torch
 from huggingface_hub import errors
 
 import sparsed
-from sparsed.models import loading
 
 # The HTTP library that this version of huggingface_hub uses: httpx, or httpx2.
 HTTP = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
@@ -708,7 +707,7 @@ def test_a_repository_without_safetensors_is_refused(folder_of, tmp_path, monkey
 
 
 def test_too_little_memory_is_said_before_anything_is_read(folder_of, monkeypatch) -> None:
-    monkeypatch.setattr(loading, "device_memory", lambda *_: 1000)
+    monkeypatch.setattr("sparsed.models.checkpoint.device_memory", lambda *_: 1000)
     reports: list = []
     assert "memory" in refusal(folder_of("llada"), progress=reports.append)
     assert not reports

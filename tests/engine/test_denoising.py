@@ -17,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
-from sparsed.attention import gather
-from sparsed.attention.importance import block_importance
+from sparsed.attention.backends import gather
 from sparsed.attention.pattern import BlockLayout
-from sparsed.attention.selection import select_blocks
-from sparsed.denoising import Run
+from sparsed.attention.selection.importance import block_importance
+from sparsed.attention.selection.isolated import select_blocks
+from sparsed.denoising.run import Run
 
 TEXT = "The old library of Orlin stands by the river, and nobody knows who built it. " * 2
 
@@ -671,7 +671,7 @@ def test_sparse_steps_without_gain_are_said(tiny, monkeypatch, calls, on_no_gain
         begun, now = not begun, now + (next(seconds) if begun else 0.0)
         return now
 
-    monkeypatch.setattr(sparsed.denoising, "perf_counter", clock)
+    monkeypatch.setattr("sparsed.denoising.run.perf_counter", clock)
     result = run.result()
     gain = sparse_seconds < 1
     phases = ["dense"] * 3 + ["select"] + ["sparse"] * 6

@@ -17,21 +17,15 @@ import torch
 
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
-from sparsed.evaluate import (
-    FIRST_SEED,
-    Cell,
-    Plan,
-    default_cells,
-    evaluate,
-    main,
-    observe,
-    read_observations,
-    read_records,
-    token_agreement,
-)
+from sparsed.evaluation.answers import evaluate, token_agreement
+from sparsed.evaluation.command import main
+from sparsed.evaluation.observe import observe
+from sparsed.evaluation.plan import FIRST_SEED, Cell, Plan, default_cells
+from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.models.model import Model
-from sparsed.prompts import build_prompt, exact_match
-from sparsed.records import read_lines
+from sparsed.questions.build import build_prompt
+from sparsed.questions.score import exact_match
+from sparsed.results_folder import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = Plan(sampler=SamplerConfig(steps=8))

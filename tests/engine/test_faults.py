@@ -1,6 +1,7 @@
 """Faults inside a race, and what is left of them: one sentence for the visitor, and nothing else.
 
-The real engine with small random checkpoints, driven as the page drives it (`app.session.perform` with a `Desk`), but
+The real engine with small random checkpoints, driven as the page drives it (`app.server.session.perform` with a
+`Desk`), but
 without a browser. Memory runs out or a kernel fails inside the attention of one lane, or its logits are not finite, at
 a step drawn from a seed; after each fault the same race, undisturbed, must write what it wrote before the first one.
 """
@@ -22,18 +23,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import app.session
 import pytest
 import torch
 
-import app.session
-from app.desk import Desk, Visit
-from app.engine import SparsedEngine
-from app.limits import Limits
-from app.race import Race
-from app.request import OWN_TEXT, Request, parse
-from app.session import Measured, Shown, perform
-from sparsed.attention import dense, gather
-from sparsed.denoising import Run
+from app.engine.local import SparsedEngine
+from app.race.race import Race
+from app.race.request import OWN_TEXT, Request, parse
+from app.server.desk import Desk
+from app.server.limits import Limits
+from app.server.session import Measured, perform
+from app.server.shown import Shown
+from app.server.visits import Visit
+from sparsed.attention.backends import dense, gather
+from sparsed.denoising.run import Run
 
 TEXT = "Mara Velin was born in Tolm in 1911 and worked as a glassblower. She lived in Orlin, near the river Sava. " * 3
 FAULTS = 100

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsed.attention.flex import TILE, executed_density, flex_attention, unavailable
-from sparsed.attention.gather import gather_attention
+from sparsed.attention.backends.flex import TILE, executed_density, flex_attention, unavailable
+from sparsed.attention.backends.gather import gather_attention
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 
 SCALE = 0.25

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsed.attention import gather as module
-from sparsed.attention.dense import dense_attention
-from sparsed.attention.gather import gather_attention
-from sparsed.attention.importance import block_importance
+from sparsed.attention.backends import gather as module
+from sparsed.attention.backends.dense import dense_attention
+from sparsed.attention.backends.gather import gather_attention
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
-from sparsed.attention.selection import select_blocks
+from sparsed.attention.selection.importance import block_importance
+from sparsed.attention.selection.isolated import select_blocks
 
 SCALE = 0.25
 

@@ -18,11 +18,12 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import generate_command, terminal, trace
+from sparsed import trace
 from sparsed.__main__ import main
 from sparsed.answer_text import cell_texts
-from sparsed.denoising import Run
-from sparsed.prompts import build_prompt
+from sparsed.denoising.run import Run
+from sparsed.generation import command, terminal
+from sparsed.questions.build import build_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = ("--device", "cpu", "--dtype", "float32")
@@ -91,7 +92,7 @@ def test_one_json_object_and_nothing_else(tell: Any) -> None:
 
 
 def settings(*arguments: str) -> Any:
-    return generate_command._settings(generate_command._parser().parse_args(arguments))
+    return command._settings(command._parser().parse_args(arguments))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_every_flag_reaches_its_field() -> None:
     sampler, attention = settings(*flags.split())
     assert sampler == sparsed.SamplerConfig(8, 8, 4, "entropy", 0.1, 5, 0.9, 7, 0.2, 0.01, 1.5, 0.9)
     assert attention == sparsed.SparseDConfig(0.1, 0.4, 64, "reference")
-    assert generate_command._parser().parse_args(["--model_path", "x"]).model == "x"
+    assert command._parser().parse_args(["--model_path", "x"]).model == "x"
 
 
 def test_public_model_path_and_loading_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +252,9 @@ def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    generate_command._Output(hidden=False, escape=True).line("answer: \x1b]0;title\x07[red]")
-    generate_command._Output(hidden=True, escape=True).line("nothing")
-    generate_command._Output(hidden=False, escape=False).line("\x1b")
+    command._Output(hidden=False, escape=True).line("answer: \x1b]0;title\x07[red]")
+    command._Output(hidden=True, escape=True).line("nothing")
+    command._Output(hidden=False, escape=False).line("\x1b")
     assert capsys.readouterr().out == "answer: \\x1b]0;title\\x07[red]\n\x1b\n"
 
 

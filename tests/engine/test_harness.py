@@ -17,15 +17,15 @@ import torch
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
 from sparsed.__main__ import main
-from sparsed.likelihood import log_likelihoods
+from sparsed.harness.likelihood import log_likelihoods
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional extra 'lm_eval')")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 
-from sparsed import denoising  # noqa: E402
-from sparsed.harness import SparsedLM  # noqa: E402
+from sparsed.denoising import run  # noqa: E402
+from sparsed.harness.model import SparsedLM  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
@@ -95,13 +95,13 @@ def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.Monkey
     """Two semi-autoregressive blocks; what the first one holds is enough for a stop string in it."""
     lm = harness_of("qwen3", steps=16, gen_length=16, block_length=8, attention="dense")
     steps: list[int] = []
-    real = denoising.Run._make_step
+    real = run.Run._make_step
 
     def counted(self: Any, index: int, *rest: Any) -> Any:
         steps.append(index)
         return real(self, index, *rest)
 
-    monkeypatch.setattr(denoising.Run, "_make_step", counted)
+    monkeypatch.setattr(run.Run, "_make_step", counted)
     prompt = "some text"
     [whole] = lm.generate_until(asked("generate_until", (prompt, STOPS)), disable_tqdm=True)
     assert steps == list(range(16)) and len(whole) > 8
@@ -455,6 +455,6 @@ def test_a_wrong_argument_on_the_command_line_is_one_sentence(
 
 
 def test_without_the_harness_the_command_says_what_to_install(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsed.lm_eval_command.find_spec", lambda name: None)
+    monkeypatch.setattr("sparsed.harness.command.find_spec", lambda name: None)
     assert main(["lm_eval", "--model", "sparsed"]) == 2
     assert "pip install 'sparsed[lm_eval]'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
 from sparsed.config import PATTERNS
-from sparsed.likelihood import _groups, _seed, draw_masks, log_likelihoods
+from sparsed.harness.likelihood import _groups, _seed, draw_masks, log_likelihoods
 
 FAMILIES = ("llada", "dream", "qwen3")
 SPARSE = SparseDConfig(skip=0.2, select=0.3, block_size=32)
@@ -260,7 +260,7 @@ def test_one_token_answers_share_their_forwards(model_of, monkeypatch: pytest.Mo
     import sparsed.denoising
 
     model, rows = model_of("llada"), []
-    real = sparsed.denoising.hidden_rows
+    real = sparsed.models.layer.hidden_rows
 
     def counted(network: Any, ids: torch.Tensor, state: Any, wanted: Any) -> torch.Tensor:
         rows.append((state.phase, len(ids)))

@@ -8,7 +8,8 @@ import torch
 import sparsed
 from sparsed.models.model import Model
 from sparsed.paths import data_dir
-from sparsed.prompts import build_prompt, exact_match
+from sparsed.questions.build import build_prompt
+from sparsed.questions.score import exact_match
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
-from sparsed.attention.gather import gather_attention
+from sparsed.attention.backends.gather import gather_attention
 from sparsed.config import select_step, switch_step
 
 CLOSE = 1e-4

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sparsed.launch import Launch
+from sparsed.parallel.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("team_script.py")
@@ -137,7 +137,9 @@ def test_ctrl_c_ends_all_within_a_step_and_prints_what_there_is(all_of_them: boo
 
 def test_an_evaluation_and_a_measurement_by_a_team_are_those_of_one_process(tmp_path: Path) -> None:
     """Everything but the seconds."""
-    from sparsed import bench, evaluate
+    from sparsed.bench import command as bench
+    from sparsed.evaluation import command as evaluate
+    from sparsed.evaluation import reading
 
     asked = ["--lengths", "200", "--types", "lookup", "--questions", "2", "--steps", "8", "--dtype", "float32"]
     asked += ["--methods", "dense", "sparsed"]
@@ -150,7 +152,7 @@ def test_an_evaluation_and_a_measurement_by_a_team_are_those_of_one_process(tmp_
     evaluate.main([*asked, "--out", str(tmp_path / "one")])
     bench.main([*measured, "--json", str(tmp_path / "one.json")])
     answers = [
-        sorted(({**asdict(r), "seconds": 0} for r in evaluate.read_records(tmp_path / name)), key=str)
+        sorted(({**asdict(r), "seconds": 0} for r in reading.read_records(tmp_path / name)), key=str)
         for name in ("one", "two")
     ]
     assert len(answers[0]) == 4 and answers[0] == answers[1]
@@ -208,12 +210,12 @@ def test_an_environment_that_is_not_whole_is_refused() -> None:
 
 
 def test_no_team_without_torchrun() -> None:
-    from sparsed import team
+    from sparsed.parallel import meeting
 
     with pytest.raises(ValueError, match="start several processes with torchrun"):
-        team.join(Launch())
+        meeting.join(Launch())
     with pytest.raises(ValueError, match="one machine"):
-        team.join(Launch("tensor", 0, 4, 0, 2))
+        meeting.join(Launch("tensor", 0, 4, 0, 2))
 
 
 def test_a_team_takes_no_device(tiny_folder: Path) -> None:
@@ -230,7 +232,7 @@ def test_a_team_takes_no_device(tiny_folder: Path) -> None:
 def test_every_head_belongs_to_one_process() -> None:
     import torch
 
-    from sparsed.models.share import Share
+    from sparsed.parallel.share import Share
 
     for size in (1, 2, 4):
         found = torch.cat([torch.arange(8)[Share(rank, size, torch.device("cpu")).heads(8)] for rank in range(size)])

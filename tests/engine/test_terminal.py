@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sparsed import terminal
+from sparsed.generation import terminal
+from sparsed.generation.terminal import Canvas, LiveView, PlainView, loading_bar, loading_lines, safe
 from sparsed.models.hub import LoadProgress
-from sparsed.terminal import Canvas, LiveView, PlainView, loading_bar, loading_lines, safe
 
 END, MASK = 0, 999
 TEXTS = {

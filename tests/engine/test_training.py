@@ -13,17 +13,10 @@ import sparsed
 from sparsed.paths import data_dir
 from sparsed.training.data import RowMaker, skipped_positions, stack
 from sparsed.training.export import export
+from sparsed.training.loss import hidden_states, mask_rows
+from sparsed.training.recipe import CURRICULUM, Recipe, Stage, mini_config, shortened
 from sparsed.training.tokenizer import special_id
-from sparsed.training.trainer import (
-    CURRICULUM,
-    Recipe,
-    Stage,
-    Trainer,
-    hidden_states,
-    mask_rows,
-    mini_config,
-    shortened,
-)
+from sparsed.training.trainer import Trainer
 
 TINY = (Stage(1.0, {256: 1.0}),)
 

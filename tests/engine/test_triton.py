@@ -14,11 +14,11 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
 
 from sparsed import SparseDConfig  # noqa: E402
-from sparsed.attention import triton_backend  # noqa: E402
-from sparsed.attention.backends import load_backend  # noqa: E402
-from sparsed.attention.dense import DenseAttention, dense_attention  # noqa: E402
-from sparsed.attention.dispatch import AttentionState  # noqa: E402
+from sparsed.attention.backends import triton as triton_backend  # noqa: E402
+from sparsed.attention.backends.dense import DenseAttention, dense_attention  # noqa: E402
+from sparsed.attention.backends.registry import load_backend  # noqa: E402
 from sparsed.attention.pattern import BlockLayout, LayerPattern  # noqa: E402
+from sparsed.attention.state import AttentionState  # noqa: E402
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs the kernels for real"

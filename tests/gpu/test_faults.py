@@ -13,12 +13,13 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from app.desk import Desk, Visit  # noqa: E402
-from app.engine import SparsedEngine  # noqa: E402
-from app.limits import Limits  # noqa: E402
-from app.request import parse  # noqa: E402
+from app.engine.local import SparsedEngine  # noqa: E402
+from app.race.request import parse  # noqa: E402
+from app.server.desk import Desk
 from app.server.journal import Journal  # noqa: E402
-from app.session import perform  # noqa: E402
+from app.server.limits import Limits  # noqa: E402
+from app.server.session import perform  # noqa: E402
+from app.server.visits import Visit  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsed.attention import flash4
-from sparsed.attention.dense import dense_attention
-from sparsed.attention.gather import gather_attention
+from sparsed.attention.backends import flash4
+from sparsed.attention.backends.dense import dense_attention
+from sparsed.attention.backends.gather import gather_attention
 from sparsed.attention.pattern import LayerPattern
 
 if (reason := flash4.unavailable("cuda")) is not None:

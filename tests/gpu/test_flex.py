@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsed.attention import flex
-from sparsed.attention.gather import gather_attention
+from sparsed.attention.backends import flex
+from sparsed.attention.backends.gather import gather_attention
 from sparsed.attention.pattern import LayerPattern
 
 if (reason := flex.unavailable("cuda")) is not None:

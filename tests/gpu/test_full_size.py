@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig, bench
+from sparsed import SamplerConfig, SparseDConfig
+from sparsed.bench import shapes
 from sparsed.models.model import Model
 
 if not torch.cuda.is_available():
@@ -65,7 +66,7 @@ def write_checkpoint(folder: Path, name: str, tokenizer_from: Path) -> None:
     """Shards of about 4 GB in bfloat16, their index, config.json, and some tokenizer."""
     from safetensors.torch import save_file
 
-    shape = bench._SHAPES[name]
+    shape = shapes.SHAPES[name]
     names = llada_weights(shape) if shape["model_type"] == "llada" else dream_weights(shape)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0

@@ -8,11 +8,11 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
-from sparsed.attention import dense, triton_backend
-from sparsed.attention.backends import Problem
+from sparsed.attention.backends import dense, triton
+from sparsed.attention.backends.registry import Problem
 from sparsed.attention.pattern import LayerPattern
 
-if (missing := triton_backend.unavailable(torch.device("cuda"))) is not None:
+if (missing := triton.unavailable(torch.device("cuda"))) is not None:
     pytest.skip(missing, allow_module_level=True)
 
 
@@ -61,11 +61,11 @@ def test_attention_equals_float64(dtype, block_size, batch, query_heads, key_hea
     k, v = (heads(batch, length, key_heads, dim, dtype, seed) for seed in (2, 3))
     pattern = ragged(batch, query_heads, -(-length // block_size), 4)
     wanted = oracle(q, k, v, pattern, dim**-0.5, block_size)
-    choices = triton_backend._ATTENTION[block_size]
-    if triton_backend._hopper(q.device, dim, block_size):
-        choices += (triton_backend._HOPPER,)
+    choices = triton._ATTENTION[block_size]
+    if triton._hopper(q.device, dim, block_size):
+        choices += (triton._HOPPER,)
     for tiles in choices:
-        got = triton_backend._attend(q, k, v, pattern, dim**-0.5, block_size, tiles)
+        got = triton._attend(q, k, v, pattern, dim**-0.5, block_size, tiles)
         assert error(got, wanted) < 5e-3, tiles
 
 
@@ -73,14 +73,14 @@ def test_attention_equals_float64(dtype, block_size, batch, query_heads, key_hea
 @pytest.mark.parametrize("dim", [64, 128])
 def test_many_query_blocks_for_each_program(dtype, dim) -> None:
     """More query blocks than multiprocessors: rings of tiles go on from one to the next, over empty ones too."""
-    if not triton_backend._hopper(torch.device("cuda"), dim, 128):
+    if not triton._hopper(torch.device("cuda"), dim, 128):
         pytest.skip("the Gluon kernel is for Hopper GPUs")
     q = heads(2, 4000, 16, dim, dtype, 1)
     k, v = (heads(2, 4000, 4, dim, dtype, seed) for seed in (2, 3))
     pattern = ragged(2, 16, 32, 4)
     assert (pattern.counts == 0).any() and (pattern.counts == 1).any() and pattern.counts.numel() > 4 * 132
     wanted = oracle(q, k, v, pattern, dim**-0.5, 128)
-    got = [triton_backend._attend(q, k, v, pattern, dim**-0.5, 128, triton_backend._HOPPER) for _ in range(5)]
+    got = [triton._attend(q, k, v, pattern, dim**-0.5, 128, triton._HOPPER) for _ in range(5)]
     assert error(got[0], wanted) < 5e-3
     assert all(torch.equal(got[0], again) for again in got[1:])
 
@@ -89,9 +89,9 @@ def test_starts_that_no_descriptor_takes() -> None:
     """The plain kernel runs where rows do not start at multiples of 16 bytes."""
     wide = heads(1, 300, 2, 132, torch.bfloat16, 1)
     q = k = v = wide[..., 1:129]
-    assert not triton_backend._has_tma(q, k, v)
+    assert not triton._has_tma(q, k, v)
     pattern = ragged(1, 2, 3, 4)
-    got = triton_backend.triton_attention(q, k, v, pattern, 128**-0.5, block_size=128)
+    got = triton.triton_attention(q, k, v, pattern, 128**-0.5, block_size=128)
     assert error(got, oracle(q, k, v, pattern, 128**-0.5, 128)) < 5e-3
 
 
@@ -111,11 +111,11 @@ def test_adversarial_keys(name: str, length: int) -> None:
     k = ADVERSARIAL[name](q, k)
     pattern = ragged(1, 2, -(-length // 128), 4)
     wanted = oracle(q, k, v, pattern, 128**-0.5, 128)
-    choices = triton_backend._ATTENTION[128][:1]
-    if triton_backend._hopper(q.device, 128, 128):
-        choices += (triton_backend._HOPPER,)
+    choices = triton._ATTENTION[128][:1]
+    if triton._hopper(q.device, 128, 128):
+        choices += (triton._HOPPER,)
     for tiles in choices:
-        assert error(triton_backend._attend(q, k, v, pattern, 128**-0.5, 128, tiles), wanted) < 5e-3, tiles
+        assert error(triton._attend(q, k, v, pattern, 128**-0.5, 128, tiles), wanted) < 5e-3, tiles
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128])
@@ -143,7 +143,7 @@ def test_importance_equals_float64(block_size, batch, query_heads, key_heads, le
         assert error(out, weights @ k.double().repeat_interleave(query_heads // key_heads, 1)) < 5e-3
         assert lse.shape == q.shape[:-1] and lse.dtype == torch.float32
         assert torch.allclose(lse.double(), scores.logsumexp(-1), atol=1e-4)
-        for tiles in triton_backend._IMPORTANCE[block_size]:
-            got = triton_backend._means(q, k, lse.contiguous(), dim**-0.5, block_size, tiles)
+        for tiles in triton._IMPORTANCE[block_size]:
+            got = triton._means(q, k, lse.contiguous(), dim**-0.5, block_size, tiles)
             assert got.shape[-2:] == (blocks, blocks)
             assert torch.allclose(got.double(), wanted, rtol=1e-5, atol=0), (full.name, tiles)

@@ -17,9 +17,12 @@ import pytest
 import torch
 
 import sparsed
-from app.engine import SparsedEngine, Wanted, line_up
-from app.race import Lane, Race
-from sparsed import SamplerConfig, SparseDConfig, bench
+from app.engine.copies import line_up
+from app.engine.interface import Wanted
+from app.engine.local import SparsedEngine
+from app.race.race import Lane, Race
+from sparsed import SamplerConfig, SparseDConfig
+from sparsed.bench import shapes
 from sparsed.turns import seat
 
 if torch.cuda.device_count() < 2:
@@ -43,7 +46,7 @@ def copies(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
     else:
         if min(torch.cuda.mem_get_info(gpu)[1] for gpu in range(2)) < 60 * GIB:
             pytest.skip("needs GPUs with 60 GiB of memory")
-        made = [bench._random_model(name, f"cuda:{gpu}", None, True) for gpu in range(2)]
+        made = [shapes._random_model(name, f"cuda:{gpu}", None, True) for gpu in range(2)]
     yield made[0], made[1]
     made.clear()
     gc.collect()

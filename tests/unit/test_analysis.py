@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsed import analysis
-from sparsed.attention.importance import block_importance
+from sparsed.attention import analysis
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
-from sparsed.attention.selection import select_blocks
+from sparsed.attention.selection.importance import block_importance
+from sparsed.attention.selection.isolated import select_blocks
 
 LAYOUTS = st.builds(
     lambda length, size, share: BlockLayout(length, int(share * length), size),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsed.attention.baselines import random_blocks, shared_by_heads, sliding_window, streaming_llm
 from sparsed.attention.pattern import BlockLayout, LayerPattern
-from sparsed.attention.selection import select_blocks
+from sparsed.attention.selection.baselines import random_blocks, shared_by_heads, sliding_window, streaming_llm
+from sparsed.attention.selection.isolated import select_blocks
 
 SELECTS = [0.05, 0.1, 0.3, 0.5, 0.75, 1.0]
 # (length, prompt), blocks of 8: long prompt, a boundary inside a block, a generation of most of the sequence, no

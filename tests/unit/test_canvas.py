@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from app.canvas import Canvas
+from app.race.canvas import Canvas
 from sparsed.answer_text import agreement, answer_length
 
 END = 9

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import sparsed
-from app import engine as engines
-from app.engine import SparsedEngine, Wanted, line_up
-from app.kept import keep
-from app.limits import memory_needed
-from app.race import Lane, Race
+from app.engine.copies import ROOM_GENERATED, ROOM_TOKENS, line_up
+from app.engine.cost import memory_needed
+from app.engine.interface import Wanted
+from app.engine.local import SparsedEngine
+from app.finished.run import keep
+from app.race.race import Lane, Race
 from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.models import LoadError
@@ -68,7 +69,7 @@ def machine(mini: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine
         monkeypatch.setattr(sparsed, "load", made.load)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(made.gpus))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: made.gpus[getattr(gpu, "index", gpu)][0])
-        monkeypatch.setattr("app.engine.device_memory", lambda kind, gpu=None: made.gpus[gpu][1])
+        monkeypatch.setattr("sparsed.machine.device_memory", lambda kind, gpu=None: made.gpus[gpu][1])
         return made
 
     return make
@@ -112,7 +113,7 @@ def test_the_gpu_that_has_the_model_already_is_no_other(machine) -> None:
 def test_a_copy_needs_room_for_itself_and_a_run(machine, mini) -> None:
     engine = SparsedEngine()
     shape = engine.shape(Placed(mini, "cuda:0"))
-    needed = shape.weight_bytes + memory_needed(shape, engines.ROOM_TOKENS, 128, engines.ROOM_GENERATED)
+    needed = shape.weight_bytes + memory_needed(shape, ROOM_TOKENS, 128, ROOM_GENERATED)
     for free, copies in ((int(needed / 0.9) + 2, 2), (int(needed / 0.9) - 2, 1), (shape.weight_bytes, 1)):
         machine((H200, 80 * GIB), (H200, free))
         assert len(engine.copies(engine.load("mini", lambda _: None))) == copies

@@ -11,20 +11,15 @@ from typing import Any
 import pytest
 
 from sparsed.config import SamplerConfig, SparseDConfig
-from sparsed.evaluate import (
-    ABLATIONS,
-    Plan,
-    _share,
-    default_cells,
-    main,
-    parse_method,
-    read_observations,
-    read_records,
-    token_agreement,
-)
-from sparsed.prompts import token_budget
-from sparsed.records import Crew, Folder
-from sparsed.scores import Observation, Record, summarise, table, wilson
+from sparsed.evaluation.answers import own_share, token_agreement
+from sparsed.evaluation.command import main
+from sparsed.evaluation.plan import ABLATIONS, Plan, default_cells, parse_method
+from sparsed.evaluation.reading import read_observations, read_records
+from sparsed.evaluation.scores import Observation, Record, summarise, wilson
+from sparsed.evaluation.tables import table
+from sparsed.parallel.crew import Crew
+from sparsed.questions.lengths import token_budget
+from sparsed.results_folder import Folder
 
 
 def record(index: int, method: str, exact: bool, **more: object) -> Record:
@@ -176,7 +171,7 @@ def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> N
     cells = default_cells(["512", "1k"], ["lookup", "two_hop"], 20)
     # Two processes were there, and the first was nearly done.
     open_ = {(place, i): 0 if i % 2 == 0 and i < 16 else 1 + place % 2 for place in range(4) for i in range(20)}
-    shares = [_share(cells, open_, FakeCrew(rank, processes)) for rank in range(processes)]
+    shares = [own_share(cells, open_, FakeCrew(rank, processes)) for rank in range(processes)]
     asked = [(place, i) for share in shares for place, indices in share.items() for i in indices]
     assert sorted(asked) == sorted(question for question, missing in open_.items() if missing)
     weights = [token_budget(cell.length) ** 2 for cell in cells]

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from app.assets import PAGE
-from app.stage import clock
+from app.phrases import clock
 
 CLOCKS = {
     0.0: "0.00 s",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.heatmap import heatmap, main, name
-from sparsed.scores import Record, summarise
+from app.tools.depth_chart import heatmap, main, name
+from sparsed.evaluation.scores import Record, summarise
 
 
 def record(index: int, method: str, length: str, depth: float | None, exact: bool) -> Record:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsed.attention import importance as module
-from sparsed.attention.importance import block_importance
+from sparsed.attention.selection import importance as module
+from sparsed.attention.selection.importance import block_importance
 
 
 def oracle(q: Tensor, k: Tensor, scale: float, size: int) -> Tensor:

@@ -15,10 +15,14 @@ import pytest
 import torch
 
 import sparsed
-from app import kept, looks, record, takeaway, words
-from app.desk import Desk
-from app.limits import Limits
-from app.replay import replay_value
+from app import texts
+from app.finished import files, patterns
+from app.finished import views as looks
+from app.finished.replay import replay_value
+from app.finished.run import Kept, fits, keep, opened, opening, probe_steps
+from app.server.desk import Desk
+from app.server.limits import Limits
+from app.tools import opening as recorder
 from sparsed import trace as traces
 from sparsed.config import SamplerConfig, SparseDConfig
 
@@ -42,17 +46,17 @@ def runs() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(runs) -> kept.Kept:
-    found = kept.keep(runs, "a visitor's own text")
+def run(runs) -> Kept:
+    found = keep(runs, "a visitor's own text")
     assert found is not None
     return found
 
 
 def test_steps_that_are_tracked_lie_in_the_sparse_phase() -> None:
-    assert kept.probe_steps(64, None) == ()
+    assert probe_steps(64, None) == ()
     for total in range(2, 70):
         for switch in range(1, total):
-            steps = kept.probe_steps(total, switch)
+            steps = probe_steps(total, switch)
             assert steps == sorted(set(steps)) and 1 <= len(steps) <= 4
             assert all(switch <= step < total for step in steps) and steps[-1] == total - 1
 
@@ -61,7 +65,7 @@ def test_the_mask_and_the_importances_are_the_engine_s(runs, run) -> None:
     pattern, look = runs["sparse"].pattern, run.look
     assert look is not None and (run.layers, run.heads) == (6, 4)
     for layer in range(6):
-        live = kept.Selected(pattern)
+        live = patterns.Selected(pattern)
         for head in range(4):
             wanted = pattern.mask(layer, head).numpy()
             assert np.array_equal(look.mask(layer)[head], wanted) and np.array_equal(live.mask(layer)[head], wanted)
@@ -83,14 +87,14 @@ def test_every_view_of_a_run_is_a_figure(run) -> None:
 
 
 def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
-    live = kept.Selected(runs["sparse"].pattern)
+    live = patterns.Selected(runs["sparse"].pattern)
     overview, overlap, mass = looks.layer(live, 2)
     over = looks.layer(run, 2)
     assert overlap == over[1]
     assert [trace["z"] for trace in overview["figure"]["data"]] == [trace["z"] for trace in over[0]["figure"]["data"]]
     # How much attention is kept is counted when the run is over.
     assert mass["label"].endswith("appears here when the run is over.") and not mass["figure"]["data"]
-    shades = {name: looks.head(live, 2, 1, name)["figure"]["data"][0] for name in words.SHADES}
+    shades = {name: looks.head(live, 2, 1, name)["figure"]["data"][0] for name in texts.SHADES}
     wanted = runs["sparse"].pattern.mask(2, 1).numpy()
     for name, trace in shades.items():
         z = np.frombuffer(base64.b64decode(trace["z"]["bdata"]), np.uint8).reshape(wanted.shape)
@@ -109,7 +113,7 @@ def three(runs) -> dict[str, Any]:
 
 
 def test_a_baseline_can_be_looked_at_too(runs, three, run) -> None:
-    both = kept.keep(three, "a visitor's own text")
+    both = keep(three, "a visitor's own text")
     assert both is not None and list(both.trace.lanes) == ["dense", "sparse", "baseline"]
     ours, theirs = three["sparse"].pattern, three["baseline"].pattern
     shown = both.showing("baseline")
@@ -141,21 +145,21 @@ def test_a_baseline_that_selected_at_another_step_has_importances_of_its_own_or_
     late = replace(bare, attention=replace(lane.attention, skip=0.5))
     for baseline, there in ((bare, True), (late, False)):
         traces.save(replace(trace, lanes={**trace.lanes, "baseline": baseline}), path)
-        run = kept.opened(path)
+        run = opened(path)
         assert (run.showing("baseline").look.importance_of(1, 2) is not None) == there
         assert run.look.importance_of(1, 2) is not None
     # A record without SparseD shows what there is.
     traces.save(replace(trace, lanes={"dense": trace.lanes["dense"], "other": bare}), path)
-    alone = kept.opened(path)
+    alone = opened(path)
     assert alone.sparse is None and np.array_equal(alone.look.mask(2), three["baseline"].pattern.layers[2].mask()[0])
     assert alone.look.importance_of(1, 2) is None and looks.timeline(alone) and looks.later(alone) is None
 
 
 def test_a_race_of_three_lanes_goes_into_a_file_and_comes_back(three, tmp_path) -> None:
-    run = kept.keep(three, "a visitor's own text")
+    run = keep(three, "a visitor's own text")
     path = tmp_path / "run.json.gz"
-    path.write_bytes(takeaway.download(run, "run.json.gz", lambda text, gold: (True, "")).content)
-    again = kept.opened(path)
+    path.write_bytes(files.download(run, "run.json.gz", lambda text, gold: (True, "")).content)
+    again = opened(path)
     assert again.trace == run.trace
     assert np.array_equal(again.showing("baseline").look.mask(1), run.showing("baseline").look.mask(1))
     names = [trace["name"] for trace in looks.timeline(again)["figure"]["data"]]
@@ -171,15 +175,15 @@ def test_it_says_which_run_it_looks_at(runs, run) -> None:
     tokens = f"{run.trace.prompt.tokens:,} prompt tokens"
     assert looks.which(run).startswith(f"Your last run: {tokens}, ") and "blocks of 32" in looks.which(run)
     assert looks.which(run, before=True).startswith(looks.which(run)) and "select step" in looks.which(run, before=True)
-    assert looks.which(kept.Selected(runs["sparse"].pattern)).startswith("Your run, which goes on")
-    recorded = looks.which(kept.Kept(run.trace, False))
+    assert looks.which(patterns.Selected(runs["sparse"].pattern)).startswith("Your run, which goes on")
+    recorded = looks.which(Kept(run.trace, False))
     assert recorded.startswith("A recorded run of mini, on ")
     assert run.trace.created[:10] in recorded and tokens in recorded
     assert "press Run" in looks.which(None)
 
 
 def test_a_run_without_a_pattern_has_nothing_to_look_at(runs) -> None:
-    dense = kept.keep({"dense": runs["dense"]}, None)
+    dense = keep({"dense": runs["dense"]}, None)
     assert dense is not None and dense.look is None and dense.layers == 0
     assert looks.head(dense, 0, 0) is looks.layer(dense, 0) is looks.model(dense) is looks.later(dense) is None
     assert looks.timeline(dense) is not None
@@ -189,38 +193,38 @@ def test_a_run_without_a_pattern_has_nothing_to_look_at(runs) -> None:
 def test_runs_without_a_step_leave_nothing(runs) -> None:
     model = runs["dense"].model
     unbegun = sparsed.denoise(model, "one two", attention="dense")
-    assert kept.keep({"dense": unbegun}, None) is None
-    both = kept.keep({"dense": unbegun, "sparse": runs["sparse"]}, None)
+    assert keep({"dense": unbegun}, None) is None
+    both = keep({"dense": unbegun, "sparse": runs["sparse"]}, None)
     assert both is not None and set(both.trace.lanes) == {"sparse"}
 
 
 def test_a_record_opens_again(run, tmp_path) -> None:
-    made = takeaway.download(run, "run.json.gz", lambda text, gold: (True, ""))
+    made = files.download(run, "run.json.gz", lambda text, gold: (True, ""))
     path = tmp_path / "run.json.gz"
     path.write_bytes(made.content)
-    again = kept.opened(path)
+    again = opened(path)
     assert not again.live and again.trace == run.trace and again.key != run.key
     assert again.look is not None and np.array_equal(again.look.mask(3), run.look.mask(3))
     assert made.name == "sparsed-mini-run.json.gz"
     with pytest.raises(KeyError):
-        takeaway.download(run, "../secret", lambda text, gold: (True, ""))
+        files.download(run, "../secret", lambda text, gold: (True, ""))
 
 
 def test_a_recorded_importance_is_read_from_the_file(runs, tmp_path) -> None:
     path = tmp_path / "opening.json"
     traces.save(traces.record(runs, importance=True), path)
-    look = kept.opened(path).look
+    look = opened(path).look
     wanted = runs["sparse"].pattern.importance[4][0, 1].float().numpy()
     assert look is not None
     assert np.allclose(look.importance_of(4, 1), wanted, rtol=0.04, atol=1e-7)
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(kept, "MOST_FILE", 10)
+    monkeypatch.setattr("app.finished.run.MOST_FILE", 10)
     path = tmp_path / "large.json"
     path.write_text("x" * 11)
     with pytest.raises(ValueError, match="large.json is too large for this page"):
-        kept.opened(path)
+        opened(path)
 
 
 def test_what_was_clicked() -> None:
@@ -231,21 +235,21 @@ def test_what_was_clicked() -> None:
 
 
 def test_what_fits_is_kept() -> None:
-    assert kept.fits(32, 32, 65_664, 128) and not kept.fits(32, 32, 65_664, 64)
+    assert fits(32, 32, 65_664, 128) and not fits(32, 32, 65_664, 64)
 
 
 def test_files_have_their_types(run) -> None:
     def judge(text: str, gold: str) -> tuple[bool, str]:
         return True, "right"
 
-    page = takeaway.download(run, "replay.html", judge).content.decode()
+    page = files.download(run, "replay.html", judge).content.decode()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     from PIL import Image
 
-    with Image.open(io.BytesIO(takeaway.download(run, "race.gif", judge).content)) as picture:
+    with Image.open(io.BytesIO(files.download(run, "race.gif", judge).content)) as picture:
         assert picture.format == "GIF"
-    offered = takeaway.offer(run, "prefix", "?a=1")
-    assert {file["name"] for file in offered["files"]} == set(takeaway.FILES) and offered["live"]
+    offered = files.offer(run, "prefix", "?a=1")
+    assert {file["name"] for file in offered["files"]} == set(files.FILES) and offered["live"]
     assert all(file["href"] == f"prefix/{run.key}/{file['name']}" for file in offered["files"])
 
 
@@ -257,7 +261,7 @@ def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> Non
     desk = Desk(SimpleNamespace(at_once=1), "mini", Limits())  # type: ignore[arg-type]
     size = run.importance_bytes
     assert size == sum(layer.nbytes for layer in run.importance) > 0
-    monkeypatch.setattr("app.desk.MOST_IMPORTANCE", 2 * size)
+    monkeypatch.setattr("app.finished.run.MOST_IMPORTANCE", 2 * size)
     runs = [replace(run) for _ in range(4)]
     for number, one in enumerate(runs):
         desk.remember(desk.visit(f"visit {number}"), one)
@@ -269,25 +273,25 @@ def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> Non
 
 
 def test_the_page_begins_with_a_recorded_race_of_the_bundled_model() -> None:
-    run = kept.opening()
+    run = opening()
     assert run is not None and not run.live and run.trace.model.name == "mini"
     assert set(run.trace.lanes) == {"dense", "sparse"} and all(lane.finished for lane in run.trace.lanes.values())
     # Everything that a live run shows afterwards is in the file.
     assert run.pattern is not None and run.pattern.importance and run.pattern.kept_mass and run.trace.prompt.words
     assert run.sparse is not None and len(run.sparse.probes) == 4 and run.trace.prompt.gold
     # It was made before files said how the lanes shared the machine; they took turns.
-    assert replay_value(run.trace)["mode"] == {"name": "turns", "text": words.IN_TURNS}
+    assert replay_value(run.trace)["mode"] == {"name": "turns", "text": texts.IN_TURNS}
 
 
 def test_recording_a_race(tmp_path, capsys) -> None:
     path = tmp_path / "race.json.gz"
-    assert record.main(["--length", "short_context", "--steps", "5", "--out", str(path)]) == 0
-    run = kept.opened(path)
+    assert recorder.main(["--length", "short_context", "--steps", "5", "--out", str(path)]) == 0
+    run = opened(path)
     assert {name: len(lane.steps) for name, lane in run.trace.lanes.items()} == {"dense": 5, "sparse": 5}
     assert run.look is not None and run.look.importance_of(0, 0) is not None
     third = ["--length", "short_context", "--steps", "5", "--third", "streaming_llm", "--out", str(path)]
-    assert record.main(third) == 0
-    run = kept.opened(path)
+    assert recorder.main(third) == 0
+    run = opened(path)
     assert list(run.trace.lanes) == ["dense", "sparse", "baseline"]
     assert run.trace.lanes["baseline"].attention == replace(
         run.trace.lanes["sparse"].attention, pattern="streaming_llm", keep_importance=False
@@ -295,5 +299,5 @@ def test_recording_a_race(tmp_path, capsys) -> None:
     # The importances in the file are those of the select step, which all lanes have alike.
     shown = run.showing("baseline").look
     assert shown is not None and np.array_equal(shown.importance_of(3, 1), run.look.importance_of(3, 1))
-    assert record.main(["--length", "17", "--steps", "5", "--out", str(path)]) == 2
+    assert recorder.main(["--length", "17", "--steps", "5", "--out", str(path)]) == 2
     assert "error: " in capsys.readouterr().err

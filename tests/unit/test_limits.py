@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.limits import (
+from app.engine.cost import (
     Estimate,
-    Limits,
     Shape,
     Speed,
     about,
@@ -19,11 +18,10 @@ from app.limits import (
     fit_speed,
     lanes_take_turns,
     memory_needed,
-    reason,
-    refusal,
     span,
     together,
 )
+from app.server.limits import Limits, reason, refusal
 from sparsed.machine import device_memory, give_back
 
 MINI = Shape(

@@ -10,7 +10,7 @@ import pytest
 
 from app.assets import PAGE
 from app.figures.palette import LANES, palette
-from app.serving import SCRIPTS, STYLES
+from app.page.serving import SCRIPTS, STYLES
 
 # What people see who lack one kind of cone (Machado, Oliveira, Fernandes 2009, severity 1), in linear light.
 SIGHTS = {

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
-from sparsed.attention.backends import executed_density
+from sparsed.attention.backends.registry import executed_density
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
-from sparsed.attention.selection import select_blocks
+from sparsed.attention.selection.isolated import select_blocks
 
 
 def sides_by_the_text(length: int, prompt: int, size: int) -> list[bool]:

@@ -4,7 +4,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from sparsed.paths import data_dir
-from sparsed.prompts import KINDS, LENGTHS, build_prompt, exact_match, facts_right, token_budget
+from sparsed.questions.build import build_prompt
+from sparsed.questions.lengths import LENGTHS, token_budget
+from sparsed.questions.score import exact_match, facts_right
+from sparsed.questions.world import KINDS
 
 TOKENS = {"short_context": 256, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384}
 

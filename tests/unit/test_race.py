@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.race import DeviceQueue, Lane, LineFull, Race
+from app.race.line import DeviceQueue, LineFull
+from app.race.race import Lane, Race
 from sparsed.turns import seat
 
 T = TypeVar("T")

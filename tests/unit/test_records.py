@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsed.records import Crew, Folder, deal, read_lines
+from sparsed.parallel.crew import Crew, deal
+from sparsed.results_folder import Folder, read_lines
 
 
 def test_entries_come_back_as_they_were(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from app import request
-from app.request import FOLLOWING, MAX_CHARACTERS, OWN_TEXT, parse, unused
+from app.race import links, request
+from app.race.request import FOLLOWING, MAX_CHARACTERS, OWN_TEXT, parse, unused
 from sparsed.config import ALGORITHMS, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
 
@@ -152,8 +152,8 @@ def test_a_link_brings_back_what_was_set() -> None:
         "model": "mini", "kind": "about", "length": "4k", "question": 7, "text": "", "skip": 0.25, "selection": "paper",
         "seed": 3, "backend": "auto", "track": True, "steps": 32, "gen_length": 64, "select": 0.35, "threshold": 0,
     }  # fmt: skip
-    link = request.link(given, ["steps", "select"])
-    values, problems = request.from_link(dict(parse_qsl(link.removeprefix("?"))))
+    link = links.link(given, ["steps", "select"])
+    values, problems = links.from_link(dict(parse_qsl(link.removeprefix("?"))))
     assert problems == []
     wanted = {name: value for name, value in given.items() if name not in ("text", "gen_length", "threshold")}
     assert values == wanted and type(values["skip"]) is float and type(values["steps"]) is int
@@ -161,14 +161,14 @@ def test_a_link_brings_back_what_was_set() -> None:
 
 def test_a_link_holds_a_short_text_of_one_s_own_and_no_long_one() -> None:
     text = "What & who = 100 %? ü 🦊\nnew line"
-    link = request.link({"kind": "own", "text": text}, [])
+    link = links.link({"kind": "own", "text": text}, [])
     assert dict(parse_qsl(link[1:])) == {"kind": "own", "text": text}
-    assert "text" not in request.link({"kind": "own", "text": "x" * 2000}, [])
-    assert "text" not in request.link({"kind": "about", "text": "left over"}, [])
+    assert "text" not in links.link({"kind": "own", "text": "x" * 2000}, [])
+    assert "text" not in links.link({"kind": "about", "text": "left over"}, [])
 
 
 def test_a_link_that_says_nonsense_is_left_out_in_a_sentence() -> None:
-    values, problems = request.from_link({"steps": "many", "skip": "nan", "unknown": "1", "seed": "4"})
+    values, problems = links.from_link({"steps": "many", "skip": "nan", "unknown": "1", "seed": "4"})
     assert values == {"seed": 4}
     assert problems == [
         "The link's skip 'nan' is no number: it is left out.",
@@ -191,6 +191,6 @@ def test_a_baseline_differs_from_sparsed_in_its_pattern_alone(pattern: str) -> N
 
 
 def test_a_link_brings_the_third_lane_back() -> None:
-    link = request.link({"model": "mini", "third": "streaming_llm"}, [])
-    assert request.from_link(dict(parse_qsl(link[1:]))) == ({"model": "mini", "third": "streaming_llm"}, [])
-    assert "third" not in request.link({"model": "mini", "third": "none"}, [])
+    link = links.link({"model": "mini", "third": "streaming_llm"}, [])
+    assert links.from_link(dict(parse_qsl(link[1:]))) == ({"model": "mini", "third": "streaming_llm"}, [])
+    assert "third" not in links.link({"model": "mini", "third": "none"}, [])

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsed.attention.importance import block_importance
 from sparsed.attention.pattern import BlockLayout
-from sparsed.attention.selection import blocks_to_keep, select_blocks
+from sparsed.attention.selection.importance import block_importance
+from sparsed.attention.selection.isolated import blocks_to_keep, select_blocks
 
 
 def oracle_share(select: float, blocks: int) -> int:

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from app.canvas import Canvas
-from app.race import LaneStep, Update
-from app.stage import LaneView, Stage, clock, mode, opening, phase_ranges, speedup
+from app.phrases import clock
+from app.race.canvas import Canvas
+from app.race.lane_view import LaneView, phase_ranges
+from app.race.race import LaneStep, Update
+from app.race.snapshot import Stage, before_run, mode, speedup
 
 END = 0
 WORDS = ["<end>", "It", " is", " so"]
@@ -177,7 +179,7 @@ def test_phase_ranges_count_from_one(total, switch_step, expected) -> None:
 
 
 def test_the_opening_is_all_masks() -> None:
-    value = opening(32, 16, total=64, switch_step=14, message="Press Run.")
+    value = before_run(32, 16, total=64, switch_step=14, message="Press Run.")
     assert value["state"] == "idle" and [len(lane["cells"]) for lane in value["lanes"]] == [32, 32]
     assert all(cell == ["", 0, None, 0] for lane in value["lanes"] for cell in lane["cells"])
 
@@ -228,12 +230,12 @@ def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone(
 
 
 def test_before_a_run_a_third_lane_is_there_if_it_will_be() -> None:
-    value = opening(8, 8, total=4, switch_step=2, baseline="random")
+    value = before_run(8, 8, total=4, switch_step=2, baseline="random")
     assert [(lane["key"], lane["label"]) for lane in value["lanes"]] == [
         ("dense", "Full attention"), ("sparse", "SparseD"), ("baseline", "Random blocks"),
     ]  # fmt: skip
     assert value["lanes"][2]["phases"] == value["lanes"][1]["phases"] != value["lanes"][0]["phases"]
-    assert opening(8, 8, total=4, switch_step=2)["lanes"] == value["lanes"][:2]
+    assert before_run(8, 8, total=4, switch_step=2)["lanes"] == value["lanes"][:2]
 
 
 def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_sparse() -> None:
@@ -285,4 +287,4 @@ def test_how_lanes_share_the_machine_is_said_in_a_sentence() -> None:
     assert "the other two lanes take turns" in said[3, 2]["text"] and "; all run at" in said[3, 3]["text"]
     assert mode(2, 1, "Why.") == {"name": "turns", "text": "Why."}
     stage = Stage([], end_ids=(), mode=said[2, 2])
-    assert stage.snapshot()["mode"] == both and opening(8, 8, total=4, switch_step=2)["mode"] is None
+    assert stage.snapshot()["mode"] == both and before_run(8, 8, total=4, switch_step=2)["mode"] is None

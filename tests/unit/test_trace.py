@@ -21,10 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsed
-from sparsed import analysis, trace
+from sparsed import trace
+from sparsed.attention import analysis
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import SamplerConfig, SparseDConfig
-from sparsed.prompts import Prompt
+from sparsed.questions.build import Prompt
+from sparsed.trace import check
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK, END = 99, 0
@@ -305,9 +307,9 @@ def test_importances_are_stored_where_they_are_asked_for_and_there(monkeypatch: 
     # What "reference" ranks by adds up to more than the attention there is.
     kept.attention = replace(kept.attention, selection="reference")
     assert pattern(kept, importance=True).kept_mass == () != pattern(kept, importance=True).importance
-    monkeypatch.setattr(trace, "_MOST_IMPORTANCES", 3 * 2 * 4 * 4 - 1)
+    monkeypatch.setattr("sparsed.trace.patterns.MOST_IMPORTANCES", 3 * 2 * 4 * 4 - 1)
     assert pattern(kept, importance=True).importance == ()
-    monkeypatch.setattr(trace, "_MOST_IMPORTANCES", 3 * 2 * 4 * 4)
+    monkeypatch.setattr("sparsed.trace.patterns.MOST_IMPORTANCES", 3 * 2 * 4 * 4)
     assert len(pattern(kept, importance=True).importance) == 3
 
 
@@ -625,13 +627,13 @@ def test_patterns_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch: 
     good = json.dumps(saved(tmp_path))
     cells = 3 * 2 * 4 * 4
     for limit, said in (
-        ("_MOST_IMPORTANCES", f"too many importances: at most {cells - 1}"),
+        ("MOST_IMPORTANCES", f"too many importances: at most {cells - 1}"),
         ("_MOST_PAIRS_OF_ALL", f"at most {cells - 1} block pairs in all layers"),
     ):
         with monkeypatch.context() as lower:
-            lower.setattr(trace, limit, cells - 1)
+            lower.setattr(check, limit, cells - 1)
             assert said in refusal(tmp_path / "bad.json", good)
-            lower.setattr(trace, limit, cells)
+            lower.setattr(check, limit, cells)
             trace.load(tmp_path / "good.json")
 
 

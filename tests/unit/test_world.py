@@ -7,8 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from sparsed.paths import data_dir
+from sparsed.questions.entities import is_held_out, names
+from sparsed.questions.pieces import render
+from sparsed.questions.world import KINDS, World, numbered, prompt_pieces
 from sparsed.training.tokenizer import PieceEncoder
-from sparsed.world import KINDS, World, is_held_out, names, numbered, prompt_pieces, render
 
 
 @pytest.fixture(scope="module")

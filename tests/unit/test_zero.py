@@ -25,14 +25,17 @@ import pytest
 import torch
 
 import sparsed
-from app import zero
-from app.desk import Desk, Visit
-from app.engine import SparsedEngine
-from app.kept import probe_steps
-from app.limits import Limits, borrowed
-from app.request import parse
-from app.session import Shown, perform
-from sparsed.attention import gather
+from app.engine import borrowed, remote
+from app.engine.gpu import gpu_is_borrowed
+from app.engine.local import SparsedEngine
+from app.finished.run import probe_steps
+from app.race.request import parse
+from app.server.desk import Desk
+from app.server.limits import Limits
+from app.server.session import perform
+from app.server.shown import Shown
+from app.server.visits import Visit
+from sparsed.attention.backends import gather
 
 ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
@@ -113,7 +116,7 @@ def _work(task: Any, given: bytes, results: Any, stop: Any) -> None:
     os._exit(0)
 
 
-class OnTheCpu(zero.ZeroEngine):
+class OnTheCpu(borrowed.ZeroEngine):
     """The engine of a ZeroGPU Space, with the model where the stand-in can use it."""
 
     def load(self, name: str, progress: Any) -> Any:
@@ -184,7 +187,7 @@ def test_a_borrowed_race_is_the_race_itself(desk: Desk, pool: Pool) -> None:
         )
         list(own)
         lane = last.kept.lane(key)
-        expected = sparsed.trace.record(own, prompt=material)
+        expected = sparsed.trace.recording.record(own, prompt=material)
         (alone,) = expected.lanes.values()
         assert [(s.phase, s.committed) for s in lane.steps] == [(s.phase, s.committed) for s in alone.steps]
         facts = [(one.text, one.backend, one.switch_step, one.finished, one.attention) for one in (lane, alone)]
@@ -202,7 +205,7 @@ def test_importances_come_back_as_they_were(desk: Desk) -> None:
     config = sparsed.SparseDConfig(keep_importance=True)
     own = sparsed.denoise(model, "Who is Ada?", sampler=sparsed.SamplerConfig(steps=12), attention=config)
     list(own)
-    back = pickle.loads(pickle.dumps(zero.Bits.of(own.pattern))).pattern()
+    back = pickle.loads(pickle.dumps(remote.Bits.of(own.pattern))).pattern()
     assert all(torch.equal(a, b) for a, b in zip(back.importance, own.pattern.importance, strict=True))
     for one, other in zip(back.layers, own.pattern.layers, strict=True):
         assert torch.equal(one.mask(), other.mask()) and torch.equal(one.counts, other.counts)
@@ -217,7 +220,7 @@ def test_a_run_asks_for_the_gpu_for_as_long_as_its_settings_need(desk: Desk, poo
     pool.refusal = ""
     prompt = desk.prompt(desk.load("mini"), length, "about", 3)
     expected = desk.estimate(desk.load("mini"), asked.resolve(prompt.tokens), prompt.tokens)
-    assert pool.asked[-1] == math.ceil(zero.START_SECONDS + 1.5 * expected.seconds)
+    assert pool.asked[-1] == math.ceil(remote.START_SECONDS + 1.5 * expected.seconds)
     assert seen[-1].stage["state"] == "refused"
 
 
@@ -286,8 +289,8 @@ def test_only_the_models_of_the_space_are_listed(desk: Desk) -> None:
     assert list(desk.engine.models()) == ["mini"] and desk.at_once("mini")
     with pytest.raises(ValueError, match="which this Space has"):
         desk.engine.admit("owner/name")
-    assert zero.placed({"SPARSED_MODELS": " mini, llada-1.5 ,mini"}) == ["mini", "llada-1.5"]
-    assert zero.placed({}) == ["mini"] and borrowed({"SPACES_ZERO_GPU": "true"}) and not borrowed({})
+    assert borrowed.placed({"SPARSED_MODELS": " mini, llada-1.5 ,mini"}) == ["mini", "llada-1.5"]
+    assert borrowed.placed({}) == ["mini"] and gpu_is_borrowed({"SPACES_ZERO_GPU": "true"}) and not gpu_is_borrowed({})
 
 
 REAL = """

@@ -435,8 +435,8 @@ print(json.dumps([type(page).__name__, len(page.blocks), files]))
 """
     # These need packages that a Space does not have.
     optional = (
-        "sparsed.harness", "sparsed.lm_eval_command", "sparsed.attention.triton_kernels",
-        "sparsed.attention.gluon_kernels",
+        "sparsed.harness", "sparsed.harness.command", "sparsed.attention.backends.triton_kernels",
+        "sparsed.attention.backends.gluon_kernels",
     )  # fmt: skip
     kind, blocks, files = json.loads(alone(uploaded, "-c", f"OPTIONAL = {optional}{code}").splitlines()[-1])
     assert kind == "Blocks" and blocks > 20

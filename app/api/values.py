@@ -1,0 +1,267 @@
+"""The JSON that the endpoints give, and how a run becomes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, cast
+
+from app.finished import files as takeaway
+from app.lanes import BASELINE, SPARSE
+from app.page.serving import RUNS
+from app.race import request
+from app.race.lane_view import Snapshot
+from app.race.request import SAMPLER_FIELDS
+from app.server.desk import Desk
+from app.server.shown import Shown
+
+MASKED = "▒"
+# Beyond these a value can be nothing that is meant; it is not repeated in the sentence that says so.
+MOST_CHARACTERS, MOST_NUMBER, MOST_LENGTHS = 200, 2**53, 64
+
+
+class Defaults(TypedDict):
+    """A model's sampler, where a call says nothing else. Lengths in tokens; threshold: None where it is off."""
+
+    steps: int
+    gen_length: int
+    block_length: int
+    algorithm: str
+    temperature: float
+    threshold: float | None
+    cfg_scale: float
+    top_p: float
+
+
+class Model(TypedDict):
+    """A model that can be asked. parameters: 0 if unknown; download_gb: 10⁹ bytes, 0 if bundled; trained_length: tokens
+    (0 if unknown); too_large: why it does not fit into this machine, "" if it does.
+    """
+
+    name: str
+    label: str
+    parameters: int
+    download_gb: float
+    bundled: bool
+    in_memory: bool
+    trained_length: int
+    too_large: str
+    defaults: Defaults
+
+
+class Speedup(TypedDict):
+    """How many times faster SparseD is: the number, and as people say it ("1.41×", "faster so far")."""
+
+    ratio: float
+    text: str
+    words: str
+
+
+class Agreement(TypedDict):
+    """How many of the tokens compared are those of full attention."""
+
+    same: int
+    compared: int
+    text: str
+
+
+class LaneValue(TypedDict):
+    """One lane. step of total; seconds of its own computing so far; text: its answer, "▒" for each token that is still
+    masked; right, verdict: of the finished answer, None where the right one is not known; agreement: with full
+    attention, at the end.
+    """
+
+    label: str
+    backend: str
+    phase: str
+    step: int
+    total: int
+    seconds: float
+    text: str
+    right: bool | None
+    verdict: str | None
+    agreement: Agreement | None
+
+
+class Compared(TypedDict):
+    """What /compare gives. state: "loading", "preparing", "waiting", "running", and once, last, "done", "stopped",
+    "refused" or "failed". position: runs before this one while it waits, and wait: for about how many seconds, if that
+    is known. mode: "turns" or "together", how the lanes share the machine's devices, None before they begin.
+    switch_step: SparseD's first sparse step, counted from 1, None if there is none. gold: the right answer,
+    at the end. run: the key for /pattern; files: what can be downloaded, name → address below the page's own; both at
+    the end of a run that made a step.
+    """
+
+    state: str
+    message: str
+    position: int | None
+    wait: float | None
+    question: str
+    mode: str | None
+    lanes: dict[str, LaneValue]
+    speedup: Speedup | None
+    agreement: Agreement | None
+    switch_step: int | None
+    notes: list[str]
+    gold: str | None
+    prompt_tokens: int | None
+    run: str | None
+    files: dict[str, str]
+
+
+class SweptRow(TypedDict):
+    """One prompt length of /sweep. state: "waiting", "preparing", "running", "done", "refused", "failed" or "stopped";
+    step of total, both lanes together; seconds of each lane; memory: the peak in bytes; published: the paper's seconds
+    and speed-up at this length, where it has any. What is not known yet is None.
+    """
+
+    length: str
+    tokens: int | None
+    state: str
+    message: str
+    step: int
+    total: int
+    dense_seconds: float | None
+    sparse_seconds: float | None
+    speedup: Speedup | None
+    agreement: Agreement | None
+    dense_right: bool | None
+    sparse_right: bool | None
+    memory: int | None
+    published: dict[str, float] | None
+    notes: list[str]
+
+
+class Swept(TypedDict):
+    """What /sweep gives. state: "running", and once, last, "done", "stopped", "refused" or "failed"; progress: 0 … 1;
+    label: what was compared, in a few words.
+    """
+
+    state: str
+    message: str
+    label: str
+    question: str
+    progress: float
+    rows: list[SweptRow]
+
+
+def known_names(endpoint: Callable[..., Any]) -> list[str]:
+    """What a call may give, in its order."""
+    return [name for name in inspect.signature(endpoint).parameters if name != "http"]
+
+
+def plain(name: str, value: Any) -> Any:
+    """A value that `app.race.request.parse` can look at: nothing, or a string, number or truth value of a sane size.
+    Raises
+    ValueError.
+    """
+    if isinstance(value, str):
+        most = request.MAX_CHARACTERS if name == "text" else MOST_CHARACTERS
+        if len(value) > most:
+            raise ValueError(f"The value of {name} has {len(value):,} characters; it may have up to {most:,}.")
+    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise ValueError(f"The value of {name} is a number far beyond its range.")
+    elif value is not None and not isinstance(value, (int, float)):
+        what = "a list" if isinstance(value, list) else "an object"
+        raise ValueError(f"The value of {name} is {what}; it must be a single value.")
+    return value
+
+
+def model_of(desk: Desk, name: str) -> Model:
+    spec, defaults = desk.spec(name), desk.defaults(name)
+    defaults = defaults.resolve(defaults)
+    return {
+        "name": name,
+        "label": spec.label,
+        "parameters": spec.parameters,
+        "download_gb": spec.download_gb,
+        "bundled": spec.bundled,
+        "in_memory": desk.loaded(name) is not None,
+        "trained_length": spec.trained_length,
+        "too_large": desk.too_large(name),
+        "defaults": cast(Defaults, {field: getattr(defaults, field) for field in SAMPLER_FIELDS}),
+    }
+
+
+def _speedup(value: Snapshot | None) -> Speedup | None:
+    return None if value is None else {"ratio": value["ratio"], "text": value["text"], "words": value["words"]}
+
+
+def _agreement(value: Snapshot | None) -> Agreement | None:
+    return None if value is None else {"same": value["same"], "compared": value["compared"], "text": value["text"]}
+
+
+def _lane(lane: Snapshot, agreement: Snapshot | None) -> LaneValue:
+    text = lane["text"]
+    if text is None:
+        text = "".join(MASKED if step == 0 else "" if end else cell for cell, step, _, end in lane["cells"])
+    return {
+        "label": lane["label"],
+        "backend": lane["backend"],
+        "phase": lane["phase"],
+        "step": lane["step"],
+        "total": lane["total"],
+        "seconds": lane["seconds"],
+        "text": text,
+        "right": lane["right"],
+        "verdict": lane["verdict"],
+        "agreement": _agreement(agreement),
+    }
+
+
+def compared_of(shown: Shown) -> Compared:
+    """A value of the page as one of the endpoint."""
+    stage, run = shown.stage, shown.kept
+    lanes = {lane["key"]: lane for lane in stage["lanes"]}
+    agreements = {SPARSE: stage["agreement"], BASELINE: lanes.get(BASELINE, {}).get("same")}
+    sparse = [first for phase, first, _ in lanes[SPARSE]["phases"] if phase == "sparse"]
+    return {
+        "state": stage["state"],
+        "message": stage["message"],
+        "position": shown.position if stage["state"] == "waiting" else None,
+        "wait": None if shown.wait is None else round(shown.wait, 1),
+        "question": stage["question"],
+        "mode": stage["mode"] and stage["mode"]["name"],
+        "lanes": {key: _lane(lane, agreements.get(key)) for key, lane in lanes.items()},
+        "speedup": _speedup(stage["speedup"]),
+        "agreement": _agreement(stage["agreement"]),
+        "switch_step": sparse[0] if sparse else None,
+        "notes": stage["notes"],
+        "gold": stage["gold"],
+        "prompt_tokens": None if run is None else run.trace.prompt.tokens,
+        "run": None if run is None else run.key,
+        "files": {} if run is None else {name: f"{RUNS}/{run.key}/{name}" for name in takeaway.FILES},
+    }
+
+
+def swept_of(value: Mapping[str, Any]) -> Swept:
+    """A comparison of the page as a value of the endpoint."""
+    return {
+        "state": value["state"],
+        "message": value["message"],
+        "label": value["label"],
+        "question": value["question"],
+        "progress": value["progress"],
+        "rows": [_row(row) for row in value["rows"]],
+    }
+
+
+def _row(row: Mapping[str, Any]) -> SweptRow:
+    paper = row["published"]
+    return {
+        "length": row["length"],
+        "tokens": row["tokens"],
+        "state": row["state"],
+        "message": row["message"],
+        "step": row["step"],
+        "total": row["total"],
+        "dense_seconds": row["dense_seconds"],
+        "sparse_seconds": row["sparse_seconds"],
+        "speedup": _speedup(row["speedup"]),
+        "agreement": _agreement(row["agreement"]),
+        "dense_right": row["dense_right"],
+        "sparse_right": row["sparse_right"],
+        "memory": row["memory"],
+        "published": paper and {name: paper[name] for name in ("dense_seconds", "sparse_seconds", "ratio")},
+        "notes": row["notes"],
+    }

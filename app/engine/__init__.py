@@ -1,0 +1,1 @@
+"""What the page asks of an engine, here or on a borrowed GPU."""

@@ -1,0 +1,201 @@
+"""What a run costs: seconds and bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparsed.turns import seat
+
+# Gathering key blocks costs something on top of the share of the scores that is computed.
+GATHER_OVERHEAD = 1.25
+# The select step computes the attention scores twice more (issue: "not slower than two dense attentions").
+SELECT_ATTENTIONS = 2.0
+# A sampler's work on one row of logits: float32 and float64 copies, noise, sorting; bytes per entry.
+LOGIT_BYTES = 32
+GIB = 2**30
+# Seconds of a dense step from which on lanes run at the same time where they can. Shorter steps are spent launching
+# kernels from Python, where two threads of one process hold each other up, and no clock would be honest. Measured on
+# two H200, 2 to 4 ms a step: more than 3 % of a step of 110 ms, at most 0.6 % of one of 600 ms.
+SHORTEST_TOGETHER = 0.150
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
+    activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns among
+    them; weight_bytes, and what follows from all this, are those of one process.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    head_dim: int
+    intermediate: int
+    weight_bytes: int
+    number_bytes: int
+    vocabulary: int = 0
+    processes: int = 1
+
+    @property
+    def linear_flops(self) -> float:
+        """Floating point operations per token outside attention (two per weight)."""
+        return 2.0 * self.weight_bytes / self.number_bytes
+
+    @property
+    def pair_flops(self) -> float:
+        """Floating point operations per (query, key) pair, all layers: q·k and probability·v."""
+        return 4.0 * self.layers * self.heads * self.head_dim / self.processes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per token and per (query, key) pair of one dense step on this machine."""
+
+    per_token: float
+    per_pair: float
+
+    def step(self, length: int) -> float:
+        """Seconds of one dense denoising step over `length` tokens."""
+        return self.per_token * length + self.per_pair * length**2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of each lane of a race, and the peak of memory in bytes beside the weights. baseline_seconds: of the
+    third lane, 0 where there is none. devices: how many the lanes have (`sparsed.turns.seat`); memory is that of the
+    one that needs most.
+    """
+
+    dense_seconds: float
+    sparse_seconds: float
+    memory: int
+    baseline_seconds: float = 0.0
+    devices: int = 1
+
+    @property
+    def gain(self) -> float:
+        """How many times faster SparseD is."""
+        return self.dense_seconds / self.sparse_seconds
+
+    @property
+    def seconds(self) -> float:
+        """The whole race."""
+        return together((self.dense_seconds, self.sparse_seconds, self.baseline_seconds), self.devices)
+
+
+def together(seconds: Sequence[float], devices: int) -> float:
+    """What lanes of so many seconds take in all: those of one device take turns, devices run at the same time."""
+    loads = [0.0] * devices
+    for lane, spent in enumerate(seconds):
+        loads[seat(lane, devices)] += spent
+    return max(loads)
+
+
+def lanes_take_turns(environment: Mapping[str, str] | None = None) -> bool:
+    """Must the lanes take turns, however many GPUs there are? The variable SPARSED_LANES says so: "turns", or "auto",
+    which is the default.
+
+    Raises ValueError for another value.
+    """
+    values = os.environ if environment is None else environment
+    text = values.get("SPARSED_LANES", "").strip()
+    if text not in ("", "auto", "turns"):
+        raise ValueError(f"SPARSED_LANES is {text[:40]!r}; it must be 'auto' or 'turns'.")
+    return text == "turns"
+
+
+def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
+    """The speed behind measured dense steps, given as (tokens, seconds).
+
+    One point, or two that contradict the model (a negative part, because the clock jitters): all operations
+    are taken to run at the speed of the longest point. Raises ValueError without a point.
+    """
+    if not measured:
+        raise ValueError("There is no measured step; at least one is needed.")
+    points = sorted(measured)
+    (short, a), (long, b) = points[0], points[-1]
+    if long > short:
+        per_pair = (b / long - a / short) / (long - short)
+        per_token = a / short - per_pair * short
+        if per_pair > 0 and per_token > 0:
+            return Speed(per_token, per_pair)
+    per_flop = b / (shape.linear_flops * long + shape.pair_flops * long**2)
+    return Speed(shape.linear_flops * per_flop, shape.pair_flops * per_flop)
+
+
+def memory_needed(
+    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1
+) -> int:
+    """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
+    activations, the logits of `gen_length` positions, the block mask and importances.
+
+    rows: sequences in one forward. patterns: lanes of the device that keep one. These never run at the same time, so of
+    everything but the patterns the largest counts.
+    """
+    heads = -(-shape.heads // shape.processes)
+    width = 8 * shape.hidden + 3 * -(-shape.intermediate // shape.processes) + 6 * heads * shape.head_dim
+    activations = length * width * max(shape.number_bytes, 4)
+    blocks = -(-length // block_size)
+    # float32 importances of one layer, its sort, and the kept indices of all layers; plus the rows of one
+    # query block.
+    pattern = heads * blocks * blocks * 16 + patterns * shape.layers * heads * blocks * blocks * 4
+    attention = heads * block_size * length * 4 * 2
+    logits = gen_length * shape.vocabulary * LOGIT_BYTES
+    return rows * (activations + pattern + attention + logits)
+
+
+def estimate(
+    shape: Shape,
+    speed: Speed,
+    *,
+    length: int,
+    steps: int,
+    switch_step: int | None,
+    density: float,
+    block_size: int,
+    gen_length: int = 0,
+    rows: int = 1,
+    baseline: bool = False,
+    devices: int = 1,
+) -> Estimate:
+    """Time and memory of a race over `length` tokens (prompt and generation together).
+
+    switch_step: the first sparse step counted from 0, None when the sparse lane never switches. density: the
+    share of key blocks kept. gen_length: positions whose logits are held. rows: sequences in one forward, 2
+    with classifier-free guidance. baseline: there is a third lane, with another pattern of the same density. devices:
+    how many the lanes have.
+    """
+    dense = steps * rows * speed.step(length)
+    sparse = dense
+    if switch_step is not None:
+        attention = rows * speed.per_pair * length**2
+        saved = attention * (1 - min(1.0, GATHER_OVERHEAD * density))
+        sparse = dense - (steps - switch_step) * saved + SELECT_ATTENTIONS * attention
+    # With a device of its own each lane keeps one pattern at most.
+    patterns = 2 if baseline and devices < 3 else 1
+    memory = memory_needed(shape, length, block_size, gen_length, rows, patterns)
+    return Estimate(dense, sparse, memory, sparse if baseline else 0.0, devices)
+
+
+def about(seconds: float) -> str:
+    """A rough time in words: "under 1 s", "about 8 s", "about 2 min", "about 1 h 25 min"."""
+    if seconds < 1:
+        return "under 1 s"
+    return f"about {span(seconds)}"
+
+
+def span(seconds: float) -> str:
+    """A time in round numbers: "8 s", "25 s", "2 min", "45 min", "1 h 25 min"."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 57.5:
+        return f"{5 * round(seconds / 5)} s"
+    if seconds < 570:
+        return f"{max(1, round(seconds / 60))} min"
+    minutes = 5 * round(seconds / 300)
+    hours, rest = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {rest} min" if rest else f"{hours} h"

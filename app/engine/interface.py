@@ -1,0 +1,136 @@
+"""What the page asks of an engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.engine.cost import Shape, Speed
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.models.catalogue import CATALOGUE, ModelSpec
+from sparsed.trace.types import Trace
+
+# How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
+Listener = Callable[[Any], None]
+# What may be a repository on the Hub. A folder is anything else that is there.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A lane of a race. attention: None for full attention. probe_steps: select afresh there, for comparison."""
+
+    lane: str
+    attention: SparseDConfig | None
+    probe_steps: tuple[int, ...] = ()
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for what can be no model: neither in the catalogue, nor a Hub id, nor a model's folder."""
+    if any(name in (spec.name, spec.source) for spec in CATALOGUE) or HUB_ID.fullmatch(name):
+        return
+    if not name.strip() or not (Path(name) / "config.json").is_file():
+        listed = ", ".join(spec.name for spec in CATALOGUE)
+        raise ValueError(f"The model {name[:80]!r} is none of {listed}, no Hub id (owner/name) and no model's folder.")
+
+
+class Engine(Protocol):
+    """What a page needs: models, prompts with known answers, and runs. The types are those of `sparsed`."""
+
+    # Races that its device takes at the same time.
+    at_once: int
+
+    def models(self) -> Mapping[str, ModelSpec]:
+        """What `load` takes → a row of the list. `bundled`: nothing has to be downloaded. parameters: 0 if unknown.
+        """
+
+    def admit(self, name: str) -> None:
+        """Takes a model into the list that was not in it: a Hub id or a folder. Raises ValueError where that is no
+        model's name, or only listed models may be loaded.
+        """
+
+    def kinds(self) -> Mapping[str, str]:
+        """Question kind → label."""
+
+    def lengths(self) -> Mapping[str, int]:
+        """Prompt length name → tokens."""
+
+    def weights(self, name: str) -> int:
+        """Bytes of the model's weights in the smallest dtype that the device here takes; 0 where unknown."""
+
+    def memory(self, model: Any = None) -> int | None:
+        """Bytes free on the model's device, or on the one that a new model would get; None where unknown."""
+
+    def fetch(self, name: str, progress: Listener) -> None:
+        """Brings the model's files to this machine; may take an hour. Raises ValueError or OSError."""
+
+    def load(self, name: str, progress: Listener) -> Any:
+        """The model; takes seconds once its files are here. Raises ValueError, OSError or RuntimeError."""
+
+    def copies(self, model: Any) -> Sequence[Any]:
+        """The model, and the same on other devices, where lanes can run at the same time: at most one for each lane.
+        They are freed with the model.
+        """
+
+    def shape(self, model: Any) -> Shape:
+        """The sizes that decide what a run costs."""
+
+    def speed(self, model: Any) -> Speed | None:
+        """What is known of its speed without measuring it; None where it can be measured."""
+
+    def place(self, model: Any) -> str:
+        """Where the model runs, for people: "CPU · float32"."""
+
+    def backend(self, model: Any) -> str:
+        """What runs the sparse lane here; "auto" where that depends on the run."""
+
+    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
+        """A prompt with .text, .question, .answer, .tokens. Raises ValueError where none can be made."""
+
+    def count(self, model: Any, text: str) -> int:
+        """Tokens of `text` with the chat template."""
+
+    def verdict(self, text: str, gold: str) -> tuple[bool, str]:
+        """Is the answer right, and that in a few words."""
+
+    def denoise(
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        attention: SparseDConfig | None,
+        backend: str,
+        probe_steps: Sequence[int] = (),
+    ) -> Any:
+        """A run; attention None is full attention throughout. probe_steps: select afresh there, for comparison."""
+
+    def lend(
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        wanted: Sequence[Wanted],
+        backend: str,
+        first: int,
+        seconds: float,
+    ) -> dict[str, Any] | None:
+        """The runs of a race by lane, on a device that has to be borrowed for it; None where the device is always here
+        and `denoise` makes the runs. Waits for the device, which is given back when the runs are closed.
+
+        first: see `app.race.race.Race`. seconds: what the race is expected to take. Raises ValueError where nothing
+        is lent.
+        """
+
+    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
+        """What runs by lane did, each of one step or more; None where nothing is recorded. prompt: what `build_prompt`
+        made, or a visitor's own text. devices: the number of the one that each lane had.
+        """
+
+    def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
+        """The text of some tokens as it stands in the answer, spaces kept."""
+
+    def read_answer(self, model: Any, tokens: Sequence[int]) -> str:
+        """The answer's text, up to the first end token."""

@@ -1,0 +1,216 @@
+"""The engine of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import sparsed
+from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
+from app.engine.cost import Shape, Speed, lanes_take_turns, memory_needed
+from app.engine.interface import Listener, Wanted, check_name
+from app.server.limits import Limits
+from sparsed import trace
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.machine import device_memory, dtype_name
+from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
+from sparsed.models.hub import locate
+from sparsed.questions.build import build_prompt
+from sparsed.questions.lengths import LENGTHS, token_budget
+from sparsed.questions.score import exact_match, facts_right
+from sparsed.questions.world import KINDS
+from sparsed.trace.types import Trace
+
+if TYPE_CHECKING:
+    from sparsed.parallel.team import Team
+
+class SparsedEngine:
+    """The engine of this repository. extra_model: one that is listed beside the catalogue. any_model: `admit` takes
+    every model that can be loaded.
+
+    On a machine with several GPUs of a kind a model is loaded on up to MOST_COPIES of them, unless SPARSED_LANES says
+    that lanes take turns. Raises ValueError for another value of that variable.
+
+    team: processes that hold every model together; then there is one of each, and its lanes take turns on all of them.
+    """
+
+    at_once = 1
+
+    def __init__(
+        self, extra_model: str | None = None, *, any_model: bool = False, team: Team | None = None
+    ) -> None:
+        self._extra = extra_model or ""
+        self._any = any_model
+        self._admitted: dict[str, ModelSpec] = {}
+        self._turns = lanes_take_turns() or team is not None
+        self._team = team
+        # Model → the others of its copies.
+        self._others: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+
+    def models(self) -> Mapping[str, ModelSpec]:
+        # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
+        extra = self._extra
+        listed = {extra if extra == spec.source else spec.name: spec for spec in CATALOGUE}
+        if extra and extra not in listed:
+            listed[extra] = replace(self.spec_of(extra), bundled=True)
+        return {**listed, **self._admitted}
+
+    def admit(self, name: str) -> None:
+        if name in self.models():
+            return
+        if not self._any:
+            raise ValueError(
+                f"The model {name[:80]!r} is not one of {', '.join(self.models())}. Others load where the page was "
+                "started with --allow-any-model."
+            )
+        check_name(name)
+        self._admitted[name] = self.spec_of(name)
+
+    @staticmethod
+    def spec_of(name: str) -> ModelSpec:
+        """What is known of a model that is not in the catalogue, before it is loaded. A folder is here already."""
+        short = Path(name).name or name
+        return ModelSpec(short, short, name, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=Path(name).is_dir())
+
+    def kinds(self) -> Mapping[str, str]:
+        return KINDS
+
+    def lengths(self) -> Mapping[str, int]:
+        return {name: token_budget(name) for name in LENGTHS}
+
+    def weights(self, name: str) -> int:
+        from sparsed.models.devices import pick_device  # needs torch
+
+        # bfloat16 or float16 everywhere but on Apple's GPUs.
+        whole = self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
+        return whole if self._team is None else whole // self._team.size
+
+    def memory(self, model: Any = None) -> int | None:
+        from sparsed.models.devices import pick_device  # needs torch
+
+        device = pick_device(None) if model is None else model.device
+        return device_memory(device.type, device.index)
+
+    def fetch(self, name: str, progress: Listener) -> None:
+        locate(name, progress=progress)
+
+    def load(self, name: str, progress: Listener) -> Any:
+        model = sparsed.load(name, progress=progress, team=self._team)
+        self._others[model] = () if self._turns else self._elsewhere(name, model, progress)
+        return model
+
+    def copies(self, model: Any) -> Sequence[Any]:
+        return (model, *self._others.get(model, ()))
+
+    def _elsewhere(self, name: str, model: Any, progress: Listener) -> tuple[Any, ...]:
+        """The model once more on other GPUs, as far as it fits. Only on those of the same kind: on another kind a lane
+        would win or lose by its GPU.
+        """
+        if model.device.type != "cuda":
+            return ()
+        import torch
+
+        shape, kind = self.shape(model), torch.cuda.get_device_name(model.device)
+        needed = shape.weight_bytes + memory_needed(shape, ROOM_TOKENS, ROOM_BLOCK, ROOM_GENERATED)
+        alike = [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.get_device_name(gpu) == kind]
+        found: list[Any] = []
+        for gpu in alike:
+            if gpu == model.device.index or len(found) == MOST_COPIES - 1:
+                continue
+            hear = partial(hear_copy, progress, len(found) + 2)
+            try:
+                free = device_memory("cuda", gpu)
+                if free is not None and needed <= Limits.memory_share * free:
+                    found.append(sparsed.load(name, device=f"cuda:{gpu}", dtype=model.dtype, progress=hear))
+            # Somebody else has that GPU or its memory. The model is here all the same, and its lanes take turns.
+            except (ValueError, OSError, RuntimeError):
+                continue
+        return tuple(found)
+
+    def shape(self, model: Any) -> Shape:
+        config = model.network.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return Shape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            head_dim=head_dim,
+            intermediate=config.intermediate_size,
+            weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.network.parameters()),
+            number_bytes=model.dtype.itemsize,
+            vocabulary=config.vocab_size,
+            processes=model.processes,
+        )
+
+    def speed(self, model: Any) -> Speed | None:
+        return None
+
+    def place(self, model: Any) -> str:
+        device = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}.get(model.device.type, model.device.type)
+        if (copies := len(self.copies(model))) > 1:
+            device = f"{copies} GPUs"
+        elif (held := model.processes) > 1:
+            device = f"{held} GPUs" if model.device.type == "cuda" else f"CPU, {held} processes"
+        return f"{device} · {dtype_name(model.dtype)}"
+
+    def backend(self, model: Any) -> str:
+        # On a GPU the kernels are tried out for each shape, when a run begins.
+        return "auto" if model.device.type == "cuda" else "gather"
+
+    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
+        return build_prompt(model, length, kind, seed)
+
+    def count(self, model: Any, text: str) -> int:
+        return int(model.encode(text).shape[1])
+
+    def verdict(self, text: str, gold: str) -> tuple[bool, str]:
+        if exact_match(text, gold):
+            return True, "as expected"
+        right, facts, _ = facts_right(text, gold)
+        return False, f"{right} of {facts} facts as expected" if facts > 1 else "not the expected answer"
+
+    def denoise(
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        attention: SparseDConfig | None,
+        backend: str,
+        probe_steps: Sequence[int] = (),
+    ) -> Any:
+        chosen = "dense" if attention is None else attention
+        return sparsed.denoise(
+            model,
+            prompt,
+            sampler=sampler,
+            attention=chosen,  # type: ignore[arg-type]
+            backend=backend,
+            probe_steps=probe_steps,
+        )
+
+    def lend(
+        self,
+        model: Any,
+        prompt: str,
+        sampler: SamplerConfig,
+        wanted: Sequence[Wanted],
+        backend: str,
+        first: int,
+        seconds: float,
+    ) -> dict[str, Any] | None:
+        return None
+
+    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
+        return trace.record(runs, prompt=prompt, devices=devices)
+
+    def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
+        return str(model.tokens_text(tokens))
+
+    def read_answer(self, model: Any, tokens: Sequence[int]) -> str:
+        import torch
+
+        return str(model.decode(torch.tensor(list(tokens), dtype=torch.int64)))

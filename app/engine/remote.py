@@ -1,0 +1,155 @@
+"""The other process of ZeroGPU, which has the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from app.engine.copies import line_up
+from app.engine.interface import Wanted
+from app.engine.local import SparsedEngine
+from app.engine.sentences import out_of_memory
+from sparsed.config import SamplerConfig
+from sparsed.machine import machine
+from sparsed.trace.patterns import pack_masks
+from sparsed.turns import whose_turn
+
+# Operations a second of the half of an H200 that ZeroGPU lends: LLaDA-8B's dense steps reach 5.7e14 on the whole one.
+BORROWED_FLOPS = 2.4e14
+# Until a borrowed GPU has the weights, and its kernels for this length.
+START_SECONDS = 25.0
+# Importances go through a pipe: of longer prompts they stay behind.
+MOST_IMPORTANCES = 2**25
+AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A `sparsed` Pattern on its way between two processes: its masks as a record packs them, and its importances,
+    float16 [batch, heads, query blocks, key blocks] for each layer, or None.
+    """
+
+    masks: Any
+    importance: tuple[np.ndarray, ...] | None = None
+
+    @classmethod
+    def of(cls, pattern: Any) -> Bits:
+        """Packs a pattern; its tensors may be on a GPU."""
+        weights = pattern.importance or ()
+        if not weights or sum(layer.numel() for layer in weights) > MOST_IMPORTANCES:
+            return cls(pack_masks(pattern))
+        return cls(pack_masks(pattern), tuple(layer.cpu().numpy() for layer in weights))
+
+    def pattern(self) -> Any:
+        """The same pattern, on the CPU."""
+        import torch
+
+        weights = self.importance
+        importance = None if weights is None else tuple(torch.from_numpy(layer) for layer in weights)
+        return replace(self.masks.to_pattern(), importance=importance)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run says of itself, at this moment."""
+
+    sampler: SamplerConfig
+    attention: Any
+    total: int
+    switch_step: int | None
+    backend: str
+    notes: tuple[str, ...]
+    finished: bool
+
+    @classmethod
+    def of(cls, run: Any) -> Facts:
+        return cls(run.sampler, run.attention, run.total, run.switch_step, run.backend, tuple(run.notes), run.finished)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The GPU is here and warm. prompt: its token ids, int64 [1, length]. machine: as `sparsed.machine.machine`."""
+
+    facts: dict[str, Facts]
+    prompt: np.ndarray
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step of a lane: the fields of `sparsed.Step`, arrays in place of tensors. pattern, probes: what is new."""
+
+    lane: str
+    facts: Facts
+    step: dict[str, Any]
+    pattern: Bits | None
+    probes: dict[int, Bits]
+
+
+@dataclass(frozen=True)
+class Broke:
+    """A lane raised an error; the other process would only tell its class."""
+
+    lane: str | None
+    kind: Literal["value", "memory", "other"]
+    said: str
+
+
+def lent_race(
+    models: Mapping[str, Any],
+    name: str,
+    prompt: str,
+    sampler: SamplerConfig,
+    wanted: Sequence[Wanted],
+    backend: str,
+    first: int,
+) -> Iterator[Opened | Made | Broke]:
+    """The race, where the GPU is: first what the runs are, then every step in the order in which the lanes take turns
+    (`sparsed.turns.whose_turn`, as here). After a Broke nothing comes.
+    """
+    import torch
+
+    # The threads that torch had on the CPU did not come along when this process was forked.
+    torch.set_num_threads(1)
+    runs: dict[str, Any] = {}
+    lane: str | None = None
+    try:
+        model = models[name]
+        runs = line_up(SparsedEngine(), (model,), prompt, sampler, wanted, backend)
+        one = next(iter(runs.values()))
+        yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), machine())
+        keys, clocks, running = list(runs), [0.0] * len(runs), set(range(len(runs)))
+        seen: dict[str, set[int]] = {key: set() for key in runs}
+        while running:
+            turn = whose_turn(clocks, running, first)
+            lane = keys[turn]
+            run = runs[lane]
+            before = run.pattern
+            step = next(run, None)
+            if step is None:
+                running.discard(turn)
+                continue
+            clocks[turn] += step.seconds
+            new = {at: Bits.of(pattern) for at, pattern in run.probes.items() if at not in seen[lane]}
+            seen[lane] |= set(new)
+            arrays = {name: getattr(step, name).numpy() for name in ("tokens", "committed", "confidence")}
+            told = {"index": step.index, "total": step.total, "phase": step.phase, "seconds": step.seconds, **arrays}
+            pattern = Bits.of(run.pattern) if before is None and run.pattern is not None else None
+            yield Made(lane, Facts.of(run), told, pattern, new)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it must come back as a sentence)
+        yield _broke(lane, error)
+    finally:
+        for run in runs.values():
+            run.close()
+
+
+def _broke(lane: str | None, error: Exception) -> Broke:
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    if out_of_memory(error):
+        return Broke(lane, "memory", said)
+    if isinstance(error, ValueError):
+        return Broke(lane, "value", said)
+    return Broke(lane, "other", f"{type(error).__name__}: {said}")

@@ -1,0 +1,179 @@
+"""The figure of the time per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from app.figures.base import LEGEND_ABOVE, Figure, base_layout
+from app.figures.palette import INK, LANES
+from app.lanes import DENSE, LABELS, SPARSE
+from app.phrases import gain
+
+
+def timeline(
+    times: dict[str, Sequence[float]],
+    phases: dict[str, Sequence[str]],
+    *,
+    total: int,
+    switch_step: int | None,
+    at_most: bool = False,
+    labels: Mapping[str, str] = LABELS,
+) -> Figure:
+    """Milliseconds per denoising step of each lane, with a line where full attention ends, and below each lane's clock.
+
+    times: lane → seconds of each step so far, in the order of the lanes. phases: lane → phase of each step so far.
+    total: steps of a run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count
+    from 1, so the line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the runs
+    may end before `total`, so the axis reaches only a little beyond the steps that were made. labels: lane → what it is
+    called.
+    """
+    if at_most:
+        made = max(map(len, times.values()), default=0)
+        total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
+    steps_made, whole = [], []
+    for place, (lane, seconds) in enumerate(times.items()):
+        style = LANES[place]
+        # The one step that also selects stands out; it is larger, not only of another shape.
+        sizes = [11 if phase == "select" else 6 for phase in phases[lane]]
+        common: Figure = {
+            "type": "scatter",
+            "name": labels[lane],
+            "x": list(range(1, len(seconds) + 1)),
+            "legendgroup": lane,
+            "line": {"color": style.colour, "width": 2, "dash": style.dash},
+        }
+        steps_made.append(
+            {
+                **common,
+                "mode": "lines+markers",
+                "y": [round(1000 * value, 2) for value in seconds],
+                "text": list(phases[lane]),
+                "marker": {"symbol": style.symbol, "size": sizes, "color": style.colour},
+                "hovertemplate": "step %{x} · %{text}<br>%{y:.1f} ms<extra>%{fullData.name}</extra>",
+            }
+        )
+        whole.append(
+            {
+                **common,
+                "mode": "lines",
+                "y": [round(value, 4) for value in accumulate(seconds)],
+                "xaxis": "x",
+                "yaxis": "y2",
+                "showlegend": False,
+                "hovertemplate": "%{y:.2f} s after step %{x}<extra>%{fullData.name}</extra>",
+            }
+        )
+    shapes, annotations = _phases(total, switch_step)
+    apart = _gain_so_far(times, phases)
+    if apart and switch_step is not None:
+        annotations.append(apart)
+    longest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
+    most = max((sum(seconds) for seconds in times.values()), default=0.0)
+    return {
+        "data": [*steps_made, *whole],
+        "layout": base_layout(
+            xaxis={
+                "title": {"text": "denoising step"},
+                "range": [0, total + 1],
+                "showgrid": False,
+                "anchor": "y2",
+            },
+            yaxis={
+                "title": {"text": "ms per step"},
+                "range": [0, 1100 * longest if longest else 1],
+                "rangemode": "tozero",
+                "domain": [0.44, 1],
+            },
+            yaxis2={
+                "title": {"text": "seconds so far"},
+                "range": [0, 1.1 * most if most else 1],
+                "rangemode": "tozero",
+                "domain": [0, 0.32],
+                "nticks": 4,
+            },
+            showlegend=True,
+            legend=LEGEND_ABOVE,
+            margin={"l": 56, "r": 14, "t": 62, "b": 52},
+            shapes=shapes,
+            annotations=annotations,
+            hovermode="closest",
+        ),
+    }
+
+
+def switch_line(switch_step: int) -> Figure:
+    """Stands between the select step and the first sparse one, where steps count from 1; switch_step from 0."""
+    return {
+        "type": "line",
+        "name": "switch",
+        "x0": switch_step + 0.5,
+        "x1": switch_step + 0.5,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"color": INK, "width": 1.5, "dash": "dot"},
+    }
+
+
+def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Figure]]:
+    """The switch line, the phases of SparseD behind it, and their names."""
+    if switch_step is None:
+        return [], []
+    right = switch_step <= total / 2
+    said: Figure = {
+        "x": switch_step + 0.5,
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "bottom",
+        "xanchor": "left" if right else "right",
+        "showarrow": False,
+        "text": f"SparseD turns sparse after step {switch_step}",
+        "font": {"color": INK, "size": 12},
+    }
+    spans = (("dense", 0.5, switch_step - 0.5), ("select", switch_step - 0.5, switch_step + 0.5))
+    shapes = [switch_line(switch_step)]
+    for phase, first, last in (*spans, ("sparse", switch_step + 0.5, total + 0.5)):
+        if last <= first:
+            continue
+        shapes.append(
+            {
+                "type": "rect",
+                "name": phase,
+                "x0": first,
+                "x1": last,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "layer": "below",
+                "line": {"width": 0},
+                "fillcolor": f"var(--sd-phase-{phase})",
+            }
+        )
+    return shapes, [said]
+
+
+def _gain_so_far(times: dict[str, Sequence[float]], phases: dict[str, Sequence[str]]) -> Figure | None:
+    """How far apart the clocks of full attention and SparseD are over the steps that both have made, once SparseD is
+    sparse.
+    """
+    if DENSE not in times or SPARSE not in times:
+        return None
+    made = min(len(times[DENSE]), len(times[SPARSE]))
+    if "sparse" not in phases[SPARSE][:made]:
+        return None
+    first, second = (sum(times[lane][:made]) for lane in (DENSE, SPARSE))
+    if first <= 0 or second <= 0:
+        return None
+    factor, said = gain(first / second)
+    return {
+        "text": f"{factor}{' slower' if said == 'slower' else ''} after {made} steps",
+        "x": made,
+        "y": first,
+        "xref": "x",
+        "yref": "y2",
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"color": INK, "size": 12},
+    }

@@ -1,0 +1,177 @@
+"""A run that is over → the values of the page's charts. None where the run has nothing for a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from app.figures import base, explanation, later_steps
+from app.figures import head as head_figure
+from app.figures import layer as layer_figure
+from app.figures import model as model_figure
+from app.figures import timeline as timeline_figure
+from app.finished.patterns import Look, Selected
+from app.finished.replay import lane_names, lane_view, origin
+from app.finished.run import Kept
+from app.texts import Shades
+from sparsed.attention.analysis import mask_overlap, thumbnails
+
+Value = dict[str, Any]
+
+
+def timeline(run: Kept | None) -> Value | None:
+    """The lanes' times, step by step."""
+    if run is None:
+        return None
+    names = lane_names(run.trace)
+    lanes = {key: run.trace.lanes[name] for key, name in names.items()}
+    labels = {key: lane_view(run.trace, name).label for key, name in names.items()}
+    total = max(lane.total for lane in lanes.values())
+    switch = None if run.sparse is None else run.sparse.switch_step
+    figure = timeline_figure.timeline(
+        {key: [step.seconds for step in lane.steps] for key, lane in lanes.items()},
+        {key: [step.phase for step in lane.steps] for key, lane in lanes.items()},
+        total=total,
+        switch_step=switch,
+        at_most=run.trace.sampler.threshold is not None,
+        labels=labels,
+    )
+    return {
+        "figure": figure,
+        "label": f"Line chart of the time per step of {' and '.join(labels.values())}, {total} steps.",
+    }
+
+
+def which(run: Kept | Selected | None, *, before: bool = False) -> str:
+    """Which run the page looks at, in a sentence. before: another one goes on that has not selected yet."""
+    if run is None:
+        return "Nothing to look at yet: press Run."
+    if isinstance(run, Selected):
+        return "Your run, which goes on: its blocks are selected. More is here when it is over."
+    if run.live:
+        said = "Your last run"
+    else:
+        about = origin(run.trace)
+        said = f"A recorded run of {run.trace.model.name}, on {about['machine']}, {about['date']}"
+    said += f": {run.trace.prompt.tokens:,} prompt tokens"
+    look = run.look
+    said += "" if look is None else f", {-(-look.length // look.block_size)} blocks of {look.block_size}"
+    return f"{said}. The run that goes on now comes here at its select step." if before else f"{said}."
+
+
+def head(run: Kept | Selected | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
+    """One head: what it keeps, over what mattered to it."""
+    look = _look(run)
+    if look is None:
+        return None
+    layer, head = min(layer, look.layers - 1), min(head, look.heads - 1)
+    mass = _mass(run, layer)
+    view = head_figure.head_detail(
+        look.mask(layer)[head],
+        layer=layer,
+        head=head,
+        length=look.length,
+        prompt_length=look.prompt_length,
+        block_size=look.block_size,
+        prompt_blocks=look.prompt_blocks,
+        importance=look.importance_of(layer, head),
+        kept_mass=None if mass is None else mass[head],
+        words=run.trace.prompt.words if isinstance(run, Kept) else (),
+        show=shades,
+    )
+    return view._asdict()
+
+
+def layer(run: Kept | Selected | None, layer: int) -> tuple[Value, Value, Value] | None:
+    """All heads of a layer: their masks, how much they share, and how much attention each keeps."""
+    look = _look(run)
+    if look is None:
+        return None
+    layer = max(0, min(layer, look.layers - 1))
+    mask, mass = look.mask(layer), _mass(run, layer)
+    thumbs, per_cell = thumbnails(mask)
+    density = mask.mean((1, 2))
+    overview = layer_figure.overview(
+        thumbs,
+        per_cell,
+        layer,
+        mass,
+        blocks=mask.shape[-1],
+        block_size=look.block_size,
+        prompt_blocks=look.prompt_blocks,
+    )
+    overlap = layer_figure.overlap_matrix(mask_overlap(mask), layer)
+    if mass is None:
+        said = "How much attention each head keeps appears here when the run is over."
+        if not isinstance(run, Selected):
+            said = "How much attention the heads keep is known of runs whose importances were kept."
+        bars: Value = {"figure": base.empty(said), "label": said}
+    else:
+        bars = layer_figure.kept_mass_bars(mass, density.tolist(), layer)._asdict()
+    return overview._asdict(), overlap._asdict(), bars
+
+
+def model(run: Kept | None) -> Value | None:
+    """Every head of every layer."""
+    look = _look(run)
+    if look is None:
+        return None
+    made = [thumbnails(look.mask(layer), model_figure.ATLAS_CELLS) for layer in range(look.layers)]
+    return model_figure.atlas(
+        [thumbs for thumbs, _ in made],
+        made[0][1],
+        blocks=-(-look.length // look.block_size),
+        block_size=look.block_size,
+        prompt_blocks=look.prompt_blocks,
+    )._asdict()
+
+
+def later(run: Kept | None) -> Value | None:
+    """How much of the pattern a fresh selection at later steps would choose again; None for a run not tracked."""
+    lane = None if run is None else run.sparse
+    if lane is None or not lane.probes:
+        return None
+    overlap = np.asarray([probe.overlap for probe in lane.probes], dtype=np.float32)
+    return later_steps.tracking([probe.step for probe in lane.probes], overlap, lane.switch_step)._asdict()
+
+
+def picture(run: Kept | None) -> Value | None:
+    """What selection is, drawn from this run: the middle layer's first head, and the one most unlike it."""
+    look = _look(run)
+    if look is None:
+        return None
+    layer = look.layers // 2
+    return explanation.picture(
+        look.mask(layer),
+        layer=layer,
+        head=0,
+        prompt_blocks=look.prompt_blocks,
+        importance=look.importance_of(layer, 0),
+    )._asdict()
+
+
+def clicked(point: Any) -> tuple[int, int] | None:
+    """(layer, head) of the thumbnail that was clicked: said by its trace, or by where it stands in the whole model;
+    None where what the browser sent is no place. There need not be such a head.
+    """
+    if not isinstance(point, Mapping):
+        return None
+    meta = point.get("meta")
+    given = (meta["layer"], meta["head"]) if isinstance(meta, Mapping) and {"layer", "head"} <= set(meta) else None
+    layer, head = given or (point.get("y"), point.get("x"))
+    if not all(isinstance(place, (int, float)) and -0.5 <= place < 1e6 for place in (layer, head)):
+        return None
+    return round(layer), round(head)  # type: ignore[arg-type]
+
+
+def _look(run: Kept | Selected | None) -> Look | None:
+    return run.look if isinstance(run, Kept) else run
+
+
+def _mass(run: Kept | Selected | None, layer: int) -> list[float] | None:
+    """The share of attention that each head of a layer keeps; None where that is not known, or not yet."""
+    if not isinstance(run, Kept) or run.pattern is None or not run.pattern.kept_mass:
+        return None
+    return list(run.pattern.kept_mass[layer])

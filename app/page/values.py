@@ -1,0 +1,65 @@
+"""Small values that handlers send to the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from typing import Any
+
+import gradio as gr
+
+from app.figures import base
+
+# What a handler gives: the components that change, and their new values; or a value for each of its outputs.
+Updates = dict[Any, Any]
+Values = tuple[Any, ...]
+
+
+def as_json(value: Any) -> str:
+    """A view's value as text. Gradio's front end walks through every object it is given several times, a string
+    it just passes on: with many small updates that is most of the browser's work. No "<" is left in it.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def view_of(kind: str, value: Any, element: str) -> gr.HTML:
+    """A component that assets/page/ draws from a JSON value."""
+    return gr.HTML(
+        value=value if isinstance(value, str) else as_json(value),
+        html_template='<div class="sd-view"></div>',
+        # Gradio may run this before the script in the page's head has arrived; then it waits in a list for
+        # it.
+        js_on_load=(
+            f"const go = () => window.sparsed.mount('{kind}', element, props, watch, trigger);"
+            "window.sparsed?.started ? go() : (window.sparsedWaiting ??= []).push(go);"
+        ),
+        apply_default_css=False,
+        elem_id=element,
+    )
+
+
+def index_in(value: Any, count: int | None) -> int:
+    """What came from a slider as an index below count; any number without it. What is no number is 0."""
+    index = max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+    return index if count is None else min(index, count - 1)
+
+
+def toast(sentence: str) -> None:
+    """Says something at the edge of the page; gradio would take it for HTML."""
+    gr.Warning(html.escape(sentence))
+
+
+def one_line(sentence: str) -> str:
+    """A sentence, which may hold words of a visitor, as HTML."""
+    return f"<p>{html.escape(sentence)}</p>"
+
+
+def names_of(listed: Any) -> set[str]:
+    """The names in a list with commas, which comes from the browser and may be anything."""
+    return set(str(listed or "").split(","))
+
+
+def nothing(sentence: str) -> dict[str, Any]:
+    """A chart that says why there is nothing to draw yet."""
+    return {"figure": base.empty(sentence), "label": sentence}

@@ -1,0 +1,1 @@
+"""A race: request, lanes taking turns, snapshots."""

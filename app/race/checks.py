@@ -1,0 +1,50 @@
+"""Checks of single values, each refusing in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"The {name} {repeated(value)} is not one of {', '.join(choices)}.")
+    return value
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float | None:
+    """None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"The value of {name} must be a number between {low:g} and {high:g}, not {repeated(value)}.")
+    # No NaN lies between two numbers; a whole number may be too large for everything but comparing.
+    if not low <= value <= high:
+        raise ValueError(f"The value of {name} must lie between {low:g} and {high:g}, not {repeated(value)}.")
+    # The page sends numbers such as 0.30000000000000004; the engine takes decimals as written.
+    return round(float(value), 4)
+
+
+def check_whole(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> Any:
+    if value is None and optional:
+        return None
+    if isinstance(value, str) and len(value) <= 12 and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole and not (isinstance(value, float) and value.is_integer()):
+        raise ValueError(f"The value of {name} must be a whole number between {low} and {high}, not {repeated(value)}.")
+    if not low <= value <= high:
+        raise ValueError(f"The value of {name} must lie between {low} and {high}, not {repeated(value)}.")
+    return int(value)
+
+
+def repeated(value: Any) -> str:
+    """A wrong value as it is repeated in a sentence: short, whatever it is."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, int) and abs(value) > 10**20:
+        return "a number far beyond that"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}" if abs(value) < 1e6 else f"{value:g}"
+    shown = str(value) if isinstance(value, (int, float)) else repr(value if not isinstance(value, str) else value[:80])
+    return shown if len(shown) <= 40 else f"{shown[:39]}…"

@@ -1,0 +1,131 @@
+"""One lane as the page shows it: canvas, clock, phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.lanes import lane_label
+from app.race.canvas import Canvas
+from sparsed.answer_text import answer_length
+
+Snapshot = dict[str, Any]
+
+
+class LaneView:
+    """One lane: its canvas, its clock and its phase.
+
+    total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
+    None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
+    at_most: the run may end before its last step. pattern: which one a baseline uses.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        canvas: Canvas,
+        *,
+        total: int,
+        switch_step: int | None,
+        backend: str,
+        parallel: int,
+        at_most: bool = False,
+        pattern: str | None = None,
+    ) -> None:
+        self.key = key
+        self.label = lane_label(key, pattern)
+        self.canvas = canvas
+        self.total = total
+        self.switch_step = switch_step
+        self.backend = backend
+        self.parallel = parallel
+        self.at_most = at_most
+        self.phase = "dense"
+        self.finished = False
+        self.times: list[float] = []
+        self.phases: list[str] = []
+        self.text: str | None = None
+        self.verdict: tuple[bool, str] | None = None
+
+    def apply(self, step: Any) -> None:
+        """Take over one step of this lane."""
+        self.canvas.apply(step)
+        self.phase = step.phase
+        self.times.append(float(step.seconds))
+        self.phases.append(step.phase)
+
+    def finish(self) -> None:
+        """The lane has reached its end, perhaps before it became sparse."""
+        self.finished = True
+        if self.switch_step is not None and len(self.times) <= self.switch_step:
+            self.switch_step = None
+
+    @property
+    def seconds(self) -> float:
+        """The lane's own compute so far, in seconds."""
+        return sum(self.times)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 … 1: of its steps, or of its tokens where the steps are not known."""
+        if self.at_most:
+            return self.canvas.committed / self.canvas.length
+        return len(self.times) / self.total
+
+    def _answered(self) -> int:
+        """Tokens of the answer so far, up to its end token: what follows is padding."""
+        tokens = self.canvas.tokens
+        return sum(token is not None for token in tokens[: answer_length(tokens, self.canvas.end_ids)])
+
+    def ranges(self) -> list[list[Any]]:
+        """The lane's phases as `phase_ranges`: as planned, and as they were once it has ended."""
+        if self.finished and self.phases:
+            return made_ranges(self.phases)
+        return phase_ranges(self.total, self.switch_step, at_most=self.at_most)
+
+    def snapshot(self, state: str) -> Snapshot:
+        done = len(self.times)
+        seconds = self.seconds
+        return {
+            "key": self.key,
+            "label": self.label,
+            "state": "done" if self.finished else state,
+            "phase": self.phase,
+            "phases": self.ranges(),
+            "step": done,
+            "total": self.total,
+            "at_most": self.at_most,
+            "progress": round(self.progress, 4),
+            "seconds": round(seconds, 6),
+            "ms_per_step": round(1000 * seconds / done, 1) if done else None,
+            "tokens_per_second": round(self._answered() / seconds, 3) if seconds > 0 else None,
+            "backend": self.backend,
+            "parallel": self.parallel,
+            "cells": self.canvas.cells(),
+            "text": self.text,
+            "right": None if self.verdict is None else self.verdict[0],
+            "verdict": None if self.verdict is None else self.verdict[1],
+            "same": None,
+        }
+
+
+def phase_ranges(total: int, switch_step: int | None, *, at_most: bool = False) -> list[list[Any]]:
+    """[phase, first step, last step], counted from 1: what the lane will do, known before it starts.
+
+    at_most: nobody knows the last step of the last phase; it is None.
+    """
+    last = None if at_most else total
+    if switch_step is None:
+        return [["dense", 1, last]]
+    ranges: list[list[Any]] = [["dense", 1, switch_step - 1]] if switch_step > 1 else []
+    return [*ranges, ["select", switch_step, switch_step], ["sparse", switch_step + 1, last]]
+
+
+def made_ranges(phases: Sequence[str]) -> list[list[Any]]:
+    """[phase, first step, last step], counted from 1, of the steps that were made."""
+    ranges: list[list[Any]] = []
+    for step, phase in enumerate(phases, start=1):
+        if not ranges or ranges[-1][0] != phase:
+            ranges.append([phase, step, step])
+        ranges[-1][2] = step
+    return ranges

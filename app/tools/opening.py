@@ -1,0 +1,71 @@
+"""Records a race for the page to play: python -m app.tools.opening --length 8k --out assets/opening.json.gz
+
+The lanes run to their ends as on the page: on this machine, never at the same time, the one with less time so far
+first. What is written is what was measured; nothing else should use the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import sparsed
+from app.finished.run import OPENING, probe_steps
+from app.lanes import BASELINE, DENSE, SPARSE
+from app.phrases import clock
+from app.race.race import Lane, Race
+from app.race.request import BASELINES
+from sparsed import trace
+from sparsed.config import DEFAULT_SKIP, SamplerConfig, SparseDConfig, switch_step
+from sparsed.questions.build import build_prompt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m app.tools.opening", description=__doc__)
+    parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
+    parser.add_argument("--length", default="8k", help="prompt length: short_context, 1k … 64k")
+    parser.add_argument("--kind", default="about", help="kind of question")
+    parser.add_argument("--question", type=int, default=0, help="question number")
+    parser.add_argument("--third", choices=BASELINES, help="the pattern of a third lane (default: none)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--out", type=Path, default=OPENING, help="the file to write; .gz compresses it")
+    given = parser.parse_args(arguments)
+
+    try:
+        model = sparsed.load(given.model)
+        prompt = build_prompt(model, given.length, given.kind, given.question)
+        sampler = SamplerConfig(steps=given.steps)
+        dense = sparsed.denoise(model, prompt.text, sampler=sampler, attention="dense")
+        probes = probe_steps(dense.total, switch_step(dense.total, DEFAULT_SKIP, "paper"))
+        sparse = sparsed.denoise(
+            model, prompt.text, sampler=sampler, attention=SparseDConfig(keep_importance=True), probe_steps=probes
+        )
+        runs: dict[str, Any] = {DENSE: dense, SPARSE: sparse}
+        if given.third:
+            baseline = SparseDConfig(pattern=given.third)
+            runs[BASELINE] = sparsed.denoise(model, prompt.text, sampler=sampler, attention=baseline)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for run in runs.values():
+        run.warm_up()
+    for update in Race([Lane(key, run) for key, run in runs.items()]):
+        for made in update.steps:
+            step = made.step
+            print(f"{made.lane}: step {step.index + 1} of {step.total}, {clock(step.seconds)}", flush=True)
+        if update.error is not None:
+            raise update.error
+    trace.save(trace.record(runs, prompt=prompt, importance=True), given.out)
+    spent = {key: sum(step.seconds for step in run.steps) for key, run in runs.items()}
+    print(f"{given.out}: {given.out.stat().st_size:,} bytes; {' and '.join(map(clock, spent.values()))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What computes sparse attention: one function signature, several backends."""

@@ -1,0 +1,152 @@
+"""The sparse backends, and which of them is fastest here.
+
+A backend is one function (q, k, v, layer pattern, scale) → out. On a CPU there is one; on a GPU those that can run
+are timed once for the shape at hand. One that cannot be imported or compiled is left out and said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.backends.timing import device_milliseconds
+from sparsed.attention.pattern import LayerPattern, Pattern
+
+SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
+
+# name → (module, function, attention block sizes). A module is imported when a run asks for it; it may say why it is
+# `unavailable`.
+_BACKENDS: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    "gather": ("sparsed.attention.backends.gather", "gather_attention", (32, 64, 128)),
+    "triton": ("sparsed.attention.backends.triton", "triton_attention", (32, 64, 128)),
+    "flash4": ("sparsed.attention.backends.flash4", "flash4_attention", (128,)),
+    "flex": ("sparsed.attention.backends.flex", "flex_attention", (32, 64, 128)),
+}
+BACKENDS = tuple(_BACKENDS)
+# What "auto" tries on a GPU. Flex is there for comparison; gather is what is left when neither of these runs.
+_FAST = ("triton", "flash4")
+# Not missed where they are not installed.
+_OPTIONAL = ("flash4",)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The shape that attention is asked for, and where. length, head_dim in tokens and components."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    heads: int
+    key_heads: int
+    length: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend's name, and which others could not be tried or failed (name → sentence)."""
+
+    name: str
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+def check_backend(name: str, device: torch.device, block_size: int | None = None) -> None:
+    """Raises ValueError for a name that is no backend, or one that cannot run on the device or with the block size."""
+    if name == "auto":
+        return
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {name!r}.")
+    sizes = _BACKENDS[name][2]
+    if block_size is not None and block_size not in sizes:
+        raise ValueError(f"The backend {name!r} needs block_size {' or '.join(map(str, sizes))}, not {block_size}.")
+    reason = unavailable(name, device)
+    if reason is not None:
+        raise ValueError(f"The backend {name!r} cannot run here: {reason}")
+
+
+def unavailable(name: str, device: torch.device) -> str | None:
+    """Why a backend cannot run on a device, in one sentence; None if it can, as far as can be told without running."""
+    try:
+        module = import_module(_BACKENDS[name][0])
+    except ImportError as error:
+        return f"it cannot be imported ({error})."
+    says: Callable[[torch.device], str | None] | None = getattr(module, "unavailable", None)
+    return None if says is None else says(device)
+
+
+def load_backend(name: str, block_size: int) -> SparseAttention:
+    """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
+    module, function, _sizes = _BACKENDS[name]
+    return partial(getattr(import_module(module), function), block_size=block_size)
+
+
+def executed_density(name: str, pattern: Pattern) -> float:
+    """Scores that the backend computes as a share of the length² scores of dense attention.
+
+    "gather" computes what is kept; "triton" and "flash4" whole blocks, so also what is absent from a partly filled last
+    one, triton blocks of 32 two at a time; "flex" whole tiles of 128 × 128, whatever the block size.
+    """
+    if name == "gather":
+        return pattern.executed_density
+    if name == "flex":
+        from sparsed.attention.backends import flex
+
+        return sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers) / len(pattern.layers)
+    size, length = pattern.layout.block_size, pattern.layout.length
+    pairs, lists = 0, 0
+    for layer in pattern.layers:
+        counts = layer.counts.long()
+        pairs += int((counts + counts % 2 if size == 32 else counts).sum())
+        lists += counts.shape[0] * counts.shape[1]
+    return pairs * size**2 / (lists * length**2)
+
+
+@lru_cache(maxsize=256)
+def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
+    """The fastest backend for a problem whose query blocks keep `kept` key blocks each; tried out once on a GPU."""
+    if problem.device.type != "cuda":
+        return Choice("gather")
+    times: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    trial: tuple[Tensor, Tensor, LayerPattern] | None = None
+    for name in _FAST:
+        if block_size not in _BACKENDS[name][2]:
+            continue
+        reason = unavailable(name, problem.device)
+        if reason is not None:
+            if name not in _OPTIONAL:
+                left_out[name] = reason
+            continue
+        q, k, pattern = trial = trial if trial is not None else random_trial(problem, block_size, kept)
+        try:
+            work = partial(load_backend(name, block_size), q, k, k, pattern, problem.head_dim**-0.5)
+            times[name] = device_milliseconds(problem.device, work)
+        except torch.OutOfMemoryError:
+            # That may be otherwise the next time; what is raised is not remembered.
+            raise
+        except Exception as error:  # a compiler can fail in any way it likes
+            said = (str(error).splitlines() or [""])[0][:120]
+            left_out[name] = f"it failed when it was tried ({type(error).__name__}: {said})."
+    best = min(times, key=lambda name: times[name]) if times else "gather"
+    return Choice(best, tuple(left_out.items()))
+
+
+def random_trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor, LayerPattern]:
+    """Random queries, keys (also to be used as values) and a pattern that keeps `kept` random blocks everywhere."""
+    device, length = problem.device, problem.length
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(heads: int) -> Tensor:
+        shape = (problem.batch, length, heads, problem.head_dim)
+        return torch.randn(shape, dtype=problem.dtype, device=device, generator=generator).transpose(1, 2)
+
+    blocks = -(-length // block_size)
+    chances = torch.rand(problem.batch, problem.heads, blocks, blocks, device=device, generator=generator)
+    indices = chances.topk(kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+    counts = torch.full(indices.shape[:-1], kept, dtype=torch.int32, device=device)
+    return normal(problem.heads), normal(problem.key_heads), LayerPattern(indices, counts)

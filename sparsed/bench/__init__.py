@@ -1,0 +1,1 @@
+"""The command bench: full attention against SparseD, timed on this machine."""

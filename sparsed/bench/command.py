@@ -1,0 +1,185 @@
+"""The command: python -m sparsed bench."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsed.bench.measure import measure, random_prompt
+from sparsed.bench.numbers import Measurement
+from sparsed.bench.shapes import SHAPES, load_or_make
+from sparsed.bench.table import device_of, print_machine, print_table, tell
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.machine import dtype_name, machine
+from sparsed.models.devices import check_dtype, pick_device, pick_dtype
+from sparsed.parallel.crew import Crew
+from sparsed.parallel.launch import Launch
+from sparsed.questions.lengths import token_budget
+from sparsed.results_folder import Folder, differences, read_lines
+from sparsed.typed_json import read_as
+
+if TYPE_CHECKING:
+    from sparsed.parallel.team import Team
+
+def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
+    """The command line. Returns the exit code; raises ValueError for settings that make no sense.
+
+    team: the processes that hold the model together, under torchrun.
+    """
+    options = _parser().parse_args(argv)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {options.threads}.")
+        torch.set_num_threads(options.threads)
+    if options.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
+    for length in options.lengths:
+        token_budget(length)
+    with Crew.here() as crew:
+        if crew.size > 1 and options.out is None:
+            raise ValueError("Several processes share the measurements by way of a folder: name one with --out.")
+        options.device = crew.device(options.device)
+        about = machine()
+        if crew.rank == 0:
+            print_machine(about)
+        if options.out is None:
+            asked: list[tuple[str | None, str]] = [
+                (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
+            ]
+            results = list(_measurements(options, asked, team))
+        else:
+            _measure_missing(options, about, crew, team)
+            crew.wait()
+    if crew.rank != 0:
+        return 0
+    if options.out is not None:
+        results = _kept(options.out)
+    print()
+    print_table(results)
+    if options.json:
+        record = {"machine": about, "results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"\nwritten to {options.json}")
+    return 0
+
+
+def _measurements(
+    options: argparse.Namespace, asked: Sequence[tuple[str | None, str]], team: Team | None
+) -> Iterator[Measurement]:
+    """Each (dtype, length) measured, one after another; a model is loaded once for each dtype."""
+    sampler = SamplerConfig(steps=options.steps, gen_length=options.gen_length)
+    attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
+    for dtype in dict.fromkeys(dtype for dtype, _ in asked):
+        model = load_or_make(options, dtype, team)
+        print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
+        for length in [length for number, length in asked if number == dtype]:
+            yield measure(
+                model,
+                random_prompt(model, length, options),
+                length,
+                sampler,
+                attention,
+                backend=options.backend,
+                dense_backend=options.dense_backend,
+                repeats=options.repeats,
+                compose=options.compose,
+                say=partial(tell, f"{length}, {dtype_name(model.dtype)}"),
+            )
+        del model
+        gc.collect()
+
+
+def _measure_missing(
+    options: argparse.Namespace, about: dict[str, Any], crew: Crew, team: Team | None
+) -> None:
+    """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
+    place = pick_device(options.device)
+    named = [check_dtype(dtype) for dtype in options.dtype or [None]]
+    plan = _plan(options, about, place.type)
+    unlike = differences(crew.agree(plan), plan)
+    if unlike:
+        raise ValueError(f"Process 0 is not like process {crew.rank} ({', '.join(unlike)}): these are two tables.")
+    folder = Folder(options.out, plan, crew.name)
+    # Rank 0 alone looks what is there, and tries which dtype is fastest on a CPU: all share out the same list.
+    missing: dict[tuple[str, int], str] = {}
+    if crew.rank == 0:
+        dtypes = [dtype_name(dtype or pick_dtype(None, place, 0, "")) for dtype in named]
+        wanted = {(dtype, token_budget(length)): length for dtype in dtypes for length in options.lengths}
+        done = {(row.dtype, token_budget(row.length)) for row in _kept(options.out)}
+        missing = {key: length for key, length in wanted.items() if key not in done}
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {options.out}", flush=True)
+        devices = torch.cuda.device_count() if place.type == "cuda" else 1
+        if min(crew.local_size, len(missing)) > devices:
+            print(
+                f"note: {crew.local_size} processes measure at the same time on "
+                f"{'the same GPUs' if place.type == 'cuda' else 'the same cores'} and slow each other; for clean "
+                f"times, give each a GPU of its own.",
+                file=sys.stderr,
+            )
+    missing = crew.agree(missing)
+    pieces = list(missing.items())
+    mine = crew.share([tokens**2 for (_, tokens), _ in pieces])
+    # In the order asked for, not the longest first: on a CPU the peak memory is that of the process so far.
+    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team):
+        folder.add("measurements", asdict(result))
+
+
+def _plan(options: argparse.Namespace, about: dict[str, Any], device: str) -> dict[str, Any]:
+    """What is the same for all rows of one table."""
+    settings = (
+        "shape", "random_tokens", "kind", "prompt_seed", "steps", "gen_length", "skip", "select", "block_size",
+        "backend", "dense_backend", "no_fuse", "repeats", "compose",
+    )  # fmt: skip
+    facts = ("cpu", "gpu", "torch") if device == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
+    launch = Launch.here()
+    return {
+        "model": options.model if options.shape is None else None,
+        **{name: getattr(options, name) for name in settings},
+        "device": device,
+        "processes of one model": launch.size if launch.kind == "tensor" else 1,
+        "machine": {name: about.get(name) for name in facts},
+    }
+
+
+def _kept(folder: Path) -> list[Measurement]:
+    """The measurements of a folder, of all processes, by dtype and length; one that was made twice counts once."""
+    rows = [read_as(Measurement, entry, "a measurement") for entry in read_lines(folder, "measurements")]
+    kept = {(row.dtype, token_budget(row.length)): row for row in rows}
+    return [kept[key] for key in sorted(kept)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sparsed bench", description=__doc__)
+    parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
+    parser.add_argument("--shape", choices=sorted(["mini", *SHAPES]), help="random weights of this shape")
+    parser.add_argument("--lengths", nargs="+", default=["4k", "8k", "16k"], help="4k, 8k … or tokens")
+    parser.add_argument("--random-tokens", action="store_true", help="random token ids as the prompt")
+    parser.add_argument("--kind", default="about", help="kind of question in the prompt")
+    parser.add_argument("--prompt-seed", type=int, default=0, help="which of the built prompts")
+    parser.add_argument("--steps", type=int, default=64, help="denoising steps")
+    parser.add_argument("--gen-length", type=int, help="generated tokens (default: the model's)")
+    parser.add_argument("--skip", type=float, default=0.2, help="share of the steps before the selection")
+    parser.add_argument("--select", type=float, default=0.3, help="share of key blocks kept on each side")
+    parser.add_argument("--block-size", type=int, default=128, help="attention block size: 32, 64 or 128")
+    parser.add_argument("--backend", default="auto", help="sparse backend")
+    parser.add_argument("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
+    parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
+    parser.add_argument("--dtype", nargs="+", help="float32, bfloat16, float16 (default: the fastest here)")
+    parser.add_argument("--no-fuse", action="store_true", help="do not torch.compile what surrounds attention")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
+    parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")
+    parser.add_argument(
+        "--compose", type=int, nargs="*", default=[128], metavar="T", help="put runs of T steps together from medians"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep measurements there; make only what is missing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    return parser

@@ -1,0 +1,144 @@
+"""Times whole runs, full attention against SparseD, fairly."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.backends.registry import executed_density
+from sparsed.bench.attention import attention_times
+from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
+from sparsed.config import SamplerConfig, SparseDConfig, switch_step
+from sparsed.denoising import denoise
+from sparsed.denoising.forward import synchronize
+from sparsed.machine import dtype_name
+from sparsed.models.model import Model
+from sparsed.questions.build import build_prompt
+from sparsed.questions.lengths import token_budget
+from sparsed.turns import take_turns
+
+
+def measure(
+    model: Model,
+    prompt: str | Tensor,
+    length: str,
+    sampler: SamplerConfig,
+    attention: SparseDConfig,
+    *,
+    backend: str = "auto",
+    dense_backend: str = "auto",
+    repeats: int = 1,
+    compose: Sequence[int] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Measurement:
+    """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
+
+    compose: numbers of steps of longer runs to put together from the measured steps.
+
+    Raises ValueError for settings that `denoise` refuses.
+    """
+    dense_runs: list[float] = []
+    sparsed_runs: list[float] = []
+    steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
+    same = 1.0
+    for repeat in range(repeats):
+        dense = denoise(model, prompt, sampler=sampler, attention="dense", dense_backend=dense_backend)
+        sparsed = denoise(
+            model, prompt, sampler=sampler, attention=attention, backend=backend, dense_backend=dense_backend
+        )
+        if repeat == 0:
+            for note in sparsed.notes:
+                say(f"note: {note}")
+        start = perf_counter()
+        for run in (dense, sparsed):
+            run.warm_up()
+        if model.device.type != "cpu" and repeat == 0:
+            say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
+        _settle(model)
+        model.peak_bytes(reset=True)
+        seconds = take_turns([dense, sparsed], first=repeat % 2)
+        dense_runs.append(seconds[0])
+        sparsed_runs.append(seconds[1])
+        steps["dense lane"] += [step.seconds for step in dense.steps]
+        for step in sparsed.steps:
+            steps[step.phase].append(step.seconds)
+        same = dense_agreement(dense.steps[-1].tokens, sparsed.steps[-1].tokens, model.end_ids)
+        if repeat == 0 and isinstance(sparsed.attention, SparseDConfig):
+            used = sparsed.attention
+            say(f"skip {used.skip}, select {used.select}, block {used.block_size}; {sparsed.total} steps")
+        say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
+    settings = sparsed.attention
+    assert isinstance(settings, SparseDConfig) and settings.select is not None
+    assert settings.block_size is not None
+    pattern = sparsed.pattern
+    dense_step = Spread.of(steps["dense lane"])
+    select_step = Spread.of(steps["select"]) if steps["select"] else None
+    sparse_step = Spread.of(steps["sparse"]) if steps["sparse"] else None
+    layer = attention_times(model, prompt, sampler, attention, backend, dense_backend)
+    full = layer.dense.median * model.network.config.num_hidden_layers
+    other = dense_step.median - full
+    density = None if pattern is None else pattern.requested_density
+    limit_step = None if density is None else other + density * full
+    composed = []
+    if select_step is not None and sparse_step is not None and limit_step is not None:
+        for total in compose:
+            switch = switch_step(total, settings.skip or 0.0, settings.selection or "paper")
+            if switch is None:
+                continue
+            whole = total * dense_step.median / 1000
+            before = (switch - 1) * dense_step.median
+            ours = (before + select_step.median + (total - switch) * sparse_step.median) / 1000
+            best = (switch * dense_step.median + (total - switch) * limit_step) / 1000
+            composed.append(
+                Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
+            )
+    assert dense.dense is not None, "a finished run has chosen"
+    peaks = model.peak_bytes()
+    return Measurement(
+        length=length,
+        prompt_tokens=sparsed.prompt_length,
+        dtype=dtype_name(model.dtype),
+        steps=sparsed.total,
+        switch_step=sparsed.switch_step,
+        select=settings.select,
+        block_size=settings.block_size,
+        requested_density=None if pattern is None else pattern.requested_density,
+        executed_density=None if pattern is None else executed_density(sparsed.backend, pattern),
+        dense_step=dense_step,
+        select_step=select_step,
+        sparse_step=sparse_step,
+        dense_run=tuple(round(x, 4) for x in dense_runs),
+        sparsed_run=tuple(round(x, 4) for x in sparsed_runs),
+        speedup=round(statistics.median(a / b for a, b in zip(dense_runs, sparsed_runs)), 3),
+        attention=layer,
+        same_tokens=round(same, 4),
+        peak_memory=max(peaks, default=None),
+        dense_backend=dense.dense.name,
+        backend=sparsed.backend,
+        other=round(other, 3),
+        limit_step=None if limit_step is None else round(limit_step, 3),
+        share=None if limit_step is None or sparse_step is None else round(limit_step / sparse_step.median, 3),
+        composed=tuple(composed),
+        processes=model.processes,
+        peak_memory_each=tuple(peaks),
+    )
+
+
+def random_prompt(model: Model, length: str, options: argparse.Namespace) -> str | Tensor:
+    size = int(length) if length.isdigit() else length
+    if not options.random_tokens and options.shape is None:
+        return build_prompt(model, size, options.kind, options.prompt_seed).text
+    generator = torch.Generator().manual_seed(options.prompt_seed)
+    return torch.randint(1, model.mask_id, (1, token_budget(size)), generator=generator)
+
+
+def _settle(model: Model) -> None:
+    """Lets the last run's memory go before the next one is timed."""
+    gc.collect()
+    synchronize(model.device)

@@ -1,0 +1,110 @@
+"""The figures of a measurement."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsed.answer_text import agreement
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Durations in milliseconds: how many, their median, and the quartiles around it."""
+
+    count: int
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        """From durations in seconds; at least one."""
+        ordered = sorted(1000 * x for x in seconds)
+        low, median, high = ordered[0], statistics.median(ordered), ordered[-1]
+        if len(ordered) > 3:
+            low, _, high = statistics.quantiles(ordered, n=4, method="inclusive")
+        return cls(len(ordered), round(median, 3), round(low, 3), round(high, 3))
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} ({self.low:.1f}–{self.high:.1f})"
+
+
+@dataclass(frozen=True)
+class AttentionTimes:
+    """One layer's attention on the model's own queries, keys and values, milliseconds.
+
+    speedup: dense / sparse. selection_in_dense: importance and selection, in dense attentions.
+    """
+
+    dense: Spread
+    sparse: Spread
+    selection: Spread
+    speedup: float
+    selection_in_dense: float
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A whole run of `steps` steps put together from the medians of this measurement's steps, seconds.
+
+    limit: the speed-up if sparse attention cost its density's share of the best dense attention, and selection nothing.
+    """
+
+    steps: int
+    dense: float
+    sparsed: float
+    speedup: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One whole comparison. Steps in milliseconds, runs in seconds, memory in bytes.
+
+    dense_step: the steps of the dense lane. select_step, sparse_step: of the SparseD lane; None if the run
+    has no such step. dense_run, sparsed_run: the sum of a run's steps, one a repeat. speedup: the median over
+    the repeats of dense / SparseD. same_tokens: share of the generated tokens, up to the longer answer's end,
+    on which the lanes agree. peak_memory: largest resident size of the process so far, on CUDA what torch held at
+    most. dense_backend, backend: what ran. other: milliseconds of a dense step outside attention (the step less
+    the layers' attention). limit_step: `other` and requested density · dense attention of all layers; share: of the
+    limit that is reached, limit_step / sparse_step. processes: that hold the model together; attention is one's share
+    of the heads, peak_memory the largest of peak_memory_each.
+    """
+
+    length: str
+    prompt_tokens: int
+    dtype: str
+    steps: int
+    switch_step: int | None
+    select: float
+    block_size: int
+    requested_density: float | None
+    executed_density: float | None
+    dense_step: Spread
+    select_step: Spread | None
+    sparse_step: Spread | None
+    dense_run: tuple[float, ...]
+    sparsed_run: tuple[float, ...]
+    speedup: float
+    attention: AttentionTimes
+    same_tokens: float
+    peak_memory: int | None
+    dense_backend: str
+    backend: str
+    other: float
+    limit_step: float | None
+    share: float | None
+    composed: tuple[Composed, ...]
+    processes: int = 1
+    peak_memory_each: tuple[int, ...] = ()
+
+
+def dense_agreement(first: Tensor, second: Tensor, end: int | tuple[int, ...]) -> float:
+    """Share of equal tokens [batch, gen_length], up to and with the end token of the longer answer."""
+    rows = [agreement(a, b, end) for a, b in zip(first.tolist(), second.tolist())]
+    counted = [row for row in rows if row is not None]
+    return sum(equal for equal, _ in counted) / sum(compared for _, compared in counted)

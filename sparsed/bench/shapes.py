@@ -1,0 +1,115 @@
+"""The shapes of the models that a measurement can make with random weights."""
+
+from __future__ import annotations
+
+import argparse
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
+from sparsed.models.families import read_config, recognise
+from sparsed.models.loading import load
+from sparsed.models.model import Model
+from sparsed.models.shares import random_network
+from sparsed.paths import data_dir
+
+if TYPE_CHECKING:
+    from sparsed.parallel.team import Team
+
+# Shapes for machines or moments without the weights: what the checkpoint's config.json says. mini's is at hand.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llada-8b": {
+        "model_type": "llada",
+        "d_model": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "mlp_hidden_size": 12_288,
+        "vocab_size": 126_464,
+        "max_sequence_length": 4096,
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "mask_token_id": 126_336,
+        "eos_token_id": 126_081,
+    },
+    "dream-7b": {
+        "model_type": "Dream",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "mask_token_id": 151_666,
+        "eos_token_id": 151_643,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 40_960,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "mask_token_id": 151_669,
+        "eos_token_id": 151_645,
+    },
+}
+
+
+def load_or_make(options: argparse.Namespace, dtype: str | None, team: Team | None = None) -> Model:
+    if options.shape is None:
+        fuse = False if options.no_fuse else None
+        return load(options.model, device=options.device, dtype=dtype, fuse=fuse, team=team)
+    return _random_model(options.shape, options.device, dtype, not options.no_fuse, team)
+
+
+def _random_model(
+    shape: str, device: str | None, dtype: str | None, fusing: bool, team: Team | None = None
+) -> Model:
+    """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
+    import transformers
+
+    place = pick_device(device) if team is None else team.share.device
+    raw = read_config(data_dir("assets") / "mini") if shape == "mini" else SHAPES[shape]
+    checkpoint = recognise(raw, shape)
+    with torch.device("meta"):
+        whole = getattr(transformers, checkpoint.network)(checkpoint.config)
+    number = pick_dtype(check_dtype(dtype), place, sum(weight.numel() for weight in whole.parameters()), shape)
+    fusing = fusing and can_fuse(place)
+    start = perf_counter()
+    if team is None:
+        network, problem = random_network(raw, number, place, fusing)
+    else:
+        team.share.check(checkpoint.config, shape)
+        network, problem = team.build(raw, number, fusing)
+    if fusing:
+        print(f"weights drawn, and torch.compile of what surrounds attention: {perf_counter() - start:.1f} s")
+    last = checkpoint.config.vocab_size - 1
+    return Model(
+        name=shape,
+        label=f"{shape} (random weights)",
+        network=network,
+        tokenizer=None,  # type: ignore[arg-type]
+        device=place,
+        dtype=number,
+        mask_id=last if checkpoint.mask_id is None else checkpoint.mask_id,
+        eos_id=checkpoint.end_ids[0] if checkpoint.end_ids else 0,
+        defaults=checkpoint.defaults.resolve(checkpoint.defaults),
+        max_positions=checkpoint.positions,
+        family=checkpoint.family,
+        shift=checkpoint.shift,
+        chat=False,
+        notes=() if problem is None else (problem,),
+        team=team,
+    )

@@ -1,0 +1,48 @@
+"""What a run gives: its steps, and its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsed.attention.pattern import Pattern
+from sparsed.attention.state import Phase
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One denoising step, after it was made.
+
+    index: counted from 0. total: steps of the whole run, at most. phase: "dense", "select" (dense, and the pattern was
+    made) or "sparse". tokens: int64 [batch, gen_length] on the CPU, masks included. committed: bool, same
+    shape, the positions unmasked in this step. confidence: float32, same shape, the confidence of the
+    committed tokens, NaN elsewhere. seconds: wall time of the forward and the sampler alone, the device
+    synchronised before and after.
+    """
+
+    index: int
+    total: int
+    phase: Phase
+    tokens: Tensor
+    committed: Tensor
+    confidence: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run. text: one string a batch row. tokens: int64 [batch, length + gen_length] on the CPU.
+
+    switch_step: the first sparse step, counted from 0, or None. pattern: None for a run that never selected.
+    seconds: sum over steps. notes: sentences a user should see.
+    """
+
+    text: list[str]
+    tokens: Tensor
+    steps: list[Step]
+    switch_step: int | None
+    pattern: Pattern | None
+    seconds: float
+    backend: str
+    notes: list[str]

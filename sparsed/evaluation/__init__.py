@@ -1,0 +1,1 @@
+"""The command eval: how many answers are right."""

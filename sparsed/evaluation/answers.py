@@ -1,0 +1,184 @@
+"""Asks the questions of a plan and scores the answers."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sparsed.answer_text import agreement, answer_length
+from sparsed.config import SparseDConfig
+from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method
+from sparsed.evaluation.reading import read_records
+from sparsed.evaluation.scores import Record
+from sparsed.parallel.crew import ALONE, Crew
+from sparsed.questions.build import Prompt, build_prompt
+from sparsed.questions.lengths import token_budget
+from sparsed.questions.score import exact_match, facts_right
+from sparsed.results_folder import Folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparsed.models.model import Model
+
+def token_agreement(one: Sequence[int], two: Sequence[int], end: int | Collection[int]) -> float:
+    """Share of equal tokens of two answers, counted up to the end token of the longer one; padding never counts."""
+    counted = agreement(one, two, end)
+    assert counted is not None, "a finished answer has a token in every cell"
+    return counted[0] / counted[1]
+
+
+Asked = tuple[int, Prompt, "Tensor"]
+
+
+def evaluate(
+    model: Model,
+    cells: Sequence[Cell],
+    methods: Sequence[str],
+    out: Path,
+    *,
+    plan: Plan | None = None,
+    shard: tuple[int, int] = (0, 1),
+    crew: Crew = ALONE,
+    batch_tokens: int = 0,
+    backend: str = "auto",
+) -> None:
+    """Answer the questions of the cells with each method and append a record for each to ``out``/records-*.jsonl.
+
+    Args:
+        model: a loaded model.
+        cells: what to ask.
+        methods: see `parse_method`; agreement is measured against "dense", if that is among them or in the folder.
+        out: folder of records; what is there already is not asked again.
+        plan: what all answers share.
+        shard: (i, n): answer every n-th question from the i-th.
+        crew: processes that call this at the same time with the same arguments; they share what is open.
+        batch_tokens: run questions of equal length together up to this many tokens; 0 runs them one by one.
+        backend: what computes the sparse steps.
+    """
+    from tqdm import tqdm
+
+    plan = plan or Plan()
+    configs = {method: parse_method(method, plan.attention) for method in methods}
+    folder = Folder(out, asdict(plan), method_name(shard, crew))
+    done: dict[tuple[str, str, int], dict[str, list[int]]] = defaultdict(dict)
+    for record in read_records(out):
+        done[record.type, record.length, record.index][record.method] = record.tokens
+    unanswered = {
+        (place, index): len(set(methods) - set(done[cell.type, cell.length, index]))
+        for place, cell in enumerate(cells)
+        for index in range(shard[0], cell.questions, shard[1])
+    }
+    mine = own_share(cells, unanswered, crew)
+    total = sum(unanswered[place, index] for place, indices in mine.items() for index in indices)
+    # Dense first: the others are compared with it.
+    order = sorted(configs, key=lambda method: method != "dense")
+    with tqdm(total=total, desc="answers", unit="answer", disable=not is_watched(crew)) as bar:
+        for place, indices in mine.items():
+            cell = cells[place]
+            bar.set_postfix_str(f"{cell.length} {cell.type}")
+            known = {index: done[cell.type, cell.length, index] for index in indices}
+            for batch in _batches(model, cell, plan, indices, batch_tokens):
+                for method in order:
+                    missing = [asked for asked in batch if method not in known[asked[0]]]
+                    if missing:
+                        for record in _answer(model, missing, method, configs[method], cell, plan, known, backend):
+                            known[record.index][method] = record.tokens
+                            folder.add("records", asdict(record))
+                        bar.update(len(missing))
+
+
+def is_watched(crew: Crew) -> bool:
+    """Is there someone to see a progress bar? Rank 0's share stands for the others', which are as large."""
+    return crew.rank == 0 and sys.stderr.isatty()
+
+
+def own_share(cells: Sequence[Cell], answers: Mapping[tuple[int, int], int], crew: Crew) -> dict[int, list[int]]:
+    """This process's share of the questions that lack answers: place of the cell → indices of questions.
+
+    answers: how many of them a question lacks, by (place of its cell, index). What is open is shared evenly, however
+    much of it an earlier run of fewer or more processes has done.
+    """
+    # Rank 0 has looked what is there before anyone writes; all divide what it has seen.
+    missing = crew.agree([(question, count) for question, count in answers.items() if count])
+    costs = [count * token_budget(cells[place].length) ** 2 for (place, _), count in missing]
+    mine: dict[int, list[int]] = defaultdict(list)
+    for piece in crew.share(costs):
+        place, index = missing[piece][0]
+        mine[place].append(index)
+    return mine
+
+
+def _batches(model: Model, cell: Cell, plan: Plan, indices: Iterable[int], batch_tokens: int) -> Iterator[list[Asked]]:
+    """The cell's questions of these indices, those of equal length together."""
+    waiting: dict[int, list[Asked]] = defaultdict(list)
+    for index in indices:
+        prompt = ask_batch(model, cell, plan, index)
+        ids = model.encode(prompt.text)
+        batch = waiting[ids.shape[1]]
+        batch.append((index, prompt, ids))
+        if (len(batch) + 1) * ids.shape[1] > batch_tokens:
+            yield waiting.pop(ids.shape[1])
+    yield from waiting.values()
+
+
+def ask_batch(model: Model, cell: Cell, plan: Plan, index: int) -> Prompt:
+    kinds = TYPES[cell.type]
+    depth = _depth(cell, plan, index)
+    return build_prompt(model, cell.length, kinds[index % len(kinds)], FIRST_SEED + index, depth)
+
+
+def _depth(cell: Cell, plan: Plan, index: int) -> float | None:
+    """Where the documents that a question needs are to stand."""
+    return None if not plan.depths else plan.depths[index // len(TYPES[cell.type]) % len(plan.depths)]
+
+
+def _answer(
+    model: Model,
+    batch: Sequence[Asked],
+    method: str,
+    attention: SparseDConfig | Literal["dense"],
+    cell: Cell,
+    plan: Plan,
+    known: dict[int, dict[str, list[int]]],
+    backend: str,
+) -> Iterator[Record]:
+    # Needs torch, as what follows: a table of kept answers is made without.
+    import torch
+
+    from sparsed.denoising import generate
+
+    ids = torch.cat([asked[2] for asked in batch])
+    result = generate(model, ids, sampler=plan.sampler, attention=attention, backend=backend)
+    answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
+    for (index, prompt, _), text, answer in zip(batch, result.text, answers, strict=True):
+        dense = known[index].get("dense") if method != "dense" else None
+        exact = exact_match(text, prompt.answer)
+        right, facts, invented = facts_right(text, prompt.answer)
+        yield Record(
+            type=cell.type,
+            length=cell.length,
+            index=index,
+            kind=prompt.kind,
+            method=method,
+            exact=exact,
+            right=right,
+            facts=facts,
+            invented=invented,
+            verdict=prompt.verdict,
+            depth=None if prompt.depth is None else _depth(cell, plan, index),
+            agreement=None if dense is None else token_agreement(answer, _padded(dense, answer), model.end_ids),
+            seconds=result.seconds / len(batch),
+            tokens=answer[: answer_length(answer, model.end_ids)],
+            text=None if exact else text,
+            gold=None if exact else prompt.answer,
+        )
+
+
+def _padded(tokens: list[int], like: list[int]) -> list[int]:
+    """A stored answer on the whole canvas again: what follows its end token is more of it."""
+    return tokens + tokens[-1:] * (len(like) - len(tokens))

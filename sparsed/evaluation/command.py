@@ -1,0 +1,126 @@
+"""The command: python -m sparsed eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.evaluation.answers import evaluate
+from sparsed.evaluation.observe import observe
+from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, method_name, parse_method
+from sparsed.evaluation.reading import read_observations, read_records
+from sparsed.evaluation.scores import METHODS, summarise
+from sparsed.evaluation.tables import table
+from sparsed.parallel.crew import Crew
+from sparsed.results_folder import Folder
+
+if TYPE_CHECKING:
+    from sparsed.parallel.team import Team
+
+def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
+    """Entry point of ``python -m sparsed eval``. team: the processes that hold the model together, under torchrun."""
+    args = _parser().parse_args(argv)
+    shard = _shard(args.shard)
+    with Crew.here() as crew:
+        if crew.size > 1 and args.shard is not None:
+            raise ValueError("The processes of accelerate launch share the questions by themselves; leave out --shard.")
+        if not args.report:
+            _ask_all(args, shard, crew, team)
+        crew.wait()
+    if crew.rank != 0:
+        return
+    records = read_records(args.out)
+    observations = read_observations(args.out)
+    if not records and not observations:
+        raise ValueError(f"{args.out} holds no answers yet.")
+    summary = summarise(records, observations)
+    print(table(summary))
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team: Team | None) -> None:
+    """Answers, or observes, what the folder lacks."""
+    from sparsed.models.devices import pick_device, pick_dtype  # needs torch
+    from sparsed.models.loading import load
+
+    plan = Plan(
+        model=args.model,
+        sampler=SamplerConfig(steps=args.steps, gen_length=args.gen_length, block_length=args.block_length),
+        attention=SparseDConfig(
+            skip=args.skip, select=args.select, block_size=args.block_size, selection=args.selection
+        ),
+        depths=tuple(args.depths) or None,
+    )
+    methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
+    for method in methods:
+        parse_method(method, plan.attention)
+    cells = default_cells(args.lengths, args.types, args.questions)
+    Folder(args.out, asdict(plan), method_name(shard, crew))
+    device, dtype = crew.device(args.device), args.dtype
+    if dtype is None and crew.size > 1:
+        # On a CPU a trial decides, and could decide otherwise in another process.
+        dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
+    model = load(args.model, device=device, dtype=dtype, team=team)
+    if args.observe:
+        observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
+    else:
+        evaluate(
+            model, cells, methods, args.out,
+            plan=plan, shard=shard, crew=crew, batch_tokens=args.batch_tokens, backend=args.backend,
+        )  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsed eval",
+        description="Accuracy of full attention, SparseD and baselines of equal density on the same questions.",
+    )
+    add = parser.add_argument
+    add("--model", default="mini", help="catalogue name, Hub id or local folder")
+    add("--types", nargs="+", choices=list(TYPES), default=list(TYPES)[:5], help="question types")
+    add("--lengths", nargs="+", default=["512", "1k", "2k"], help=f"of {' '.join(LENGTHS)}, or a number of tokens")
+    add("--depths", nargs="*", type=float, default=list(DEPTHS), help="where the needed documents stand, 0 … 1; none: "
+        "by chance")  # fmt: skip
+    add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at 64k")
+    add("--methods", nargs="+", default=["dense", "sparsed", "sliding_window", "streaming_llm"], metavar="METHOD",
+        help=f"of {' '.join(METHODS)}; with settings of its own: sparsed:skip=0,select=0.1")  # fmt: skip
+    add("--ablations", action="store_true", help="instead of methods: dense, and SparseD with one setting varied at a "
+        "time (skip, select, attention block size, without reuse, without isolated selection)")  # fmt: skip
+    add("--observe", action="store_true", help="instead of answers: how alike the masks of two heads are, and of the "
+        "switch and later steps")  # fmt: skip
+    add("--steps", type=int, help="denoising steps; default the model's")
+    add("--gen-length", type=int, help="tokens to generate; default the model's")
+    add("--block-length", type=int, help="semi-autoregressive block length; default the model's")
+    add("--skip", type=float, help="share of the steps with full attention")
+    add("--select", type=float, help="share of the key blocks kept; default by length")
+    add("--block-size", type=int, help="attention block size; default by length")
+    add("--selection", help="paper or reference")
+    add("--out", type=Path, default=Path("runs/eval"), help="folder of records; what is there is not asked again")
+    add("--shard", help="i/n: every n-th question from the i-th (accelerate launch shares the work by itself)")
+    add("--batch-tokens", type=int, default=0, help="run equal lengths together up to so many tokens")
+    add("--backend", default="auto", help="what computes the sparse steps")
+    add("--device")
+    add("--dtype")
+    add("--report", action="store_true", help="only print the tables of what is there")
+    add("--json", type=Path, help="write the scores there")
+    return parser
+
+
+def _shard(said: str | None) -> tuple[int, int]:
+    """What --shard says: this process's number, and of how many."""
+    if said is None:
+        return 0, 1
+    part, _, parts = said.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ValueError(f"--shard must be i/n with i from 0 to n − 1, not {said!r}.")
+    return int(part), int(parts)
+
+
+if __name__ == "__main__":
+    main()

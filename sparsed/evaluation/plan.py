@@ -1,0 +1,104 @@
+"""What an evaluation asks: methods, question types, lengths, depths, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
+from sparsed.evaluation.scores import METHODS
+from sparsed.parallel.crew import Crew
+from sparsed.questions.lengths import token_budget
+
+TYPES: dict[str, tuple[str, ...]] = {
+    "lookup": ("fact", "inverse"),
+    "two_hop": ("two_hop",),
+    "comparison": ("older", "same"),
+    "several": ("several", "about"),
+    "arithmetic": ("arithmetic",),
+    "unanswerable": ("unanswerable",),
+}
+"""Question types of the grid, and the kinds of `sparsed.questions` that each asks in turns."""
+LENGTHS = ("512", "1k", "2k", "4k", "8k", "16k", "32k", "64k")
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FIRST_SEED = 3_000_000
+ABLATIONS = (
+    *(f"sparsed:skip={skip}" for skip in (0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    *(f"sparsed:select={select}" for select in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)),
+    *(f"sparsed:block_size={size}" for size in (32, 64, 128)),
+    "sparsed:reuse=no",
+    "sparsed:isolated=no",
+)
+"""What the paper varies, one setting at a time."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Questions of one type at one prompt length."""
+
+    type: str
+    length: str
+    questions: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all answers of an evaluation; a folder of records holds one plan.
+
+    model: as it was asked for. sampler: None is the model's default. attention: SparseD's settings, None by length.
+    depths: where the needed documents stand, question by question in turns; None leaves that to chance.
+    """
+
+    model: str = "mini"
+    sampler: SamplerConfig = SamplerConfig()
+    attention: SparseDConfig = SparseDConfig()
+    depths: tuple[float, ...] | None = DEPTHS
+
+
+def parse_method(method: str, base: SparseDConfig) -> SparseDConfig | Literal["dense"]:
+    """A method as it is written on the command line: "dense", a pattern, or a pattern with settings of its own.
+
+    "sparsed:skip=0", "sliding_window:select=0.1,block_size=64"; settings: skip, select, block_size, selection,
+    isolated, reuse (yes or no). What is not given is `base`'s. Raises ValueError for anything else.
+    """
+    name, colon, said = method.partition(":")
+    if method == "dense":
+        return "dense"
+    if name not in PATTERNS:
+        raise ValueError(f"Method {method!r} is unknown; choose from {', '.join(METHODS)}.")
+    values: dict[str, Any] = {}
+    for part in said.split(",") if colon else ():
+        key, _, value = part.partition("=")
+        try:
+            values[key] = _SETTINGS[key](value)
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"Method {method!r}: {part!r} is no setting; write one of {', '.join(_SETTINGS)} as name=value."
+            ) from None
+    return replace(base, pattern=name, **values)
+
+
+def _yes_or_no(value: str) -> bool:
+    return {"yes": True, "no": False}[value]
+
+
+_SETTINGS: dict[str, Any] = {
+    "skip": float, "select": float, "block_size": int, "selection": str, "isolated": _yes_or_no, "reuse": _yes_or_no,
+}  # fmt: skip
+
+
+def default_cells(lengths: Iterable[str], types: Iterable[str], questions: int | None = None) -> list[Cell]:
+    """The evaluation grid: 200 questions a cell up to 16k, 100 at 32k, 40 at 64k."""
+    types = list(types)
+    cells = []
+    for length in lengths:
+        tokens = token_budget(length)
+        usual = 200 if tokens <= 16384 else 100 if tokens <= 32768 else 40
+        cells += [Cell(type, length, questions or usual) for type in types]
+    return cells
+
+
+def method_name(shard: tuple[int, int], crew: Crew) -> str:
+    """What this process's files are called by."""
+    return crew.name if crew.size > 1 else f"{shard[0]}-of-{shard[1]}"

@@ -1,0 +1,190 @@
+"""Scores of an evaluation: shares with Wilson intervals, differences paired by question, and tables of them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsed.config import PATTERN_LABELS
+from sparsed.questions.lengths import token_budget
+
+METHODS = ("dense", *PATTERN_LABELS)
+LABELS = {"dense": "dense", **PATTERN_LABELS}
+SETTLED = 16_384
+"""Means over lengths stop here: longer prompts are asked fewer questions."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer.
+
+    Attributes:
+        type, kind: question type of the grid, and the question kind of `sparsed.questions`.
+        length: of the prompt, as asked for.
+        index: number of the question in its cell.
+        method: "dense", or how the sparse steps attend; settings of its own follow a colon.
+        exact: the answer is the gold answer.
+        right, facts, invented: facts stated, facts asked for, sentences stated that are none of them.
+        verdict: "yes" or "no", the gold answer of a comparison.
+        depth: where the needed documents were to stand, 0 … 1; None if none is needed.
+        agreement: share of tokens equal to the dense answer's, up to the longer answer's end; None for dense.
+        seconds: the run's own compute, divided by the questions that ran together.
+        tokens: ids of the answer, its end token included.
+        text, gold: the answer and the right one, where they differ.
+    """
+
+    type: str
+    length: str
+    index: int
+    kind: str
+    method: str
+    exact: bool
+    right: int
+    facts: int
+    invented: int
+    verdict: str
+    depth: float | None
+    agreement: float | None
+    seconds: float
+    tokens: list[int]
+    text: str | None = None
+    gold: str | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the masks of one SparseD run looked like.
+
+    Attributes:
+        type, length, index: the question.
+        heads: mean intersection over union of the masks of two different heads of a layer.
+        later: [step from 0, mean intersection over union of the switch's mask and one selected at that step].
+    """
+
+    type: str
+    length: str
+    index: int
+    heads: float
+    later: list[list[float]]
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % Wilson score interval of a share, as (low, high) between 0 and 1."""
+    if total == 0:
+        return 0.0, 1.0
+    share = right / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
+
+
+def summarise(records: Sequence[Record], observations: Sequence[Observation] = ()) -> dict[str, Any]:
+    """Scores of every method, as plain values for JSON.
+
+    Returns a dict of lists of rows: "cells" by length and question type, "lengths" over the types, "depths" by length
+    and depth; "means", per method the mean over the lengths up to 16k of the paired differences to dense and of the
+    token agreement; "observations" by length. See `_score` for a row.
+    """
+    types = list(dict.fromkeys(record.type for record in records))
+    # Dense, SparseD, the baselines; the settings of a method in the order in which they were asked.
+    asked = sorted(dict.fromkeys(record.method for record in records), key=_place)
+
+    def rows(*keys: str, only: Callable[[Record], bool] = lambda _: True) -> list[dict[str, Any]]:
+        groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+        for record in records:
+            if only(record):
+                groups[tuple(getattr(record, key) for key in keys)].append(record)
+        scored = []
+        for group, found in groups.items():
+            dense = {(r.type, r.index): r for r in found if r.method == "dense"}
+            for method in (m for m in asked if any(r.method == m for r in found)):
+                own = [r for r in found if r.method == method]
+                scored.append({**dict(zip(keys, group, strict=True)), "method": method, **_score(own, dense)})
+        places: dict[str, Callable[[Any], Any]] = {"length": token_budget, "type": types.index, "depth": float}
+        return sorted(scored, key=lambda row: [places[key](row[key]) for key in keys])
+
+    lengths = rows("length")
+    means = {}
+    for method in (m for m in asked if m != "dense"):
+        own = [r for r in lengths if r["method"] == method and token_budget(r["length"]) <= SETTLED]
+        known = [r for r in own if r["difference"] is not None]
+        if known:
+            agreeing = [r["agreement"] for r in known if r["agreement"] is not None]
+            means[method] = {
+                "lengths": [r["length"] for r in known],
+                "difference": sum(r["difference"] for r in known) / len(known),
+                "agreement": sum(agreeing) / len(agreeing) if agreeing else None,
+            }
+    return {
+        "cells": rows("length", "type"),
+        "lengths": lengths,
+        "depths": rows("length", "depth", only=lambda r: r.depth is not None),
+        "means": means,
+        "observations": _observed(observations),
+    }
+
+
+def _place(method: str) -> tuple[int, bool]:
+    plain, settings, _ = method.partition(":")
+    return METHODS.index(plain) if plain in METHODS else len(METHODS), bool(settings)
+
+
+def _score(records: Sequence[Record], dense: dict[tuple[str, int], Record]) -> dict[str, Any]:
+    """Questions, right, accuracy with its interval (shares), facts right (share), invented sentences, seconds a
+    question, yes/no as [right, asked]; for others than dense the paired difference in accuracy with its 95 % interval
+    (normal) and the mean token agreement, over the questions that dense has answered too.
+    """
+    right, total = sum(r.exact for r in records), len(records)
+    row: dict[str, Any] = {
+        "questions": total,
+        "right": right,
+        "accuracy": right / total,
+        "interval": wilson(right, total),
+        "facts_right": sum(r.right for r in records) / max(1, sum(r.facts for r in records)),
+        "invented": sum(r.invented for r in records),
+        "seconds": sum(r.seconds for r in records) / total,
+        "difference": None,
+        "difference_interval": None,
+        "agreement": None,
+    }
+    for verdict in ("yes", "no"):
+        asked = [r for r in records if r.verdict == verdict]
+        if asked:
+            row[verdict] = [sum(r.exact for r in asked), len(asked)]
+    pairs = [
+        int(r.exact) - int(dense[r.type, r.index].exact)
+        for r in records
+        if r.method != "dense" and (r.type, r.index) in dense
+    ]
+    if pairs:
+        mean = sum(pairs) / len(pairs)
+        spread = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in pairs)) / len(pairs)
+        row["difference"], row["difference_interval"] = mean, (mean - spread, mean + spread)
+    known = [r.agreement for r in records if r.agreement is not None]
+    row["agreement"] = sum(known) / len(known) if known else None
+    return row
+
+
+def _observed(observations: Sequence[Observation]) -> list[dict[str, Any]]:
+    """Per length: questions, mean overlap of two heads, mean overlap of the switch's mask and each later one's."""
+    by_length: dict[str, list[Observation]] = defaultdict(list)
+    for one in observations:
+        by_length[one.length].append(one)
+    rows = []
+    for length, found in sorted(by_length.items(), key=lambda item: token_budget(item[0])):
+        later: dict[float, list[float]] = defaultdict(list)
+        for one in found:
+            for step, overlap in one.later:
+                later[step].append(overlap)
+        rows.append(
+            {
+                "length": length,
+                "questions": len(found),
+                "heads": sum(one.heads for one in found) / len(found),
+                "later": {int(step): sum(values) / len(values) for step, values in sorted(later.items())},
+            }
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""The command generate, and what it shows in the terminal."""

@@ -1,0 +1,400 @@
+"""python -m sparsed generate: answers one prompt, shows the canvas while it denoises, says how long it took.
+
+The flags of the public SparseD commands work too: --model_path, --seq_len, --block_length, --sampling-alg,
+--block_size, --origin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparsed.answer_text import answer_length, cell_texts
+from sparsed.config import ALGORITHMS, ON_NO_GAIN, SELECTIONS, SamplerConfig, SparseDConfig
+from sparsed.machine import dtype_name
+from sparsed.questions.build import Prompt, build_prompt
+from sparsed.questions.lengths import LENGTHS
+from sparsed.questions.score import exact_match
+from sparsed.questions.world import KINDS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sparsed.denoising.run import Run
+    from sparsed.generation.terminal import View
+    from sparsed.models.model import Model
+    from sparsed.parallel.team import Team
+
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class PhaseTime:
+    """steps: of this phase, so far. ms_per_step: their mean, milliseconds; None without any."""
+
+    steps: int
+    ms_per_step: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run in numbers, as `--json` prints it; also of a run that was stopped.
+
+    model: name, label, family, dtype, device; under torchrun also processes. prompt: tokens, and of a built prompt
+    kind, length, seed, question and gold answer. right: is the answer the gold one; None if there is none, or no end
+    yet. tokens: generated tokens up to and with the end token. tokens_per_second: those by `seconds`, the sum of the
+    steps' times. switch_step: the first sparse step, counted from 0. Densities: kept share of all key blocks
+    as asked for, and as computed; None if no pattern was made.
+    """
+
+    model: dict[str, Any]
+    prompt: dict[str, Any]
+    sampler: dict[str, Any]
+    attention: dict[str, Any] | Literal["dense"]
+    text: str
+    right: bool | None
+    finished: bool
+    steps: int
+    total: int
+    switch_step: int | None
+    phases: dict[str, PhaseTime]
+    seconds: float
+    ms_per_step: float | None
+    tokens: int
+    tokens_per_second: float | None
+    backend: str
+    requested_density: float | None
+    executed_density: float | None
+    notes: list[str]
+
+
+def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
+    """The command line. Returns the exit code (130 after Ctrl-C); raises ValueError for wrong values."""
+    options = _parser().parse_args(argv)
+    try:
+        return _generate(options, team)
+    except KeyboardInterrupt:  # before the first step, or a second time
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sparsed generate", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", "--model_path", default="mini", metavar="ID", help="catalogue name, Hub id or local folder")
+    add(
+        "--prompt",
+        default="short_context",
+        help=f"{', '.join(LENGTHS)}: documents of that length and a question about them; "
+        "or your own text, @FILE, or - for standard input",
+    )
+    add("--kind", default="about", choices=KINDS, help="kind of question in a built prompt")
+    add("--prompt-seed", type=int, default=0, help="which of the built prompts")
+    add("--prompt-depth", type=float, help="where a built prompt's needed documents stand, 0 (first) to 1 (last)")
+
+    group = parser.add_argument_group("sampler (default: the model's own)")
+    add = group.add_argument
+    add("--steps", type=int, help="denoising steps")
+    add("--gen-length", "--gen_length", "--seq_len", type=int, help="tokens to generate")
+    add("--block-length", "--block_length", type=int, help="semi-autoregressive block length")
+    add("--algorithm", "--sampling-alg", help=", ".join(ALGORITHMS))
+    add("--temperature", type=float)
+    add("--top-p", type=float)
+    add("--top-k", type=int)
+    add("--alg-temp", type=float, help="Dream: temperature of the choice of positions")
+    add("--eps", type=float, help="Dream: end of the time schedule")
+    add("--cfg-scale", type=float, help="classifier-free guidance; 0 is off")
+    add("--threshold", type=float, help="commit every position surer than this; off if not given")
+    add("--seed", type=int)
+
+    group = parser.add_argument_group("SparseD (default: the published settings for the length)")
+    add = group.add_argument
+    add("--origin", "--dense", action="store_true", help="full attention in every step")
+    add("--skip", type=float, help="share of the steps with full attention")
+    add("--select", type=float, help="share of key blocks kept")
+    add("--block-size", "--block_size", type=int, help="attention block size: 32, 64 or 128")
+    add("--selection", choices=SELECTIONS, help="as the paper says, or as the public code does it")
+    add("--backend", default="auto", help="sparse backend")
+    add("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
+    add("--on-no-gain", choices=ON_NO_GAIN, help="what follows when sparse steps turn out no faster (default: sparse)")
+
+    group = parser.add_argument_group("machine")
+    add = group.add_argument
+    add("--device", help="default: CUDA, else MPS, else CPU")
+    add("--dtype", help="float32, bfloat16 or float16")
+    add("--device-map", help='how accelerate spreads a large model, as "auto"')
+    add("--revision", help="branch, tag or commit on the Hub")
+
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("--save-trace", type=Path, metavar="FILE", help="the run as a file for replay; .gz compresses it")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--quiet", action="store_true", help="no progress, only the answer and its numbers")
+    return parser
+
+
+def _generate(options: argparse.Namespace, team: Team | None) -> int:
+    # What a terminal's encoding lacks is escaped; an answer must never end in a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sampler, attention = _settings(options)
+    text = _own_text(options.prompt)
+    if options.save_trace is not None and not options.save_trace.resolve().parent.is_dir():
+        raise ValueError(f"--save-trace {options.save_trace}: there is no such folder.")
+
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    live = console.is_terminal and sys.stdout.isatty() and not console.is_dumb_terminal
+    live = live and not options.json and not options.quiet
+    model = _load(options, console if live else None, team)
+    prompt: Prompt | str
+    if text is not None:
+        prompt = text
+    else:
+        prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
+
+    from sparsed.denoising import denoise  # needs torch
+
+    run = denoise(
+        model,
+        prompt if isinstance(prompt, str) else prompt.text,
+        sampler=sampler,
+        attention=attention,
+        backend=options.backend,
+        dense_backend=options.dense_backend,
+    )
+    run.warm_up()
+    out = _Output(hidden=options.json, escape=sys.stdout.isatty())
+    out.line(_header(run))
+    if isinstance(prompt, Prompt):
+        out.line(f"question: {prompt.question}")
+    told = _notes(run.notes)
+    finished = _denoise(run, console if live else None, options.quiet)
+    _notes(run.notes[told:])
+    report = _report(run, prompt)
+    if options.json:
+        print(json.dumps(asdict(report), allow_nan=False))
+    else:
+        _print(report, run, out)
+    if run.steps and options.save_trace is not None:
+        from sparsed import trace  # needs numpy
+
+        # After the answer, which a full disk should not cost.
+        trace.save(trace.record(run, prompt=prompt), options.save_trace)
+    return 0 if finished else INTERRUPTED
+
+
+def _settings(options: argparse.Namespace) -> tuple[SamplerConfig, SparseDConfig | Literal["dense"]]:
+    sampler = SamplerConfig(
+        steps=options.steps,
+        gen_length=options.gen_length,
+        block_length=options.block_length,
+        algorithm=options.algorithm,
+        temperature=options.temperature,
+        seed=options.seed,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        alg_temp=options.alg_temp,
+        eps=options.eps,
+        cfg_scale=options.cfg_scale,
+        threshold=options.threshold,
+    )
+    sparse = SparseDConfig(
+        skip=options.skip,
+        select=options.select,
+        block_size=options.block_size,
+        selection=options.selection,
+        on_no_gain=options.on_no_gain,
+    )
+    return sampler, "dense" if options.origin else sparse
+
+
+def _own_text(prompt: str) -> str | None:
+    """The user's text, or None for a prompt that is built."""
+    if prompt in LENGTHS:
+        return None
+    if re.fullmatch(r"\d+k", prompt):
+        raise ValueError(f"There is no built prompt of length {prompt!r}; there are {', '.join(LENGTHS)}.")
+    try:
+        if prompt == "-":
+            prompt = sys.stdin.read().removesuffix("\n")
+        elif prompt.startswith("@"):
+            prompt = Path(prompt[1:]).read_text(encoding="utf-8").removesuffix("\n")
+        prompt.encode()
+    except UnicodeError:
+        raise ValueError("The prompt is no UTF-8 text.") from None
+    except OSError as error:
+        raise ValueError(f"The prompt file {prompt[1:]} cannot be read: {error.strerror}.") from None
+    if not prompt.strip():
+        raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
+    return prompt
+
+
+def _load(options: argparse.Namespace, console: Console | None, team: Team | None) -> Model:
+    from sparsed.generation.terminal import loading_bar, loading_lines  # needs rich
+    from sparsed.models.loading import load  # needs torch
+
+    shown: AbstractContextManager[Callable[[Any], None] | None] = nullcontext(None)
+    if console is not None:
+        shown = loading_bar(console)
+    elif not options.quiet:
+        shown = loading_lines(sys.stderr)
+    with shown as progress:
+        return load(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            device_map=options.device_map,
+            revision=options.revision,
+            progress=progress,
+            team=team,
+        )
+
+
+def _denoise(run: Run, console: Console | None, quiet: bool) -> bool:
+    """Makes all steps and shows them; False if Ctrl-C stopped it, which ends within the step."""
+    try:
+        with _view(run, console, quiet) as shown:
+            if run.model.device.type != "cpu":
+                shown.say("warming up")
+                run.warm_up()
+            for step in run:
+                shown.apply(step)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextManager[View]:
+    from sparsed.generation.terminal import Canvas, LiveView, PlainView, SilentView  # needs rich
+
+    if console is None:
+        return nullcontext(SilentView() if quiet else PlainView(sys.stderr))
+    sampler = run.sampler
+    assert sampler.gen_length is not None and sampler.block_length is not None, "a run's config is resolved"
+    canvas = Canvas(sampler.gen_length, sampler.block_length, run.model.end_ids, run.model.tokens_text)
+    return LiveView(run, canvas, console)
+
+
+def _report(run: Run, prompt: Prompt | str) -> Report:
+    from sparsed.attention.backends.registry import executed_density  # needs torch
+
+    model, pattern, steps = run.model, run.pattern, run.steps
+    asked: dict[str, Any] = {"tokens": run.prompt_length}
+    if isinstance(prompt, Prompt):
+        about = ("kind", "length", "seed", "question", "answer")
+        asked |= {"gold" if name == "answer" else name: getattr(prompt, name) for name in about}
+    text = model.decode(steps[-1].tokens[0]) if steps else ""
+    times = {phase: [s.seconds for s in steps if s.phase == phase] for phase in ("dense", "select", "sparse")}
+    seconds = sum(step.seconds for step in steps)
+    row = steps[-1].tokens[0].tolist() if steps else []
+    tokens = sum(token != model.mask_id for token in row[: answer_length(row, model.end_ids)])
+    return Report(
+        model={
+            "name": model.name,
+            "label": model.label,
+            "family": model.family,
+            "dtype": dtype_name(model.dtype),
+            "device": str(model.device),
+            **({} if model.processes == 1 else {"processes": model.processes}),
+        },
+        prompt=asked,
+        sampler=asdict(run.sampler),
+        attention=run.attention if run.attention == "dense" else asdict(run.attention),
+        text=text,
+        right=exact_match(text, prompt.answer) if isinstance(prompt, Prompt) and run.finished else None,
+        finished=run.finished,
+        steps=len(steps),
+        total=run.total,
+        switch_step=run.switch_step,
+        phases={phase: PhaseTime(len(spent), _mean_ms(spent)) for phase, spent in times.items()},
+        seconds=seconds,
+        ms_per_step=_mean_ms([step.seconds for step in steps]),
+        tokens=tokens,
+        tokens_per_second=tokens / seconds if seconds > 0 else None,
+        backend=run.backend,
+        requested_density=None if pattern is None else pattern.requested_density,
+        executed_density=None if pattern is None else executed_density(run.backend, pattern),
+        notes=list(run.notes),
+    )
+
+
+def _mean_ms(seconds: list[float]) -> float | None:
+    return 1000 * sum(seconds) / len(seconds) if seconds else None
+
+
+class _Output:
+    """Lines on standard output. hidden: none at all. escape: a terminal reads them, so it must not obey them."""
+
+    def __init__(self, hidden: bool, escape: bool) -> None:
+        self._hidden, self._escape = hidden, escape
+
+    def line(self, text: str) -> None:
+        if self._hidden:
+            return
+        if self._escape:
+            from sparsed.generation.terminal import safe  # needs rich
+
+            text = safe(text)
+        print(text, flush=True)
+
+
+def _header(run: Run) -> str:
+    model = run.model
+    dtype = dtype_name(model.dtype)
+    place = str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
+    parts = [model.label, place, dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
+    return " · ".join(parts)
+
+
+def _notes(notes: list[str]) -> int:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return len(notes)
+
+
+def _print(report: Report, run: Run, out: _Output) -> None:
+    if report.finished:
+        out.line(f"answer: {report.text}")
+    else:
+        out.line(f"stopped after {report.steps} of {report.total} steps")
+        if not run.steps:
+            return
+        out.line(f"so far: {_unfinished(run)}")
+    if "gold" in report.prompt:
+        verdict = "" if report.right is None else " (right)" if report.right else " (wrong)"
+        out.line(f"gold:   {report.prompt['gold']}{verdict}")
+    counts = ", ".join(f"{phase} {time.steps}" for phase, time in report.phases.items())
+    switch = "never sparse" if report.switch_step is None else f"sparse from step {report.switch_step + 1}"
+    out.line(f"steps: {report.steps} of {report.total} ({counts}), {switch}")
+    each = ", ".join(
+        f"{phase} {time.ms_per_step:.0f}" for phase, time in report.phases.items() if time.ms_per_step is not None
+    )
+    out.line(f"time: {report.seconds:.2f} s, {report.ms_per_step:.0f} ms/step ({each})")
+    if report.tokens_per_second is not None:
+        out.line(f"speed: {report.tokens_per_second:.2f} tokens/s ({report.tokens} tokens, up to the end token)")
+    density = "full attention"
+    if report.requested_density is not None and report.executed_density is not None:
+        asked, done = report.requested_density, report.executed_density
+        density = f"density requested {asked:.3f}, executed {done:.3f}"
+    out.line(f"backend: {report.backend}, {density}")
+
+
+def _unfinished(run: Run) -> str:
+    """The canvas of a stopped run up to its last committed token, an underscore for each masked cell."""
+    model = run.model
+    row = run.steps[-1].tokens[0].tolist()
+    answer = [token for token in row[: answer_length(row, model.end_ids)] if token not in model.end_ids]
+    tokens = [None if token == model.mask_id else token for token in answer]
+    while tokens and tokens[-1] is None:
+        tokens.pop()
+    texts = cell_texts(tokens, model.tokens_text)
+    return "".join("_" if token is None else text for token, text in zip(tokens, texts))

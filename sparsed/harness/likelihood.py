@@ -1,0 +1,316 @@
+"""How likely a masked diffusion model finds an answer: LLaDA's Monte-Carlo estimate (arXiv 2502.09992, eq. 6).
+
+Of an answer of L tokens after a context, a draw masks l tokens, l uniform on 1 … L and the l tokens without
+replacement, and gives L / l times the sum of their log-probabilities under the model, which sees the context and the
+other L − l tokens. The mean over all draws bounds the answer's log-likelihood from below and is estimated by a few.
+
+Draws stand where a run has its denoising steps: from the most to the least masked one, the first ⌈draws · skip⌉ with
+full attention, then one that makes the pattern (its own output is dense), the others with that pattern.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.backends import dense
+from sparsed.attention.backends.registry import check_backend
+from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.state import Phase
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.denoising import denoise
+from sparsed.denoising.run import Run
+from sparsed.machine import dtype_name
+
+if TYPE_CHECKING:
+    from sparsed.models.model import Model
+
+# Logits are made float32 for so many positions at a time.
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """value: the estimated bound of log p(answer | context), in nats. greedy: greedy decoding gives the answer."""
+
+    value: float
+    greedy: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What one set of draws answers: a context and answers of equal length, several if their canvases are the same.
+
+    context: int64 [prompt_length]. answers: int64 [n, answer_length]. places: for each answer the indices of the pairs
+    that asked for it.
+    """
+
+    context: Tensor
+    answers: Tensor
+    places: list[list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """A canvas to look at. question: index into a group. masked: bool [answer_length]. times: how often drawn."""
+
+    question: int
+    masked: Tensor
+    times: int
+
+
+def draw_masks(length: int, draws: int, seed: int) -> Tensor:
+    """Which of an answer's tokens each draw masks: bool [draws, length], the most masked first.
+
+    The numbers of masked tokens are spread evenly over 1 … length from a random start (systematic sampling): each of
+    them is uniform, as the estimate needs, and together they vary less than independent ones. Which tokens are masked
+    is independent between draws. The same seed draws the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(length, (), generator=generator)
+    counts = (start + torch.arange(draws) * length // draws) % length + 1
+    counts = counts.sort(descending=True).values
+    rank = torch.rand(draws, length, dtype=torch.float64, generator=generator).argsort(-1).argsort(-1)
+    return rank < counts[:, None]
+
+
+def log_likelihoods(
+    model: Model,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    draws: int = 128,
+    seed: int = 0,
+    attention: SparseDConfig | Literal["dense"] | None = None,
+    backend: str = "auto",
+    dense_backend: str = "auto",
+    cfg_scale: float = 0.0,
+    batch_size: int = 1,
+) -> Iterator[tuple[int, Likelihood]]:
+    """The likelihoods of `pairs` of token ids (context, answer), as (index of the pair, likelihood), longest first.
+
+    draws: of the Monte-Carlo estimate, at least 1. seed: with a pair's own tokens it decides that pair's draws, so a
+    result depends neither on the other pairs nor, beyond rounding, on `batch_size`, the most canvases of one forward.
+    attention, backend, dense_backend: as for `denoise`; the context is the prompt side, the answer the generation side.
+    The baseline "random" draws one pattern for all pairs of a shape. cfg_scale: classifier-free guidance, 0 = off: the
+    logits are guided before they become probabilities.
+
+    Equal draws of a pair, which give equal numbers, are looked at once (an answer of one token is always wholly
+    masked: one forward for each phase), and so are the draws of one-token answers to one context, since their
+    canvases are the same.
+
+    `greedy` is decided as LLaDA's public evaluation does it: from a wholly masked answer, the surest position is given
+    its most likely token, one position a step, L steps in all; the same attention applies to those steps as to a run
+    of them. Decoding stops at the first token that is not the answer's. An empty answer has value 0 and is greedy.
+
+    Raises ValueError for an empty context, ids outside the vocabulary and settings out of range; RuntimeError if the
+    model's logits are not finite.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"The number of Monte-Carlo draws must be a whole number of at least 1, not {draws!r}.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
+    attention = SparseDConfig() if attention is None else attention
+    for index, (_context, answer) in enumerate(pairs):
+        if not answer:
+            yield index, Likelihood(0.0, True)
+    # A pattern drawn by lot belongs to a row of a batch: row 0 then, whatever the batch size.
+    alone = isinstance(attention, SparseDConfig) and attention.pattern == "random"
+    for group in _groups(pairs, 1 if alone else batch_size):
+        contexts = model.encode(torch.stack([question.context for question in group]))
+        model.encode(torch.cat([question.answers for question in group]))  # checks their ids
+        length = group[0].answers.shape[1]
+        # A run of as many steps as draws knows what each of them does.
+        settings = SamplerConfig(
+            steps=draws,
+            gen_length=length,
+            block_length=length,
+            algorithm="low_confidence",
+            temperature=0.0,
+            cfg_scale=cfg_scale,
+            seed=seed,
+        ).resolve(model.defaults)
+        estimate = _Estimate(model, contexts, settings, attention, backend, dense_backend)
+        values, greedy = estimate.of(group, seed, batch_size)
+        if length > 1:
+            greedy = _greedy(model, contexts, group, estimate, settings)
+        for question, found, is_greedy in zip(group, values, greedy):
+            for places, value, yes in zip(question.places, found, is_greedy):
+                for place in places:
+                    yield place, Likelihood(value, yes)
+
+
+def _groups(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
+) -> Iterator[list[_Question]]:
+    """Questions of equal context length and answer length, at most `batch_size` together, the longest first."""
+    asked: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[tuple[int, ...], list[int]]] = {}
+    for index, (context, answer) in enumerate(pairs):
+        if answer:
+            # The canvas of a wholly masked answer does not depend on the answer.
+            canvas = tuple(context), tuple(answer) if len(answer) > 1 else ()
+            asked.setdefault(canvas, {}).setdefault(tuple(answer), []).append(index)
+    shapes: dict[tuple[int, int], list[_Question]] = defaultdict(list)
+    for (context, _), answers in asked.items():
+        question = _Question(
+            torch.tensor(context, dtype=torch.int64),
+            torch.tensor(list(answers), dtype=torch.int64),
+            list(answers.values()),
+        )
+        shapes[len(context), question.answers.shape[1]].append(question)
+    for shape in sorted(shapes, key=lambda shape: (-sum(shape), shape)):
+        questions = shapes[shape]
+        for first in range(0, len(questions), batch_size):
+            yield questions[first : first + batch_size]
+
+
+class _Estimate(Run):
+    """The draws for a group of questions of one shape, as the steps of a run that is never iterated."""
+
+    def __init__(
+        self,
+        model: Model,
+        contexts: Tensor,
+        settings: SamplerConfig,
+        attention: SparseDConfig | Literal["dense"],
+        backend: str,
+        dense_backend: str,
+    ) -> None:
+        assert settings.gen_length is not None, "resolve the config first"
+        dense.check(dense_backend, model.device)
+        if isinstance(attention, SparseDConfig):
+            attention = attention.resolve(contexts.shape[1] + settings.gen_length)
+            check_backend(backend, model.device, attention.block_size)
+        super().__init__(model, contexts, settings, attention, backend, (), dense_backend)
+        self._owners: list[int] = []
+
+    def of(self, group: list[_Question], seed: int, batch_size: int) -> tuple[list[list[float]], list[list[bool]]]:
+        """For every answer of every question its mean over the draws and, where answers are one token, whether it is
+        the most likely one under full attention.
+        """
+        dense_draws, select_draws, sparse_draws = self._plan(group, seed)
+        totals = [torch.zeros(len(question.answers), dtype=torch.float64) for question in group]
+        greedy: list[list[bool]] = [[] for _ in group]
+        made: dict[int, LayerPattern] = {}
+        phases: tuple[tuple[Phase, list[_Draw]], ...] = (
+            ("dense", dense_draws), ("select", select_draws), ("sparse", sparse_draws),
+        )  # fmt: skip
+        for phase, chosen in phases:
+            for first in range(0, len(chosen), batch_size):
+                batch = chosen[first : first + batch_size]
+                logits = self._look(group, batch, phase, made)
+                for draw, part in zip(batch, logits.split([int(draw.masked.sum()) for draw in batch])):
+                    answers = group[draw.question].answers[:, draw.masked]
+                    weight = draw.times * len(draw.masked) / int(draw.masked.sum()) / self.total
+                    totals[draw.question] += weight * _log_probability(part, answers)
+                    if len(draw.masked) == 1 and not greedy[draw.question]:
+                        greedy[draw.question] = (part.argmax(-1).cpu() == answers).all(-1).tolist()
+            if phase == "select" and self._state is not None:
+                made = dict(self._state.layers)
+        return [total.tolist() for total in totals], greedy
+
+    def _plan(self, group: list[_Question], seed: int) -> tuple[list[_Draw], list[_Draw], list[_Draw]]:
+        """The draws of all questions with full attention, those that make patterns, and those that use them."""
+        plan: tuple[list[_Draw], list[_Draw], list[_Draw]] = ([], [], [])
+        select = None if self.switch_step is None else self.switch_step - 1
+        for number, question in enumerate(group):
+            length = question.answers.shape[1]
+            masks = draw_masks(length, self.total, 0 if length == 1 else _seed(seed, question))
+            if select is None:
+                plan[0].extend(_different(number, masks))
+                continue
+            # What makes the pattern is dense itself: it also speaks for the dense draws that are equal to it.
+            equal = (masks[:select] == masks[select]).all(-1)
+            plan[0].extend(_different(number, masks[:select][~equal]))
+            plan[1].append(_Draw(number, masks[select], 1 + int(equal.sum())))
+            plan[2].extend(_different(number, masks[select + 1 :]))
+        return plan
+
+    def _look(self, group: list[_Question], batch: list[_Draw], phase: Phase, made: dict[int, LayerPattern]) -> Tensor:
+        """Logits [masked positions of the batch, vocabulary], row by row."""
+        state, device = self._state, self.model.device
+        assert state is not None, "the run is open"
+        if self.dense is None:
+            self._choose_backends(state, len(batch))
+        masked = torch.stack([draw.masked for draw in batch])
+        answers = torch.stack([group[draw.question].answers[0] for draw in batch])
+        contexts = torch.stack([group[draw.question].context for draw in batch])
+        canvas = torch.cat([contexts, answers.masked_fill(masked, self.model.mask_id)], dim=1).to(device)
+        state.phase = phase
+        owners = [draw.question for draw in batch]
+        if phase == "select":
+            state.layers = {}
+        elif phase == "sparse" and owners != self._owners:
+            # One set of layers as long as the rows stay the same: a backend keeps what it derived from them.
+            rows = owners if not self.sampler.cfg_scale else owners + [owner + len(group) for owner in owners]
+            chosen = torch.tensor(rows, device=device)
+            state.layers = {layer: _rows_of(pattern, chosen) for layer, pattern in made.items()}
+            self._owners = owners
+        with torch.inference_mode():
+            logits = self._logits(canvas, masked.to(device), state)
+        if not bool(logits.amax(-1).isfinite().all()):
+            dtype = dtype_name(self.model.dtype)
+            raise RuntimeError(
+                f"The model's logits are not finite ({phase} attention): its weights are damaged, or too large for "
+                f"{dtype}."
+            )
+        return logits
+
+
+def _rows_of(pattern: LayerPattern, rows: Tensor) -> LayerPattern:
+    rows = rows.to(pattern.indices.device)
+    return LayerPattern(pattern.indices[rows], pattern.counts[rows])
+
+
+def _different(question: int, masks: Tensor) -> Iterator[_Draw]:
+    """The draws [n, answer_length], each once."""
+    if len(masks):
+        rows, times = masks.unique(dim=0, return_counts=True)
+        yield from (_Draw(question, row, count) for row, count in zip(rows, times.tolist()))
+
+
+def _log_probability(logits: Tensor, answers: Tensor) -> Tensor:
+    """Σ log p of answers int64 [n, positions] under logits [positions, vocabulary]: float64 [n] on the CPU."""
+    total = torch.zeros(len(answers), dtype=torch.float64)
+    for part, tokens in zip(logits.split(_ROWS), answers.to(logits.device).split(_ROWS, dim=1)):
+        wide = part.float()
+        found = wide.gather(-1, tokens.T) - wide.logsumexp(-1, keepdim=True)
+        total += found.cpu().double().sum(0)
+    return total
+
+
+def _seed(seed: int, question: _Question) -> int:
+    """A seed for the question's draws, the same on every machine."""
+    content = json.dumps([seed, question.context.tolist(), question.answers.tolist()]).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def _greedy(
+    model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: SamplerConfig
+) -> list[list[bool]]:
+    """Whether decoding one token a step, the surest first, gives each question's answer."""
+    answers = torch.cat([question.answers for question in group])
+    backend = estimate.backend if isinstance(estimate.attention, SparseDConfig) else "auto"
+    assert estimate.dense is not None, "an estimate was made"
+    run = denoise(
+        model,
+        contexts,
+        sampler=replace(settings, steps=answers.shape[1]),
+        attention=estimate.attention,
+        backend=backend,
+        dense_backend=estimate.dense.name,
+    )
+    still = torch.ones(len(answers), dtype=torch.bool)
+    for step in run:
+        still &= ((step.tokens == answers) | (step.tokens == model.mask_id)).all(-1)
+        if not still.any():
+            run.close()
+    if run.finished:
+        still &= (run.steps[-1].tokens == answers).all(-1)
+    return [[yes] for yes in still.tolist()]

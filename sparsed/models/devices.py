@@ -1,0 +1,66 @@
+"""Which device a model runs on, and in which numbers."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sparsed.machine import device_memory, dtype_name
+from sparsed.models import LoadError
+from sparsed.models.hub import GB
+from sparsed.models.probe import fastest_cpu_dtype
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else CUDA, else MPS, else the CPU. Raises ValueError for one that is not there."""
+    if device is not None:
+        try:
+            place = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or 'mps', not {device!r}.") from error
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        if (place.index or 0) >= there.get(place.type, 1):
+            raise ValueError(f"There is no device {str(place)!r} on this machine.")
+        if place.type == "cuda" and place.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
+        return place
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Is torch.compile worth trying: on CUDA, and not on a ZeroGPU Space, whose GPU comes and goes."""
+    return device.type == "cuda" and not os.environ.get("SPACES_ZERO_GPU")
+
+
+def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype of that name, None for None. Raises ValueError for another than DTYPES."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and chosen not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    return chosen
+
+
+def pick_dtype(dtype: torch.dtype | None, device: torch.device, parameters: int, label: str) -> torch.dtype:
+    """The dtype asked for, else the device's best, for so many parameters. Raises LoadError if they do not fit."""
+    free = device_memory(device.type, device.index)
+    if dtype is None:
+        if device.type == "cuda":
+            dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        elif device.type == "cpu":
+            roomy = free is None or 4 * parameters <= free
+            dtype = fastest_cpu_dtype() if roomy else torch.bfloat16
+        else:
+            dtype = torch.float32
+    needed = parameters * dtype.itemsize
+    if free is not None and needed > free:
+        place = "this machine" if device.type == "cpu" else "the GPU"
+        raise LoadError(
+            f"{label} needs {needed / GB:.1f} GB of memory for its weights in {dtype_name(dtype)}; "
+            f"{place} has {free / GB:.1f} GB free. Choose a smaller model, or spread it with device_map='auto'."
+        )
+    return dtype

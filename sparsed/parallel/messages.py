@@ -1,0 +1,78 @@
+"""What the processes of a team send each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsed.attention.backends import dense
+from sparsed.attention.backends.registry import load_backend
+from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+from sparsed.attention.state import AttentionState, Phase
+from sparsed.config import SparseDConfig
+from sparsed.parallel.share import Share
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Sums wait this long for a process that compiles or reads weights. One that is gone is noticed at once.
+PATIENCE = timedelta(hours=2)
+# A network, and why what surrounds attention is not fused, if it should be.
+MadeNetwork = tuple["PreTrainedModel", "str | None"]
+
+
+@dataclass(frozen=True)
+class AttentionMessage:
+    """What a follower must know of an `AttentionState` to do as the driver's does."""
+
+    key: int
+    phase: Phase
+    config: SparseDConfig | None
+    layout: BlockLayout | None
+    backend: str | None
+    dense: str
+    fused: bool
+    scaled_by_heads: bool
+    seed: int
+
+    @classmethod
+    def of(cls, state: AttentionState) -> AttentionMessage:
+        return cls(
+            state.key, state.phase, state.config, state.layout, state.backend_name, state.dense.name, state.fused,
+            state.scaled_by_heads, state.seed,
+        )  # fmt: skip
+
+    def state(self, share: Share) -> AttentionState:
+        """A new state that does the same."""
+        backend = None
+        if self.backend is not None and self.config is not None:
+            assert self.config.block_size is not None, "a run's config is resolved"
+            backend = load_backend(self.backend, self.config.block_size)
+        return AttentionState(
+            self.phase, self.config, self.layout, backend, scaled_by_heads=self.scaled_by_heads,
+            dense=dense.named(self.dense, share.device), fused=self.fused, seed=self.seed, share=share,
+            backend_name=self.backend,
+        )  # fmt: skip
+
+
+def sentence_of(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
+    return f"{type(error).__name__}: {first}." if first else f"{type(error).__name__}."
+
+
+def pack_pattern(pattern: Pattern) -> tuple[Any, Any]:
+    """A pattern as numpy arrays; block indices in 16 bits, of which there may be hundreds of millions."""
+    layers = [(one.indices.to(torch.int16).numpy(), one.counts.numpy()) for one in pattern.layers]
+    return layers, None if pattern.importance is None else [layer.numpy() for layer in pattern.importance]
+
+
+def unpack_pattern(like: Pattern, packed: tuple[Any, Any]) -> Pattern:
+    layers = tuple(
+        LayerPattern(torch.from_numpy(indices).to(torch.int32), torch.from_numpy(counts))
+        for indices, counts in packed[0]
+    )
+    importance = None if packed[1] is None else tuple(torch.from_numpy(layer) for layer in packed[1])
+    return Pattern(like.layout, layers, like.select, importance)

@@ -1,0 +1,119 @@
+"""What must hold in a trace that comes from a stranger."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from sparsed.config import SparseDConfig
+from sparsed.trace.patterns import MOST_IMPORTANCES, TracePattern
+from sparsed.trace.types import WORDS_OF_BLOCK, Lane, Trace
+
+_MOST_CELLS = 2**24
+_MOST_PAIRS = 2**26
+_MOST_PAIRS_OF_ALL = 2**31
+
+
+def check_trace(trace: Trace) -> None:
+    """What the types do not say. Raises ValueError."""
+    datetime.fromisoformat(trace.created)
+    if min(trace.batch, trace.gen_length, trace.prompt.tokens) < 1 or trace.mask_id < 0:
+        raise ValueError("'batch', 'gen_length', 'tokens' or 'mask_id' is too small.")
+    if trace.batch * trace.gen_length > _MOST_CELLS:
+        raise ValueError(f"batch · gen_length must be at most {_MOST_CELLS:,}.")
+    if not trace.lanes:
+        raise ValueError("'lanes' is empty.")
+    if trace.model.processes < 1:
+        raise ValueError(f"'processes' must be at least 1, not {trace.model.processes}.")
+    used = set(trace.end_ids)
+    for lane in trace.lanes.values():
+        used |= _check_lane(lane, trace)
+    _check_words(trace)
+    if used - set(trace.vocabulary):
+        raise ValueError(f"'vocabulary' lacks the token {min(used - set(trace.vocabulary))}.")
+
+
+def _check_lane(lane: Lane, trace: Trace) -> set[int]:
+    """The tokens that it commits."""
+    if not 0 < len(lane.steps) <= lane.total:
+        raise ValueError(f"a lane has {len(lane.steps)} of {lane.total} steps.")
+    if lane.switch_step is not None and not 0 <= lane.switch_step < lane.total:
+        raise ValueError(f"'switch_step' must lie between 0 and {lane.total - 1}, not {lane.switch_step}.")
+    if not 0 <= lane.device < len(trace.lanes):
+        raise ValueError(f"'device' must lie between 0 and {len(trace.lanes) - 1}, not {lane.device}.")
+    if len(lane.text) != trace.batch:
+        raise ValueError(f"a lane has {len(lane.text)} texts for {trace.batch} rows.")
+    written: dict[tuple[int, int], int] = {}
+    for index, step in enumerate(lane.steps):
+        if step.index != index:
+            raise ValueError(f"step {index} is missing.")
+        if step.seconds < 0:
+            raise ValueError(f"step {index} took less than no time.")
+        for row, position, token, _ in step.committed:
+            inside = 0 <= row < trace.batch and 0 <= position < trace.gen_length
+            if not inside or (row, position) in written:
+                raise ValueError(f"step {index} commits row {row}, position {position}, which cannot be.")
+            written[row, position] = token
+    if lane.pattern is not None:
+        _check_pattern(lane.pattern, trace)
+    _check_probes(lane)
+    return set(written.values())
+
+
+def _check_words(trace: Trace) -> None:
+    words = trace.prompt.words
+    if not words:
+        return
+    sizes = [lane.attention.block_size for lane in trace.lanes.values() if isinstance(lane.attention, SparseDConfig)]
+    if not sizes or sizes[0] is None or len(words) != -(-(trace.prompt.tokens + trace.gen_length) // sizes[0]):
+        raise ValueError(f"the number of 'words', {len(words)}, is not that of the attention blocks.")
+    if max(map(len, words)) > WORDS_OF_BLOCK:
+        raise ValueError(f"an entry of 'words' has more than {WORDS_OF_BLOCK} characters.")
+
+
+def _check_probes(lane: Lane) -> None:
+    before = -1
+    for probe in lane.probes:
+        if lane.pattern is None:
+            raise ValueError("'probes' need a pattern.")
+        if not before < probe.step < len(lane.steps):
+            raise ValueError(f"the steps of 'probes' must ascend, from 0 to at most {len(lane.steps) - 1}.")
+        before = probe.step
+        _check_shares(probe.overlap, lane.pattern, "'overlap'")
+
+
+def _check_shares(shares: tuple[tuple[float, ...], ...], pattern: TracePattern, what: str) -> None:
+    if len(shares) != len(pattern.layers) or any(len(heads) != pattern.heads for heads in shares):
+        raise ValueError(f"{what} must have an entry for each head of each layer.")
+    if not all(0 <= share <= 1 for heads in shares for share in heads):
+        raise ValueError(f"{what} must lie between 0 and 1.")
+
+
+def _check_pattern(pattern: TracePattern, trace: Trace) -> None:
+    tokens = trace.prompt.tokens
+    if (pattern.prompt_length, pattern.length) != (tokens, tokens + trace.gen_length):
+        raise ValueError("the pattern has another length than the sequence.")
+    if min(pattern.block_size, pattern.batch, pattern.heads) < 1:
+        raise ValueError("'block_size', 'batch' or 'heads' of the pattern is below 1.")
+    if len(pattern.layers) != len(pattern.kept) or not pattern.layers:
+        raise ValueError("'layers' and 'kept' of the pattern must be of the same length.")
+    if math.prod(pattern.shape) > _MOST_PAIRS:
+        raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS:,} block pairs a layer.")
+    if len(pattern.layers) * math.prod(pattern.shape) > _MOST_PAIRS_OF_ALL:
+        raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS_OF_ALL:,} block pairs in all layers.")
+    if pattern.kept_mass:
+        _check_shares(pattern.kept_mass, pattern, "'kept_mass'")
+    if pattern.importance:
+        _check_importance(pattern)
+    for layer, kept in enumerate(pattern.kept):
+        if not pattern.mask(layer).sum(-1).max() <= kept <= pattern.shape[-1]:
+            raise ValueError(f"layer {layer} of the pattern keeps another number of blocks than {kept}.")
+
+
+def _check_importance(pattern: TracePattern) -> None:
+    if len(pattern.importance) != len(pattern.layers):
+        raise ValueError("'layers' and 'importance' of the pattern must be of the same length.")
+    if len(pattern.layers) * math.prod(pattern.shape[1:]) > MOST_IMPORTANCES:
+        raise ValueError(f"the pattern has too many importances: at most {MOST_IMPORTANCES:,}.")
+    for layer in range(len(pattern.importance)):
+        pattern._codes(layer)

@@ -1,0 +1,63 @@
+"""A trace as a file: gzipped JSON."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+from sparsed.trace.check import check_trace
+from sparsed.trace.types import FORMAT, VERSION, Trace
+from sparsed.typed_json import read_as
+
+# A trace may come from a stranger: what it can ask of memory is bounded.
+_MOST_BYTES = 256 * 2**20
+
+
+def save(trace: Trace, path: str | Path) -> None:
+    """Writes the file; compressed if its name ends with ".gz"."""
+    record = {"format": FORMAT, "version": VERSION, **asdict(trace)}
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    path = Path(path)
+    path.write_bytes(gzip.compress(text, compresslevel=6) if path.suffix == ".gz" else text)
+
+
+def load(path: str | Path) -> Trace:
+    """Reads what `save` wrote.
+
+    Raises ValueError, in one sentence, for a file that is no trace, of another version, damaged or larger
+    than 256 MiB; OSError if it cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(io.BytesIO(content)) as unpacked:
+                content = unpacked.read(_MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error):
+            raise ValueError(f"{path.name} is damaged: it cannot be decompressed.") from None
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path.name} is too large for a trace: at most {_MOST_BYTES // 2**20} MiB.")
+    try:
+        raw = json.loads(content, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ValueError(f"{path.name} is no trace: it does not hold a JSON object of format {FORMAT!r}.")
+    version = raw.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise ValueError(f"{path.name} is a trace of version {str(version)[:20]}; this program reads {VERSION}.")
+    try:
+        trace: Trace = read_as(Trace, raw, "the trace")
+        check_trace(trace)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
+    return trace
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}.")

@@ -1,0 +1,161 @@
+"""What a trace holds. The file format: docs/trace-format.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.trace.patterns import TracePattern
+
+FORMAT, VERSION = "sparsed-trace", 1
+WORDS_OF_BLOCK = 48
+
+
+@dataclass(frozen=True)
+class TraceModel:
+    """The model that ran; device is the type alone ("cpu", "cuda" …). processes: that held it together."""
+
+    name: str
+    label: str
+    family: str
+    dtype: str
+    device: str
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class TracePrompt:
+    """What was asked. tokens: prompt tokens, template included; all else None where it is not known or stored.
+
+    words: how each attention block of the whole sequence begins, () where it is not known or stored.
+    """
+
+    tokens: int
+    text: str | None = None
+    question: str | None = None
+    gold: str | None = None
+    kind: str | None = None
+    length: str | None = None
+    seed: int | None = None
+    words: tuple[str, ...] = ()
+
+
+class Commit(NamedTuple):
+    """One token that was unmasked. position: within the generated tokens. confidence: None for NaN."""
+
+    row: int
+    position: int
+    token: int
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """What one step did, and the seconds it took."""
+
+    index: int
+    phase: Literal["dense", "select", "sparse"]
+    seconds: float
+    committed: tuple[Commit, ...]
+
+
+@dataclass(frozen=True)
+class TraceProbe:
+    """How much a pattern selected afresh after a step has in common with the one in use: overlap[layer][head]."""
+
+    step: int
+    overlap: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One run. switch_step: the first sparse step or None. text: one a row. seconds: the sum over steps.
+
+    probes: by ascending step; only where there is a pattern. device: lanes with the same number took turns, lanes with
+    different ones ran at the same time.
+    """
+
+    attention: SparseDConfig | Literal["dense"]
+    backend: str
+    total: int
+    switch_step: int | None
+    finished: bool
+    notes: tuple[str, ...]
+    seconds: float
+    text: tuple[str, ...]
+    steps: tuple[TraceStep, ...]
+    pattern: TracePattern | None
+    probes: tuple[TraceProbe, ...] = ()
+    device: int = 0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A recorded race: what the lanes share, and the lanes by name."""
+
+    created: str
+    software: Mapping[str, str]
+    machine: Mapping[str, str | bool | int | float]
+    model: TraceModel
+    prompt: TracePrompt
+    sampler: SamplerConfig
+    batch: int
+    gen_length: int
+    mask_id: int
+    end_ids: tuple[int, ...]
+    vocabulary: Mapping[int, str]
+    fragments: tuple[tuple[tuple[int, ...], str], ...]
+    lanes: Mapping[str, Lane]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that occur in the trace, as it stands in an answer."""
+        whole = dict(self.fragments).get(tuple(tokens)) if len(tokens) > 1 else None
+        return "".join(self.vocabulary[token] for token in tokens) if whole is None else whole
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayedStep:
+    """A `sparsed.Step` from a record: the same fields, with numpy arrays in place of tensors.
+
+    tokens: int64 [batch, gen_length]. committed: bool, confidence: float32 (NaN elsewhere), same shape.
+    """
+
+    index: int
+    total: int
+    phase: Literal["dense", "select", "sparse"]
+    tokens: np.ndarray
+    committed: np.ndarray
+    confidence: np.ndarray
+    seconds: float
+
+
+def replay(trace: Trace, lane: str | None = None) -> Iterator[ReplayedStep]:
+    """The steps of a lane as the run gave them; no waiting in between.
+
+    lane: its name; may be left out where there is one only. Raises ValueError for a lane that is not there.
+    """
+    if lane is None and len(trace.lanes) == 1:
+        lane = next(iter(trace.lanes))
+    if lane is None or lane not in trace.lanes:
+        listed = ", ".join(repr(name) for name in trace.lanes)
+        raise ValueError(f"lane must be one of {listed}, not {lane!r}.")
+    return _replay(trace, trace.lanes[lane])
+
+
+def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
+    shape = (trace.batch, trace.gen_length)
+    tokens = np.full(shape, trace.mask_id, dtype=np.int64)
+    for step in lane.steps:
+        committed = np.zeros(shape, dtype=bool)
+        confidence = np.full(shape, np.nan, dtype=np.float32)
+        for commit in step.committed:
+            place = commit.row, commit.position
+            tokens[place] = commit.token
+            committed[place] = True
+            if commit.confidence is not None:
+                confidence[place] = commit.confidence
+        yield ReplayedStep(step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds)
