@@ -261,7 +261,7 @@ def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> Non
     desk = Desk(SimpleNamespace(at_once=1), "mini", Limits())  # type: ignore[arg-type]
     size = run.importance_bytes
     assert size == sum(layer.nbytes for layer in run.importance) > 0
-    monkeypatch.setattr("app.finished.run.MOST_IMPORTANCE", 2 * size)
+    monkeypatch.setattr("app.server.desk.MOST_IMPORTANCE", 2 * size)
     runs = [replace(run) for _ in range(4)]
     for number, one in enumerate(runs):
         desk.remember(desk.visit(f"visit {number}"), one)

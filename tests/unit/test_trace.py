@@ -656,7 +656,7 @@ def test_loading_and_replaying_needs_no_torch(tmp_path: Path) -> None:
     saved(tmp_path)
     code = (
         "import sys; from sparsed import trace; loaded = trace.load(sys.argv[1]); "
-        "from sparsed import analysis; pattern = loaded.lanes['sparsed'].pattern; "
+        "from sparsed.attention import analysis; pattern = loaded.lanes['sparsed'].pattern; "
         "assert len(list(trace.replay(loaded))) == 4; pattern.mask(0); pattern.importance_of(0); "
         "analysis.mask_overlap(pattern.mask(0)[0]); analysis.thumbnails(pattern.mask(0)[0]); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
