@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,36 @@ def checkpoints() -> ModuleType:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder; read only."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def row_sets() -> Callable[..., dict[str, Any]]:
+    """(length, block size, batch) → sets of query rows by name: int64 [1 or batch, n], ascending."""
+    import torch
+
+    def sets(length: int, size: int, batch: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(length)
+
+        def scattered(count: int) -> torch.Tensor:
+            return torch.randperm(length, generator=generator)[:count].sort().values
+
+        every = torch.arange(length)
+        count = max(1, min(size, length) // 2)
+        middle = min(length // 2, length - count)
+        return {
+            "a block": every[None, :size],
+            "the last block": every[None, (length - 1) // size * size :],
+            "across a boundary": every[None, max(0, min(size, length) - 3) : size + 2],
+            "one row": every[None, middle : middle + 1],
+            "scattered": scattered(count)[None],
+            # One sequence's rows are neighbours, the others' lie anywhere.
+            "unlike sequences": torch.stack(
+                [every[middle : middle + count], *(scattered(count) for _ in range(batch - 1))]
+            ),
+            "all": every[None],
+        }
+
+    return sets
 
 
 @pytest.fixture

@@ -62,12 +62,12 @@ class AttentionState:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
         if self.phase == "sparse":
-            assert self.backend is not None, "a sparse phase needs a backend"
+            assert self.backend is not None and self.layout is not None, "a sparse phase needs a backend and a layout"
             if self.config is not None and self.config.reuse is False:
                 # A kernel makes the importances from the rows' log-sum-exp, which only a dense pass knows.
                 lse = self._dense_with_lse(q, k, v, scale)[1] if self.fused else None
                 self.layers[layer] = self._select(layer, q, k, scale, lse)
-            return self.backend(q, k, v, self.layers[layer], scale)
+            return self.backend(q, k, v, self.layers[layer].lists(None, self.layout), scale)
         if self.phase == "dense":
             return self.dense.attend(q, k, v, scale)
         out, lse = self._dense_with_lse(q, k, v, scale)

@@ -63,7 +63,7 @@ def attention_times(
     look(model, canvas, recorder)
     assert recorder.given is not None, "the model has this layer"
     q, k, v, scale = recorder.given
-    sparse = load_backend(run.backend, block_size)
+    sparse = load_backend(run.backend)
 
     # The select step's own attention gives the log-sum-exp, where its kernel does.
     lse = full.with_lse(q, k, v, scale)[1] if full.with_lse is not None and run.fused else None
@@ -76,7 +76,7 @@ def attention_times(
     pattern = choose()
     timed: dict[str, Callable[[], object]] = {
         "dense": lambda: full.attend(q, k, v, scale),
-        "sparse": lambda: sparse(q, k, v, pattern, scale),
+        "sparse": lambda: sparse(q, k, v, pattern.lists(None, layout), scale),
         "selection": choose,
     }
     seconds: dict[str, list[float]] = {name: [] for name in timed}

@@ -226,7 +226,7 @@ class Run(Iterator[Step]):
             choice = choose_backend(problem, attention.block_size, kept)
             self.backend = choice.name
             self.notes += [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
-        state.backend, state.backend_name = load_backend(self.backend, attention.block_size), self.backend
+        state.backend, state.backend_name = load_backend(self.backend), self.backend
         state.fused = state.dense.with_lse is not None and fusible(problem, attention.block_size)
         # Set last: from here on the run is ready.
         self.dense = state.dense

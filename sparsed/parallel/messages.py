@@ -47,10 +47,7 @@ class AttentionMessage:
 
     def state(self, share: Share) -> AttentionState:
         """A new state that does the same."""
-        backend = None
-        if self.backend is not None and self.config is not None:
-            assert self.config.block_size is not None, "a run's config is resolved"
-            backend = load_backend(self.backend, self.config.block_size)
+        backend = None if self.backend is None else load_backend(self.backend)
         return AttentionState(
             self.phase, self.config, self.layout, backend, scaled_by_heads=self.scaled_by_heads,
             dense=dense.named(self.dense, share.device), fused=self.fused, seed=self.seed, share=share,

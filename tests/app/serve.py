@@ -26,7 +26,7 @@ from starlette.routing import Route  # noqa: E402
 
 from app.engine import local  # noqa: E402
 from app.page import page, serving  # noqa: E402
-from app.server import desk, limits
+from app.server import desk, limits  # noqa: E402
 
 
 class Watched:

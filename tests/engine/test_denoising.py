@@ -44,13 +44,13 @@ def eager(tiny_folder):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """Grows by the pattern's slots each time the sparse backend runs."""
+    """Grows by the slots of the pattern's lists each time the sparse backend runs."""
     counted: list[int] = []
     real = gather.gather_attention
 
-    def counting(q, k, v, pattern, scale, *, block_size):
-        counted.append(pattern.kept)
-        return real(q, k, v, pattern, scale, block_size=block_size)
+    def counting(q, k, v, lists, scale):
+        counted.append(lists.indices.shape[-1])
+        return real(q, k, v, lists, scale)
 
     monkeypatch.setattr(gather, "gather_attention", counting)
     return counted
@@ -431,11 +431,11 @@ def test_without_reuse_every_sparse_step_selects_from_its_own_queries_and_keys(t
     fresh, used = [], []
     real = gather.gather_attention
 
-    def watching(q, k, v, pattern, scale, *, block_size):
-        layout = BlockLayout(q.shape[2], 300, block_size)
-        fresh.append(select_blocks(block_importance(q, k, scale, block_size), layout, 0.3).indices)
-        used.append(pattern.indices)
-        return real(q, k, v, pattern, scale, block_size=block_size)
+    def watching(q, k, v, lists, scale):
+        layout = BlockLayout(q.shape[2], 300, lists.tile)
+        fresh.append(select_blocks(block_importance(q, k, scale, lists.tile), layout, 0.3).indices)
+        used.append(lists.indices)
+        return real(q, k, v, lists, scale)
 
     monkeypatch.setattr(gather, "gather_attention", watching)
     attention = SparseDConfig(skip=0.2, select=0.3, block_size=32, reuse=reuse)

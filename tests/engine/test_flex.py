@@ -50,8 +50,9 @@ def listed(counts: Tensor, lists: Tensor, tiles: int) -> Tensor:
 def test_equals_gather(batch: int, heads: int, key_heads: int, length: int, size: int) -> None:
     q, k, v = tensors(batch, heads, key_heads, length)
     pattern = ragged(batch, heads, -(-length // size))
-    out = flex_attention(q, k, v, pattern, SCALE, block_size=size)
-    expected = gather_attention(q, k, v, pattern, SCALE, block_size=size)
+    lists = pattern.lists(None, BlockLayout(length, 0, size))
+    out = flex_attention(q, k, v, lists, SCALE)
+    expected = gather_attention(q, k, v, lists, SCALE)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
@@ -61,8 +62,9 @@ def test_full_and_partial_tiles(batch: int, heads: int, key_heads: int, length: 
     """A tile is full if every score of it is asked for, partial if some are, and in no list otherwise."""
     pattern = ragged(batch, heads, -(-length // size))
     q, k, v = tensors(batch, heads, key_heads, length)
-    flex_attention(q, k, v, pattern, SCALE, block_size=size)
-    (mask,) = pattern.plans.values()
+    lists = pattern.lists(None, BlockLayout(length, 0, size))
+    flex_attention(q, k, v, lists, SCALE)
+    (mask,) = lists.plans.values()
 
     assert mask.kv_indices.is_contiguous() and mask.full_kv_indices.is_contiguous()
     assert mask.kv_indices.shape == mask.full_kv_indices.shape  # torch 2.11's kernel needs it
@@ -87,5 +89,5 @@ def test_full_and_partial_tiles(batch: int, heads: int, key_heads: int, length: 
 def test_what_it_cannot_do() -> None:
     q, k, v = tensors(1, 2, 2, 200)
     with pytest.raises(ValueError, match="block_size that divides 128, not 48"):
-        flex_attention(q, k, v, ragged(1, 2, 5), SCALE, block_size=48)
+        flex_attention(q, k, v, ragged(1, 2, 5).lists(None, BlockLayout(200, 0, 48)), SCALE)
     assert "needs a CUDA or ROCm GPU" in (unavailable("cpu") or "")

@@ -27,6 +27,11 @@ def masked_dense(q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, size: i
     return scores.softmax(-1).nan_to_num(0) @ v
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, size: int) -> Tensor:
+    """The backend on all rows."""
+    return gather_attention(q, k, v, pattern.lists(None, BlockLayout(k.shape[2], 0, size)), SCALE)
+
+
 def tensors(
     batch: int, heads: int, key_heads: int, length: int, dim: int = 16
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +80,7 @@ def test_equals_masked_dense_attention(
     monkeypatch.setattr(module, "_CPU_BYTES_PER_THREAD", bytes_per_thread)
     q, k, v = tensors(batch, heads, key_heads, length)
     pattern = select_blocks(block_importance(q, k, SCALE, size), BlockLayout(length, prompt, size), select)
-    out = gather_attention(q, k, v, pattern, SCALE, block_size=size)
+    out = attend(q, k, v, pattern, size)
     assert out.shape == q.shape and out.dtype == v.dtype
     torch.testing.assert_close(out, masked_dense(q, k, v, pattern, size), rtol=0, atol=1e-5)
 
@@ -84,7 +89,7 @@ def test_equals_masked_dense_attention(
 def test_unlike_counts(batch: int, heads: int, key_heads: int, length: int, prompt: int, size: int) -> None:
     q, k, v = tensors(batch, heads, key_heads, length)
     pattern = ragged(batch, heads, -(-length // size))
-    out = gather_attention(q, k, v, pattern, SCALE, block_size=size)
+    out = attend(q, k, v, pattern, size)
     torch.testing.assert_close(out, masked_dense(q, k, v, pattern, size), rtol=0, atol=1e-5)
 
 
@@ -93,7 +98,7 @@ def test_a_pattern_that_keeps_nothing_gives_zeros() -> None:
     pattern = LayerPattern(
         torch.full((1, 2, 3, 1), -1, dtype=torch.int32), torch.zeros(1, 2, 3, dtype=torch.int32)
     )
-    assert not gather_attention(q, k, v, pattern, SCALE, block_size=16).any()
+    assert not attend(q, k, v, pattern, 16).any()
 
 
 @pytest.mark.parametrize(("batch", "heads", "key_heads", "length", "prompt", "size"), SHAPES)
@@ -102,14 +107,14 @@ def test_keeping_everything_is_dense_attention(
 ) -> None:
     q, k, v = tensors(batch, heads, key_heads, length)
     pattern = select_blocks(block_importance(q, k, SCALE, size), BlockLayout(length, prompt, size), 1.0)
-    out = gather_attention(q, k, v, pattern, SCALE, block_size=size)
+    out = attend(q, k, v, pattern, size)
     torch.testing.assert_close(out, dense_attention(q, k, v, SCALE), rtol=0, atol=1e-5)
 
 
 def test_bfloat16() -> None:
     q, k, v = (x.bfloat16() for x in tensors(2, 4, 2, 200))
     pattern = select_blocks(block_importance(q, k, SCALE, 32), BlockLayout(200, 150, 32), 0.5)
-    out = gather_attention(q, k, v, pattern, SCALE, block_size=32)
+    out = attend(q, k, v, pattern, 32)
     assert out.dtype == torch.bfloat16
     expected = masked_dense(q.float(), k.float(), v.float(), pattern, 32)
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=2e-2)
@@ -119,10 +124,10 @@ def test_one_pattern_serves_many_calls() -> None:
     """What the first step prepares must hold for other q, k and v, and nothing may leak between calls."""
     q, k, v = tensors(1, 4, 2, 200)
     pattern = select_blocks(block_importance(q, k, SCALE, 32), BlockLayout(200, 150, 32), 0.5)
-    first = gather_attention(q, k, v, pattern, SCALE, block_size=32)
-    other = gather_attention(-q, k, 2 * v, pattern, SCALE, block_size=32)
+    first = attend(q, k, v, pattern, 32)
+    other = attend(-q, k, 2 * v, pattern, 32)
     torch.testing.assert_close(other, masked_dense(-q, k, 2 * v, pattern, 32), rtol=0, atol=2e-5)
-    assert torch.equal(first, gather_attention(q, k, v, pattern, SCALE, block_size=32))
+    assert torch.equal(first, attend(q, k, v, pattern, 32))
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -138,6 +143,6 @@ def test_executed_density_is_what_runs(uneven: bool, monkeypatch: pytest.MonkeyP
     layout = BlockLayout(200, 150, 32)
     q, k, v = tensors(2, 4, 2, layout.length)
     layer = ragged(2, 4, layout.blocks) if uneven else select_blocks(torch.rand(2, 4, 7, 7), layout, 0.4)
-    gather_attention(q, k, v, layer, SCALE, block_size=32)
+    attend(q, k, v, layer, 32)
     pattern = Pattern(layout, (layer,), 0.4)
     assert pattern.executed_density == pytest.approx(computed / (2 * 4 * layout.length**2))

@@ -197,7 +197,7 @@ def test_gather_on_this_pattern_is_masked_dense_attention(
         seen.append(checkpoints.positions(blocks, size, total))
         generator = torch.Generator().manual_seed(layer)
         q, k, v = (torch.randn(1, n, total, 8, generator=generator) for n in (heads, heads // 2, heads // 2))
-        out = gather_attention(q, k, v, mine, 8**-0.5, block_size=size)
+        out = gather_attention(q, k, v, mine.lists(None, result.pattern.layout), 8**-0.5)
         k, v = (x[0].double().repeat_interleave(2, 0) for x in (k, v))
         assert (out[0] - checkpoints.masked_attention(q[0].double(), k, v, seen[layer])).abs().max() < 1e-5
     assert result.pattern.layers[0].counts.unique().numel() > 1

@@ -77,8 +77,9 @@ def test_attention(
     seen = mask.repeat_interleave(block_size, -1).repeat_interleave(block_size, -2)[..., :length, :length]
     weights = scores_of(q, k).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
     wanted = weights @ v.double().repeat_interleave(query_heads // key_heads, 1)
+    lists = pattern.lists(None, BlockLayout(length, 0, block_size))
     for tiles in triton_backend._ATTENTION[block_size]:
-        got = triton_backend._attend(q, k, v, pattern, dim**-0.5, block_size, tiles)
+        got = triton_backend._attend(q, k, v, lists, dim**-0.5, tiles)
         assert got.shape == q.shape and got.dtype == v.dtype
         assert torch.allclose(got.double(), wanted, atol=1e-5), tiles
 
@@ -116,7 +117,7 @@ def test_a_selecting_and_a_sparse_step_with_the_kernels(length: int) -> None:
     layout = BlockLayout(length, length - 40, 32)
     dense = DenseAttention("test", dense_attention, with_lse)
     states = [
-        AttentionState("select", config, layout, load_backend(name, 32), dense=dense, fused=name == "triton")
+        AttentionState("select", config, layout, load_backend(name), dense=dense, fused=name == "triton")
         for name in ("triton", "gather")
     ]
     assert torch.equal(*(state.attend(0, q, k, v, scale) for state in states))
@@ -132,7 +133,7 @@ def test_what_the_backend_does_not_take() -> None:
     q = heads(1, 40, 1, 48, 1)
     pattern, _ = ragged(1, 1, 2, 1)
     with pytest.raises(ValueError, match="head_dim 32, 64 or 128, not 48"):
-        triton_backend.triton_attention(q, q, q, pattern, 1.0, block_size=32)
+        triton_backend.triton_attention(q, q, q, pattern.lists(None, BlockLayout(40, 0, 32)), 1.0)
 
 
 # Run by itself, because kernels are either interpreted or compiled in one process. Prints for each GPU generation,
@@ -141,7 +142,8 @@ AHEAD = """
 import json, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from sparsed.attention import triton_backend, triton_kernels
+from sparsed.attention.backends import triton as triton_backend
+from sparsed.attention.backends import triton_kernels
 
 def compiled(kernel, capability, block, tiles, descriptors):
     values = {"BLOCK": block, "M": tiles.m, "N": tiles.n, "D": 128, "TMA": descriptors, "STAGES": tiles.stages}
@@ -181,7 +183,8 @@ import json, triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.language import NVMMASharedLayout
-from sparsed.attention import gluon_kernels, triton_backend
+from sparsed.attention.backends import gluon_kernels
+from sparsed.attention.backends import triton as triton_backend
 
 kernel, tiles = gluon_kernels.warp_specialized_forward, triton_backend._HOPPER
 layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)

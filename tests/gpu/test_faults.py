@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 from app.engine.local import SparsedEngine  # noqa: E402
 from app.race.request import parse  # noqa: E402
-from app.server.desk import Desk
+from app.server.desk import Desk  # noqa: E402
 from app.server.journal import Journal  # noqa: E402
 from app.server.limits import Limits  # noqa: E402
 from app.server.session import perform  # noqa: E402

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsed.attention.backends import flash4
 from sparsed.attention.backends.dense import dense_attention
 from sparsed.attention.backends.gather import gather_attention
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import BlockLayout, LayerPattern
 
 if (reason := flash4.unavailable("cuda")) is not None:
     pytest.skip(reason, allow_module_level=True)
@@ -55,11 +55,12 @@ def test_sparse(length: int, heads: int, key_heads: int, dim: int, ragged: bool)
     blocks = -(-length // SIZE)
     q, k, v = tensors(1, heads, key_heads, length, dim)
     pattern = random_pattern(1, heads, blocks, None if ragged else -(-3 * blocks // 10))
+    lists = pattern.lists(None, BlockLayout(length, 0, SIZE))
     scale = dim**-0.5
-    out = flash4.flash4_attention(q, k, v, pattern, scale, block_size=SIZE)
+    out = flash4.flash4_attention(q, k, v, lists, scale)
     assert out.shape == q.shape and out.dtype == v.dtype and out.transpose(1, 2).is_contiguous()
     precise = torch.float64 if length < 5000 else torch.float32
-    wanted = gather_attention(q.to(precise), k.to(precise), v.to(precise), pattern, scale, block_size=SIZE)
+    wanted = gather_attention(q.to(precise), k.to(precise), v.to(precise), lists, scale)
     assert error(out, wanted) < 5e-3
     if ragged:
         assert not out[:, :, :SIZE].any()
@@ -68,14 +69,14 @@ def test_sparse(length: int, heads: int, key_heads: int, dim: int, ragged: bool)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_batch_other_strides_and_one_pattern_for_many_calls(dtype: torch.dtype) -> None:
     q, k, v = tensors(3, 4, 2, 700, 128, dtype)
-    pattern = random_pattern(3, 4, 6)
-    first = flash4.flash4_attention(q, k, v, pattern, 0.1, block_size=SIZE)
-    wanted = gather_attention(q.double(), k.double(), v.double(), pattern, 0.1, block_size=SIZE)
+    lists = random_pattern(3, 4, 6).lists(None, BlockLayout(700, 0, SIZE))
+    first = flash4.flash4_attention(q, k, v, lists, 0.1)
+    wanted = gather_attention(q.double(), k.double(), v.double(), lists, 0.1)
     assert error(first, wanted) < 5e-3
-    packed = flash4.flash4_attention(-q.contiguous(), k.contiguous(), v, pattern, 0.1, block_size=SIZE)
-    wanted = gather_attention(-q.double(), k.double(), v.double(), pattern, 0.1, block_size=SIZE)
+    packed = flash4.flash4_attention(-q.contiguous(), k.contiguous(), v, lists, 0.1)
+    wanted = gather_attention(-q.double(), k.double(), v.double(), lists, 0.1)
     assert error(packed, wanted) < 5e-3
-    assert torch.equal(first, flash4.flash4_attention(q, k, v, pattern, 0.1, block_size=SIZE))
+    assert torch.equal(first, flash4.flash4_attention(q, k, v, lists, 0.1))
 
 
 @pytest.mark.parametrize("case", ["one hot key", "constant keys", "equal scores"])
@@ -87,10 +88,24 @@ def test_adversarial_inputs(case: str) -> None:
         k[:] = 1
     else:
         k[:, :, 128:900] = k[:, :, 128:129]
-    pattern = random_pattern(1, 4, 9, 4)
-    out = flash4.flash4_attention(q, k, v, pattern, 0.0884, block_size=SIZE)
-    wanted = gather_attention(q.double(), k.double(), v.double(), pattern, 0.0884, block_size=SIZE)
+    lists = random_pattern(1, 4, 9, 4).lists(None, BlockLayout(1025, 0, SIZE))
+    out = flash4.flash4_attention(q, k, v, lists, 0.0884)
+    wanted = gather_attention(q.double(), k.double(), v.double(), lists, 0.0884)
     assert error(out, wanted) < 5e-3
+
+
+@pytest.mark.parametrize(("batch", "heads", "key_heads", "length"), [(2, 8, 2, 1025), (1, 4, 4, 4224), (3, 4, 1, 100)])
+def test_fewer_rows_than_keys(row_sets, batch: int, heads: int, key_heads: int, length: int) -> None:
+    q, k, v = tensors(batch, heads, key_heads, length, 128)
+    layout, pattern = BlockLayout(length, 0, SIZE), random_pattern(batch, heads, -(-length // SIZE))
+    precise = [x.double() for x in (q, k, v)]
+    wanted = gather_attention(*precise, pattern.lists(None, layout), 128**-0.5)
+    for name, positions in row_sets(length, SIZE, batch).items():
+        positions = positions.cuda()
+        rows = positions[:, None, :, None].expand(batch, heads, -1, 128)
+        out = flash4.flash4_attention(q.gather(2, rows), k, v, pattern.lists(positions, layout), 128**-0.5)
+        assert out.shape == rows.shape, name
+        assert (out.double() - wanted.gather(2, rows)).norm() <= 5e-3 * wanted.gather(2, rows).norm(), name
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(32, 32), (28, 4)])
@@ -113,8 +128,9 @@ def test_what_it_cannot_do() -> None:
     q, k, v = tensors(1, 2, 2, 256, 128)
     pattern = random_pattern(1, 2, 2)
     with pytest.raises(ValueError, match="block_size 128, not 64"):
-        flash4.flash4_attention(q, k, v, pattern, 0.1, block_size=64)
+        flash4.flash4_attention(q, k, v, pattern.lists(None, BlockLayout(256, 0, 64)), 0.1)
+    lists = pattern.lists(None, BlockLayout(256, 0, SIZE))
     with pytest.raises(ValueError, match="not float32"):
-        flash4.flash4_attention(q.float(), k.float(), v.float(), pattern, 0.1, block_size=SIZE)
+        flash4.flash4_attention(q.float(), k.float(), v.float(), lists, 0.1)
     with pytest.raises(ValueError, match="up to 128, not 256"):
         flash4.dense(*tensors(1, 2, 2, 256, 256), 0.1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsed.attention.backends import flex
 from sparsed.attention.backends.gather import gather_attention
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import BlockLayout, LayerPattern
 
 if (reason := flex.unavailable("cuda")) is not None:
     pytest.skip(reason, allow_module_level=True)
@@ -51,14 +51,30 @@ def error(out: Tensor, expected: Tensor) -> float:
 )
 def test_equals_gather(batch: int, heads: int, key_heads: int, length: int, dim: int, size: int) -> None:
     q, k, v = tensors(batch, heads, key_heads, length, dim)
-    pattern = ragged(batch, heads, -(-length // size))
-    scale = dim**-0.5
-    out = flex.flex_attention(q, k, v, pattern, scale, block_size=size)
+    pattern, layout = ragged(batch, heads, -(-length // size)), BlockLayout(length, 0, size)
+    lists, scale = pattern.lists(None, layout), dim**-0.5
+    out = flex.flex_attention(q, k, v, lists, scale)
     assert out.shape == q.shape and out.dtype == v.dtype
-    wanted = gather_attention(q.double(), k.double(), v.double(), pattern, scale, block_size=size)
+    wanted = gather_attention(q.double(), k.double(), v.double(), lists, scale)
     assert error(out, wanted) < 5e-3
     # Another layer's pattern of the same shape: the same kernel, other lists.
     other = LayerPattern(pattern.indices.flip(1).contiguous(), pattern.counts.flip(1).contiguous())
-    out = flex.flex_attention(-q, k, v, other, scale, block_size=size)
-    wanted = gather_attention(-q.double(), k.double(), v.double(), other, scale, block_size=size)
+    others = other.lists(None, layout)
+    out = flex.flex_attention(-q, k, v, others, scale)
+    wanted = gather_attention(-q.double(), k.double(), v.double(), others, scale)
     assert error(out, wanted) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "key_heads", "length", "size"), [(2, 8, 2, 1025, 128), (2, 4, 4, 300, 32), (1, 4, 1, 100, 64)]
+)
+def test_fewer_rows_than_keys(row_sets, batch: int, heads: int, key_heads: int, length: int, size: int) -> None:
+    q, k, v = tensors(batch, heads, key_heads, length, 64)
+    layout, pattern = BlockLayout(length, 0, size), ragged(batch, heads, -(-length // size))
+    wanted = gather_attention(q.double(), k.double(), v.double(), pattern.lists(None, layout), 0.125)
+    for name, positions in row_sets(length, size, batch).items():
+        positions = positions.cuda()
+        rows = positions[:, None, :, None].expand(batch, heads, -1, 64)
+        out = flex.flex_attention(q.gather(2, rows), k, v, pattern.lists(positions, layout), 0.125)
+        assert out.shape == rows.shape, name
+        assert (out.double() - wanted.gather(2, rows)).norm() <= 5e-3 * wanted.gather(2, rows).norm(), name

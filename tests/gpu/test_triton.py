@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 from sparsed.attention.backends import dense, triton
 from sparsed.attention.backends.registry import Problem
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import BlockLayout, LayerPattern
 
 if (missing := triton.unavailable(torch.device("cuda"))) is not None:
     pytest.skip(missing, allow_module_level=True)
@@ -61,11 +61,12 @@ def test_attention_equals_float64(dtype, block_size, batch, query_heads, key_hea
     k, v = (heads(batch, length, key_heads, dim, dtype, seed) for seed in (2, 3))
     pattern = ragged(batch, query_heads, -(-length // block_size), 4)
     wanted = oracle(q, k, v, pattern, dim**-0.5, block_size)
+    lists = pattern.lists(None, BlockLayout(length, 0, block_size))
     choices = triton._ATTENTION[block_size]
     if triton._hopper(q.device, dim, block_size):
         choices += (triton._HOPPER,)
     for tiles in choices:
-        got = triton._attend(q, k, v, pattern, dim**-0.5, block_size, tiles)
+        got = triton._attend(q, k, v, lists, dim**-0.5, tiles)
         assert error(got, wanted) < 5e-3, tiles
 
 
@@ -78,11 +79,40 @@ def test_many_query_blocks_for_each_program(dtype, dim) -> None:
     q = heads(2, 4000, 16, dim, dtype, 1)
     k, v = (heads(2, 4000, 4, dim, dtype, seed) for seed in (2, 3))
     pattern = ragged(2, 16, 32, 4)
+    lists = pattern.lists(None, BlockLayout(4000, 0, 128))
     assert (pattern.counts == 0).any() and (pattern.counts == 1).any() and pattern.counts.numel() > 4 * 132
     wanted = oracle(q, k, v, pattern, dim**-0.5, 128)
-    got = [triton._attend(q, k, v, pattern, dim**-0.5, 128, triton._HOPPER) for _ in range(5)]
+    got = [triton._attend(q, k, v, lists, dim**-0.5, triton._HOPPER) for _ in range(5)]
     assert error(got[0], wanted) < 5e-3
     assert all(torch.equal(got[0], again) for again in got[1:])
+
+
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("batch", "query_heads", "key_heads", "length", "dim"),
+    [(1, 4, 4, 1000, 128), (2, 8, 2, 641, 64), (3, 4, 1, 513, 32), (1, 2, 2, 40, 128)],
+)
+def test_fewer_rows_than_keys(row_sets, block_size, batch, query_heads, key_heads, length, dim) -> None:
+    """Every tile size, the Gluon kernel included, gives the rows of the square result."""
+    q = heads(batch, length, query_heads, dim, torch.bfloat16, 1)
+    k, v = (heads(batch, length, key_heads, dim, torch.bfloat16, seed) for seed in (2, 3))
+    layout = BlockLayout(length, 0, block_size)
+    pattern = ragged(batch, query_heads, layout.blocks, 4)
+    wanted = oracle(q, k, v, pattern, dim**-0.5, block_size)
+    choices = triton._ATTENTION[block_size]
+    if triton._hopper(q.device, dim, block_size):
+        choices += (triton._HOPPER,)
+    for name, positions in row_sets(length, block_size, batch).items():
+        positions = positions.cuda()
+        rows = positions[:, None, :, None].expand(batch, query_heads, -1, dim)
+        lists, few = pattern.lists(positions, layout), q.gather(2, rows)
+        results = [
+            lists.out_of_tiles(triton._attend(lists.into_tiles(few), k, v, lists, dim**-0.5, tiles))
+            for tiles in choices
+        ]
+        for got in (*results, triton.triton_attention(few, k, v, lists, dim**-0.5)):
+            assert got.shape == rows.shape and got.isfinite().all(), name
+            assert (got.double() - wanted.gather(2, rows)).norm() <= 5e-3 * wanted.gather(2, rows).norm(), name
 
 
 def test_starts_that_no_descriptor_takes() -> None:
@@ -91,7 +121,8 @@ def test_starts_that_no_descriptor_takes() -> None:
     q = k = v = wide[..., 1:129]
     assert not triton._has_tma(q, k, v)
     pattern = ragged(1, 2, 3, 4)
-    got = triton.triton_attention(q, k, v, pattern, 128**-0.5, block_size=128)
+    lists = pattern.lists(None, BlockLayout(300, 0, 128))
+    got = triton.triton_attention(q, k, v, lists, 128**-0.5)
     assert error(got, oracle(q, k, v, pattern, 128**-0.5, 128)) < 5e-3
 
 
@@ -110,12 +141,13 @@ def test_adversarial_keys(name: str, length: int) -> None:
     q, k, v = (heads(1, length, 2, 128, torch.bfloat16, seed) for seed in (1, 2, 3))
     k = ADVERSARIAL[name](q, k)
     pattern = ragged(1, 2, -(-length // 128), 4)
+    lists = pattern.lists(None, BlockLayout(length, 0, 128))
     wanted = oracle(q, k, v, pattern, 128**-0.5, 128)
     choices = triton._ATTENTION[128][:1]
     if triton._hopper(q.device, 128, 128):
         choices += (triton._HOPPER,)
     for tiles in choices:
-        assert error(triton._attend(q, k, v, pattern, 128**-0.5, 128, tiles), wanted) < 5e-3, tiles
+        assert error(triton._attend(q, k, v, lists, 128**-0.5, tiles), wanted) < 5e-3, tiles
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128])

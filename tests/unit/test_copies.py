@@ -69,7 +69,7 @@ def machine(mini: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine
         monkeypatch.setattr(sparsed, "load", made.load)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(made.gpus))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: made.gpus[getattr(gpu, "index", gpu)][0])
-        monkeypatch.setattr("sparsed.machine.device_memory", lambda kind, gpu=None: made.gpus[gpu][1])
+        monkeypatch.setattr("app.engine.local.device_memory", lambda kind, gpu=None: made.gpus[gpu][1])
         return made
 
     return make

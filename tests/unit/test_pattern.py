@@ -82,6 +82,65 @@ def test_mask_leaves_padding_out() -> None:
     assert torch.equal(pattern.mask(0, 0), expected)
 
 
+@pytest.mark.parametrize(("length", "size"), [(20, 32), (128, 32), (200, 32), (193, 64), (300, 128), (7, 1)])
+def test_lists_of_some_rows(row_sets, length: int, size: int) -> None:
+    """Every row lies once, in order, in a tile of its own query block, which sees what that block keeps."""
+    layout = BlockLayout(length, 0, size)
+    layer = select_blocks(torch.rand(3, 2, layout.blocks, layout.blocks), layout, 0.4)
+    for name, positions in row_sets(length, size, 3).items():
+        lists = layer.lists(positions, layout)
+        given = positions.expand(3, -1)
+        tiles = lists.counts.shape[-1]
+        assert tiles == max(len(row.unique()) for row in given // size), name
+        assert lists.indices.is_contiguous() and lists.counts.is_contiguous(), name
+        assert lists.indices.dtype == lists.counts.dtype == torch.int32, name
+        laid = lists.into_tiles(given[:, None, :, None])
+        assert laid.shape == (3, 1, tiles * size, 1) and torch.equal(lists.out_of_tiles(laid)[:, 0, :, 0], given), name
+        for b, row in enumerate(given.tolist()):
+            touched = sorted({position // size for position in row})
+            shares = [[position for position in row if position // size == block] for block in touched]
+            in_tiles = laid[b, 0, :, 0].view(tiles, size)
+            for i, share in enumerate(shares):
+                assert in_tiles[i, : len(share)].tolist() == share, name
+                assert torch.equal(lists.mask()[b, :, i], layer.mask()[b, :, touched[i]]), name
+                assert torch.equal(lists.counts[b, :, i], layer.counts[b, :, touched[i]]), name
+            rows = lists.tile_rows.expand(3, -1)[b].tolist()
+            assert rows == [len(share) for share in shares] + [0] * (tiles - len(shares)), name
+            assert not lists.counts[b, :, len(shares) :].any(), name
+
+
+def test_lists_of_all_rows_are_the_pattern_itself() -> None:
+    layout = BlockLayout(10, 8, 4)
+    layer = padded_layer()
+    lists, q = layer.lists(None, layout), torch.rand(1, 2, 10, 8)
+    assert lists.indices is layer.indices and lists.counts is layer.counts and lists.rows is None
+    assert lists.into_tiles(q) is q and lists.out_of_tiles(q) is q
+    assert lists.tile_rows.tolist() == [[4, 4, 2]]
+    assert (lists.tile, lists.key_length, lists.key_blocks, lists.missing_keys) == (4, 10, 3, 2)
+    assert torch.equal(lists.mask(), layer.mask())
+
+
+def test_lists_are_made_once_for_a_set_of_rows() -> None:
+    layout = BlockLayout(12, 8, 4)
+    layer, other = padded_layer(), padded_layer()
+    square = layer.lists(None, layout)
+    sets = [torch.tensor([[n, n + 1]]) for n in range(10)]
+    made = layer.lists(sets[0], layout)
+    made.plans["backend"] = "what it derived"
+    assert layer.lists(sets[0], layout) is made
+    # Told apart by identity: the same positions in another tensor are another set.
+    assert layer.lists(sets[0].clone(), layout) is not made
+    # All layers of a forward share how the rows lie, not what they see.
+    assert other.lists(sets[0], layout) is not made and other.lists(sets[0], layout).rows is made.rows
+    for positions in sets[1:]:
+        assert layer.lists(positions, layout) is layer.lists(positions, layout)
+    # Few are remembered, so that a run that never asks for the same rows twice does not grow; the square one stays.
+    assert len(layer._lists) <= 5 and layer.lists(sets[0], layout) is not made
+    assert layer.lists(None, layout) is square
+    # Another layout of the same blocks is another problem.
+    assert layer.lists(None, BlockLayout(11, 8, 4)).missing_keys == 1 and layer.lists(None, layout).missing_keys == 0
+
+
 def test_densities() -> None:
     layout = BlockLayout(10, 8, 4)  # blocks of 4, 4 and 2
     pattern = Pattern(layout, (padded_layer(),), 0.5)

@@ -1,7 +1,7 @@
 """Block-sparse and dense attention by flash-attn-4 (CuTe kernels), where that package is installed.
 
-flash-attn-4 walks a list of key blocks for each query block from its end to its start and masks absent keys
-in the first one it meets only. So it takes a pattern's ascending lists as they are: the partly filled last
+flash-attn-4 walks a list of key blocks for each tile of query rows from its end to its start and masks absent keys
+in the first one it meets only. So it takes our ascending lists as they are: the partly filled last
 block, if kept, comes first. On Hopper its tiles are 128 × 128; on data centre Blackwell a sparse query block
 covers two tiles, 256 rows, so that there only the dense forward serves us.
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import BlockLists
 
 BLOCK_SIZE = 128
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -57,23 +57,17 @@ def unavailable(device: torch.device | str, *, sparse: bool = True) -> str | Non
 
 
 @torch.no_grad()
-def flash4_attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, *, block_size: int
-) -> Tensor:
-    """Attention in which each query block sees only the key blocks that `pattern` keeps for it.
-
-    q: [batch, query_heads, length, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a
-    multiple of key_heads; float16 or bfloat16, head_dim a multiple of 8 up to 128, the last dimension
-    contiguous. Returns [batch, query_heads, length, head_dim] in v's dtype, a view of [batch, length,
-    query_heads, head_dim]; a query block that keeps nothing gives zeros. For inference: no gradient flows.
+def flash4_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
+    """A sparse backend (see `backends.SparseAttention`) for float16 or bfloat16 and a head_dim that is a multiple of 8
+    up to 128, the last dimension contiguous. The result is a view of [batch, n, query_heads, head_dim].
 
     Raises ValueError for another block size than 128, another dtype or head_dim.
     """
-    if block_size != BLOCK_SIZE:
-        raise ValueError(f"The flash4 backend needs block_size {BLOCK_SIZE}, not {block_size}.")
+    if lists.tile != BLOCK_SIZE:
+        raise ValueError(f"The flash4 backend needs block_size {BLOCK_SIZE}, not {lists.tile}.")
     _check(q)
-    out, _ = _forward(q, k, v, scale, block_sparse_tensors=_lists(pattern), pack_gqa=False)
-    return out.transpose(1, 2)
+    out, _ = _forward(lists.into_tiles(q), k, v, scale, block_sparse_tensors=_tensors(lists), pack_gqa=False)
+    return lists.out_of_tiles(out.transpose(1, 2))
 
 
 @torch.no_grad()
@@ -109,18 +103,17 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: Any) -> t
         return function(q, k, v, softmax_scale=scale, **options)
 
 
-def _lists(pattern: LayerPattern) -> Any:
-    """The pattern as flash-attn-4's block lists; made on first use and kept with it."""
-    if "flash4" not in pattern.plans:
+def _tensors(lists: BlockLists) -> Any:
+    """The lists as flash-attn-4 takes them; made on first use and kept with them."""
+    if "flash4" not in lists.plans:
         tensors = import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
-        blocks = pattern.counts.shape[-1]
-        empty = pattern.counts.new_zeros(1, 1, blocks)
+        empty = lists.counts.new_zeros(1, 1, lists.counts.shape[-1])
         # The list of blocks with a mask function may not be absent, so it is empty.
-        pattern.plans["flash4"] = tensors(
+        lists.plans["flash4"] = tensors(
             mask_block_cnt=empty,
             mask_block_idx=empty.unsqueeze(-1),
-            full_block_cnt=pattern.counts.contiguous(),
-            full_block_idx=pattern.indices.contiguous(),
+            full_block_cnt=lists.counts,
+            full_block_idx=lists.indices,
             block_size=(BLOCK_SIZE, BLOCK_SIZE),
         )
-    return pattern.plans["flash4"]
+    return lists.plans["flash4"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.functional import pad
 
-from sparsed.attention.pattern import BlockLayout, LayerPattern
+from sparsed.attention.pattern import BlockLayout, BlockLists, LayerPattern
 
 TILE = 128
 
@@ -40,26 +40,22 @@ def unavailable(device: torch.device | str) -> str | None:
 
 
 @torch.no_grad()
-def flex_attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, *, block_size: int
-) -> Tensor:
-    """Attention in which each query block sees only the key blocks that `pattern` keeps for it.
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
+    """A sparse backend (see `backends.SparseAttention`).
 
-    q: [batch, query_heads, length, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a
-    multiple of key_heads. Returns [batch, query_heads, length, head_dim] in v's dtype; a query block that keeps
-    nothing gives zeros. On a GPU the kernel is compiled on its first use for a shape. On a CPU nothing is
-    compiled and every score is computed: right, but of use for checking only. For inference: no gradient flows.
+    On a GPU the kernel is compiled on its first use for a shape. On a CPU nothing is compiled and every score is
+    computed: right, but of use for checking only.
 
     Raises ValueError for a block size that does not divide 128.
     """
-    if TILE % block_size:
-        raise ValueError(f"The flex backend needs a block_size that divides {TILE}, not {block_size}.")
-    name = ("flex", q.shape[2], block_size)
-    if name not in pattern.plans:
-        pattern.plans[name] = _block_mask(pattern, q.shape[2], block_size)
-    mask, shape = pattern.plans[name], (q.device, q.dtype, *q.shape, k.shape[1], block_size, pattern.kept)
+    if TILE % lists.tile:
+        raise ValueError(f"The flex backend needs a block_size that divides {TILE}, not {lists.tile}.")
+    q = lists.into_tiles(q)
+    if "flex" not in lists.plans:
+        lists.plans["flex"] = _block_mask(lists, q.shape[2])
+    shape = (q.device, q.dtype, *q.shape, *k.shape[1:3], lists.tile, lists.indices.shape[-1])
     attend = _compiled(shape) if q.is_cuda else _attend
-    return attend(q, k, v, mask, scale)
+    return lists.out_of_tiles(attend(q, k, v, lists.plans["flex"], scale))
 
 
 def executed_density(pattern: LayerPattern, layout: BlockLayout) -> float:
@@ -67,7 +63,7 @@ def executed_density(pattern: LayerPattern, layout: BlockLayout) -> float:
 
     At block size 128 it is the requested density.
     """
-    visited, _ = _tiles(pattern, layout.length, layout.block_size)
+    visited, _ = _tiles(pattern.lists(None, layout))
     return float(visited.float().mean())
 
 
@@ -86,47 +82,47 @@ def _compiled(shape: tuple[Any, ...]) -> Callable[..., Tensor]:
     return torch.compile(own, fullgraph=True, dynamic=False)
 
 
-def _tiles(pattern: LayerPattern, length: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Tiles with any block kept, and tiles kept in full; bool [batch, query_heads, tiles, tiles]."""
-    kept, ratio = pattern.mask(), TILE // block_size
-    missing = -kept.shape[-1] % ratio
-    parts = pad(kept, (0, missing, 0, missing)).unflatten(-1, (-1, ratio)).unflatten(-3, (-1, ratio))
+def _tiles(lists: BlockLists) -> tuple[Tensor, Tensor]:
+    """Flex's tiles with any block kept, and those kept in full; bool [batch, query_heads, query tiles, key tiles]."""
+    kept, ratio = lists.mask(), TILE // lists.tile
+    rows, columns = kept.shape[-2:]
+    parts = pad(kept, (0, -columns % ratio, 0, -rows % ratio)).unflatten(-1, (-1, ratio)).unflatten(-3, (-1, ratio))
     full = parts.all(-1).all(-2)
-    if length % TILE:
+    if lists.key_length % TILE:
         full[..., -1] = False
     return parts.any(-1).any(-2), full
 
 
-def _block_mask(pattern: LayerPattern, length: int, block_size: int) -> torch_flex.BlockMask:
-    """The pattern as Flex's BlockMask.
+def _block_mask(lists: BlockLists, rows: int) -> torch_flex.BlockMask:
+    """The lists as Flex's BlockMask for so many query rows, those of padded tiles included.
 
     Tiles that lie wholly inside the pattern and the sequence are full; for the others Flex asks the mask
     function about every score.
     """
-    table = pattern.mask()
+    table, block_size, length = lists.mask(), lists.tile, lists.key_length
 
     def keeps(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return table[b, h, row // block_size, column // block_size]
 
     if block_size == TILE:
-        # The pattern's own lists. They ascend, so a partly filled last block, the only one that is not full,
+        # The lists as they are. They ascend, so a partly filled last block, the only one that is not full,
         # stands at their end and is cut off by its count.
-        last = pattern.counts.shape[-1] - 1
-        counts = table[..., last].int() if length % TILE else torch.zeros_like(pattern.counts)
-        full_counts, full_lists = pattern.counts - counts, pattern.indices.contiguous()
-        lists = torch.full_like(full_lists, last)  # torch 2.11 reads both lists by the strides of one
+        last = lists.key_blocks - 1
+        counts = table[..., last].int() if length % TILE else torch.zeros_like(lists.counts)
+        full_counts, full_lists = lists.counts - counts, lists.indices
+        partial_lists = torch.full_like(full_lists, last)  # torch 2.11 reads both lists by the strides of one
     else:
-        visited, full = _tiles(pattern, length, block_size)
-        counts, lists = _listed(visited & ~full)
+        visited, full = _tiles(lists)
+        counts, partial_lists = _listed(visited & ~full)
         full_counts, full_lists = _listed(full)
     return torch_flex.BlockMask.from_kv_blocks(
         counts,
-        lists,
+        partial_lists,
         full_counts,
         full_lists,
         BLOCK_SIZE=TILE,
         mask_mod=keeps,
-        seq_lengths=(length, length),
+        seq_lengths=(rows, length),
         compute_q_blocks=False,  # for the backward pass only
     )
 

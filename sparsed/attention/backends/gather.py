@@ -1,9 +1,9 @@
 """Block-sparse attention in plain torch: gather the kept key and value blocks, dense attention over them.
 
-Runs wherever torch runs. Query blocks that keep equally many keys form a rectangle [query blocks, keys],
-so the fused dense attention of the device does the work, without a mask and without a score that nobody
-asked for. The rectangle is worked off a few query blocks at a time: gathering everything at once costs
-more in memory traffic than it saves.
+Runs wherever torch runs. Query tiles with equally many rows that keep equally many keys form a rectangle [tiles,
+keys], so the fused dense attention of the device does the work, without a mask and without a score that nobody
+asked for. The rectangle is worked off a few tiles at a time: gathering everything at once costs more in memory
+traffic than it saves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import BlockLists
 
 # Bytes of gathered keys and values at a time. On a CPU each thread should find its share in the cache
 # when it comes to read it; elsewhere a chunk only has to be large enough to fill the device and small
@@ -24,40 +24,29 @@ _DEVICE_BYTES = 256 << 20
 
 
 class _Rectangle(NamedTuple):
-    """Query blocks with equally many rows, kept blocks and keys; numbers run over batch, head and block."""
+    """Query tiles with equally many rows, kept blocks and keys; numbers run over batch, head and tile or block."""
 
-    queries: Tensor  # int64 [m]: query blocks, batch · query_heads · n of them
+    queries: Tensor  # int64 [m]: query tiles, of batch · query_heads · tiles
     numbers: list[int]  # the same, readable without asking the device
-    blocks: Tensor  # int32 [m, count]: the key blocks of each, batch · key_heads · n of them
+    blocks: Tensor  # int32 [m, count]: the key blocks of each, of batch · key_heads · key_blocks
     rows: int
     keys: int
 
 
 @torch.no_grad()
-def gather_attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, *, block_size: int
-) -> Tensor:
-    """Attention in which each query block sees only the key blocks that `pattern` keeps for it.
-
-    q: [batch, query_heads, length, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a
-    multiple of key_heads; any strides. Returns [batch, query_heads, length, head_dim] in v's dtype; a query
-    block that keeps nothing gives zeros. For inference: no gradient flows.
-    """
+def gather_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
+    """A sparse backend (see `backends.SparseAttention`) for any block size and strides."""
+    q = lists.into_tiles(q)
     batch, heads, length, dim = q.shape
-    blocks = -(-length // block_size)
-    missing = blocks * block_size - length
-    queries, keys, values = (
-        pad(x, (0, 0, 0, missing)).view(-1, block_size, dim) if missing else x.reshape(-1, block_size, dim)
-        for x in (q, k, v)
-    )
-    out = torch.zeros(batch * heads * blocks, block_size, dim, dtype=v.dtype, device=v.device)
+    queries, keys, values = (_tiled(x, lists.tile) for x in (q, k, v))
+    out = torch.zeros(queries.shape, dtype=v.dtype, device=v.device)
 
-    rectangles = _rectangles(pattern, k.shape[1], length, block_size)
+    rectangles = _rectangles(lists, k.shape[1])
     sizes = [_chunk_size(r, dim, k) for r in rectangles]
     # Buffers are reused from chunk to chunk: fresh memory has to be mapped page by page, which costs more
     # than the copy.
     slots = max((size * r.blocks.shape[1] for size, r in zip(sizes, rectangles)), default=0)
-    key_buffer, value_buffer = (x.new_empty(slots, block_size, dim) for x in (k, v))
+    key_buffer, value_buffer = (x.new_empty(slots, lists.tile, dim) for x in (k, v))
     for size, rectangle in zip(sizes, rectangles):
         rows, end = rectangle.rows, rectangle.keys
         target = out[:, :rows]
@@ -66,7 +55,7 @@ def gather_attention(
             count, kept = len(chosen), kept.reshape(-1)
             key = torch.index_select(keys, 0, kept, out=key_buffer[: len(kept)]).view(count, 1, -1, dim)
             value = torch.index_select(values, 0, kept, out=value_buffer[: len(kept)]).view(count, 1, -1, dim)
-            # Mostly the query blocks are neighbours, and need not be gathered.
+            # Mostly the tiles are neighbours, and need not be gathered.
             low, high = rectangle.numbers[first], rectangle.numbers[first + count - 1] + 1
             together = high - low == count
             query = queries[low:high] if together else queries.index_select(0, chosen)
@@ -79,55 +68,47 @@ def gather_attention(
             else:
                 target.index_copy_(0, chosen, seen)
             first += count
-    return out.view(batch, heads, blocks * block_size, dim)[:, :, :length]
+    return lists.out_of_tiles(out.view(batch, heads, -1, dim)[:, :, :length])
+
+
+def _tiled(x: Tensor, tile: int) -> Tensor:
+    """[batch, heads, length, head_dim] as [batch · heads · tiles, tile, head_dim], the last tile filled with zeros."""
+    missing = -x.shape[2] % tile
+    return (pad(x, (0, 0, 0, missing)) if missing else x).reshape(-1, tile, x.shape[-1])
 
 
 def _chunk_size(rectangle: _Rectangle, dim: int, like: Tensor) -> int:
-    """Query blocks to work on at a time."""
+    """Query tiles to work on at a time."""
     cpu = like.device.type == "cpu"
     budget = _CPU_BYTES_PER_THREAD * torch.get_num_threads() if cpu else _DEVICE_BYTES
     most = budget // (2 * rectangle.keys * dim * like.element_size())
     return min(max(1, most), len(rectangle.numbers))
 
 
-def _rectangles(pattern: LayerPattern, key_heads: int, length: int, block_size: int) -> list[_Rectangle]:
-    """The pattern as rectangles; made on first use and kept with it: every later step needs the same."""
-    name = ("gather", key_heads, length, block_size)
-    if name not in pattern.plans:
-        pattern.plans[name] = _make_rectangles(pattern, key_heads, length, block_size)
-    return pattern.plans[name]
+def _rectangles(lists: BlockLists, key_heads: int) -> list[_Rectangle]:
+    """The lists as rectangles; made on first use and kept with them: every later step needs the same."""
+    name = ("gather", key_heads)
+    if name not in lists.plans:
+        lists.plans[name] = _make_rectangles(lists, key_heads)
+    return lists.plans[name]
 
 
-def _make_rectangles(pattern: LayerPattern, key_heads: int, length: int, block_size: int) -> list[_Rectangle]:
-    batch, heads, blocks, _ = pattern.indices.shape
-    missing = blocks * block_size - length
-    indices, counts = pattern.indices.long(), pattern.counts.long()
-    device = indices.device
-
+def _make_rectangles(lists: BlockLists, key_heads: int) -> list[_Rectangle]:
+    batch, heads, _, _ = lists.indices.shape
+    indices, device, tile = lists.indices.long(), lists.indices.device, lists.tile
     key_head = torch.arange(heads, device=device) // (heads // key_heads)
-    first = (torch.arange(batch, device=device)[:, None] * key_heads + key_head) * blocks
+    first = (torch.arange(batch, device=device)[:, None] * key_heads + key_head) * lists.key_blocks
     flat = (indices + first[:, :, None, None]).flatten(0, 2)
-    if missing:
-        short_keys = (indices == blocks - 1).any(-1)
-        short_rows = torch.arange(blocks, device=device) == blocks - 1
-        kind = counts * 4 + short_keys * 2 + short_rows
-    else:
-        kind = counts * 4
-    kind = kind.flatten()
 
+    keys = lists.counts.long() * tile
+    keys -= (indices == lists.key_blocks - 1).any(-1) * lists.missing_keys
+    kind = (keys * (tile + 1) + lists.tile_rows[:, None]).flatten()
     rectangles = []
     for value in kind.unique().tolist():
-        count, short_key, short_row = value // 4, value // 2 % 2, value % 2
-        if count == 0:
+        seen, rows = divmod(value, tile + 1)
+        if seen == 0:
             continue
         queries = (kind == value).nonzero()[:, 0]
-        rectangles.append(
-            _Rectangle(
-                queries=queries,
-                numbers=queries.tolist(),
-                blocks=flat[queries, :count].to(torch.int32),
-                rows=block_size - missing * short_row,
-                keys=count * block_size - missing * short_key,
-            )
-        )
+        chosen = flat[queries, : -(-seen // tile)].to(torch.int32)
+        rectangles.append(_Rectangle(queries, queries.tolist(), chosen, rows, seen))
     return rectangles

@@ -74,7 +74,7 @@ def _scores(q, k_ring, slot, layout: gl.constexpr, M: gl.constexpr, N: gl.conste
 @gluon.jit
 def _compute(
     q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, Out, Index, Count,
-    o_batch, o_head, o_row, items, heads, blocks, slots, length, scale,
+    o_batch, o_head, o_row, items, heads, blocks, slots, q_length, k_length, scale,
     HALF: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -97,7 +97,7 @@ def _compute(
         count = gl.load(Count + item)
         place = Out + batch.to(gl.int64) * o_batch + head.to(gl.int64) * o_head
         place = place + (first + row)[:, None].to(gl.int64) * o_row + column[None, :]
-        inside = (first + row < length)[:, None]
+        inside = (first + row < q_length)[:, None]
         if count > 0:
             last = gl.load(Index + gl.to_tensor(item).to(gl.int64) * slots + count - 1)
             q_slot, q_phase = _slot(taken, STAGES)
@@ -110,7 +110,7 @@ def _compute(
             scores = _scores(q, k_ring, slot, score, M, N, D)
             scores = warpgroup_mma_wait(0, deps=[scores])
             mbarrier.arrive(k_free.index(slot), count=1)
-            scores = gl.where((last * N + key < length)[None, :], scores, -float("inf"))
+            scores = gl.where((last * N + key < k_length)[None, :], scores, -float("inf"))
             top = gl.max(scores, 1) * scale
             weights = gl.exp2(scores * scale - top[:, None])
             total = gl.sum(weights, 1)
@@ -152,13 +152,13 @@ def _compute(
         taken += (count > 0).to(gl.int32)
 
 
-@gluon.jit(do_not_specialize=["items", "heads", "group", "blocks", "slots", "length"])
+@gluon.jit(do_not_specialize=["items", "heads", "group", "blocks", "slots", "q_length", "k_length"])
 def warp_specialized_forward(
     Q, K, V, Out, Index, Count,
-    o_batch, o_head, o_row, items, heads, group, blocks, slots, length, scale,
+    o_batch, o_head, o_row, items, heads, group, blocks, slots, q_length, k_length, scale,
     N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Out = softmax(scale · Q Kᵀ) V over the key blocks listed for each query block of N rows.
+    """Out = softmax(scale · Q Kᵀ) V over the key blocks listed for each block of N query rows.
 
     Q: descriptor of tiles [1, 1, N // 2, D]; K, V: of [1, 1, N, D]. items: batch · heads · blocks, one program taking
     every num_programs-th. Index: int32 [items, slots], ascending; Count: int32 [items]. scale: times log2(e), above 0.
@@ -187,11 +187,11 @@ def warp_specialized_forward(
         [
             (_compute, (
                 q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, Out, Index, Count,
-                o_batch, o_head, o_row, items, heads, blocks, slots, length, scale, 0, M, N, D, STAGES,
+                o_batch, o_head, o_row, items, heads, blocks, slots, q_length, k_length, scale, 0, M, N, D, STAGES,
             )),
             (_compute, (
                 q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, Out, Index, Count,
-                o_batch, o_head, o_row, items, heads, blocks, slots, length, scale, 1, M, N, D, STAGES,
+                o_batch, o_head, o_row, items, heads, blocks, slots, q_length, k_length, scale, 1, M, N, D, STAGES,
             )),
             (_load, (
                 Q, K, V, q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, Index, Count,

@@ -1,7 +1,8 @@
 """The sparse backends, and which of them is fastest here.
 
-A backend is one function (q, k, v, layer pattern, scale) → out. On a CPU there is one; on a GPU those that can run
-are timed once for the shape at hand. One that cannot be imported or compiled is left out and said so.
+A backend is one function (q, k, v, block lists, scale) → out: each tile of query rows sees only the key blocks listed
+for it. On a CPU there is one; on a GPU those that can run are timed once for the shape at hand. One that cannot be
+imported or compiled is left out and said so.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 from sparsed.attention.backends.timing import device_milliseconds
-from sparsed.attention.pattern import LayerPattern, Pattern
+from sparsed.attention.pattern import BlockLayout, BlockLists, LayerPattern, Pattern
 
-SparseAttention = Callable[[Tensor, Tensor, Tensor, LayerPattern, float], Tensor]
+# q: [batch, query_heads, n, head_dim], n the lists' query rows; k, v: [batch, key_heads, key_length, head_dim],
+# query_heads a multiple of key_heads; any length, batch and (as far as a backend does not say otherwise) strides. out:
+# [batch, query_heads, n, head_dim] in v's dtype; rows that see no key give zeros. For inference: no gradient flows.
+SparseAttention = Callable[[Tensor, Tensor, Tensor, BlockLists, float], Tensor]
 
 # name → (module, function, attention block sizes). A module is imported when a run asks for it; it may say why it is
 # `unavailable`.
@@ -79,10 +83,11 @@ def unavailable(name: str, device: torch.device) -> str | None:
     return None if says is None else says(device)
 
 
-def load_backend(name: str, block_size: int) -> SparseAttention:
-    """The backend as (q, k, v, layer pattern, scale) → out, all tensors [batch, heads, length, head_dim]."""
+def load_backend(name: str) -> SparseAttention:
+    """The backend of a name that `check_backend` takes."""
     module, function, _sizes = _BACKENDS[name]
-    return partial(getattr(import_module(module), function), block_size=block_size)
+    attend: SparseAttention = getattr(import_module(module), function)
+    return attend
 
 
 def executed_density(name: str, pattern: Pattern) -> float:
@@ -113,7 +118,7 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
         return Choice("gather")
     times: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    trial: tuple[Tensor, Tensor, LayerPattern] | None = None
+    trial: tuple[Tensor, Tensor, BlockLists] | None = None
     for name in _FAST:
         if block_size not in _BACKENDS[name][2]:
             continue
@@ -122,9 +127,9 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
             if name not in _OPTIONAL:
                 left_out[name] = reason
             continue
-        q, k, pattern = trial = trial if trial is not None else random_trial(problem, block_size, kept)
+        q, k, lists = trial = trial if trial is not None else random_trial(problem, block_size, kept)
         try:
-            work = partial(load_backend(name, block_size), q, k, k, pattern, problem.head_dim**-0.5)
+            work = partial(load_backend(name), q, k, k, lists, problem.head_dim**-0.5)
             times[name] = device_milliseconds(problem.device, work)
         except torch.OutOfMemoryError:
             # That may be otherwise the next time; what is raised is not remembered.
@@ -136,8 +141,8 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
     return Choice(best, tuple(left_out.items()))
 
 
-def random_trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor, LayerPattern]:
-    """Random queries, keys (also to be used as values) and a pattern that keeps `kept` random blocks everywhere."""
+def random_trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, Tensor, BlockLists]:
+    """Random queries, keys (also to be used as values) and lists of `kept` random blocks everywhere."""
     device, length = problem.device, problem.length
     generator = torch.Generator(device).manual_seed(0)
 
@@ -145,8 +150,10 @@ def random_trial(problem: Problem, block_size: int, kept: int) -> tuple[Tensor, 
         shape = (problem.batch, length, heads, problem.head_dim)
         return torch.randn(shape, dtype=problem.dtype, device=device, generator=generator).transpose(1, 2)
 
-    blocks = -(-length // block_size)
-    chances = torch.rand(problem.batch, problem.heads, blocks, blocks, device=device, generator=generator)
+    layout = BlockLayout(length, 0, block_size)
+    shape = (problem.batch, problem.heads, layout.blocks, layout.blocks)
+    chances = torch.rand(shape, device=device, generator=generator)
     indices = chances.topk(kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
     counts = torch.full(indices.shape[:-1], kept, dtype=torch.int32, device=device)
-    return normal(problem.heads), normal(problem.key_heads), LayerPattern(indices, counts)
+    lists = LayerPattern(indices, counts).lists(None, layout)
+    return normal(problem.heads), normal(problem.key_heads), lists

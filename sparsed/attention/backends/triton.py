@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sparsed.attention.backends.registry import Problem, random_trial
 from sparsed.attention.backends.timing import device_milliseconds
-from sparsed.attention.pattern import LayerPattern
+from sparsed.attention.pattern import BlockLists
 
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -75,22 +75,16 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def triton_attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, *, block_size: int
-) -> Tensor:
-    """Attention in which each query block sees only the key blocks that `pattern` keeps for it.
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
+    """A sparse backend (see `backends.SparseAttention`) for head_dim 32, 64 or 128; ValueError for another.
 
-    q: [batch, query_heads, length, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a multiple of
-    key_heads; head_dim 32, 64 or 128. Returns [batch, query_heads, length, head_dim] in v's dtype, laid out as
-    [batch, length, query_heads, head_dim]; a query block that keeps nothing gives zeros. For inference.
-
-    Raises ValueError for another head_dim.
+    The result is laid out as [batch, n, query_heads, head_dim].
     """
-    q, k, v = (_contiguous_heads(x) for x in (q, k, v))
-    tiles = _attention_tiles(*_problem(q, k), block_size)
+    q, k, v = (_contiguous_heads(x) for x in (lists.into_tiles(q), k, v))
+    tiles = _attention_tiles(*_problem(q, k), lists.tile)
     if tiles.hopper and not _has_tma(q, k, v):
-        tiles = _ATTENTION[block_size][0]
-    return _attend(q, k, v, pattern, scale, block_size, tiles)
+        tiles = _ATTENTION[lists.tile][0]
+    return lists.out_of_tiles(_attend(q, k, v, lists, scale, tiles))
 
 
 def triton_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int) -> Tensor:
@@ -110,37 +104,34 @@ def prepare_importance(problem: Problem, block_size: int) -> None:
     _importance_tiles(problem.device, problem.dtype, problem.head_dim, grouped, long, block_size)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, block_size: int, tiles: Tiles
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, tiles: Tiles) -> Tensor:
+    """The kernel on queries that lie in the lists' tiles."""
     if tiles.hopper:
-        return _attend_on_hopper(q, k, v, pattern, scale, tiles)
+        return _attend_on_hopper(q, k, v, lists, scale, tiles)
     from sparsed.attention.backends.triton_kernels import block_sparse_forward
 
     batch, heads, length, dim = q.shape
-    blocks, slots = pattern.indices.shape[-2:]
     out = torch.empty(batch, length, heads, dim, dtype=v.dtype, device=v.device).transpose(1, 2)
-    tma = tiles.n <= block_size and _has_tma(q, k, v)
+    tma = tiles.n <= lists.tile and _has_tma(q, k, v)
     given = tuple(_descriptor(x, rows) for x, rows in ((q, tiles.m), (k, tiles.n), (v, tiles.n))) if tma else (q, k, v)
     with _on(q.device):
         block_sparse_forward[(-(-length // tiles.m), batch * heads)](
-            *given, out, pattern.indices.contiguous(), pattern.counts.contiguous(),
+            *given, out, lists.indices, lists.counts,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            heads, heads // k.shape[1], length, blocks, slots, scale * _LOG2_E,
-            BLOCK=block_size, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
+            heads, heads // k.shape[1], length, k.shape[2], *lists.indices.shape[-2:], scale * _LOG2_E,
+            BLOCK=lists.tile, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
     return out
 
 
-def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, scale: float, tiles: Tiles) -> Tensor:
+def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, tiles: Tiles) -> Tensor:
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from sparsed.attention.backends import gluon_kernels
 
     batch, heads, length, dim = q.shape
-    blocks, slots = pattern.indices.shape[-2:]
-    items = batch * heads * blocks
+    items = lists.counts.numel()
     out = torch.empty(batch, length, heads, dim, dtype=v.dtype, device=v.device).transpose(1, 2)
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
@@ -150,8 +141,8 @@ def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, pattern: LayerPattern, sc
     with _on(q.device):
         gluon_kernels.warp_specialized_forward[(min(items, _multiprocessors(q.device)),)](
             descriptor(q, tiles.m // 2), descriptor(k, tiles.n), descriptor(v, tiles.n), out,
-            pattern.indices.contiguous(), pattern.counts.contiguous(), *out.stride()[:3],
-            items, heads, heads // k.shape[1], blocks, slots, length, scale * _LOG2_E,
+            lists.indices, lists.counts, *out.stride()[:3],
+            items, heads, heads // k.shape[1], *lists.indices.shape[-2:], length, k.shape[2], scale * _LOG2_E,
             N=tiles.n, D=dim, STAGES=tiles.stages, num_warps=tiles.warps, maxnreg=gluon_kernels.REGISTERS,
         )  # fmt: skip
     return out
@@ -212,16 +203,16 @@ def _descriptor(x: Tensor, rows: int) -> Any:
 
 
 def _problem(q: Tensor, k: Tensor) -> tuple[torch.device, torch.dtype, int, bool, bool]:
-    """What decides which tiles are fastest: device, dtype, head_dim, grouped heads or not, long or not."""
+    """What decides which tiles are fastest: device, dtype, head_dim, grouped heads or not, many keys or not."""
     if q.shape[-1] not in HEAD_DIMS or q.dtype not in DTYPES:
         raise ValueError(f"The triton backend takes head_dim 32, 64 or 128, not {q.shape[-1]} in {q.dtype}.")
-    return q.device, q.dtype, q.shape[-1], k.shape[1] < q.shape[1], q.shape[2] > _LONG
+    return q.device, q.dtype, q.shape[-1], k.shape[1] < q.shape[1], k.shape[2] > _LONG
 
 
 def _trial(
     device: torch.device, dtype: torch.dtype, dim: int, grouped: bool, long: bool, block_size: int
-) -> tuple[Tensor, Tensor, LayerPattern]:
-    """Queries, keys (also used as values) and a pattern of density 0.3 to try tiles on."""
+) -> tuple[Tensor, Tensor, BlockLists]:
+    """Queries, keys (also used as values) and lists of density 0.3 to try tiles on."""
     length, heads = (16_384, 16) if long else (4096, 32)
     problem = Problem(device, dtype, 1, heads, heads // 4 if grouped else heads, length, dim)
     return random_trial(problem, block_size, max(1, round(0.3 * (length // block_size))))
@@ -241,8 +232,8 @@ def _attention_tiles(
         return choices[-1]
     if _hopper(device, dim, block_size):
         choices = (_HOPPER, choices[0])
-    q, k, pattern = _trial(device, dtype, dim, grouped, long, block_size)
-    return _fastest(device, choices, lambda tiles: _attend(q, k, k, pattern, dim**-0.5, block_size, tiles))
+    q, k, lists = _trial(device, dtype, dim, grouped, long, block_size)
+    return _fastest(device, choices, lambda tiles: _attend(q, k, k, lists, dim**-0.5, tiles))
 
 
 @lru_cache(maxsize=64)

@@ -55,13 +55,13 @@ def _take_in(scores, v, top, total, mixed, scale):
 def block_sparse_forward(
     Q, K, V, Out, Index, Count,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, o_batch, o_head, o_row,
-    heads, group, length, blocks, slots, scale,
+    heads, group, q_length, k_length, blocks, slots, scale,
     BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Out = softmax(scale · Q Kᵀ) V over the key blocks listed for each query block.
+    """Out = softmax(scale · Q Kᵀ) V over the key blocks listed for each block of BLOCK query rows.
 
     One program computes M rows of one head; M divides BLOCK. Index: int32 [batch · heads, blocks, slots], ascending;
-    Count: int32 [batch · heads, blocks]. scale: times log2(e). TMA: N divides BLOCK.
+    Count: int32 [batch · heads, blocks]; blocks: of query rows. scale: times log2(e). TMA: N divides BLOCK.
     """
     which = tl.program_id(1)
     batch, head = which // heads, which % heads
@@ -79,7 +79,7 @@ def block_sparse_forward(
         Q += batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
         K += batch.to(tl.int64) * k_batch + key_head.to(tl.int64) * k_head
         V += batch.to(tl.int64) * v_batch + key_head.to(tl.int64) * v_head
-        q = tl.load(Q + row[:, None].to(tl.int64) * q_row + column[None, :], mask=row[:, None] < length, other=0.0)
+        q = tl.load(Q + row[:, None].to(tl.int64) * q_row + column[None, :], mask=row[:, None] < q_length, other=0.0)
 
     top = tl.full([M], -float("inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
@@ -87,7 +87,7 @@ def block_sparse_forward(
 
     # Lists ascend: the partly filled last block, if it is kept, comes last, and every tile before it is whole.
     last = tl.load(index + count - 1, mask=count > 0, other=0)
-    partial = (last + 1) * BLOCK > length
+    partial = (last + 1) * BLOCK > k_length
     if N > BLOCK:
         tiles = (count + N // BLOCK - 1) // (N // BLOCK)
         whole = tl.where(partial | (count % (N // BLOCK) != 0), tl.maximum(tiles - 1, 0), tiles)
@@ -100,7 +100,7 @@ def block_sparse_forward(
         top, total, mixed = _take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
     for t in tl.range(whole, tiles, num_stages=1):
         key, there = _listed_rows(index, count, t, BLOCK, N)
-        there = there & (key < length)
+        there = there & (key < k_length)
         if TMA:
             k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
             v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
@@ -115,7 +115,7 @@ def block_sparse_forward(
     out = mixed / tl.where(total > 0, total, 1.0)[:, None]
     Out += batch.to(tl.int64) * o_batch + head.to(tl.int64) * o_head
     target = Out + row[:, None].to(tl.int64) * o_row + column[None, :]
-    tl.store(target, out.to(Out.dtype.element_ty), mask=row[:, None] < length)
+    tl.store(target, out.to(Out.dtype.element_ty), mask=row[:, None] < q_length)
 
 
 @triton.jit
