@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from sparsed.bench import command, numbers
 from sparsed.bench import measure as measure_module
-from sparsed.bench import numbers
 from sparsed.bench.command import _kept, main
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.parallel import crew
@@ -172,7 +172,7 @@ def test_a_folder_keeps_what_was_measured_before_an_interruption(
     tmp_path: Path, measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
 ) -> None:
     options = [*SWEEP, "--dtype", "float32", "bfloat16", "--lengths", "300", "200", "--out", str(tmp_path)]
-    counting = measure_module.measure
+    counting = command.measure
 
     def interrupted(*given: Any, **more: Any) -> numbers.Measurement:
         if len(measured) == 3:
