@@ -6,7 +6,6 @@ from typing import Any
 
 from app.finished.patterns import Selected
 from app.finished.run import Kept
-from app.lanes import SPARSE
 from app.race.race import Race
 from app.texts import Shades
 
@@ -17,9 +16,9 @@ class Visit:
     """What belongs to one open page. stopping: Stop was pressed (or the tab closed) for the current run, which may not
     have begun yet. latest: the newest preparation of a prompt; older ones give way to it. selected: the pattern of the
     current run, from its select step on. kept: the last run that is over, or a recorded one; unseen while the page does
-    not show it yet. looked_at: layer and head; shades: what their view shows; seen: the lane whose pattern that is.
-    comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see `app.compare`). owner: who
-    stands in line for it; None for a visit that stands for itself alone.
+    not show it yet. looked_at: layer and head; shades: what their view shows; seen: the lane whose pattern that is,
+    "" for SparseD's. comparison, pins: the last comparison of prompt lengths, and earlier ones that stay (see
+    `app.lengths`). owner: who stands in line for it; None for a visit that stands for itself alone.
     """
 
     def __init__(self) -> None:
@@ -30,7 +29,7 @@ class Visit:
         self.unseen = False
         self.looked_at = (1, 0)
         self.shades: Shades = "both"
-        self.seen = SPARSE
+        self.seen = ""
         self.comparison: dict[str, Any] | None = None
         self.pins: tuple[Any, ...] = ()
         self.running = False
