@@ -52,7 +52,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     key, lane = given["run"], given["lane"]
     if lane not in OFFERED[1:]:
         raise ValueError(f"The lane {lane!r} has no pattern: it must be {' or '.join(OFFERED[1:])}.")
-    kept = desk.kept(key) if isinstance(key, str) else None
+    kept = desk.visits.kept(key) if isinstance(key, str) else None
     if kept is None:
         raise ValueError(UNKNOWN_RUN)
     lanes = {one.key: one for one in kept.lanes if not one.full}

@@ -102,9 +102,9 @@ async def perform(
     ticket: Ticket | None = None
     race: Race | None = None
     handed_on = False
-    release = desk.hold(asked.model)
+    release = desk.models.hold(asked.model)
     try:
-        job = desk.loading(asked.model)
+        job = desk.models.loading(asked.model)
         waited = not job.over
         async for message, new in follow(job):
             if visit.stopping:
@@ -239,7 +239,7 @@ def _start(
         kept = fits(loaded.shape.layers, loaded.shape.heads, length, block)
         lanes = watched(lanes, kept, probe_steps(asked.steps, asked.switch_step) if asked.track else ())
     first = desk.queue.next_turn()
-    seconds = desk.limits.max_seconds if material.estimated is None else material.estimated.seconds
+    seconds = desk.speed.limits.max_seconds if material.estimated is None else material.estimated.seconds
     try:
         lent = engine.lend(model, material.text, asked.sampler, lanes, asked.backend, first, seconds)
         if measured is not None and lent is None:
@@ -301,7 +301,7 @@ async def _stream(
             account.end(update.state, update.error)
             asked = material.asked
             alone = [seconds / asked.rows for seconds in reference.times]
-            desk.learn(asked.model, material.tokens + asked.gen_length, alone)
+            desk.speed.learn(asked.model, material.tokens + asked.gen_length, alone)
         figure = timeline.timeline(
             [lane.lane for lane in stage.lanes.values()],
             {key: lane.times for key, lane in stage.lanes.items()},
@@ -320,7 +320,7 @@ async def _stream(
                 desk.journal.error(error)
                 snapshot["notes"].append(NOT_KEPT)
             if kept is not None:
-                desk.remember(visit, kept)
+                desk.visits.remember(visit, kept)
         yield Shown(snapshot, figure, new, kept, over)
 
 
