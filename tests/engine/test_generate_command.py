@@ -235,7 +235,7 @@ def test_full_attention(tell: Any, tmp_path: Path) -> None:
     code, out, _ = tell("--prompt", "Hi", "--origin", "--steps", "4", "--save-trace", str(tmp_path / "t.json"))
     assert code == 0 and "(dense 4, select 0, sparse 0), never sparse" in out and "backend: sdpa, full attention" in out
     lane = trace.load(tmp_path / "t.json").lanes["dense"]
-    assert lane.attention == "dense" and lane.pattern is None
+    assert lane.attention.dense and lane.pattern is None
 
 
 def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
