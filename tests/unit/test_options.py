@@ -17,7 +17,8 @@ WRITTEN = {
     "temperature": ("0.5", 0.5), "seed": ("11", 11), "top_p": ("0.7", 0.7), "top_k": ("4", 4), "alg_temp": ("0.3", 0.3),
     "eps": ("0.02", 0.02), "cfg_scale": ("1.5", 1.5), "threshold": ("0.8", 0.8), "method": ("shared", "shared"),
     "skip": ("0.1", 0.1), "select": ("0.4", 0.4), "block_size": ("64", 64), "selection": ("reference", "reference"),
-    "keep_importance": ("yes", True), "on_no_gain": ("dense", "dense"), "isolated": ("no", False), "reuse": ("no", False),
+    "keep_importance": ("yes", True), "on_no_gain": ("dense", "dense"), "isolated": ("no", False),
+    "reuse": ("no", False),
 }  # fmt: skip
 
 
