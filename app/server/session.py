@@ -235,8 +235,8 @@ def _start(
     engine, model, copies = desk.engine, loaded.model, material.places.copies
     lanes = asked.lanes
     if measured is None:
-        length, block = material.tokens + asked.gen_length, asked.attention.block_size or 128
-        kept = fits(loaded.shape.layers, loaded.shape.heads, length, block)
+        shape, length = loaded.shape, material.tokens + asked.gen_length
+        kept = fits(shape.layers, shape.heads, length, asked.attention.resolve(length).block_size)
         lanes = watched(lanes, kept, probe_steps(asked.steps, asked.switch_step) if asked.track else ())
     first = desk.queue.next_turn()
     seconds = desk.speed.limits.max_seconds if material.estimated is None else material.estimated.seconds
@@ -259,7 +259,7 @@ def _start(
             switch_step=run.switch_step,
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
-            parallel=asked.sampler.block_length or asked.gen_length,
+            parallel=asked.sampler.block_length,
         )
         for lane, run in zip(lanes, runs.values(), strict=True)
     ]

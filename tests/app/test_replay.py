@@ -172,15 +172,13 @@ def play(value: dict[str, Any], key: str) -> list[list[list[Any]]]:
 def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
     """The last snapshot of a stage that was fed as the page feeds it while a race goes on."""
     lanes = []
-    specs = lanes_of(None if run.attention == "dense" else run.attention for run in runs.values())
-    for lane, run in zip(specs, runs.values(), strict=True):
-        skip = None if run.attention == "dense" else run.attention.skip
+    for lane, run in zip(lanes_of(run.attention for run in runs.values()), runs.values(), strict=True):
         lanes.append(
             LaneView(
                 lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
                 total=run.total,
-                switch_step=None if skip is None else switch_step(run.total, skip),
+                switch_step=switch_step(run.total, run.attention.skip),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.threshold is not None,
