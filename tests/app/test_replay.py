@@ -21,7 +21,7 @@ from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig, select_step, switch_step
 from sparsed.questions.build import Prompt
 
 DENSE, SPARSE, BASELINE = "dense", "sparse", "baseline"
@@ -81,6 +81,7 @@ def make_run(
                 seconds=float(rng.random()),
             )
         )
+    attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32)
     finished = made == total or threshold is not None
     sampler = SamplerConfig(
         total, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
@@ -92,7 +93,7 @@ def make_run(
         probes={},
         total=total,
         sampler=sampler,
-        attention="dense" if dense else SparseDConfig(skip, 0.4, 32, "paper", False, pattern),
+        attention=attention.resolve(cells),
         pattern=None,
         # As the engine has it: a run that ended before it was sparse has no switch any more.
         switch_step=None if finished and switch is not None and made <= switch else switch,
