@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.finished.patterns import Selected
 from app.finished.run import Kept
 from app.lanes import SPARSE
 from app.race.race import Race
 from app.texts import Shades
+from sparsed.attention.masks import Masks
 
 KEPT_VISITS = 512
 
@@ -25,7 +25,7 @@ class Visit:
     def __init__(self) -> None:
         self.latest: object = None
         self.race: Race | None = None
-        self.selected: Selected | None = None
+        self.selected: Masks | None = None
         self.kept: Kept | None = None
         self.unseen = False
         self.looked_at = (1, 0)

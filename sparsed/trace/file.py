@@ -6,10 +6,12 @@ import gzip
 import io
 import json
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from sparsed.trace.check import check_trace
+from sparsed.trace.check import check_sizes, check_trace
+from sparsed.trace.patterns import PatternText, from_text, to_text
 from sparsed.trace.types import FORMAT, VERSION, Trace
 from sparsed.typed_json import read_as
 
@@ -19,7 +21,11 @@ _MOST_BYTES = 256 * 2**20
 
 def save(trace: Trace, path: str | Path) -> None:
     """Writes the file; compressed if its name ends with ".gz"."""
-    record = {"format": FORMAT, "version": VERSION, **asdict(trace)}
+    bare = replace(trace, lanes={name: replace(lane, pattern=None) for name, lane in trace.lanes.items()})
+    record = {"format": FORMAT, "version": VERSION, **asdict(bare)}
+    for name, lane in trace.lanes.items():
+        if lane.pattern is not None:
+            record["lanes"][name]["pattern"] = asdict(to_text(lane.pattern))
     text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     path = Path(path)
     path.write_bytes(gzip.compress(text, compresslevel=6) if path.suffix == ".gz" else text)
@@ -52,11 +58,23 @@ def load(path: str | Path) -> Trace:
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f"{path.name} is a trace of version {str(version)[:20]}; this program reads {VERSION}.")
     try:
+        _unpack_patterns(raw)
         trace: Trace = read_as(Trace, raw, "the trace")
         check_trace(trace)
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
     return trace
+
+
+def _unpack_patterns(raw: dict[str, Any]) -> None:
+    """Puts a Masks in the place of each lane's pattern. Raises ValueError for one that is damaged or too large."""
+    lanes = raw.get("lanes")
+    lanes = [lane for lane in lanes.values() if isinstance(lane, dict)] if isinstance(lanes, dict) else []
+    lanes = [lane for lane in lanes if lane.get("pattern") is not None]
+    texts: list[PatternText] = [read_as(PatternText, lane["pattern"], "'pattern'") for lane in lanes]
+    check_sizes(texts)
+    for lane, text in zip(lanes, texts):
+        lane["pattern"] = from_text(text)
 
 
 def _no_constant(name: str) -> None:
