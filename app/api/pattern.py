@@ -60,7 +60,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
         has = ", ".join(one for one in map(lane_key, kept.trace.lanes.values()) if one != DENSE)
         raise ValueError(f"This run has no lane {lane!r}; it has {has or 'none with a pattern'}.")
     pattern = kept.showing(lane).pattern
-    if pattern is None or found.pattern is None or found.attention == "dense":
+    if pattern is None or found.pattern is None:
         raise ValueError("This run has no pattern: it ended before its select step.")
     layer = _index("layer", given["layer"], pattern.layers)
     head = _index("head", given["head"], pattern.heads)
@@ -71,7 +71,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     return {
         "run": kept.key,
         "lane": lane,
-        "label": lane_label(lane, found.attention.pattern),
+        "label": lane_label(lane, found.attention.method),
         "layer": layer,
         "head": head,
         "layers": pattern.layers,

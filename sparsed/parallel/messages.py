@@ -10,7 +10,7 @@ from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import load_backend
 from sparsed.attention.layout import BlockLayout
 from sparsed.attention.state import AttentionState, Phase
-from sparsed.config import SparseDConfig
+from sparsed.config import ResolvedAttention
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class AttentionMessage:
 
     key: int
     phase: Phase
-    config: SparseDConfig | None
+    config: ResolvedAttention | None
     layout: BlockLayout | None
     backend: str | None
     dense: str

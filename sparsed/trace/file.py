@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sparsed.config import FULL_ATTENTION, AttentionConfig
 from sparsed.trace.check import check_sizes, check_trace
 from sparsed.trace.patterns import PatternText, from_text, to_text
 from sparsed.trace.types import FORMAT, VERSION, Trace
@@ -24,8 +25,8 @@ def save(trace: Trace, path: str | Path) -> None:
     bare = replace(trace, lanes={name: replace(lane, pattern=None) for name, lane in trace.lanes.items()})
     record = {"format": FORMAT, "version": VERSION, **asdict(bare)}
     for name, lane in trace.lanes.items():
-        if lane.pattern is not None:
-            record["lanes"][name]["pattern"] = asdict(to_text(lane.pattern))
+        record["lanes"][name]["attention"] = recorded_attention(lane.attention)
+        record["lanes"][name]["pattern"] = None if lane.pattern is None else asdict(to_text(lane.pattern))
     text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     path = Path(path)
     path.write_bytes(gzip.compress(text, compresslevel=6) if path.suffix == ".gz" else text)
@@ -58,7 +59,8 @@ def load(path: str | Path) -> Trace:
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f"{path.name} is a trace of version {str(version)[:20]}; this program reads {VERSION}.")
     try:
-        _unpack_patterns(raw)
+        _read_attentions(raw.get("lanes"))
+        _read_patterns(raw.get("lanes"))
         trace: Trace = read_as(Trace, raw, "the trace")
         check_trace(trace)
     except ValueError as error:
@@ -66,16 +68,33 @@ def load(path: str | Path) -> Trace:
     return trace
 
 
-def _unpack_patterns(raw: dict[str, Any]) -> None:
-    """Puts a Masks in the place of each lane's pattern. Raises ValueError for one that is damaged or too large."""
-    lanes = raw.get("lanes")
-    lanes = [lane for lane in lanes.values() if isinstance(lane, dict)] if isinstance(lanes, dict) else []
-    lanes = [lane for lane in lanes if lane.get("pattern") is not None]
-    texts: list[PatternText] = [read_as(PatternText, lane["pattern"], "'pattern'") for lane in lanes]
-    check_sizes(texts)
-    for lane, text in zip(lanes, texts):
-        lane["pattern"] = from_text(text)
-
-
 def _no_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}.")
+
+
+def recorded_attention(attention: AttentionConfig) -> dict[str, Any] | str:
+    """An attention as version 1 writes it: "dense", or the settings with the method under the key "pattern"."""
+    values = asdict(attention)
+    return "dense" if attention.dense else {"pattern": values.pop("method"), **values}
+
+
+def _read_attentions(lanes: Any) -> None:
+    """The way back, in place; what is no attention is left for the types to refuse."""
+    for lane in lanes.values() if isinstance(lanes, dict) else ():
+        told = lane.get("attention") if isinstance(lane, dict) else None
+        if told == "dense":
+            lane["attention"] = asdict(FULL_ATTENTION.resolve(0))
+        elif isinstance(told, str):
+            raise ValueError("'attention' must be one of 'dense'.")
+        elif isinstance(told, dict):
+            lane["attention"] = {**told, "method": told.get("pattern", "sparsed")}
+
+
+def _read_patterns(lanes: Any) -> None:
+    """Likewise each pattern, which becomes Masks. Raises ValueError for what is damaged or too large."""
+    found = [lane for lane in lanes.values() if isinstance(lane, dict)] if isinstance(lanes, dict) else []
+    found = [lane for lane in found if lane.get("pattern") is not None]
+    texts: list[PatternText] = [read_as(PatternText, lane["pattern"], "'pattern'") for lane in found]
+    check_sizes(texts)
+    for lane, text in zip(found, texts):
+        lane["pattern"] = from_text(text)
