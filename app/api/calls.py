@@ -46,7 +46,7 @@ def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Req
     return request.parse(
         **values,
         # What is no string is refused by `parse`.
-        defaults=desk.defaults(values["model"] if isinstance(values["model"], str) else desk.default_model),
+        defaults=desk.models.defaults(values["model"] if isinstance(values["model"], str) else desk.models.default),
         models=desk.engine.models(),
         kinds=desk.engine.kinds(),
         lengths=desk.engine.lengths(),
@@ -125,9 +125,7 @@ def visit_of(http: gr.Request) -> Visit:
     """A visit for one call. In line for the device the calls of one client let others pass; so do those through MCP,
     all of which gradio makes as one client.
     """
-    visit = Visit()
-    visit.owner = http.session_hash
-    return visit
+    return Visit(owner=http.session_hash)
 
 
 def sender(http: gr.Request) -> Callable[[Any], Any]:

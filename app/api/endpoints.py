@@ -38,7 +38,7 @@ def add(desk: Desk) -> None:
     kinds, lengths = list(desk.engine.kinds()), list(desk.engine.lengths())
     # Any model may be named where others can be loaded.
     choices = {"model": () if desk.any_model else list(desk.engine.models()), "kind": kinds, "length": lengths}
-    usual = fields.usual(desk.default_model, kinds[0], lengths[0])
+    usual = fields.usual(desk.models.default, kinds[0], lengths[0])
     of_compare = settings({**choices, "kind": [*kinds, fields.OWN_TEXT]}, usual)
     of_sweep = [
         Argument("lengths", list[one_of(lengths)], LENGTHS),  # type: ignore[misc]
@@ -69,7 +69,7 @@ def add(desk: Desk) -> None:
             async with contextlib.aclosing(race) as stream:
                 async for shown in stream:
                     if shown.kept is not None:
-                        desk.remember_call(shown.kept)
+                        desk.visits.remember_call(shown.kept)
                     yield send(compared_of(shown))
 
     async def sweep(http: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:

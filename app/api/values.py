@@ -138,7 +138,7 @@ class Swept(TypedDict):
 
 
 def model_of(desk: Desk, name: str) -> Model:
-    spec, defaults = desk.spec(name), desk.defaults(name)
+    spec, defaults = desk.models.spec(name), desk.models.defaults(name)
     defaults = defaults.resolve(defaults)
     return {
         "name": name,
@@ -146,9 +146,9 @@ def model_of(desk: Desk, name: str) -> Model:
         "parameters": spec.parameters,
         "download_gb": spec.download_gb,
         "bundled": spec.bundled,
-        "in_memory": desk.loaded(name) is not None,
+        "in_memory": desk.models.loaded(name) is not None,
         "trained_length": spec.trained_length,
-        "too_large": desk.too_large(name),
+        "too_large": desk.models.too_large(name),
         "defaults": cast(Defaults, {name: getattr(defaults, name) for name in Defaults.__annotations__}),
     }
 

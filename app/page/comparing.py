@@ -33,7 +33,7 @@ class Comparing:
     async def compare(self, http: gr.Request, lengths: Any, *values: Any) -> AsyncIterator[Values]:
         """A race for each length, streamed row by row."""
         desk = self.server.desk
-        visit = desk.visit(http.session_hash)
+        visit = self.server.visit(http)
         busy = (gr.update(interactive=False), gr.update(value="Stop", interactive=True), gr.update(interactive=False))
         free = (gr.update(interactive=True), gr.update(value="Stop", interactive=False), gr.update(interactive=True))
         try:
@@ -59,13 +59,13 @@ class Comparing:
 
     def pin(self, http: gr.Request) -> Values:
         """Keeps the last comparison in the chart, beside those to come."""
-        visit = self.server.desk.visit(http.session_hash)
+        visit = self.server.visit(http)
         visit.pins = pins.pin(visit.pins, visit.comparison)
         return _pinned(visit)
 
     def unpin(self, http: gr.Request) -> Values:
         """Lets go of all pinned comparisons."""
-        visit = self.server.desk.visit(http.session_hash)
+        visit = self.server.visit(http)
         visit.pins = ()
         return _pinned(visit)
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gradio as gr
+
 from app.page.settings import within
 from app.page.values import names_of
 from app.race import request
 from app.race.fields import FIELDS, FOLLOWING, OWN_TEXT
 from app.race.request import Request
 from app.server.desk import Desk
+from app.server.visits import Visit
 from sparsed.models.catalogue import ModelSpec
 
 # The order in which gradio sends them: those that follow the model last, and after them what the visitor has set.
@@ -74,13 +77,17 @@ class Server:
         """Prompt length → tokens."""
         return self.desk.engine.lengths()
 
+    def visit(self, http: gr.Request) -> Visit:
+        """What belongs to the page that sent this."""
+        return self.desk.visits.of(http.session_hash)
+
     def asked(self, given: Given) -> Request:
         """The request that the inputs make. Raises ValueError, one sentence, for what cannot be run."""
         chosen = given["model"]
         if isinstance(chosen, str):
             self.desk.engine.admit(chosen)
         # What is no string is refused by `parse`.
-        defaults = self.desk.defaults(chosen if isinstance(chosen, str) else self.desk.default_model)
+        defaults = self.desk.models.defaults(chosen if isinstance(chosen, str) else self.desk.models.default)
         untouched = dict.fromkeys(set(FOLLOWING) - given.touched)
         values = within({**given.values, **untouched}, defaults)
         return request.parse(

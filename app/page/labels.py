@@ -31,10 +31,10 @@ def length_choices(server: Server, asked: Request | None = None, loaded: Loaded 
     """
     if asked is None or loaded is None:
         return [(length_label(server, name), name) for name in server.lengths]
-    room = server.desk.room(loaded)
+    room = server.desk.speed.room(loaded)
     choices = []
     for name, tokens in server.lengths.items():
-        estimated = server.desk.estimate(loaded, asked.resolve(tokens), tokens)
+        estimated = server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
         reason = limits.reason(estimated, room, length=tokens + asked.gen_length)
         remark = race_time(estimated, asked) if estimated else ""
         choices.append((length_label(server, name, f"too long here: {reason}" if reason else remark), name))
@@ -56,9 +56,9 @@ def model_choices(server: Server) -> Choices:
     """Every model, with what it takes to have it here, or the reason why it is too large for this machine."""
     choices = []
     for name in server.models:
-        reason = server.desk.too_large(name)
+        reason = server.desk.models.too_large(name)
         remark = f"too large here: {reason}" if reason else ""
-        if server.desk.loaded(name) and not server.models[name].bundled:
+        if server.desk.models.loaded(name) and not server.models[name].bundled:
             remark = "in memory"
         choices.append((model_label(server, name, remark), name))
     return choices
@@ -78,7 +78,7 @@ def loading_header(server: Server, name: str, message: str) -> str:
 
 
 def model_header(server: Server, name: str) -> str:
-    loaded = server.desk.loaded(name)
+    loaded = server.desk.models.loaded(name)
     if loaded is None:
         return _header(server.models[name].name, "not in memory")
     return _header(loaded.model.name, loaded.place, server.desk.engine.backend(loaded.model))
@@ -90,7 +90,7 @@ def _header(*chips: str, busy: bool = False) -> str:
 
 def stage_before(server: Server, state: str = "idle", message: str = texts.START) -> dict[str, Any]:
     """The stage before a run, as it would be with the settings that nobody has touched."""
-    usual = server.desk.defaults(server.desk.default_model)
+    usual = server.desk.models.defaults(server.desk.models.default)
     usual = usual.resolve(usual)
     assert usual.steps is not None and usual.gen_length is not None, "it is resolved"
     return before_run(

@@ -100,7 +100,7 @@ class Components:
 def build(server: Server) -> Components:
     """Makes the components, inside the `gr.Blocks` that is being built."""
     desk, first = server.desk, opening()
-    header = view_of("header", loading_header(server, desk.default_model, "starting"), "sd-header")
+    header = view_of("header", loading_header(server, desk.models.default, "starting"), "sd-header")
     with gr.Row(elem_id="sd-controls", equal_height=False):
         questions = [(label, name) for name, label in server.kinds.items()] + [("Your own text", OWN_TEXT)]
         wide: dict[str, Any] = {"min_width": 180, "scale": 3}
@@ -123,8 +123,8 @@ def build(server: Server) -> Components:
     )  # fmt: skip
     panel = view_of("prompt", {"state": "loading"}, "sd-prompt")
     models = [(model_label(server, name), name) for name in server.models]
-    usual = server.models[desk.default_model].defaults
-    made = accordion(models, desk.default_model, usual, any_model=desk.any_model)
+    usual = server.models[desk.models.default].defaults
+    made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
     made |= {"kind": kind, "length": length, "text": text}
     stage = view_of("stage", stage_before(server), "sd-stage")
     replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")

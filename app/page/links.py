@@ -23,8 +23,8 @@ class Links:
         values, problems = from_link(dict(http.query_params))
         touched = frozenset(values) & {*FOLLOWING, "length"}
         if values:
-            start = usual(server.desk.default_model, server.default_kind, next(iter(server.lengths)))
-            values = within(values, server.desk.defaults(server.desk.default_model))
+            start = usual(server.desk.models.default, server.default_kind, next(iter(server.lengths)))
+            values = within(values, server.desk.models.defaults(server.desk.models.default))
             try:
                 server.asked(Given({**start, **values}, touched))
             except ValueError as error:

@@ -54,14 +54,14 @@ class Looking:
 
     def started(self, http: gr.Request) -> Values:
         """The first step of a run was made: what one head keeps is not known yet."""
-        visit = self._visit(http)
+        visit = self.server.visit(http)
         if visit.race is None or visit.selected is not None:
             return gr.skip(), gr.skip()
         return as_json(nothing(texts.NO_PATTERN)), one_line(views.which(_last(visit), before=True))
 
     def select_step(self, http: gr.Request) -> Updates:
         """The select step was made: what can be looked at while the run goes on."""
-        visit = self._visit(http)
+        visit = self.server.visit(http)
         if visit.selected is None:
             return {self.components.explorer.which: gr.skip()}  # over already, and shown as that
         return self._pattern(visit.selected, visit)
@@ -70,7 +70,7 @@ class Looking:
 
     def show_head(self, http: gr.Request, layer: Any, head: Any) -> Any:
         """The key blocks that one head keeps."""
-        visit = self._visit(http)
+        visit = self.server.visit(http)
         run = self.looked_at(visit)
         if run is None or not run.layers:
             return gr.skip()
@@ -81,14 +81,14 @@ class Looking:
 
     def show_shades(self, http: gr.Request, shades: Any) -> Any:
         """The same head, its importances or its choice alone."""
-        visit = self._visit(http)
+        visit = self.server.visit(http)
         visit.shades = next((name for name in texts.SHADES if name == shades), "both")
         run = self.looked_at(visit)
         return gr.skip() if run is None or not run.layers else self.head(run, visit)
 
     def show_lane(self, http: gr.Request, lane: Any) -> Values:
         """The same views for the pattern of another lane."""
-        visit = self._visit(http)
+        visit = self.server.visit(http)
         visit.seen = BASELINE if lane == BASELINE else SPARSE
         run = self.looked_at(visit)
         if not isinstance(run, Kept) or not run.layers or visit.race is not None:
@@ -97,12 +97,12 @@ class Looking:
 
     def show_layer(self, http: gr.Request, layer: Any) -> Values:
         """All heads of a layer, how much they share, and how much attention each keeps."""
-        made = views.layer(self.looked_at(self._visit(http)), index_in(layer, None))
+        made = views.layer(self.looked_at(self.server.visit(http)), index_in(layer, None))
         return (gr.skip(),) * 3 if made is None else tuple(as_json(view) for view in made)
 
     def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Values:
         """A thumbnail was clicked: its layer and its head."""
-        run = self.looked_at(self._visit(http))
+        run = self.looked_at(self.server.visit(http))
         place = views.clicked(sent_with(clicked))
         if run is None or place is None or not (0 <= place[0] < run.layers and 0 <= place[1] < run.heads):
             return (gr.skip(),) * 6
@@ -110,13 +110,13 @@ class Looking:
 
     def observe_later(self, http: gr.Request) -> Values:
         """The tab of the later steps; where the last run was not tracked, the next one will be."""
-        view = views.later(_last(self._visit(http)))
+        view = views.later(_last(self.server.visit(http)))
         tabs = gr.update(selected="later")
         return tabs, as_json(view or nothing(texts.TRACK_NEXT)), gr.skip() if view else True
 
     async def open_file(self, http: gr.Request, path: Any) -> AsyncIterator[Updates]:
         """A record that the visitor brings back; it takes the place of the last run."""
-        at, visit = self.components, self._visit(http)
+        at, visit = self.components, self.server.visit(http)
         said = at.explorer.upload_said
         if visit.running:
             yield {said: one_line("A run goes on: stop it, or wait for its end, and open the file then.")}
@@ -133,9 +133,6 @@ class Looking:
         yield {**updates, said: ""}
 
     # ---- what they have in common -------------------------------------------------------------------------------
-
-    def _visit(self, http: gr.Request) -> Visit:
-        return self.server.desk.visit(http.session_hash)
 
     def _pattern(self, run: Kept | Selected, visit: Visit) -> Updates:
         """The pattern of a run: the head that is looked at, or the last one that this run has, and all heads of its

@@ -52,11 +52,11 @@ class Preparing:
         self, http: gr.Request, given: Given, *, fresh: bool = False
     ) -> AsyncGenerator[Updates, None]:
         desk, at = self.server.desk, self.components
-        visit = desk.visit(http.session_hash)
+        visit = self.server.visit(http)
         visit.latest = mine = object()
         name, job = given["model"], None
         if isinstance(name, str) and name in self.server.models:
-            job = desk.loading(name) if desk.at_once(name) else desk.under_way(name)
+            job = desk.models.loading(name) if desk.models.at_once(name) else desk.models.under_way(name)
         if job is not None:
             async for message, new in follow(job):
                 if visit.latest is not mine:
@@ -86,9 +86,9 @@ class Preparing:
             updates[at.inputs["model"]] = gr.update(choices=model_choices(server))
             updates |= self._following(asked.resolve(server.lengths[asked.length]), given)
             updates[at.header] = model_header(server, asked.model)
-            loaded = job.result() if job is not None and job.over else server.desk.loaded(asked.model)
+            loaded = job.result() if job is not None and job.over else server.desk.models.loaded(asked.model)
             if loaded is not None and fresh:
-                asked = replace(asked, length=server.desk.longest(loaded, asked, FIRST_RUN_SECONDS))
+                asked = replace(asked, length=server.desk.speed.longest(loaded, asked, FIRST_RUN_SECONDS))
                 length["value"] = asked.length
             # How long a model takes that is not here, nobody knows.
             length["choices"] = length_choices(server, asked, loaded)
@@ -133,7 +133,7 @@ class Preparing:
         if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain >= WORTH_IT:
             return []
         for name, tokens in self.server.lengths.items():
-            there = self.server.desk.estimate(loaded, asked.resolve(tokens), tokens)
+            there = self.server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
             if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
@@ -143,7 +143,7 @@ class Preparing:
 
     def _offer(self, asked: Request) -> dict[str, Any]:
         """What Run will do first for a model that is not in memory."""
-        spec, reason = self.server.models[asked.model], self.server.desk.too_large(asked.model)
+        spec, reason = self.server.models[asked.model], self.server.desk.models.too_large(asked.model)
         size = f"{spec.download_gb:.1f} GB, " if spec.parameters else ""
         first = (
             f"{spec.label} is not in memory: Run downloads it first ({size}if it is not here already). The prompt is "

@@ -31,7 +31,7 @@ class Running:
 
     def begin(self, http: gr.Request) -> Values:
         """Run pressed; a Stop from now on counts, be the run on its way yet."""
-        self.server.desk.visit(http.session_hash).stopping = False
+        self.server.visit(http).stopping = False
         return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
@@ -42,7 +42,7 @@ class Running:
         except ValueError as error:
             yield {at.stage: as_json(stage_before(server, "refused", str(error)))}
             return
-        visit = server.desk.visit(http.session_hash)
+        visit = server.visit(http)
         waiting, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(server.desk, visit, asked)) as stream:
             async for shown in stream:
@@ -66,7 +66,7 @@ class Running:
         free = {
             at.run: gr.update(value="Run", interactive=True), at.stop: gr.update(value="Stop", interactive=False),
         }  # fmt: skip
-        visit = self.server.desk.visit(http.session_hash)
+        visit = self.server.visit(http)
         if not visit.unseen or visit.kept is None:
             run = self.looking.looked_at(visit)
             head = gr.skip() if run is None else self.looking.head(run, visit)
@@ -76,7 +76,7 @@ class Running:
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""
-        self.server.desk.stop(http.session_hash)
+        self.server.desk.visits.stop(http.session_hash)
         return gr.update(value="Stopping …", interactive=False)
 
 

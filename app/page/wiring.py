@@ -63,7 +63,7 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
 
         def leave(http: gr.Request) -> None:
             """The tab was closed."""
-            desk.leave(http.session_hash)
+            desk.visits.leave(http.session_hash)
             forget_session(http.session_hash, page)
 
         page.unload(leave)
