@@ -68,8 +68,8 @@ def lane_choices(run: Kept | Selected | None) -> Choices:
     """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
     choices = [(lanes.lane_label(SPARSE), SPARSE)]
     lane = run.lane(BASELINE) if isinstance(run, Kept) and run.sparse is not None else None
-    if lane is not None and lane.pattern is not None and lane.attention != "dense":
-        choices.append((lanes.lane_label(BASELINE, lane.attention.pattern), BASELINE))
+    if lane is not None and lane.pattern is not None:
+        choices.append((lanes.lane_label(BASELINE, lane.attention.method), BASELINE))
     return choices
 
 
@@ -90,12 +90,11 @@ def _header(*chips: str, busy: bool = False) -> str:
 
 def stage_before(server: Server, state: str = "idle", message: str = texts.START) -> dict[str, Any]:
     """The stage before a run, as it would be with the settings that nobody has touched."""
-    usual = server.desk.models.defaults(server.desk.models.default)
-    usual = usual.resolve(usual)
-    assert usual.steps is not None and usual.gen_length is not None, "it is resolved"
+    defaults = server.desk.models.defaults(server.desk.models.default)
+    usual = defaults.resolve(defaults)
     return before_run(
         usual.gen_length,
-        usual.block_length or usual.gen_length,
+        usual.block_length,
         total=usual.steps,
         switch_step=switch_step(usual.steps, DEFAULT_SKIP),
         state=state,

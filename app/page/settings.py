@@ -12,7 +12,7 @@ import gradio as gr
 from app.race import request
 from app.race.fields import BY_NAME, CPU_BACKENDS, FIELDS, Field
 from app.race.request import Request
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 
 Component = gr.Dropdown | gr.Slider | gr.Number | gr.Checkbox | gr.Textbox
 # Heading → the rows below it. What is in the table and in no row comes after the last one of its own kind.
@@ -40,7 +40,7 @@ def accordion(
     models: (label, name) of each. chosen: the name of the first one; sampler: what it comes with, which the settings
     start with. any_model: others can be typed.
     """
-    start = {**_values(sampler.resolve(sampler), SparseDConfig().resolve(0)), "model": chosen}
+    start = {**_values(sampler.resolve(sampler), AttentionConfig().resolve(0)), "model": chosen}
     made: dict[str, Component] = {}
 
     def place(names: Iterable[str]) -> None:
@@ -131,7 +131,7 @@ def _rows(heading: str) -> list[tuple[str, ...]]:
     return [*ROWS[heading], *([left] if left else [])]
 
 
-def _values(sampler: SamplerConfig, attention: SparseDConfig) -> dict[str, Any]:
+def _values(sampler: SamplerConfig, attention: AttentionConfig) -> dict[str, Any]:
     """What follows the model and the prompt length, by name, as the components hold it. Both are resolved."""
     found = {}
     for field in FIELDS:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from app import texts
 from app.race.checks import check_choice, check_number, check_whole
-from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, PATTERN_LABELS, SELECTIONS
+from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, METHOD_LABELS, SELECTIONS
+from sparsed.options import ATTENTION, SAMPLER
 
 OWN_TEXT = "own"
 MAX_STEPS = 1024
@@ -20,8 +21,8 @@ MAX_CHARACTERS = 600_000
 MAX_NUMBER = 2**31 - 1
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
-# The patterns that a third lane may use, and no third lane.
-BASELINES = {name: label for name, label in PATTERN_LABELS.items() if name != "sparsed"}
+# The methods that a third lane may use, and no third lane.
+BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
 NO_BASELINE = "none"
 
 _GENERATIONS = (16, 32, 64, 128, 256)
@@ -41,7 +42,7 @@ class Field:
     doc: str
     # What a sentence calls it; "" takes the label.
     called: str = ""
-    # Whose setting it is: one of SamplerConfig, one of SparseDConfig, or one of the race itself.
+    # Whose setting it is: one of SamplerConfig, one of AttentionConfig, or one of the race itself.
     home: Literal["sampler", "attention", "race"] = "race"
     # What a number must lie between, both ends included.
     low: float = 0
@@ -83,6 +84,15 @@ class Field:
         return None if value == self.off else value
 
 
+_KINDS = {int: "whole", float: "number", str: "choice", bool: "switch"}
+
+
+def _of_engine(name: str, label: str, help: str, doc: str, **more: Any) -> Field:
+    """The row of a setting of the engine: whose it is and what kind of value it takes stand in its config."""
+    kind: Any = _KINDS[(SAMPLER | ATTENTION)[name].metadata["kind"]]
+    return Field(name, kind, label, help, doc, home="sampler" if name in SAMPLER else "attention", **more)
+
+
 FIELDS = (
     Field(
         "model", "choice", "Model", "Choosing one downloads nothing: that begins when you press Run.",
@@ -105,75 +115,75 @@ FIELDS = (
         "Sent to the model as one message. Mini only knows its own small world of invented documents.",
         f"A prompt of your own instead of a question, up to {MAX_CHARACTERS:,} characters.", usual="",
     ),
-    Field(
-        "steps", "whole", "Denoising steps", "More steps, fewer tokens each.",
+    _of_engine(
+        "steps", "Denoising steps", "More steps, fewer tokens each.",
         f"Denoising steps, 1 to {MAX_STEPS}; a multiple of the number of blocks. Default: the model's.",
-        called="steps", home="sampler", low=1, high=MAX_STEPS, slider=(8, 256, 8), follows=True,
+        called="steps", low=1, high=MAX_STEPS, slider=(8, 256, 8), follows=True,
     ),
-    Field(
-        "gen_length", "whole", "Generation length", "Tokens the answer may have.",
+    _of_engine(
+        "gen_length", "Generation length", "Tokens the answer may have.",
         f"Tokens to generate, 1 to {MAX_GENERATION}. Default: the model's.",
-        home="sampler", low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
+        low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
     ),
-    Field(
-        "block_length", "whole", "Semi-autoregressive block length",
+    _of_engine(
+        "block_length", "Semi-autoregressive block length",
         "Blocks of the answer are finished from left to right.",
         "Semi-autoregressive block length in tokens; divides gen_length. Default: the model's.",
-        home="sampler", low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
+        low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
         trial=1, lacking="Dream's algorithms unmask the whole at once.",
     ),
-    Field(
-        "algorithm", "choice", "Algorithm", "Which tokens each step commits.",
+    _of_engine(
+        "algorithm", "Algorithm", "Which tokens each step commits.",
         "Which tokens each step commits: LLaDA's two, then Dream's four. Default: the model's.",
-        home="sampler", choices={name: texts.ALGORITHMS[name] for name in ALGORITHMS}, follows=True,
+        choices={name: texts.ALGORITHMS[name] for name in ALGORITHMS}, follows=True,
     ),
-    Field(
-        "temperature", "number", "Temperature", "0 takes the likeliest token.",
+    _of_engine(
+        "temperature", "Temperature", "0 takes the likeliest token.",
         "0 takes the likeliest token; up to 10. Default: the model's.",
-        home="sampler", high=10, slider=(0.0, 2.0, 0.05), follows=True,
+        high=10, slider=(0.0, 2.0, 0.05), follows=True,
     ),
-    Field(
-        "threshold", "number", "Confidence threshold", "Commits every token surer than this; ends a run early.",
+    _of_engine(
+        "threshold", "Confidence threshold", "Commits every token surer than this; ends a run early.",
         "Commit every token surer than this, 0 to 1 (0 is off); ends a run early. Default: the model's.",
-        home="sampler", high=1, offers=_THRESHOLDS, follows=True, off=0,
+        high=1, offers=_THRESHOLDS, follows=True, off=0,
         trial=0.9, lacking="Not with {algorithm}, whose confidence is no probability.",
     ),
-    Field(
-        "cfg_scale", "number", "Guidance (CFG scale)", "0 is off; above, each step costs twice.",
+    _of_engine(
+        "cfg_scale", "Guidance (CFG scale)", "0 is off; above, each step costs twice.",
         "Guidance scale, 0 (off) to 100; above 0 each step costs twice. Default: the model's.",
-        called="CFG scale", home="sampler", high=100, slider=(0.0, 4.0, 0.25), follows=True,
+        called="CFG scale", high=100, slider=(0.0, 4.0, 0.25), follows=True,
     ),
-    Field(
-        "top_p", "number", "Top-p", "Draws from the likeliest; 1 is off.",
+    _of_engine(
+        "top_p", "Top-p", "Draws from the likeliest; 1 is off.",
         "Draw from the likeliest tokens of this sum, 0.01 to 1 (off); Dream's only. Default: the model's.",
-        home="sampler", low=0.01, high=1, slider=(0.05, 1.0, 0.05), follows=True,
+        low=0.01, high=1, slider=(0.05, 1.0, 0.05), follows=True,
         trial=0.5, lacking="Only Dream's algorithms have it.",
     ),
-    Field(
-        "skip", "number", "Skip", "Share of steps before the switch.",
+    _of_engine(
+        "skip", "Skip", "Share of steps before the switch.",
         "Share of the steps that use full attention before SparseD's switch, 0 to 1.",
-        home="attention", high=1, slider=(0.0, 1.0, 0.05), usual=DEFAULT_SKIP,
+        high=1, slider=(0.0, 1.0, 0.05), usual=DEFAULT_SKIP,
     ),
-    Field(
-        "select", "number", "Select", "Share of key blocks a head keeps.",
+    _of_engine(
+        "select", "Select", "Share of key blocks a head keeps.",
         "Share of the key blocks that a head keeps, 0.01 to 1. Default: 0.5 below 4000 tokens, else 0.3.",
-        home="attention", low=0.01, high=1, slider=(0.05, 1.0, 0.05), follows=True,
+        low=0.01, high=1, slider=(0.05, 1.0, 0.05), follows=True,
     ),
-    Field(
-        "block_size", "whole", "Attention block size", "Tokens per block of queries and keys.",
+    _of_engine(
+        "block_size", "Attention block size", "Tokens per block of queries and keys.",
         "Attention block size in tokens. Default: 32 below 4000 tokens, else 128.",
-        home="attention", low=min(BLOCK_SIZES), high=max(BLOCK_SIZES),
+        low=min(BLOCK_SIZES), high=max(BLOCK_SIZES),
         choices={size: str(size) for size in BLOCK_SIZES}, follows=True,
     ),
-    Field(
-        "selection", "choice", "Selection", "How the blocks to keep are ranked.",
+    _of_engine(
+        "selection", "Selection", "How the blocks to keep are ranked.",
         "How the blocks to keep are ranked: as the paper says, or as its public code does it.",
-        home="attention", choices={name: texts.SELECTIONS[name] for name in SELECTIONS}, usual="paper",
+        choices={name: texts.SELECTIONS[name] for name in SELECTIONS}, usual="paper",
     ),
-    Field(
-        "seed", "whole", "Sampler seed", "All lanes use the same.",
+    _of_engine(
+        "seed", "Sampler seed", "All lanes use the same.",
         f"Seed of the sampler, 0 to {MAX_NUMBER}, the same for all lanes.",
-        called="seed", home="sampler", usual=0,
+        called="seed", usual=0,
     ),
     Field(
         "backend", "choice", "Sparse attention backend", "auto: the fastest on this machine.",

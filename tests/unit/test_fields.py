@@ -13,20 +13,20 @@ from app.page.settings import ROWS, within
 from app.race.fields import BY_NAME, FIELDS, FOLLOWING, NO_BASELINE, usual
 from app.race.links import from_link, link
 from app.race.request import Request, parse
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import GENERIC_DEFAULTS
 
-# What the engine has and the page does not offer: Dream's finer settings, and what a study sets.
+# What the engine has and the page does not offer: Dream's finer settings, what a lane stands for, what a study sets.
 NOT_ON_THE_PAGE = {
     "sampler": {"top_k", "alg_temp", "eps"},
-    "attention": {"keep_importance", "pattern", "on_no_gain", "isolated", "reuse"},
+    "attention": {"method", "keep_importance", "on_no_gain", "isolated", "reuse"},
 }
 KNOWN: dict[str, Any] = {
     "defaults": GENERIC_DEFAULTS, "models": ["mini"], "kinds": ["about"], "lengths": ["4k"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("home", "config"), [("sampler", SamplerConfig), ("attention", SparseDConfig)])
+@pytest.mark.parametrize(("home", "config"), [("sampler", SamplerConfig), ("attention", AttentionConfig)])
 def test_the_table_and_the_engine_name_the_same_settings(home: str, config: type) -> None:
     ours = {field.name for field in FIELDS if field.home == home}
     theirs = {field.name for field in fields(config)}
