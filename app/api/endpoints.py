@@ -12,7 +12,7 @@ from app.api.arguments import Argument, one_of, publish, settings
 from app.api.calls import asked, lengths_of, plain, sender, sentences, steady, visit_of
 from app.api.pattern import Blocks, blocks_of
 from app.api.values import Compared, Model, Swept, compared_of, model_of, swept_of
-from app.lanes import BASELINE, SPARSE
+from app.lanes import OFFERED
 from app.lengths import comparison
 from app.race import fields
 from app.server.desk import Desk
@@ -25,7 +25,7 @@ PATTERN_ARGUMENTS = (
     Argument("run", str, "The key in the last value of /compare."),
     Argument("layer", int, "Layer, counted from 0.", 0),
     Argument("head", int, "Query head of the layer, counted from 0.", 0),
-    Argument("lane", one_of((SPARSE, BASELINE)), "Whose pattern: SparseD's, or that of the third lane.", SPARSE),
+    Argument("lane", one_of(OFFERED[1:]), "Whose pattern: SparseD's, or that of the third lane.", OFFERED[1]),
     Argument(
         "importance", bool,
         "Whether to give the importances too, where the run has kept them (large for long prompts).", True,

@@ -8,14 +8,12 @@ from app import lanes, texts
 from app.engine import cost
 from app.finished.patterns import Selected
 from app.finished.run import Kept
-from app.lanes import BASELINE, SPARSE
 from app.page.inputs import Server
 from app.page.values import as_json
 from app.race.request import Request
 from app.race.snapshot import before_run
 from app.server import limits
 from app.server.models import Loaded
-from sparsed.config import DEFAULT_SKIP, switch_step
 
 Choices = list[tuple[str, str]]
 
@@ -66,11 +64,10 @@ def model_choices(server: Server) -> Choices:
 
 def lane_choices(run: Kept | Selected | None) -> Choices:
     """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
-    choices = [(lanes.lane_label(SPARSE), SPARSE)]
-    lane = run.lane(BASELINE) if isinstance(run, Kept) and run.sparse is not None else None
-    if lane is not None and lane.pattern is not None:
-        choices.append((lanes.lane_label(BASELINE, lane.attention.method), BASELINE))
-    return choices
+    there = run.lanes if isinstance(run, Kept) and run.sparse is not None else {}
+    large = lanes.headline(there) or lanes.PAIR[1]
+    others = (lane for lane, made in there.items() if lane != large and not lane.full and made.pattern is not None)
+    return [(lane.label, lane.key) for lane in (large, *others)]
 
 
 def loading_header(server: Server, name: str, message: str) -> str:
@@ -93,10 +90,10 @@ def stage_before(server: Server, state: str = "idle", message: str = texts.START
     defaults = server.desk.models.defaults(server.desk.models.default)
     usual = defaults.resolve(defaults)
     return before_run(
+        lanes.PAIR,
         usual.gen_length,
         usual.block_length,
         total=usual.steps,
-        switch_step=switch_step(usual.steps, DEFAULT_SKIP),
         state=state,
         message=message,
     )

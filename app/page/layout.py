@@ -11,7 +11,6 @@ import gradio as gr
 from app import texts
 from app.finished import views
 from app.finished.run import Kept, opening
-from app.lanes import SPARSE
 from app.lengths.chart import chart, chart_label
 from app.lengths.pins import with_pins
 from app.page.inputs import NAMES, Server
@@ -27,7 +26,7 @@ class HeadView:
 
     layer: gr.Slider
     head: gr.Slider
-    # Whose pattern, where a run had a baseline.
+    # Whose pattern, where a run had more lanes with a pattern than one.
     lane: gr.Dropdown
     shades: gr.Dropdown
     blocks: gr.HTML
@@ -165,7 +164,7 @@ def _head_view(first: Kept | None) -> HeadView:
         )  # fmt: skip
     seen = lane_choices(first)
     lane = gr.Dropdown(
-        seen, value=SPARSE, label="Lane", info="Whose blocks are shown.", elem_id="sd-seen", visible=len(seen) > 1
+        seen, value=seen[0][1], label="Lane", info="Whose blocks are shown.", elem_id="sd-seen", visible=len(seen) > 1
     )
     shades = gr.Dropdown(
         [(label, name) for name, label in texts.SHADES.items()], value="both", label="Show",

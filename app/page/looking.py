@@ -13,7 +13,6 @@ from app.engine.sentences import error_sentence
 from app.finished import views
 from app.finished.patterns import Selected
 from app.finished.run import Kept, opened, opening
-from app.lanes import BASELINE, SPARSE
 from app.page.inputs import Server
 from app.page.labels import lane_choices
 from app.page.layout import Components
@@ -89,7 +88,7 @@ class Looking:
     def show_lane(self, http: gr.Request, lane: Any) -> Values:
         """The same views for the pattern of another lane."""
         visit = self.server.visit(http)
-        visit.seen = BASELINE if lane == BASELINE else SPARSE
+        visit.seen = lane if isinstance(lane, str) else ""
         run = self.looked_at(visit)
         if not isinstance(run, Kept) or not run.layers or visit.race is not None:
             return (gr.skip(),) * 5
@@ -127,7 +126,7 @@ class Looking:
         except EXPECTED as error:
             yield {said: one_line(error_sentence(error))}
             return
-        visit.kept, visit.selected, visit.seen = run, None, SPARSE
+        visit.kept, visit.selected, visit.seen = run, None, ""
         # The replay draws the stage.
         updates[at.timeline] = as_json(views.timeline(run) or nothing(texts.NO_TIMELINE))
         yield {**updates, said: ""}
@@ -154,7 +153,7 @@ class Looking:
             at.explorer.overlap: as_json(overlap),
             at.explorer.mass: as_json(mass),
             at.explorer.which: one_line(views.which(run)),
-            at.head.lane: gr.update(choices=choices, value=SPARSE, visible=len(choices) > 1),
+            at.head.lane: gr.update(choices=choices, value=choices[0][1], visible=len(choices) > 1),
             **sliders,
         }
 

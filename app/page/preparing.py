@@ -129,12 +129,12 @@ class Preparing:
 
     def _where_it_pays(self, material: Material, loaded: Loaded) -> list[str]:
         """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
-        asked, here = material.asked, material.estimated
-        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain >= WORTH_IT:
+        asked, here, lane = material.asked, material.estimated, material.asked.headline.key
+        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain(lane) >= WORTH_IT:
             return []
         for name, tokens in self.server.lengths.items():
             there = self.server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
-            if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
+            if tokens > material.tokens and there is not None and there.gain(lane) >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
                     f"it pays off from {name} on ({race_time(there, asked)})."

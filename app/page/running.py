@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from app.finished import views
-from app.lanes import SPARSE
 from app.page.inputs import Server, read
 from app.page.labels import loading_header, model_header, stage_before
 from app.page.layout import Components
@@ -71,7 +70,7 @@ class Running:
             run = self.looking.looked_at(visit)
             head = gr.skip() if run is None else self.looking.head(run, visit)
             return {**free, at.head.blocks: head, at.explorer.which: one_line(views.which(run))}
-        visit.unseen, visit.seen = False, SPARSE
+        visit.unseen, visit.seen = False, ""
         return {**free, **self.looking.everything(visit.kept, visit, link(given.values, given.touched))}
 
     def stop(self, http: gr.Request) -> Any:
