@@ -6,7 +6,6 @@ from typing import Any
 
 from app import lanes, texts
 from app.engine import cost
-from app.finished.patterns import Selected
 from app.finished.run import Kept
 from app.page.inputs import Server
 from app.page.values import as_json
@@ -14,6 +13,7 @@ from app.race.request import Request
 from app.race.snapshot import before_run
 from app.server import limits
 from app.server.models import Loaded
+from sparsed.attention.masks import Masks
 
 Choices = list[tuple[str, str]]
 
@@ -62,7 +62,7 @@ def model_choices(server: Server) -> Choices:
     return choices
 
 
-def lane_choices(run: Kept | Selected | None) -> Choices:
+def lane_choices(run: Kept | Masks | None) -> Choices:
     """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
     there = run.lanes if isinstance(run, Kept) and run.sparse is not None else {}
     large = lanes.headline(there) or lanes.PAIR[1]

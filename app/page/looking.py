@@ -11,7 +11,6 @@ import gradio as gr
 from app import texts
 from app.engine.sentences import error_sentence
 from app.finished import views
-from app.finished.patterns import Selected
 from app.finished.run import Kept, opened, opening
 from app.page.inputs import Server
 from app.page.labels import lane_choices
@@ -20,6 +19,7 @@ from app.page.values import Updates, Values, as_json, files_of, index_in, nothin
 from app.server.gradio_internals import sent_with
 from app.server.material import EXPECTED
 from app.server.visits import Visit
+from sparsed.attention.masks import Masks
 
 
 class Looking:
@@ -28,12 +28,12 @@ class Looking:
     def __init__(self, server: Server, components: Components) -> None:
         self.server, self.components = server, components
 
-    def looked_at(self, visit: Visit) -> Kept | Selected | None:
+    def looked_at(self, visit: Visit) -> Kept | Masks | None:
         """What the page looks at: the run that goes on, once it has selected, or the last one that is over."""
         last = _last(visit)
         return visit.selected or (last and last.showing(visit.seen))
 
-    def head(self, run: Kept | Selected, visit: Visit) -> str:
+    def head(self, run: Kept | Masks, visit: Visit) -> str:
         """The head that is looked at."""
         return as_json(views.head(run, *visit.looked_at, visit.shades) or nothing(texts.NO_SELECTION))
 
@@ -133,7 +133,7 @@ class Looking:
 
     # ---- what they have in common -------------------------------------------------------------------------------
 
-    def _pattern(self, run: Kept | Selected, visit: Visit) -> Updates:
+    def _pattern(self, run: Kept | Masks, visit: Visit) -> Updates:
         """The pattern of a run: the head that is looked at, or the last one that this run has, and all heads of its
         layer.
         """
