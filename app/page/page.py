@@ -21,6 +21,7 @@ from app import lanes, texts
 from app.api import endpoints
 from app.engine import cost
 from app.engine.sentences import error_sentence
+from app.figures import timeline
 from app.finished import files, replay
 from app.finished import views as looks
 from app.finished.patterns import Selected
@@ -553,8 +554,9 @@ class _Page:
             async for shown in stream:
                 # A model that was loaded changes what the page says of it: its view asks for that.
                 updates: Updates = {self.stage: as_json({**shown.stage, "loaded": shown.loaded is not None})}
-                if shown.timeline is not None and (shown.over or time.monotonic() >= next_timeline):
-                    updates[self.timeline] = as_json({"figure": shown.timeline, "label": _timeline_label(shown.stage)})
+                if shown.times is not None and (shown.over or time.monotonic() >= next_timeline):
+                    figure = timeline.timeline(shown.times)
+                    updates[self.timeline] = as_json({"figure": figure, "label": _timeline_label(shown.stage)})
                     next_timeline = time.monotonic() + TIMELINE_SECONDS
                 if shown.loading:
                     updates[self.header] = self._loading_header(asked.model, shown.loading)

@@ -34,7 +34,8 @@ from app.page.serving import SCRIPTS, STYLES
 from app.race.request import OWN_TEXT, parse
 from app.server.desk import Desk
 from app.server.limits import Limits
-from app.server.session import Measured, perform
+from app.server.observer import Measured
+from app.server.session import perform
 from app.server.visits import Visit
 from sparsed.models import LoadError
 

@@ -19,6 +19,7 @@ import pytest
 
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
+from app.figures import timeline
 from app.finished.replay import replay_value
 from app.lanes import lanes_for
 from app.race.request import OWN_TEXT, parse
@@ -248,7 +249,8 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     assert [lane["right"] for lane in last["lanes"]] == [True, True, False] and last["lanes"][2]["same"] is not None
     sent = sorted((one["lane"], one["step"]) for shown in seen for one in shown.stage["steps"])
     assert sent == sorted((key, n + 1) for key in ("dense", "sparse", "baseline") for n in range(asked.steps))
-    assert [line["name"] for line in seen[-1].timeline["data"][:3]] == ["Full attention", "SparseD", "Random blocks"]
+    lines = timeline.timeline(seen[-1].times)["data"][:3]
+    assert [line["name"] for line in lines] == ["Full attention", "SparseD", "Random blocks"]
     assert not len(desk.queue)
 
 
@@ -291,7 +293,7 @@ def test_warming_up_is_shown_where_kernels_are_compiled(make_engine, place: str,
     assert seen[-1].stage["state"] == "done"
     if times:
         # Before any step was made.
-        assert all(shown.timeline is None for shown in seen[: messages.index(WARMING_UP) + 1])
+        assert all(shown.times is None for shown in seen[: messages.index(WARMING_UP) + 1])
 
 
 def test_a_closed_tab_keeps_its_place_until_the_device_is_warm(make_engine) -> None:
@@ -365,7 +367,7 @@ def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
     assert seen[-1].stage["state"] == "done" and (dense["step"], dense["total"]) == (11, 64)
     assert sparse["phases"] == [["dense", 1, 11]]
     assert seen[-1].stage["notes"] == ["This run never became sparse: it was done after 11 steps."]
-    assert seen[-1].timeline is not None and seen[-1].timeline["layout"]["shapes"] == []
+    assert timeline.timeline(seen[-1].times)["layout"]["shapes"] == []
 
 
 def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
@@ -420,7 +422,7 @@ def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
     collect(desk, Visit(), asked_of(desk))
     collect(desk, Visit(), own_text(desk, "a secret kaboom"))
     visit = Visit()
-    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.timeline else None)
+    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.times else None)
     collect(desk, Visit(), asked_of(desk, "slowpoke"))
     desk.speed.limits = replace(desk.speed.limits, max_tokens=100)
     collect(desk, Visit(), asked_of(desk))
@@ -486,7 +488,7 @@ def test_a_server_that_is_stopped_ends_its_runs_and_says_why(fake_engine: Any) -
     told: list[Shown] = []
 
     def act(shown: Shown) -> None:
-        if shown.timeline is not None and not desk.closing:
+        if shown.times is not None and not desk.closing:
             waiting.start()
             while len(desk.queue) < 2:
                 time.sleep(0.01)
