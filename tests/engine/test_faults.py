@@ -215,7 +215,7 @@ def tokens(page: Page) -> dict[str, list[tuple[int, int, int]]]:
 
 @pytest.fixture
 def injector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Injector]:
-    monkeypatch.setattr("app.server.session.Race", partial(Race, updates_per_second=60))
+    monkeypatch.setattr("app.server.start.Race", partial(Race, updates_per_second=60))
     # What torch and transformers hold need not be gone through again each time.
     gc.collect()
     gc.freeze()
