@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from sparsed.config import DEFAULT_SKIP, PATTERN_LABELS, SparseDConfig, switch_step
+from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, SparseDConfig, switch_step
 
 # So many can be told apart by their styles.
 MOST_LANES = 5
-_LABELS = {"dense": "Full attention", **PATTERN_LABELS}
 # Keys stand in records, links and programs: these stay. Of two lanes of a kind the later one is called by its method.
 _KEYS = {"dense": "dense", "sparsed": "sparse"}
 _OTHER = "baseline"
@@ -28,8 +27,8 @@ class LaneSpec:
     key: str
     # What it is called.
     label: str
-    # Which keys a query sees; None is full attention.
-    attention: SparseDConfig | None
+    # Which keys a query sees.
+    attention: AttentionConfig
     # Which rows a step computes; None: every row.
     cache: None = None
     # Its place in the palette, from 1 (assets/page/colours.css, app/figures/palette.py).
@@ -40,7 +39,7 @@ class LaneSpec:
     @property
     def full(self) -> bool:
         """Is it what others are compared with: full attention, and no cache?"""
-        return self.attention is None and self.cache is None
+        return self.attention.dense and self.cache is None
 
     @property
     def name(self) -> str:
@@ -50,43 +49,35 @@ class LaneSpec:
 
     def resolve(self, length: int) -> LaneSpec:
         """The lane with every setting set, for a sequence of so many tokens."""
-        return self if self.attention is None else replace(self, attention=self.attention.resolve(length))
+        return replace(self, attention=self.attention.resolve(length))
 
     def switch_step(self, steps: int) -> int | None:
         """Its first sparse step of so many, counted from 0; None if it never becomes sparse."""
-        if self.attention is None:
-            return None
-        skip = DEFAULT_SKIP if self.attention.skip is None else self.attention.skip
-        return switch_step(steps, skip, self.attention.selection or "paper")
+        attention = self.attention.resolve(0)  # no length changes what matters here
+        return switch_step(steps, attention.skip, attention.selection)
 
 
-def lanes_of(attentions: Iterable[SparseDConfig | None]) -> tuple[LaneSpec, ...]:
-    """Lanes with these attentions, in this order; None is full attention. Raises ValueError for more than MOST_LANES.
-    """
+def lanes_of(attentions: Iterable[AttentionConfig]) -> tuple[LaneSpec, ...]:
+    """Lanes with these attentions, in this order. Raises ValueError for more than MOST_LANES."""
     lanes: dict[str, LaneSpec] = {}
     for style, attention in enumerate(attentions, start=1):
         if style > MOST_LANES:
             raise ValueError(f"A race has {MOST_LANES} lanes at most.")
-        method = method_of(attention)
+        method = attention.method
         names = (_KEYS.get(method, _OTHER), method, f"{method}-{style}")
         key = next(name for name in names if name not in lanes)
-        label = _LABELS[method]
+        label = METHOD_LABELS[method]
         if any(lane.label == label for lane in lanes.values()):
             label += f" ({style})"
         lanes[key] = LaneSpec(key, label, attention, None, style)
     return tuple(lanes.values())
 
 
-def lanes_for(attention: SparseDConfig, third: str | None = None) -> tuple[LaneSpec, ...]:
+def lanes_for(attention: AttentionConfig, third: str | None = None) -> tuple[LaneSpec, ...]:
     """The lanes of a request: full attention, SparseD with these settings, and a third lane that differs from it in its
-    pattern alone, where one is chosen.
+    method alone, where one is chosen.
     """
-    return lanes_of([None, attention, *([replace(attention, pattern=third)] if third else [])])
-
-
-def method_of(attention: SparseDConfig | None) -> str:
-    """ "dense", or the name of the pattern."""
-    return "dense" if attention is None else attention.pattern or "sparsed"
+    return lanes_of([FULL_ATTENTION, attention, *([replace(attention, method=third)] if third else [])])
 
 
 def reference(lanes: Sequence[LaneSpec]) -> LaneSpec | None:
@@ -96,14 +87,14 @@ def reference(lanes: Sequence[LaneSpec]) -> LaneSpec | None:
 
 def headline(lanes: Iterable[LaneSpec]) -> LaneSpec | None:
     """The lane whose speed-up and agreement are the large numbers: SparseD's."""
-    return next((lane for lane in lanes if method_of(lane.attention) == "sparsed" and lane.cache is None), None)
+    return next((lane for lane in lanes if lane.attention.method == "sparsed" and lane.cache is None), None)
 
 
 def watched(lanes: Iterable[LaneSpec], keep_importance: bool, probe_steps: Iterable[int]) -> tuple[LaneSpec, ...]:
     """The same lanes; the headline's keeps its importances, or not, and is probed after these steps."""
     given = tuple(lanes)
     large = headline(given)
-    if large is None or large.attention is None:
+    if large is None:
         return given
     attention = replace(large.attention, keep_importance=keep_importance)
     seen = replace(large, attention=attention, probe_steps=tuple(probe_steps))

@@ -158,25 +158,24 @@ def estimate(
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
-    lanes: resolved; steps: of each, at most. gen_length: positions whose logits are held. rows: sequences in one
+    steps: of each lane, at most. gen_length: positions whose logits are held. rows: sequences in one
     forward, 2 with classifier-free guidance. devices: how many the lanes have.
     """
     seconds = {lane.key: rows * _seconds(lane, speed, length, steps) for lane in lanes}
-    sizes = [lane.attention.block_size or 128 for lane in lanes if lane.attention is not None]
+    size = min(lane.attention.resolve(length).block_size for lane in lanes)
     # Each device holds the patterns of its own lanes.
-    patterns = Counter(seat(number, devices) for number, lane in enumerate(lanes) if lane.attention is not None)
-    most = max(patterns.values(), default=0)
-    memory = memory_needed(shape, length, min(sizes, default=128), gen_length, rows, most)
+    patterns = Counter(seat(number, devices) for number, lane in enumerate(lanes) if not lane.attention.dense)
+    memory = memory_needed(shape, length, size, gen_length, rows, max(patterns.values(), default=0))
     return Estimate(seconds, memory, devices)
 
 
 def _seconds(lane: LaneSpec, speed: Speed, length: int, steps: int) -> float:
     """Of one lane, for one sequence."""
     dense, switch = steps * speed.step(length), lane.switch_step(steps)
-    if lane.attention is None or switch is None:
+    if switch is None:
         return dense
     attention = speed.per_pair * length**2
-    saved = attention * (1 - min(1.0, GATHER_OVERHEAD * (lane.attention.select or 1.0)))
+    saved = attention * (1 - min(1.0, GATHER_OVERHEAD * lane.attention.resolve(length).select))
     return dense - (steps - switch) * saved + SELECT_ATTENTIONS * attention
 
 

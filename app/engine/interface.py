@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from app.engine.cost import Shape, Speed
 from app.lanes import LaneSpec
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.trace.types import Trace
 
@@ -211,11 +211,11 @@ class Engine(Protocol[M]):
         model: M,
         prompt: str,
         sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
     ) -> RunLike:
-        """A run; attention None is full attention throughout. probe_steps: select afresh there, for comparison."""
+        """A run. probe_steps: select afresh there, for comparison."""
 
     def lend(
         self,

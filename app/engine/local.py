@@ -16,7 +16,7 @@ from app.engine.interface import Listener, PromptLike, RunLike, check_name
 from app.lanes import LaneSpec
 from app.server.limits import Limits
 from sparsed import trace
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
 from sparsed.models.hub import locate
@@ -182,16 +182,15 @@ class SparsedEngine:
         model: Model,
         prompt: str,
         sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
     ) -> RunLike:
-        chosen = "dense" if attention is None else attention
         return sparsed.denoise(
             model,
             prompt,
             sampler=sampler,
-            attention=chosen,  # type: ignore[arg-type]
+            attention=attention,
             backend=backend,
             probe_steps=probe_steps,
         )

@@ -99,7 +99,7 @@ def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
         # A run that ends before it is sparse has no switch any more; it had one while it went on.
         switch_step=lane.switch_step(made.total) if made.switch_step is None else made.switch_step,
         backend=BACKEND_WORDS.get(made.backend, made.backend),
-        parallel=sampler.block_length or trace.gen_length,
+        parallel=sampler.block_length,
         at_most=sampler.threshold is not None,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from app.engine.interface import PromptLike, RunLike
 from app.finished.patterns import Look, Recorded
-from app.lanes import LaneSpec, headline, lanes_of, method_of
+from app.lanes import LaneSpec, headline, lanes_of
 from sparsed import trace as traces
 from sparsed.config import same_importances
 from sparsed.trace.patterns import TracePattern
@@ -123,9 +123,8 @@ def recorded(trace: Trace) -> dict[LaneSpec, str]:
 
     Raises ValueError for more than can be told apart (`app.lanes.MOST_LANES`).
     """
-    found = {name: None if lane.attention == "dense" else lane.attention for name, lane in trace.lanes.items()}
-    order = ("dense", "sparsed")
-    names = sorted(found, key=lambda name: (*order, method_of(found[name])).index(method_of(found[name])))
+    found = {name: lane.attention for name, lane in trace.lanes.items()}
+    names = sorted(found, key=lambda name: ("dense", "sparsed", found[name].method).index(found[name].method))
     return dict(zip(lanes_of(found[name] for name in names), names, strict=True))
 
 

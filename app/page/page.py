@@ -372,13 +372,12 @@ class _Page:
 
     def _opening(self, state: str = "idle", message: str = texts.START) -> dict[str, Any]:
         """The stage before a run, as it would be with the settings that nobody has touched."""
-        usual = self.desk.models.defaults(self.desk.models.default)
-        usual = usual.resolve(usual)
-        assert usual.steps is not None and usual.gen_length is not None, "it is resolved"
+        defaults = self.desk.models.defaults(self.desk.models.default)
+        usual = defaults.resolve(defaults)
         return before_run(
             lanes.PAIR,
             usual.gen_length,
-            usual.block_length or usual.gen_length,
+            usual.block_length,
             total=usual.steps,
             state=state,
             message=message,

@@ -10,8 +10,10 @@ from app.lanes import LaneSpec, headline, lanes_for
 from app.race.checks import check_choice, check_number, check_whole
 from sparsed.config import (
     ALGORITHMS,
-    PATTERN_LABELS,
+    METHOD_LABELS,
     SELECTIONS,
+    AttentionConfig,
+    ResolvedSampler,
     SamplerConfig,
     SparseDConfig,
 )
@@ -22,8 +24,8 @@ MAX_GENERATION = 1024
 MAX_CHARACTERS = 600_000
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
-# The patterns that a third lane may use, and no third lane.
-BASELINES = {name: label for name, label in PATTERN_LABELS.items() if name != "sparsed"}
+# The methods that a third lane may use, and no third lane.
+BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
 NO_BASELINE = "none"
 # Settings that follow the model and the prompt length until the visitor sets them himself.
 SAMPLER_FIELDS = (
@@ -34,8 +36,7 @@ FOLLOWING = (*SAMPLER_FIELDS, "select", "block_size")
 
 @dataclass(frozen=True)
 class Request:
-    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt. sampler: every field set, but for
-    threshold, which is None when off.
+    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt.
 
     lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
     default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
@@ -47,7 +48,7 @@ class Request:
     length: str
     question: int
     text: str
-    sampler: SamplerConfig
+    sampler: ResolvedSampler
     lanes: tuple[LaneSpec, ...]
     backend: str
     track: bool = False
@@ -60,20 +61,19 @@ class Request:
         return found
 
     @property
-    def attention(self) -> SparseDConfig:
+    def attention(self) -> AttentionConfig:
         """SparseD's settings."""
-        assert self.headline.attention is not None, "SparseD is no full attention"
         return self.headline.attention
 
     @property
     def steps(self) -> int:
         """Denoising steps of the whole run, at most."""
-        return self.sampler.steps or 0
+        return self.sampler.steps
 
     @property
     def gen_length(self) -> int:
         """Generated tokens."""
-        return self.sampler.gen_length or 0
+        return self.sampler.gen_length
 
     @property
     def at_most(self) -> bool:

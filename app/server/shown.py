@@ -33,7 +33,7 @@ def shown_as(asked: Request, state: str, message: str, **more: Any) -> Shown:
     value = before_run(
         asked.lanes,
         asked.gen_length,
-        asked.sampler.block_length or asked.gen_length,
+        asked.sampler.block_length,
         total=asked.steps,
         at_most=asked.at_most,
         state=state,

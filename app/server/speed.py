@@ -14,7 +14,7 @@ from app.race.request import Request
 from app.server.limits import Limits
 from app.server.models import Loaded, ModelStore
 from app.texts import NO_ROOM, NOT_MEASURED, TOO_SHORT, held_together
-from sparsed.config import SamplerConfig
+from sparsed.config import FULL_ATTENTION, SamplerConfig
 
 # Tokens of the short runs that measure this machine, as far as no step takes longer than SLOW_STEP seconds. Attention
 # over a few thousand keys costs more for each of them than over a few hundred, so the longest tells most.
@@ -52,7 +52,7 @@ def measure(engine: Engine, line: DeviceQueue, loaded: Loaded) -> Speed:
             if points and points[-1][1] * (length / points[-1][0]) ** (2 if len(points) > 1 else 1) > SLOW_STEP:
                 break
             sampler = SamplerConfig(steps=32, gen_length=32, block_length=32, temperature=0.0, seed=0)
-            run = engine.denoise(loaded.model, text, sampler, None, "auto")
+            run = engine.denoise(loaded.model, text, sampler, FULL_ATTENTION, "auto")
             made = [next(run).seconds]
             while len(made) < 4 and sum(made) < SLOW_STEP / 2:
                 made.append(next(run).seconds)

@@ -53,8 +53,8 @@ def start(
 def _watched(loaded: Loaded, material: Material) -> tuple[LaneSpec, ...]:
     """The lanes of a race whose pattern is looked at."""
     asked = material.asked
-    length, block = material.tokens + asked.gen_length, asked.attention.block_size or 128
-    kept = fits(loaded.shape.layers, loaded.shape.heads, length, block)
+    length = material.tokens + asked.gen_length
+    kept = fits(loaded.shape.layers, loaded.shape.heads, length, asked.attention.resolve(length).block_size)
     return watched(asked.lanes, kept, probe_steps(asked.steps, asked.switch_step) if asked.track else ())
 
 
@@ -72,7 +72,7 @@ def _stage(
             switch_step=run.switch_step,
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
-            parallel=asked.sampler.block_length or asked.gen_length,
+            parallel=asked.sampler.block_length,
         )
         for lane, run in zip(lanes, runs.values(), strict=True)
     ]

@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         prompt = build_prompt(model, given.length, given.kind, given.question)
         sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
         lanes = lanes_for(SparseDConfig(), given.third)
-        probes = probe_steps(sampler.steps or 0, lanes[1].switch_step(sampler.steps or 0))
-        lanes = watched(lanes, True, probes)
+        lanes = watched(lanes, True, probe_steps(sampler.steps, lanes[1].switch_step(sampler.steps)))
         runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, lanes, "auto")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig, select_step, switch_step
 from sparsed.questions.build import Prompt
 
 DENSE, SPARSE, BASELINE = "dense", "sparse", "baseline"
@@ -81,6 +81,7 @@ def make_run(
                 seconds=float(rng.random()),
             )
         )
+    attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32)
     finished = made == total or threshold is not None
     sampler = SamplerConfig(
         total, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
@@ -92,7 +93,7 @@ def make_run(
         probes={},
         total=total,
         sampler=sampler,
-        attention="dense" if dense else SparseDConfig(skip, 0.4, 32, "paper", False, pattern),
+        attention=attention.resolve(cells),
         pattern=None,
         # As the engine has it: a run that ended before it was sparse has no switch any more.
         switch_step=None if finished and switch is not None and made <= switch else switch,
@@ -172,15 +173,13 @@ def play(value: dict[str, Any], key: str) -> list[list[list[Any]]]:
 def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
     """The last snapshot of a stage that was fed as the page feeds it while a race goes on."""
     lanes = []
-    specs = lanes_of(None if run.attention == "dense" else run.attention for run in runs.values())
-    for lane, run in zip(specs, runs.values(), strict=True):
-        skip = None if run.attention == "dense" else run.attention.skip
+    for lane, run in zip(lanes_of(run.attention for run in runs.values()), runs.values(), strict=True):
         lanes.append(
             LaneView(
                 lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
                 total=run.total,
-                switch_step=None if skip is None else switch_step(run.total, skip),
+                switch_step=switch_step(run.total, run.attention.skip),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.threshold is not None,
