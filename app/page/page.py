@@ -24,7 +24,6 @@ from app.engine.sentences import error_sentence
 from app.figures import timeline
 from app.finished import files, replay
 from app.finished import views as looks
-from app.finished.patterns import Selected
 from app.finished.run import Kept, opened, opening
 from app.lengths import chart as chart_module
 from app.lengths import comparison as comparison_module
@@ -45,6 +44,7 @@ from app.server.material import EXPECTED, Material, gather, notes
 from app.server.models import Loaded, Loading
 from app.server.session import follow, perform
 from app.server.visits import Visit
+from sparsed.attention.masks import Masks
 from sparsed.models.catalogue import ModelSpec
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
@@ -662,7 +662,7 @@ class _Page:
         """The visit's last run that is over, or the recorded one before the first."""
         return visit.kept or opening()
 
-    def _looked_at(self, visit: Visit) -> Kept | Selected | None:
+    def _looked_at(self, visit: Visit) -> Kept | Masks | None:
         """What the page looks at: the run that goes on, once it has selected, or the last one that is over."""
         last = self._kept(visit)
         return visit.selected or (last and last.showing(visit.seen))
@@ -695,14 +695,14 @@ class _Page:
         return (self._head(run, visit), *self.show_layer(http, visit.looked_at[0]), as_json(looks.model(run)))
 
     @staticmethod
-    def _seen_choices(run: Kept | Selected | None) -> list[tuple[str, str]]:
+    def _seen_choices(run: Kept | Masks | None) -> list[tuple[str, str]]:
         """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
         there = run.lanes if isinstance(run, Kept) and run.sparse is not None else {}
         large = lanes.headline(there) or lanes.PAIR[1]
         others = (lane for lane, made in there.items() if lane != large and not lane.full and made.pattern is not None)
         return [(lane.label, lane.key) for lane in (large, *others)]
 
-    def _head(self, run: Kept | Selected, visit: Visit) -> str:
+    def _head(self, run: Kept | Masks, visit: Visit) -> str:
         return as_json(looks.head(run, *visit.looked_at, visit.shades) or nothing(NO_SELECTION))
 
     def show_layer(self, http: gr.Request, layer: Any) -> Values:
@@ -724,7 +724,7 @@ class _Page:
             return (gr.skip(),) * 6
         return (*place, self.show_head(http, *place), *self.show_layer(http, place[0]))
 
-    def _sliders(self, run: Kept | Selected, visit: Visit) -> Updates:
+    def _sliders(self, run: Kept | Masks, visit: Visit) -> Updates:
         layer, head = visit.looked_at
         return {
             self.layer: gr.update(maximum=max(1, run.layers - 1), value=layer, interactive=True),
@@ -742,7 +742,7 @@ class _Page:
     def _offer_files(self, run: Kept | None, link: str = "") -> Any:
         return None if run is None else files.offer(run, RUNS, link)
 
-    def _look(self, run: Kept | Selected, visit: Visit) -> Updates:
+    def _look(self, run: Kept | Masks, visit: Visit) -> Updates:
         """The pattern of a run: the head that is looked at, or the last one that this run has, and all heads of its
         layer.
         """

@@ -9,7 +9,6 @@ from typing import Literal
 
 from app.engine import cost
 from app.engine.sentences import error_sentence
-from app.finished.patterns import Selected
 from app.finished.run import Kept, keep
 from app.race.lane_view import LaneView
 from app.race.line import LineFull, Ticket
@@ -26,6 +25,7 @@ from app.server.shown import Shown, shown_as
 from app.server.start import Started, start
 from app.server.visits import Visit
 from app.texts import NOT_KEPT, STOPPED
+from sparsed.attention.masks import Masks
 from sparsed.parallel.launch import TeamLost
 
 WAIT_SECONDS = 0.25
@@ -210,10 +210,10 @@ class _Session:
         if looks:
             self.visit.selected = None
         async for update in started.race.updates():
-            selected: Selected | None = None
+            selected: Masks | None = None
             if looks and run.pattern is not None:
                 looks = False
-                selected = self.visit.selected = Selected(run.pattern)
+                selected = self.visit.selected = await asyncio.to_thread(Masks.of, run.pattern)
             stage.message = self._message(update, material, stage.lanes.get(update.error_lane or ""))
             if update.error is not None:
                 self.desk.journal.error(update.error, lane=update.error_lane)

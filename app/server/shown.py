@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from app.finished.patterns import Selected
 from app.finished.run import Kept
 from app.race.lane_view import Snapshot
 from app.race.request import Request
 from app.race.snapshot import StepTimes, before_run
 from app.server.models import Loaded
+from sparsed.attention.masks import Masks
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Shown:
 
     stage: Snapshot
     times: StepTimes | None = None  # None before the race
-    selected: Selected | None = None  # SparseD's pattern; set once, at the select step
+    selected: Masks | None = None  # SparseD's pattern; set once, at the select step
     kept: Kept | None = None  # what stays of the run, with its last value
     over: bool = False  # the last value
     loading: str = ""  # how far the model is, in words, while it is being loaded
