@@ -231,10 +231,10 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
 
     engine.denoise = noted
     seen = collect(desk, Visit(), asked)
-    (sampler, none, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
-    assert none is None and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
-    assert (ours.pattern, theirs.pattern) == ("sparsed", "random")
-    assert replace(ours, keep_importance=None, pattern=None) == replace(theirs, keep_importance=None, pattern=None)
+    (sampler, full, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
+    assert full.dense and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
+    assert (ours.method, theirs.method) == ("sparsed", "random")
+    assert replace(ours, keep_importance=False, method="random") == theirs
     # Three canvases from the first picture on, each step once, and the verdicts of each lane.
     assert {tuple(lane["key"] for lane in shown.stage["lanes"]) for shown in seen} == {("dense", "sparse", "baseline")}
     last = seen[-1].stage
