@@ -12,7 +12,7 @@ import gradio as gr
 
 from app.api.pattern import Blocks, blocks_of
 from app.api.values import MOST_LENGTHS, Compared, Model, Swept, compared_of, known_names, model_of, plain, swept_of
-from app.lanes import BASELINE, SPARSE
+from app.lanes import OFFERED
 from app.lengths import comparison
 from app.lengths.forecast import NOTHING_CHOSEN
 from app.race import request
@@ -77,7 +77,7 @@ def add(desk: Desk) -> None:
         "selection": _one_of(SELECTIONS),
         "backend": _one_of(BACKENDS),
         "third": _one_of((NO_BASELINE, *BASELINES)),
-        "lane": _one_of((SPARSE, BASELINE)),
+        "lane": _one_of(OFFERED[1:]),
     }
     usual_kind = kinds[0]
 
@@ -173,7 +173,7 @@ def add(desk: Desk) -> None:
 
     @_documented(known, Blocks)
     def pattern(
-        http: gr.Request, run: str, layer: int = 0, head: int = 0, lane: str = SPARSE, importance: bool = True
+        http: gr.Request, run: str, layer: int = 0, head: int = 0, lane: str = OFFERED[1], importance: bool = True
     ) -> Any:
         """Which key blocks one head of a finished run keeps for each query block.
 

@@ -25,7 +25,6 @@ from app.finished import files, replay
 from app.finished import views as looks
 from app.finished.patterns import Selected
 from app.finished.run import Kept, opened, opening
-from app.lanes import BASELINE, SPARSE
 from app.lengths import chart as chart_module
 from app.lengths import comparison as comparison_module
 from app.lengths import forecast, table
@@ -45,7 +44,6 @@ from app.server.material import EXPECTED, Material, gather, notes
 from app.server.models import Loaded, Loading
 from app.server.session import follow, perform
 from app.server.visits import Visit
-from sparsed.config import DEFAULT_SKIP, switch_step
 from sparsed.models.catalogue import ModelSpec
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
@@ -167,10 +165,10 @@ class _Page:
                             0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there,
                             elem_id="sd-head", min_width=140,
                         )  # fmt: skip
-                    # Where a run had a baseline.
+                    # Where a run had more lanes with a pattern than one.
                     seen = self._seen_choices(first)
                     self.seen = gr.Dropdown(
-                        seen, value=SPARSE, label="Lane", info="Whose blocks are shown.", elem_id="sd-seen",
+                        seen, value=seen[0][1], label="Lane", info="Whose blocks are shown.", elem_id="sd-seen",
                         visible=len(seen) > 1,
                     )  # fmt: skip
                     self.shades = gr.Dropdown(
@@ -376,10 +374,10 @@ class _Page:
         defaults = self.desk.models.defaults(self.desk.models.default)
         usual = defaults.resolve(defaults)
         return before_run(
+            lanes.PAIR,
             usual.gen_length,
             usual.block_length,
             total=usual.steps,
-            switch_step=switch_step(usual.steps, DEFAULT_SKIP),
             state=state,
             message=message,
         )
@@ -497,12 +495,12 @@ class _Page:
 
     def _where_it_pays(self, material: Material, loaded: Loaded) -> list[str]:
         """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
-        asked, here = material.asked, material.estimated
-        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain >= WORTH_IT:
+        asked, here, lane = material.asked, material.estimated, material.asked.headline.key
+        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain(lane) >= WORTH_IT:
             return []
         for name, tokens in self.lengths.items():
             there = self.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
-            if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
+            if tokens > material.tokens and there is not None and there.gain(lane) >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
                     f"it pays off from {name} on ({_time(there, asked)})."
@@ -592,7 +590,7 @@ class _Page:
             run = self._looked_at(visit)
             head = gr.skip() if run is None else self._head(run, visit)
             return {**free, self.heatmap: head, self.looking: one_line(looks.which(run))}
-        visit.unseen, visit.seen = False, SPARSE
+        visit.unseen, visit.seen = False, ""
         return {**free, **self._after(visit.kept, visit, links.link(self._given(values), names_of(values[-1])))}
 
     def stop(self, http: gr.Request) -> Any:
@@ -688,7 +686,7 @@ class _Page:
     def show_lane(self, http: gr.Request, lane: Any) -> Values:
         """The same views for the pattern of another lane."""
         visit = self.desk.visits.of(http.session_hash)
-        visit.seen = BASELINE if lane == BASELINE else SPARSE
+        visit.seen = lane if isinstance(lane, str) else ""
         run = self._looked_at(visit)
         if not isinstance(run, Kept) or not run.layers or visit.race is not None:
             return (gr.skip(),) * 5
@@ -697,11 +695,10 @@ class _Page:
     @staticmethod
     def _seen_choices(run: Kept | Selected | None) -> list[tuple[str, str]]:
         """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
-        choices = [(lanes.lane_label(SPARSE), SPARSE)]
-        lane = run.lane(BASELINE) if isinstance(run, Kept) and run.sparse is not None else None
-        if lane is not None and lane.pattern is not None:
-            choices.append((lanes.lane_label(BASELINE, lane.attention.method), BASELINE))
-        return choices
+        there = run.lanes if isinstance(run, Kept) and run.sparse is not None else {}
+        large = lanes.headline(there) or lanes.PAIR[1]
+        others = (lane for lane, made in there.items() if lane != large and not lane.full and made.pattern is not None)
+        return [(lane.label, lane.key) for lane in (large, *others)]
 
     def _head(self, run: Kept | Selected, visit: Visit) -> str:
         return as_json(looks.head(run, *visit.looked_at, visit.shades) or nothing(NO_SELECTION))
@@ -758,7 +755,7 @@ class _Page:
             self.overlap: as_json(overlap),
             self.mass: as_json(mass),
             self.looking: one_line(looks.which(run)),
-            self.seen: gr.update(choices=choices, value=SPARSE, visible=len(choices) > 1),
+            self.seen: gr.update(choices=choices, value=choices[0][1], visible=len(choices) > 1),
             **(self._sliders(run, visit) if run.layers else {}),
         }
 
@@ -785,7 +782,7 @@ class _Page:
         except EXPECTED as error:
             yield {self.upload_said: one_line(error_sentence(error))}
             return
-        visit.kept, visit.selected, visit.seen = run, None, SPARSE
+        visit.kept, visit.selected, visit.seen = run, None, ""
         # The replay draws the stage.
         updates[self.timeline] = as_json(looks.timeline(run) or nothing(NO_TIMELINE))
         yield {**updates, self.upload_said: ""}

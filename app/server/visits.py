@@ -13,7 +13,6 @@ from typing import Any
 
 from app.finished.patterns import Selected
 from app.finished.run import MOST_IMPORTANCE, Kept, opening
-from app.lanes import SPARSE
 from app.race.race import Race
 from app.texts import Shades
 from sparsed.machine import give_back
@@ -40,7 +39,7 @@ class Visit:
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head
         self.shades: Shades = "both"  # what their view shows
-        self.seen = SPARSE  # the lane whose pattern that is
+        self.seen = ""  # the key of the lane whose pattern that is, "" for SparseD's
         self.comparison: dict[str, Any] | None = None  # the last one of prompt lengths (see `app.lengths`)
         self.pins: tuple[Any, ...] = ()  # earlier ones that stay
 

@@ -20,6 +20,7 @@ import pytest
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
 from app.finished.replay import replay_value
+from app.lanes import lanes_for
 from app.race.request import OWN_TEXT, parse
 from app.server.desk import Desk
 from app.server.journal import Journal
@@ -87,6 +88,11 @@ def asked_of(desk: Desk, model: str = "mini") -> Any:
         defaults=desk.models.defaults(model), models=desk.engine.models(), kinds=["about"],
         lengths=desk.engine.lengths(),
     )  # fmt: skip
+
+
+def with_third(asked: Any, third: str | None) -> Any:
+    """The same request with a third lane of this pattern."""
+    return replace(asked, lanes=lanes_for(asked.attention, third))
 
 
 def test_a_failed_load_is_one_sentence_and_leaves_the_others_alone(make_engine) -> None:
@@ -221,7 +227,7 @@ def test_a_run_shows_the_loading_and_then_runs(make_engine) -> None:
 def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    asked = replace(asked_of(desk), third="random")
+    asked = with_third(asked_of(desk), "random")
     calls: list[Any] = []
     denoise = engine.denoise
 
@@ -249,7 +255,7 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
 def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    asked = replace(asked_of(desk), third="shared")
+    asked = with_third(asked_of(desk), "shared")
     made: list[Any] = []
     denoise = engine.denoise
 
@@ -269,9 +275,9 @@ def test_a_third_lane_counts_in_the_estimate(make_engine) -> None:
     desk = desk_of(make_engine())
     loaded = desk.models.load("mini")
     asked = asked_of(desk).resolve(250)
-    two, three = (desk.speed.estimate(loaded, replace(asked, third=third), 250) for third in (None, "random"))
+    two, three = (desk.speed.estimate(loaded, with_third(asked, third), 250) for third in (None, "random"))
     assert two is not None and three is not None
-    assert three.seconds == pytest.approx(two.seconds + two.sparse_seconds) and three.memory > two.memory
+    assert three.seconds == pytest.approx(two.seconds + two.lanes["sparse"]) and three.memory > two.memory
 
 
 @pytest.mark.parametrize(("place", "times"), [("GPU · bfloat16", 1), ("CPU · float32", 0)])
@@ -577,8 +583,8 @@ def desk_of_two(fake_engine: Any, devices: int = 2, speed: Speed | None = LONG, 
     return desk_with_journal(engine)
 
 
-def places_of(desk: Desk, **changed: Any) -> Any:
-    return desk.speed.places(desk.models.load("mini"), replace(asked_of(desk), **changed), 250)
+def places_of(desk: Desk, third: str | None = None) -> Any:
+    return desk.speed.places(desk.models.load("mini"), with_third(asked_of(desk), third), 250)
 
 
 def test_each_lane_has_a_device_of_its_own_where_there_are_some(fake_engine: Any) -> None:
@@ -590,8 +596,8 @@ def test_each_lane_has_a_device_of_its_own_where_there_are_some(fake_engine: Any
         model = desk.models.load("mini").model
         assert places_of(desk, third="random").copies == (model, *model.others)
     estimates = [desk.speed.estimate(desk.models.load("mini"), asked_of(desk), 250) for desk in (alone, two)]
-    assert estimates[0].seconds == estimates[0].dense_seconds + estimates[0].sparse_seconds
-    assert estimates[1].seconds == max(estimates[0].dense_seconds, estimates[0].sparse_seconds)
+    assert estimates[0].seconds == sum(estimates[0].lanes.values())
+    assert estimates[1].seconds == max(estimates[0].lanes.values())
 
 
 def test_short_steps_take_turns_and_the_page_says_why(fake_engine: Any) -> None:
@@ -648,7 +654,7 @@ def test_a_race_on_several_devices_runs_and_leaves_the_truth(fake_engine: Any, t
         return run
 
     desk.engine.denoise = noted
-    shown = collect(desk, visit, replace(asked_of(desk), third=third))
+    shown = collect(desk, visit, with_third(asked_of(desk), third))
     last = shown[-1]
     assert last.stage["state"] == "done", last.stage["message"]
     assert used == [seat(lane, devices) for lane in range(lanes)] and steps_at_once(shown) == {"together"}

@@ -182,7 +182,7 @@ def test_a_borrowed_race_is_the_race_itself(desk: Desk, pool: Pool) -> None:
     model = sparsed.load("mini", device="cpu", dtype="float32")
     probes = tuple(probe_steps(asked.steps, asked.switch_step))
     seen = replace(asked.attention, keep_importance=True)
-    for key, attention in (("dense", FULL_ATTENTION), ("sparse", seen), ("baseline", asked.baseline)):
+    for key, attention in (("dense", FULL_ATTENTION), ("sparse", seen), ("baseline", asked.lanes[2].attention)):
         own = SparsedEngine().denoise(
             model, material.text, asked.sampler, attention, "auto", probes if key == "sparse" else ()
         )
