@@ -13,14 +13,18 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
+from app.figures import timeline
+from app.finished.animation import to_animation
 from app.finished.replay import replay_value
-from app.lanes import lanes_for
+from app.lanes import lanes_for, lanes_of
 from app.race.request import OWN_TEXT, parse
 from app.server.desk import Desk
 from app.server.journal import Journal
@@ -28,6 +32,7 @@ from app.server.limits import Limits
 from app.server.session import WARMING_UP, perform
 from app.server.shown import Shown
 from app.server.visits import Visit
+from sparsed.config import FULL_ATTENTION
 from sparsed.models import LoadError
 from sparsed.turns import seat
 
@@ -239,7 +244,7 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     seen = collect(desk, Visit(), asked)
     (sampler, full, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
     assert full.dense and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
-    assert (ours.method, theirs.method) == ("sparsed", "random")
+    assert (ours.method, theirs.method) == ("sparsed", "random") and ours.keep_importance
     assert replace(ours, keep_importance=False, method="random") == theirs
     # Three canvases from the first picture on, each step once, and the verdicts of each lane.
     assert {tuple(lane["key"] for lane in shown.stage["lanes"]) for shown in seen} == {("dense", "sparse", "baseline")}
@@ -248,8 +253,41 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     assert [lane["right"] for lane in last["lanes"]] == [True, True, False] and last["lanes"][2]["same"] is not None
     sent = sorted((one["lane"], one["step"]) for shown in seen for one in shown.stage["steps"])
     assert sent == sorted((key, n + 1) for key in ("dense", "sparse", "baseline") for n in range(asked.steps))
-    assert [line["name"] for line in seen[-1].timeline["data"][:3]] == ["Full attention", "SparseD", "Random blocks"]
+    lines = timeline.timeline(seen[-1].times)["data"][:3]
+    assert [line["name"] for line in lines] == ["Full attention", "SparseD", "Random blocks"]
     assert not len(desk.queue)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(4, 1), (5, 1), (5, 3)])
+def test_more_lanes_race_like_three(fake_engine: Any, count: int, devices: int, tmp_path: Path) -> None:
+    desk, visit = desk_of_two(fake_engine, devices, pace=0.002), Visit()
+    few = asked_of(desk)
+    others = [replace(few.attention, method=method) for method in ("random", "shared", "streaming_llm")]
+    asked = replace(few, lanes=lanes_of([FULL_ATTENTION, few.attention, *others][:count]))
+    loaded = desk.models.load("mini")
+    estimated = desk.speed.estimate(loaded, asked.resolve(250), 250)
+    assert estimated is not None and len(estimated.lanes) == count
+    assert len(desk.speed.places(loaded, asked, 250).copies) == devices
+    shown = collect(desk, visit, asked)
+    last, keys = shown[-1].stage, [lane.key for lane in asked.lanes]
+    assert last["state"] == "done"
+    assert all([lane["key"] for lane in one.stage["lanes"]] == keys for one in shown)
+    sent = sorted((one["lane"], one["step"]) for one in shown for one in one.stage["steps"])
+    assert sent == sorted((key, n + 1) for key in keys for n in range(asked.steps))
+    # Each is compared with full attention; the baselines of the stand-in get every third word wrong.
+    alike = [lane["same"] and lane["same"]["text"] == "100 %" for lane in last["lanes"]]
+    assert alike == [None, True, *[False] * (count - 2)]
+    assert [lane["speedup"] is None for lane in last["lanes"]] == [True, *[False] * (count - 1)]
+    assert len({lane["style"] for lane in last["lanes"]}) == len({lane["label"] for lane in last["lanes"]}) == count
+    assert len(timeline.timeline(shown[-1].times)["data"]) == 2 * count
+    run = shown[-1].kept
+    assert run is not None and [lane.key for lane in run.lanes] == keys
+    value = replay_value(run.trace)
+    assert [lane["text"] for lane in value["lanes"]] == [lane["text"] for lane in last["lanes"]]
+    assert value["mode"] == last["mode"] and value["speedup"] == last["speedup"]
+    to_animation(run.trace, tmp_path / "race.webp", seconds=3)
+    with Image.open(tmp_path / "race.webp") as picture:
+        assert picture.width == 960 + 320 * (count - 2)
 
 
 def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:
@@ -291,7 +329,7 @@ def test_warming_up_is_shown_where_kernels_are_compiled(make_engine, place: str,
     assert seen[-1].stage["state"] == "done"
     if times:
         # Before any step was made.
-        assert all(shown.timeline is None for shown in seen[: messages.index(WARMING_UP) + 1])
+        assert all(shown.times is None for shown in seen[: messages.index(WARMING_UP) + 1])
 
 
 def test_a_closed_tab_keeps_its_place_until_the_device_is_warm(make_engine) -> None:
@@ -365,7 +403,7 @@ def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
     assert seen[-1].stage["state"] == "done" and (dense["step"], dense["total"]) == (11, 64)
     assert sparse["phases"] == [["dense", 1, 11]]
     assert seen[-1].stage["notes"] == ["This run never became sparse: it was done after 11 steps."]
-    assert seen[-1].timeline is not None and seen[-1].timeline["layout"]["shapes"] == []
+    assert timeline.timeline(seen[-1].times)["layout"]["shapes"] == []
 
 
 def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
@@ -420,7 +458,7 @@ def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
     collect(desk, Visit(), asked_of(desk))
     collect(desk, Visit(), own_text(desk, "a secret kaboom"))
     visit = Visit()
-    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.timeline else None)
+    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.times else None)
     collect(desk, Visit(), asked_of(desk, "slowpoke"))
     desk.speed.limits = replace(desk.speed.limits, max_tokens=100)
     collect(desk, Visit(), asked_of(desk))
@@ -486,7 +524,7 @@ def test_a_server_that_is_stopped_ends_its_runs_and_says_why(fake_engine: Any) -
     told: list[Shown] = []
 
     def act(shown: Shown) -> None:
-        if shown.timeline is not None and not desk.closing:
+        if shown.times is not None and not desk.closing:
             waiting.start()
             while len(desk.queue) < 2:
                 time.sleep(0.01)
