@@ -20,7 +20,7 @@ import pytest
 
 from app.figures.shared import LONGEST_WORDS
 from app.race.fields import FIELDS
-from app.server.session import OWN_QUESTION
+from app.texts import OWN_QUESTION
 from sparsed import trace as traces
 from sparsed.config import FULL_ATTENTION, SamplerConfig, SparseDConfig
 
