@@ -11,10 +11,9 @@ from weakref import WeakKeyDictionary
 
 import sparsed
 from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
-from app.engine.cost import Shape, Speed, lanes_take_turns, memory_needed
+from app.engine.cost import MEMORY_SHARE, Shape, Speed, lanes_take_turns, memory_needed
 from app.engine.interface import Listener, PromptLike, RunLike, check_name
 from app.lanes import LaneSpec
-from app.server.limits import Limits
 from sparsed import trace
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
@@ -128,7 +127,7 @@ class SparsedEngine:
             hear = partial(hear_copy, progress, len(found) + 2)
             try:
                 free = device_memory("cuda", gpu)
-                if free is not None and needed <= Limits.memory_share * free:
+                if free is not None and needed <= MEMORY_SHARE * free:
                     found.append(sparsed.load(name, device=f"cuda:{gpu}", dtype=model.dtype, progress=hear))
             # Somebody else has that GPU or its memory. The model is here all the same, and its lanes take turns.
             except (ValueError, OSError, RuntimeError):
