@@ -1,6 +1,6 @@
-"""Serves the page for the browser tests: `python serve.py PORT fake`, `… keeping`, `… double` or `… MODEL`.
+"""Serves the page for the browser tests: `python serve.py --port PORT keeping`, `… double` or `… MODEL`.
 
-"keeping" is the stand-in that leaves a record of its runs, "double" the same with two devices; MODEL is what
+"keeping" is the stand-in, which leaves a record of its runs, "double" the same with two devices; MODEL is what
 `sparsed.load` takes. Beside the page it answers /test/state (what the engine did), /test/mask (what the last pattern
 is) and /test/lanes (what the last run of each kind wrote), so that a test can compare the page with the engine itself.
 """
@@ -80,11 +80,11 @@ class Log:
 
 
 def main() -> None:
-    port, which = int(sys.argv[1]), sys.argv[2]
-    if which in ("fake", "keeping", "double"):
+    port, which = int(sys.argv[2]), sys.argv[3]
+    if which in ("keeping", "double"):
         from fake_engine import FakeEngine
 
-        used: Any = FakeEngine(keeps=which != "fake")
+        used: Any = FakeEngine(keeps=True)
         if which == "double":
             # At this pace steps are short at the shortest prompt length alone: its steps are quicker than a model's.
             desk.SHORTEST_TOGETHER = 0.02
