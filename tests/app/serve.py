@@ -2,7 +2,8 @@
 
 "keeping" is the stand-in, which leaves a record of its runs, "double" the same with two devices; MODEL is what
 `sparsed.load` takes. Beside the page it answers /test/state (what the engine did), /test/mask (what the last pattern
-is) and /test/lanes (what the last run of each kind wrote), so that a test can compare the page with the engine itself.
+is) and /test/lanes (what the last run of each kind wrote), so that a test can compare the page with the engine itself;
+/test/hold lets steps wait, so that a test need not be faster than they are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Watched:
 
     def __init__(self, run: Any, log: Log, lane: str, read: Callable[[int], str | None]) -> None:
         self._run, self._log, self._lane, self._read = run, log, lane, read
+        self._made = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
@@ -43,12 +45,14 @@ class Watched:
 
     def __next__(self) -> Any:
         log = self._log
+        log.hold(self._made)
         with log.lock:
             log.began.append(time.monotonic())
             log.overlaps += log.working
             log.working += 1
         try:
             step = next(self._run)
+            self._made = step.index + 1
             if step.index == 0:
                 log.written[self._lane] = []
             log.written[self._lane].append([self._read(token) for token in step.tokens[0].tolist()])
@@ -65,6 +69,8 @@ class Log:
     def __init__(self) -> None:
         # Lanes with devices of their own step in threads of their own.
         self.lock = threading.Lock()
+        self.first_held: int | None = None
+        self.changed = threading.Condition()
         self.began: list[float] = []
         self.stopped_at: float | None = None
         self.working = 0
@@ -72,6 +78,17 @@ class Log:
         self.pattern: Any = None
         # "dense" or the pattern → the text of each cell after each step; None where it is masked.
         self.written: dict[str, list[list[str | None]]] = {}
+
+    def hold(self, step: int) -> None:
+        """Waits until this step may be made."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.first_held is None or step < self.first_held)
+
+    def hold_from(self, step: int) -> None:
+        """Steps from this one on wait; below 0 none does."""
+        with self.changed:
+            self.first_held = None if step < 0 else step
+            self.changed.notify_all()
 
     def state(self) -> dict[str, Any]:
         stop = self.stopped_at
@@ -114,6 +131,10 @@ def main() -> None:
     async def state(_: Any) -> JSONResponse:
         return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": len(here._visits)})
 
+    async def hold(http: Any) -> JSONResponse:
+        log.hold_from(int(http.query_params["step"]))
+        return JSONResponse({})
+
     async def mask(http: Any) -> JSONResponse:
         """The kept key blocks of every query block, read from the engine's own indices."""
         layer, head = int(http.query_params["layer"]), int(http.query_params["head"])
@@ -129,7 +150,7 @@ def main() -> None:
 
     demo = page.build_page(here, default_length="short_context", default_kind="about")
     given = serving.launch_options(here)
-    answers = {"state": state, "mask": mask, "lanes": lanes}
+    answers = {"state": state, "hold": hold, "mask": mask, "lanes": lanes}
     given["app_kwargs"]["routes"] += [Route(f"/test/{name}", answer) for name, answer in answers.items()]
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
     here.open()

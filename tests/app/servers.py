@@ -11,6 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,21 @@ class Server:
     def state(self) -> dict[str, Any]:
         """What the engine did (serve.py)."""
         return self.get("test/state")
+
+    @contextmanager
+    def held(self, step: int) -> Iterator[Callable[[int], Any]]:
+        """Until the end of the block no run makes this step (from 0) or a later one, however fast machines are; what it
+        gives moves that (serve.py).
+        """
+
+        def hold(first: int) -> Any:
+            return self.get(f"test/hold?step={first}")
+
+        hold(step)
+        try:
+            yield hold
+        finally:
+            hold(-1)
 
     def mask(self, layer: int, head: int) -> list[list[int]]:
         """The kept key blocks of every query block of the last pattern (serve.py)."""

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,11 @@ SECONDS = 5.0
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    opened: list[Server] = []
-
-    def start(**given: Any) -> Server:
-        opened.append(Server.team(tmp_path, **given))
-        opened[-1].ready()
-        return opened[-1]
-
-    yield start
-    for page in opened:
-        page.close()
+def page(tmp_path: Path) -> Iterator[Server]:
+    started = Server.team(tmp_path)
+    started.ready()
+    yield started
+    started.close()
 
 
 def ask(page: Server, length: str = "short_context", steps: int = 12) -> Any:
@@ -48,8 +42,7 @@ def running(job: Any) -> None:
     raise AssertionError("no step within 60 s")
 
 
-def test_the_page_runs_on_both_processes_and_survives_what_one_of_them_does(serve: Callable[..., Server]) -> None:
-    page = serve()
+def test_the_page_runs_on_both_processes_survives_an_error_of_one_and_ends_when_one_is_gone(page: Server) -> None:
     plan = page.folder / "plan"
     first = ask(page).result()
     assert first["state"] == "done" and first["lanes"]["sparse"]["right"] is True
@@ -80,17 +73,7 @@ def test_the_page_runs_on_both_processes_and_survives_what_one_of_them_does(serv
         time.sleep(0.02)
     assert ask(page).result()["state"] == "done"
 
-    # The server is told to stop in the middle of a run: the run hears of it, and both processes end.
-    job = ask(page, "2k", 96)
-    running(job)
-    page.process.send_signal(signal.SIGTERM)
-    last = job.result()
-    assert last["state"] == "stopped" and "being stopped" in last["message"]
-    assert page.gone(2 * SECONDS) < SECONDS
-
-
-def test_a_process_that_is_gone_ends_the_run_with_a_sentence_and_the_server(serve: Callable[..., Server]) -> None:
-    page = serve()
+    # A process is gone in the middle of a run: the run hears of it, and the server ends.
     job = ask(page, "2k", 96)
     running(job)
     start = time.monotonic()
@@ -102,16 +85,3 @@ def test_a_process_that_is_gone_ends_the_run_with_a_sentence_and_the_server(serv
     assert page.gone(2 * SECONDS) < SECONDS
     assert page.process.returncode != 0
     assert '"event": "lost"' in page.log.read_text() and "error: Process 2 of 2" in page.log.read_text()
-
-
-def test_torchrun_can_start_a_page_anew(serve: Callable[..., Server]) -> None:
-    """--max-restarts: the processes find each other again, every time."""
-    page = serve(restarts=2)
-    for _ in range(2):
-        before = page.children()
-        os.kill(before[1], signal.SIGKILL)
-        while page.health().get("state") == "ok":
-            time.sleep(0.05)
-        page.ready()
-        assert not set(before) & set(page.children())
-    assert ask(page, steps=4).result()["state"] == "done"

@@ -205,50 +205,69 @@ class Trap:
         # No window was opened by anything but this class.
         assert len(self.pages) == len(self.context.pages)
 
+    def forget(self) -> None:
+        """Closes the pages, and what was noted of them."""
+        for page in self.context.pages:
+            page.close()
+        for noted in (self.pages, self.requests, self.problems):
+            noted.clear()
 
-@pytest.fixture
-def trap(chromium: Any) -> Iterator[Trap]:
+
+@pytest.fixture(scope="module")
+def opened(chromium: Any) -> Iterator[Trap]:
+    """One for the file: what a context has loaded once comes from its cache."""
     made = Trap(chromium)
     yield made
-    made.check()
     made.context.close()
+
+
+@pytest.fixture
+def trap(opened: Trap) -> Iterator[Trap]:
+    yield opened
+    try:
+        opened.check()
+    finally:
+        opened.forget()
+
+
+@pytest.fixture
+def control(opened: Trap) -> Iterator[Trap]:
+    """For what does happen."""
+    yield opened
+    opened.forget()
 
 
 # ---------------------------------------------------------------- the control
 
 
-def test_the_detector_fires_for_every_payload_where_it_is_dangerous(chromium: Any, fake: Any) -> None:
+def test_the_detector_fires_for_every_payload_where_it_is_dangerous(control: Trap, fake: Any) -> None:
     assert len(PAYLOADS) >= 30
-    made = Trap(chromium)
-    page = made.open(f"{fake.url}test/state")
+    page = control.open(f"{fake.url}test/state")
     silent = []
     for number, (kind, text) in enumerate(PAYLOADS):
-        made.requests.clear()
-        made.problems.clear()
+        control.requests.clear()
+        control.problems.clear()
         page.evaluate("() => { window.pwned = []; window.planted = []; document.body.replaceChildren(); }")
         page.evaluate(SINKS, [kind, text])
         if kind == "attribute" and "onmouseover" in text:
             page.hover("a")
         caught = "() => window.pwned.length || window.planted.length"
         for _ in range(40):
-            if page.evaluate(caught) or made.requests:
+            if page.evaluate(caught) or control.requests:
                 break
             page.wait_for_timeout(25)
         else:
             silent.append((number, text))
     assert silent == []
-    made.context.close()
 
 
-def test_most_payloads_really_run_code_where_they_are_dangerous(chromium: Any, fake: Any) -> None:
+def test_most_payloads_really_run_code_where_they_are_dangerous(control: Trap, fake: Any) -> None:
     """The detector's first part, alone: what a payload is there for happens."""
-    made = Trap(chromium)
-    page = made.open(f"{fake.url}test/state")
+    page = control.open(f"{fake.url}test/state")
     for kind, text in PAYLOADS:
         page.evaluate(SINKS, [kind, text])
     page.wait_for_function("() => new Set(window.pwned).size >= 25")
-    assert any(MARK in url for url in made.requests)
-    made.context.close()
+    assert any(MARK in url for url in control.requests)
 
 
 # ---------------------------------------------------------------- a visitor's own text
