@@ -75,7 +75,7 @@ def build(given: options.Options | None = None, team: Team | None = None) -> tup
     if gpu_is_borrowed():
         names = borrowed.placed(default=given.model)
         here = desk.Desk(borrowed.ZeroEngine(names, spaces.GPU), names[0], given.limits, given.journal)
-        here.place(names)
+        here.models.place(names)
     else:
         used = local.SparsedEngine(given.model, any_model=given.any_model, team=team)
         here = desk.Desk(used, given.model, given.limits, given.journal, any_model=given.any_model)
@@ -130,7 +130,7 @@ def main(launch: Launch, given: options.Options | None) -> int:
     signals = Signals(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
     if team is not None:
         team.on_lost = here.lose
-    here.open()
+    here.models.open()
     # gradio's own way of waiting would end at once, in the middle of a step.
     signals.wait(lambda: demo.is_running and not here.lost)
     if here.lost:

@@ -53,7 +53,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     key, lane = given["run"], given["lane"]
     if lane not in (SPARSE, BASELINE):
         raise ValueError(f"The lane {lane!r} has no pattern: it must be {SPARSE} or {BASELINE}.")
-    kept = desk.kept(key) if isinstance(key, str) else None
+    kept = desk.visits.kept(key) if isinstance(key, str) else None
     if kept is None:
         raise ValueError(UNKNOWN_RUN)
     found = kept.lane(lane)

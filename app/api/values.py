@@ -168,7 +168,7 @@ def plain(name: str, value: Any) -> Any:
 
 
 def model_of(desk: Desk, name: str) -> Model:
-    spec, defaults = desk.spec(name), desk.defaults(name)
+    spec, defaults = desk.models.spec(name), desk.models.defaults(name)
     defaults = defaults.resolve(defaults)
     return {
         "name": name,
@@ -176,9 +176,9 @@ def model_of(desk: Desk, name: str) -> Model:
         "parameters": spec.parameters,
         "download_gb": spec.download_gb,
         "bundled": spec.bundled,
-        "in_memory": desk.loaded(name) is not None,
+        "in_memory": desk.models.loaded(name) is not None,
         "trained_length": spec.trained_length,
-        "too_large": desk.too_large(name),
+        "too_large": desk.models.too_large(name),
         "defaults": cast(Defaults, {field: getattr(defaults, field) for field in SAMPLER_FIELDS}),
     }
 

@@ -24,7 +24,7 @@ def label(desk: Desk, asked: Request) -> str:
     """What was compared, in a few words: model, steps, select, and whatever else is not as usual."""
     sampler, attention = asked.sampler, asked.attention
     parts = [
-        desk.spec(asked.model).name,
+        desk.models.spec(asked.model).name,
         f"{'up to ' if asked.at_most else ''}{asked.steps} steps",
         "default select" if attention.select is None else f"select {attention.select:g}",
     ]
@@ -60,7 +60,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
     if not chosen or visit.running:
         yield empty.value("refused", BUSY if chosen else NOTHING_CHOSEN)
         return
-    paper = published.source(desk.spec(asked.model).family)
+    paper = published.source(desk.models.spec(asked.model).family)
     budgets = desk.engine.lengths()
     table = Table(
         [row_of(name, budgets[name], paper.runs.get(name)) for name in chosen],
@@ -71,7 +71,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
     visit.stopping = False
     visit.running = True
     # Between two races, too, the model stays in memory.
-    release = desk.hold(asked.model)
+    release = desk.models.hold(asked.model)
     try:
         yield table.value("running", f"Comparing {lengths_in(len(chosen))}.")
         unloaded = ""
@@ -92,7 +92,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
             if row["state"] == "failed":
                 # An error holds what the engine had in its hands, and that may be all of the memory.
                 gc.collect()
-            if desk.loaded(asked.model) is None and row["state"] in ("refused", "failed"):
+            if desk.models.loaded(asked.model) is None and row["state"] in ("refused", "failed"):
                 unloaded = row["message"]
             if name != chosen[-1] and not visit.stopping and not unloaded:
                 yield table.value("running", f"{is_shown(name)}: {_outcome(row)}")
@@ -111,7 +111,8 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
 
 def _ready(desk: Desk, asked: Request, shown: Shown) -> bool:
     """Is the model in memory, and this machine's speed measured?"""
-    return not shown.loading and desk.loaded(asked.model) is not None and desk.under_way(asked.model) is None
+    models = desk.models
+    return not shown.loading and models.loaded(asked.model) is not None and models.under_way(asked.model) is None
 
 
 def _outcome(row: Row) -> str:

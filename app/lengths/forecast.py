@@ -21,14 +21,14 @@ def foresee(desk: Desk, asked: Request, lengths: Sequence[str]) -> dict[str, tup
     or "".
     """
     asked = replace(asked, third=None)
-    loaded = desk.loaded(asked.model)
+    loaded = desk.models.loaded(asked.model)
     if loaded is None:
         return dict.fromkeys(lengths, (None, ""))
-    room, budgets = desk.room(loaded), desk.engine.lengths()
+    room, budgets = desk.speed.room(loaded), desk.engine.lengths()
     found = {}
     for name in lengths:
         tokens = budgets[name]
-        estimated = desk.estimate(loaded, asked.resolve(tokens), tokens)
+        estimated = desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
         found[name] = estimated, limits.reason(estimated, room, length=tokens + asked.gen_length)
     return found
 

@@ -103,9 +103,9 @@ async def perform(
     ticket: Ticket | None = None
     race: Race | None = None
     handed_on = False
-    release = desk.hold(asked.model)
+    release = desk.models.hold(asked.model)
     try:
-        job = desk.loading(asked.model)
+        job = desk.models.loading(asked.model)
         waited = not job.over
         async for message, new in follow(job):
             if visit.stopping:
@@ -244,7 +244,7 @@ def _start(
     if asked.baseline is not None:
         wanted.append(Wanted(BASELINE, asked.baseline))
     first = desk.queue.next_turn()
-    seconds = desk.limits.max_seconds if material.estimated is None else material.estimated.seconds
+    seconds = desk.speed.limits.max_seconds if material.estimated is None else material.estimated.seconds
     try:
         lent = engine.lend(model, material.text, asked.sampler, wanted, asked.backend, first, seconds)
         if measured is not None and lent is None:
@@ -306,7 +306,7 @@ async def _stream(
             account.end(update.state, update.error)
             asked = material.asked
             alone = [seconds / asked.rows for seconds in stage.lanes[DENSE].times]
-            desk.learn(asked.model, material.tokens + asked.gen_length, alone)
+            desk.speed.learn(asked.model, material.tokens + asked.gen_length, alone)
         figure = timeline.timeline(
             {key: lane.times for key, lane in stage.lanes.items()},
             {key: lane.phases for key, lane in stage.lanes.items()},
@@ -325,7 +325,7 @@ async def _stream(
                 desk.journal.error(error)
                 snapshot["notes"].append(NOT_KEPT)
             if kept is not None:
-                desk.remember(visit, kept)
+                desk.visits.remember(visit, kept)
         yield Shown(snapshot, figure, new, kept, over)
 
 

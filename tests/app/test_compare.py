@@ -95,7 +95,7 @@ def engine(fake_engine: Any) -> Noting:
 
 def desk_of(engine: Any, **limited: Any) -> Desk:
     desk = Desk(engine, "mini", Limits(**limited))
-    desk.load("mini")
+    desk.models.load("mini")
     engine.runs.clear()  # those that measured the speed
     return desk
 
@@ -103,8 +103,8 @@ def desk_of(engine: Any, **limited: Any) -> Desk:
 def asked_of(desk: Desk, model: str = "mini", **given: Any) -> Any:
     given = {"kind": "about", "length": "4k", "text": "", "steps": 16, **given}
     return parse(
-        model=model, question=0, seed=0, backend="auto", defaults=desk.defaults(model), models=desk.engine.models(),
-        kinds=["about"], lengths=desk.engine.lengths(), **given,
+        model=model, question=0, seed=0, backend="auto", defaults=desk.models.defaults(model),
+        models=desk.engine.models(), kinds=["about"], lengths=desk.engine.lengths(), **given,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def listen(stream: AsyncIterator[Any], act: Callable[[Any], None] = lambda _: No
 
 def free(desk: Desk, visit: Visit, model: str = "mini") -> bool:
     """Is everything that a comparison takes given back?"""
-    return not len(desk.queue) and not desk._held[model] and visit.race is None and not visit.running
+    return not len(desk.queue) and not desk.models.held(model) and visit.race is None and not visit.running
 
 
 def states(value: Comparison) -> dict[str, str]:
@@ -475,9 +475,9 @@ def test_a_run_that_never_becomes_sparse_has_no_speed_up(engine: Noting) -> None
 def test_the_whole_is_estimated_beforehand(engine: Noting) -> None:
     desk = desk_of(engine)
     asked = asked_of(desk)
-    loaded = desk.loaded("mini")
+    loaded = desk.models.loaded("mini")
     assert loaded is not None and loaded.speed is not None
-    desk._loaded["mini"] = replace(loaded, speed=Speed(0.001, 0.0))
+    desk.models.set_speed("mini", Speed(0.001, 0.0))
     # 256 + 64 and 1024 + 64 tokens at 1 ms each, 16 steps, two lanes: 45 s; nothing is saved without attention.
     assert outlook(desk, asked, ["1k", "short_context", "1k"]) == "2 lengths: about 45 s on this machine."
     assert outlook(desk, asked, []) == forecast.NOTHING_CHOSEN

@@ -152,8 +152,8 @@ class Page:
         self.name = str(folder)
         self.desk = Desk(SparsedEngine(self.name), self.name, Limits())
         # Its speed is of no interest here, and measuring takes longer than the test.
-        self.desk._measure = lambda loaded: None  # type: ignore[method-assign, assignment, return-value]
-        self.desk.load(self.name)
+        self.desk.models.measure = lambda loaded: None  # type: ignore[method-assign, assignment, return-value]
+        self.desk.models.load(self.name)
         self.visit = Visit()
         self.asked = self.ask(**settings)
 
@@ -164,7 +164,7 @@ class Page:
                 "model": self.name, "kind": OWN_TEXT, "length": "short_context", "question": 0, "text": TEXT,
                 "steps": STEPS, "gen_length": 32, "block_length": 32, "block_size": 32, "seed": 5, "backend": "auto",
                 "third": "random",
-                "defaults": self.desk.defaults(self.name), "models": engine.models(), "kinds": engine.kinds(),
+                "defaults": self.desk.models.defaults(self.name), "models": engine.models(), "kinds": engine.kinds(),
                 "lengths": engine.lengths(),
             }
             | settings
@@ -188,7 +188,7 @@ class Page:
             time.sleep(0.001)
         assert left == []
         assert len(self.desk.queue) == 0
-        assert self.desk._held[self.name] == 0
+        assert self.desk.models.held(self.name) == 0
         assert (self.visit.race, self.visit.running, self.visit.stopping) == (None, False, False)
         gc.collect()
         assert list(injector.runs) == []
@@ -393,7 +393,7 @@ def test_a_race_that_cannot_be_recorded_is_done_all_the_same(
     capfd: pytest.CaptureFixture[str],
     what: str,
 ) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise ANYTHING[what]()
 
     whole = written(llama_page.race())
