@@ -178,7 +178,7 @@ def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
             context = cached
         page = context.new_page()
         opened.insert(0, page)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("request", note_request)
         page.on("console", note_console)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))

@@ -45,12 +45,12 @@ class Watched:
 
     def __next__(self) -> Any:
         log = self._log
-        log.hold(self._made)
         with log.lock:
             log.began.append(time.monotonic())
             log.overlaps += log.working
             log.working += 1
         try:
+            log.hold(self._made)
             step = next(self._run)
             self._made = step.index + 1
             if step.index == 0:
@@ -73,6 +73,7 @@ class Log:
         self.changed = threading.Condition()
         self.began: list[float] = []
         self.stopped_at: float | None = None
+        self.stops = 0
         self.working = 0
         self.overlaps = 0
         self.pattern: Any = None
@@ -93,10 +94,18 @@ class Log:
     def state(self) -> dict[str, Any]:
         stop = self.stopped_at
         after = 0 if stop is None else sum(began > stop for began in self.began)
-        return {"steps": len(self.began), "after_stop": after, "overlaps": self.overlaps}
+        return {"steps": len(self.began), "stops": self.stops, "after_stop": after, "overlaps": self.overlaps}
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone, however that went."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def main() -> None:
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     port, which = int(sys.argv[2]), sys.argv[3]
     if which in ("keeping", "double"):
         from fake_engine import FakeEngine
@@ -123,7 +132,7 @@ def main() -> None:
     stop = here.visits.stop
 
     def noted_stop(visit: str | None) -> None:
-        log.stopped_at = time.monotonic()
+        log.stopped_at, log.stops = time.monotonic(), log.stops + 1
         stop(visit)
 
     here.visits.stop = noted_stop  # type: ignore[method-assign]

@@ -106,8 +106,8 @@ class Server:
 
     @contextmanager
     def held(self, step: int) -> Iterator[Callable[[int], Any]]:
-        """Until the end of the block no run makes this step (from 0) or a later one, however fast machines are; what it
-        gives moves that (serve.py).
+        """Until the end of the block this step (from 0) and later ones take for ever, however fast machines are; what
+        it gives moves that (serve.py).
         """
 
         def hold(first: int) -> Any:

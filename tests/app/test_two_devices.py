@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -75,9 +76,15 @@ def test_a_stop_ends_both_lanes_within_their_steps(visit, double) -> None:
     double.idle()
     page = visit(double)
     choose_length(page, "4k")
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
-    page.click("#sd-stop")
+    before = double.state()["stops"]
+    with double.held(4):
+        page.click("#sd-run")
+        page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
+        page.click("#sd-stop")
+        deadline = time.monotonic() + 60
+        while double.state()["stops"] == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
     # The steps that run when Stop arrives had begun before it.
     assert double.state()["after_stop"] <= 2
