@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sparsed.config import PATTERN_LABELS
+from sparsed.config import METHOD_LABELS
 
 DENSE, SPARSE, BASELINE = "dense", "sparse", "baseline"
-LABELS = {DENSE: "Full attention", SPARSE: PATTERN_LABELS["sparsed"]}
+LABELS = {DENSE: METHOD_LABELS["dense"], SPARSE: METHOD_LABELS["sparsed"]}
 
 
-def lane_label(key: str, pattern: str | None = None) -> str:
-    """What a lane is called. pattern: which one the lane of a baseline uses (`sparsed.config.PATTERNS`)."""
-    return PATTERN_LABELS.get(pattern or "", key) if key == BASELINE else LABELS.get(key, key)
+def lane_label(key: str, method: str | None = None) -> str:
+    """What a lane is called. method: what the lane of a baseline uses (`sparsed.METHODS`)."""
+    return METHOD_LABELS.get(method or "", key) if key == BASELINE else LABELS.get(key, key)

@@ -62,7 +62,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
         raise ValueError(f"This run has no lane {lane!r}; it has {has or 'none with a pattern'}.")
     pattern = found.pattern
     look = kept.showing(lane).look
-    if pattern is None or look is None or found.attention == "dense":
+    if pattern is None or look is None:
         raise ValueError("This run has no pattern: it ended before its select step.")
     layer = _index("layer", given["layer"], look.layers)
     head = _index("head", given["head"], look.heads)
@@ -73,7 +73,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     return {
         "run": kept.key,
         "lane": lane,
-        "label": lane_label(lane, found.attention.pattern),
+        "label": lane_label(lane, found.attention.method),
         "layer": layer,
         "head": head,
         "layers": look.layers,

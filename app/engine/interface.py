@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.engine.cost import Shape, Speed
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.trace.types import Trace
 
@@ -21,10 +21,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A lane of a race. attention: None for full attention. probe_steps: select afresh there, for comparison."""
+    """A lane of a race. probe_steps: select afresh there, for comparison."""
 
     lane: str
-    attention: SparseDConfig | None
+    attention: AttentionConfig
     probe_steps: tuple[int, ...] = ()
 
 
@@ -101,11 +101,11 @@ class Engine(Protocol):
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
     ) -> Any:
-        """A run; attention None is full attention throughout. probe_steps: select afresh there, for comparison."""
+        """A run. probe_steps: select afresh there, for comparison."""
 
     def lend(
         self,

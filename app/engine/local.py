@@ -15,7 +15,7 @@ from app.engine.cost import Shape, Speed, lanes_take_turns, memory_needed
 from app.engine.interface import Listener, Wanted, check_name
 from app.server.limits import Limits
 from sparsed import trace
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
 from sparsed.models.hub import locate
@@ -178,16 +178,15 @@ class SparsedEngine:
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
     ) -> Any:
-        chosen = "dense" if attention is None else attention
         return sparsed.denoise(
             model,
             prompt,
             sampler=sampler,
-            attention=chosen,  # type: ignore[arg-type]
+            attention=attention,
             backend=backend,
             probe_steps=probe_steps,
         )

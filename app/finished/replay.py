@@ -114,21 +114,19 @@ def lane_names(trace: traces.Trace) -> dict[str, str]:
 def lane_view(trace: traces.Trace, name: str) -> LaneView:
     """A lane of the stage before its first step, for a lane of the trace."""
     lane, sampler = trace.lanes[name], trace.sampler
-    switch, pattern = None, None
-    if lane.attention != "dense":
+    attention, switch = lane.attention, lane.switch_step
+    if switch is None:
         # A run that ends before it is sparse has no switch any more; it had one while it went on.
-        switch, skip, pattern = lane.switch_step, lane.attention.skip, lane.attention.pattern
-        if switch is None and skip is not None:
-            switch = switch_step(lane.total, skip, lane.attention.selection or "paper")
+        switch = switch_step(lane.total, attention.skip, attention.selection)
     return LaneView(
         lane_key(lane),
         Canvas(trace.gen_length, trace.decode, trace.end_ids),
         total=lane.total,
         switch_step=switch,
         backend=BACKEND_WORDS.get(lane.backend, lane.backend),
-        parallel=sampler.block_length or trace.gen_length,
+        parallel=sampler.block_length,
         at_most=sampler.threshold is not None,
-        pattern=pattern,
+        pattern=None if attention.dense else attention.method,
     )
 
 

@@ -110,9 +110,9 @@ def keep(
 
 def lane_key(lane: Lane) -> str:
     """What the stage calls a lane of a record."""
-    if lane.attention == "dense":
+    if lane.attention.dense:
         return DENSE
-    return SPARSE if lane.attention.pattern in (None, "sparsed") else BASELINE
+    return SPARSE if lane.attention.method == "sparsed" else BASELINE
 
 
 def fits(layers: int, heads: int, length: int, block_size: int) -> bool:

@@ -373,12 +373,11 @@ class _Page:
 
     def _opening(self, state: str = "idle", message: str = texts.START) -> dict[str, Any]:
         """The stage before a run, as it would be with the settings that nobody has touched."""
-        usual = self.desk.models.defaults(self.desk.models.default)
-        usual = usual.resolve(usual)
-        assert usual.steps is not None and usual.gen_length is not None, "it is resolved"
+        defaults = self.desk.models.defaults(self.desk.models.default)
+        usual = defaults.resolve(defaults)
         return before_run(
             usual.gen_length,
-            usual.block_length or usual.gen_length,
+            usual.block_length,
             total=usual.steps,
             switch_step=switch_step(usual.steps, DEFAULT_SKIP),
             state=state,
@@ -700,8 +699,8 @@ class _Page:
         """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
         choices = [(lanes.lane_label(SPARSE), SPARSE)]
         lane = run.lane(BASELINE) if isinstance(run, Kept) and run.sparse is not None else None
-        if lane is not None and lane.pattern is not None and lane.attention != "dense":
-            choices.append((lanes.lane_label(BASELINE, lane.attention.pattern), BASELINE))
+        if lane is not None and lane.pattern is not None:
+            choices.append((lanes.lane_label(BASELINE, lane.attention.method), BASELINE))
         return choices
 
     def _head(self, run: Kept | Selected, visit: Visit) -> str:

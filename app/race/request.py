@@ -9,9 +9,10 @@ from typing import Any
 from app.race.checks import check_choice, check_number, check_whole
 from sparsed.config import (
     ALGORITHMS,
-    DEFAULT_SKIP,
-    PATTERN_LABELS,
+    METHOD_LABELS,
     SELECTIONS,
+    AttentionConfig,
+    ResolvedSampler,
     SamplerConfig,
     SparseDConfig,
     switch_step,
@@ -23,8 +24,8 @@ MAX_GENERATION = 1024
 MAX_CHARACTERS = 600_000
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
-# The patterns that a third lane may use, and no third lane.
-BASELINES = {name: label for name, label in PATTERN_LABELS.items() if name != "sparsed"}
+# The methods that a third lane may use, and no third lane.
+BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
 NO_BASELINE = "none"
 # Settings that follow the model and the prompt length until the visitor sets them himself.
 SAMPLER_FIELDS = (
@@ -35,12 +36,11 @@ FOLLOWING = (*SAMPLER_FIELDS, "select", "block_size")
 
 @dataclass(frozen=True)
 class Request:
-    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt. sampler: every field set, but for
-    threshold, which is None when off.
+    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt.
 
     attention: fields that are None take the published default for the length; `resolve` fills them in. track: select
-    afresh at some later steps, outside the clock, to see how far the pattern would move. third: a third lane, with this
-    pattern in place of SparseD's (one of BASELINES); None for two lanes.
+    afresh at some later steps, outside the clock, to see how far the pattern would move. third: the method of a third
+    lane (one of BASELINES); None for two lanes.
     """
 
     model: str
@@ -48,26 +48,26 @@ class Request:
     length: str
     question: int
     text: str
-    sampler: SamplerConfig
-    attention: SparseDConfig
+    sampler: ResolvedSampler
+    attention: AttentionConfig
     backend: str
     track: bool = False
     third: str | None = None
 
     @property
-    def baseline(self) -> SparseDConfig | None:
-        """The third lane's attention: SparseD's, but for the pattern. None for two lanes."""
-        return None if self.third is None else replace(self.attention, pattern=self.third)
+    def baseline(self) -> AttentionConfig | None:
+        """The third lane's attention: SparseD's, but for the method. None for two lanes."""
+        return None if self.third is None else replace(self.attention, method=self.third)
 
     @property
     def steps(self) -> int:
         """Denoising steps of the whole run, at most."""
-        return self.sampler.steps or 0
+        return self.sampler.steps
 
     @property
     def gen_length(self) -> int:
         """Generated tokens."""
-        return self.sampler.gen_length or 0
+        return self.sampler.gen_length
 
     @property
     def at_most(self) -> bool:
@@ -82,8 +82,8 @@ class Request:
     @property
     def switch_step(self) -> int | None:
         """First sparse step, counted from 0; None if SparseD never becomes sparse."""
-        skip = DEFAULT_SKIP if self.attention.skip is None else self.attention.skip
-        return switch_step(self.steps, skip, self.attention.selection or "paper")
+        attention = self.attention.resolve(self.gen_length)  # no length changes what matters here
+        return switch_step(self.steps, attention.skip, attention.selection)
 
     def resolve(self, tokens: int) -> Request:
         """The request with every field of `attention` set, for a prompt of `tokens` tokens."""

@@ -32,6 +32,7 @@ from app.server.material import BACKEND_WORDS, NOT_KEPT, Material, gather
 from app.server.models import Loaded, Loading
 from app.server.shown import Shown, shown_as
 from app.server.visits import Visit
+from sparsed.config import FULL_ATTENTION
 from sparsed.parallel.launch import TeamLost
 from sparsed.turns import seat
 
@@ -234,13 +235,13 @@ def _start(
     measured: Measured | None,
 ) -> _Started:
     engine, model, copies = desk.engine, loaded.model, material.places.copies
-    sparse = asked.attention
+    sparse = asked.attention.resolve(material.tokens + asked.gen_length)
     probes: tuple[int, ...] = ()
     if measured is None:
-        length, block = material.tokens + asked.gen_length, sparse.block_size or 128
-        sparse = replace(sparse, keep_importance=fits(loaded.shape.layers, loaded.shape.heads, length, block))
+        shape, length = loaded.shape, material.tokens + asked.gen_length
+        sparse = replace(sparse, keep_importance=fits(shape.layers, shape.heads, length, sparse.block_size))
         probes = tuple(probe_steps(asked.steps, asked.switch_step)) if asked.track else ()
-    wanted = [Wanted(DENSE, None), Wanted(SPARSE, sparse, probes)]
+    wanted = [Wanted(DENSE, FULL_ATTENTION), Wanted(SPARSE, sparse, probes)]
     if asked.baseline is not None:
         wanted.append(Wanted(BASELINE, asked.baseline))
     first = desk.queue.next_turn()
@@ -264,7 +265,7 @@ def _start(
             switch_step=run.switch_step,
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
-            parallel=asked.sampler.block_length or asked.gen_length,
+            parallel=asked.sampler.block_length,
             pattern=asked.third,
         )
         for key, run in runs.items()

@@ -15,7 +15,7 @@ from app.race.request import Request
 from app.server.limits import Limits
 from app.server.models import Loaded, ModelStore
 from app.texts import NO_ROOM, NOT_MEASURED, TOO_SHORT, held_together
-from sparsed.config import SamplerConfig
+from sparsed.config import FULL_ATTENTION, SamplerConfig
 
 # Tokens of the short runs that measure this machine, as far as no step takes longer than SLOW_STEP seconds. Attention
 # over a few thousand keys costs more for each of them than over a few hundred, so the longest tells most.
@@ -53,7 +53,7 @@ def measure(engine: Engine, line: DeviceQueue, loaded: Loaded) -> Speed:
             if points and points[-1][1] * (length / points[-1][0]) ** (2 if len(points) > 1 else 1) > SLOW_STEP:
                 break
             sampler = SamplerConfig(steps=32, gen_length=32, block_length=32, temperature=0.0, seed=0)
-            run = engine.denoise(loaded.model, text, sampler, None, "auto")
+            run = engine.denoise(loaded.model, text, sampler, FULL_ATTENTION, "auto")
             made = [next(run).seconds]
             while len(made) < 4 and sum(made) < SLOW_STEP / 2:
                 made.append(next(run).seconds)
@@ -94,14 +94,15 @@ class Forecaster:
     def _estimate(self, loaded: Loaded, request: Request, tokens: int, devices: int) -> Estimate | None:
         if loaded.speed is None:
             return None
+        attention = request.attention.resolve(tokens + request.gen_length)
         return estimate(
             loaded.shape,
             loaded.speed,
             length=tokens + request.gen_length,
             steps=request.steps,
             switch_step=request.switch_step,
-            density=request.attention.select or 1.0,
-            block_size=request.attention.block_size or 128,
+            density=attention.select,
+            block_size=attention.block_size,
             gen_length=request.gen_length,
             rows=request.rows,
             baseline=request.third is not None,

@@ -21,7 +21,7 @@ from app.phrases import clock
 from app.race.race import Lane, Race
 from app.race.request import BASELINES
 from sparsed import trace
-from sparsed.config import DEFAULT_SKIP, SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import DEFAULT_SKIP, AttentionConfig, SamplerConfig, SparseDConfig, switch_step
 from sparsed.questions.build import build_prompt
 
 
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         runs: dict[str, Any] = {DENSE: dense, SPARSE: sparse}
         if given.third:
-            baseline = SparseDConfig(pattern=given.third)
+            baseline = AttentionConfig(given.third)
             runs[BASELINE] = sparsed.denoise(model, prompt.text, sampler=sampler, attention=baseline)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from sparsed.attention.selection.baselines import random_blocks, shared_by_heads
 from sparsed.attention.selection.importance import block_importance, fused_importance
 from sparsed.attention.selection.isolated import select_blocks
 from sparsed.attention.selection.public_code import reference_blocks
-from sparsed.config import SparseDConfig
+from sparsed.config import ResolvedAttention
 
 if TYPE_CHECKING:
     from sparsed.parallel.share import Share
@@ -34,7 +34,7 @@ class AttentionState:
     """What one run's attention knows and remembers.
 
     phase: what the next forward does: "dense", "select" (dense, and every layer's pattern is made) or
-    "sparse". config: resolved; with layout and backend it is None for a run that stays dense. layers: layer
+    "sparse". config: with layout and backend it is None for a run that stays dense. layers: layer
     index → the layer's pattern. importance: layer index → float16 [batch, query_heads, n, n], if kept.
     dense: what runs in the other phases. fused: a kernel makes the importances from the dense attention's log-sum-exp.
     scaled_by_heads: selection "reference" divides scores by √query_heads (the
@@ -46,7 +46,7 @@ class AttentionState:
     """
 
     phase: Phase = "dense"
-    config: SparseDConfig | None = None
+    config: ResolvedAttention | None = None
     layout: BlockLayout | None = None
     backend: SparseAttention | None = None
     layers: dict[int, LayerPattern] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class AttentionState:
         """Attention of one layer in the current phase, [batch, query_heads, length, head_dim]."""
         if self.phase == "sparse":
             assert self.backend is not None and self.layout is not None, "a sparse phase needs a backend and a layout"
-            if self.config is not None and self.config.reuse is False:
+            if self.config is not None and not self.config.reuse:
                 # A kernel makes the importances from the rows' log-sum-exp, which only a dense pass knows.
                 lse = self._dense_with_lse(q, k, v, scale)[1] if self.fused else None
                 self.layers[layer] = self._select(layer, q, k, scale, lse)
@@ -82,14 +82,14 @@ class AttentionState:
 
     def _select(self, layer: int, q: Tensor, k: Tensor, scale: float, lse: Tensor | None) -> LayerPattern:
         config, layout = self.config, self.layout
-        assert config is not None and layout is not None and config.select is not None
+        assert config is not None and layout is not None
         batch, heads = q.shape[:2]
         every = heads if self.share is None else heads * self.share.size
-        if config.pattern == "sliding_window":
+        if config.method == "sliding_window":
             return sliding_window(layout, config.select, batch, heads, q.device)
-        if config.pattern == "streaming_llm":
+        if config.method == "streaming_llm":
             return streaming_llm(layout, config.select, batch, heads, q.device)
-        if config.pattern == "random":
+        if config.method == "random":
             seed = (1000 * self.seed + layer) % 2**63
             drawn = random_blocks(layout, config.select, batch, every, seed, q.device)
             return drawn if self.share is None else drawn.of_heads(self.share.heads(every))
@@ -102,13 +102,13 @@ class AttentionState:
                 importance = block_importance(q, k, scale, layout.block_size)
             else:
                 importance = fused_importance(q, k, lse, scale, layout.block_size)
-            if config.pattern == "shared":
+            if config.method == "shared":
                 mean = importance.mean(1, keepdim=True)
                 if self.share is not None:
                     mean = self.share.mean(mean)
                 chosen = shared_by_heads(mean, layout, config.select, heads)
             else:
-                chosen = select_blocks(importance, layout, config.select, config.isolated is not False)
+                chosen = select_blocks(importance, layout, config.select, config.isolated)
         if config.keep_importance:
             # Moved to the CPU in `pattern`, once for all layers and outside the step's clock.
             self.importance[layer] = importance.to(torch.float16)
@@ -116,7 +116,7 @@ class AttentionState:
 
     def pattern(self) -> Pattern:
         """The pattern of all layers, after a "select" forward. On the CPU: it outlives the run."""
-        assert self.config is not None and self.layout is not None and self.config.select is not None
+        assert self.config is not None and self.layout is not None
         kept = tuple(self.importance[layer].cpu() for layer in sorted(self.importance)) or None
         self.importance.clear()
         layers = tuple(self.layers[layer].to("cpu") for layer in sorted(self.layers))

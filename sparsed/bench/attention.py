@@ -15,7 +15,7 @@ from sparsed.attention.selection.importance import block_importance, fused_impor
 from sparsed.attention.selection.isolated import select_blocks
 from sparsed.attention.state import AttentionState
 from sparsed.bench.numbers import AttentionTimes, Spread
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.denoising import denoise
 from sparsed.denoising.forward import look, synchronize
 from sparsed.models.model import Model
@@ -40,7 +40,7 @@ def attention_times(
     model: Model,
     prompt: str | Tensor,
     sampler: SamplerConfig,
-    attention: SparseDConfig,
+    attention: AttentionConfig,
     backend: str,
     dense_backend: str,
 ) -> AttentionTimes:
@@ -53,9 +53,8 @@ def attention_times(
     )
     run.warm_up()
     settings, full = run.attention, run.dense
-    assert isinstance(settings, SparseDConfig) and full is not None, "this lane is not dense"
+    assert full is not None, "the run has warmed up"
     select, block_size = settings.select, settings.block_size
-    assert select is not None and block_size is not None, "a run's config is resolved"
     layout = BlockLayout(run.length, run.prompt_length, block_size)
     ids = model.encode(prompt)
     canvas = torch.cat([ids, ids.new_full((len(ids), run.length - run.prompt_length), model.mask_id)], dim=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from sparsed.attention.pattern import BlockLayout, Pattern
 from sparsed.attention.selection.importance import fusible
 from sparsed.attention.selection.isolated import blocks_to_keep
 from sparsed.attention.state import AttentionState, Phase
-from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.config import ResolvedAttention, ResolvedSampler, select_step, switch_step
 from sparsed.denoising.forward import look, synchronize
 from sparsed.denoising.step import Result, Step
 from sparsed.machine import dtype_name
@@ -53,15 +53,13 @@ class Run(Iterator[Step]):
         self,
         model: Model,
         prompt: Tensor,
-        sampler: SamplerConfig,
-        attention: SparseDConfig | Literal["dense"],
+        sampler: ResolvedSampler,
+        attention: ResolvedAttention,
         backend: str,
         probe_steps: Iterable[int] = (),
         dense_backend: str = "auto",
     ) -> None:
-        # Every field of a resolved config is set; the names below tell the type checker so.
-        steps, gen_length, seed = sampler.steps, sampler.gen_length, sampler.seed
-        assert steps is not None and gen_length is not None and seed is not None, "resolve the config first"
+        steps, gen_length = sampler.steps, sampler.gen_length
         batch, self.prompt_length = prompt.shape
         self.model = model
         self.prompt = prompt.to("cpu", copy=True)
@@ -74,19 +72,15 @@ class Run(Iterator[Step]):
         self.steps: list[Step] = []
         self.finished = False
         self._dense_again = False
-        self._select_step = steps
-        self.switch_step: int | None = None
-        if isinstance(attention, SparseDConfig):
-            assert attention.skip is not None and attention.block_size is not None, "resolve the config first"
-            selection = attention.selection or "paper"
-            self._select_step = select_step(steps, attention.skip, selection)
-            self.switch_step = switch_step(steps, attention.skip, selection)
+        self._select_step = select_step(steps, attention.skip, attention.selection)
+        self.switch_step = switch_step(steps, attention.skip, attention.selection)
+        if attention.dense:
+            state = AttentionState("dense")
+        else:
             layout = BlockLayout(self.length, self.prompt_length, attention.block_size)
             # The public code scales LLaDA's scores by heads, Dream's by head_dim.
             by_heads = model.family == "llada"
-            state = AttentionState("dense", attention, layout, scaled_by_heads=by_heads, seed=seed)
-        else:
-            state = AttentionState("dense")
+            state = AttentionState("dense", attention, layout, scaled_by_heads=by_heads, seed=sampler.seed)
         if model.team is not None:
             state.share = model.team.share
         self._state: AttentionState | None = state
@@ -99,7 +93,7 @@ class Run(Iterator[Step]):
         self._canvas: Tensor | None = torch.cat([prompt, masks], dim=1)
         # MPS has no float64, which the sampler's noise needs: there the CPU draws it.
         home = torch.device("cpu") if model.device.type == "mps" else model.device
-        self._generator = torch.Generator(home).manual_seed(seed)
+        self._generator = torch.Generator(home).manual_seed(sampler.seed)
         self.notes = self._warnings()
         if model.device.type != "cuda":
             # Nothing has to be tried out there.
@@ -219,7 +213,6 @@ class Run(Iterator[Step]):
         if attention is None or layout is None:
             self.dense, self.backend = state.dense, state.dense.name
             return
-        assert attention.select is not None and attention.block_size is not None
         if self.backend == "auto":
             sides = (layout.prompt_blocks, layout.generation_blocks)
             kept = sum(blocks_to_keep(attention.select, side) for side in sides)
@@ -278,7 +271,6 @@ class Run(Iterator[Step]):
         sparse_times = [step.seconds for step in self.steps[self.switch_step :]]
         if not dense_times or min(sparse_times) < median(dense_times):
             return
-        assert isinstance(self.attention, SparseDConfig), "a dense run has no sparse steps"
         said = (
             f"Sparse steps are no faster here: {1000 * min(sparse_times):.0f} ms at best, dense steps "
             f"{1000 * median(dense_times):.0f} ms"
@@ -352,7 +344,7 @@ class Run(Iterator[Step]):
     def _warnings(self) -> list[str]:
         notes = list(self.model.notes)
         attention, sampler = self.attention, self.sampler
-        if isinstance(attention, SparseDConfig) and self.switch_step is None:
+        if not attention.dense and self.switch_step is None:
             notes.append(
                 f"This run never becomes sparse: with {self.total} steps and skip {attention.skip}, "
                 f"full attention lasts to the end. Lower skip or take more steps."
@@ -362,7 +354,6 @@ class Run(Iterator[Step]):
                 f"Speed only: trained to {self.model.max_positions} positions, and this sequence of {self.model.label} "
                 f"has {self.length}."
             )
-        assert sampler.gen_length is not None
         if self.total > sampler.gen_length and sampler.threshold is None:
             notes.append(f"{self.total} steps for {sampler.gen_length} tokens: some steps commit nothing.")
         return notes

@@ -24,8 +24,8 @@ from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.state import Phase
-from sparsed.config import SamplerConfig, SparseDConfig
-from sparsed.denoising import denoise
+from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig
+from sparsed.denoising import attention_of, denoise
 from sparsed.denoising.run import Run
 from sparsed.machine import dtype_name
 
@@ -87,7 +87,7 @@ def log_likelihoods(
     *,
     draws: int = 128,
     seed: int = 0,
-    attention: SparseDConfig | Literal["dense"] | None = None,
+    attention: AttentionConfig | Literal["dense"] | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
     cfg_scale: float = 0.0,
@@ -116,12 +116,12 @@ def log_likelihoods(
         raise ValueError(f"The number of Monte-Carlo draws must be a whole number of at least 1, not {draws!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    attention = SparseDConfig() if attention is None else attention
+    attention = attention_of(attention)
     for index, (_context, answer) in enumerate(pairs):
         if not answer:
             yield index, Likelihood(0.0, True)
     # A pattern drawn by lot belongs to a row of a batch: row 0 then, whatever the batch size.
-    alone = isinstance(attention, SparseDConfig) and attention.pattern == "random"
+    alone = attention.method == "random"
     for group in _groups(pairs, 1 if alone else batch_size):
         contexts = model.encode(torch.stack([question.context for question in group]))
         model.encode(torch.cat([question.answers for question in group]))  # checks their ids
@@ -177,17 +177,15 @@ class _Estimate(Run):
         self,
         model: Model,
         contexts: Tensor,
-        settings: SamplerConfig,
-        attention: SparseDConfig | Literal["dense"],
+        settings: ResolvedSampler,
+        attention: AttentionConfig,
         backend: str,
         dense_backend: str,
     ) -> None:
-        assert settings.gen_length is not None, "resolve the config first"
         dense.check(dense_backend, model.device)
-        if isinstance(attention, SparseDConfig):
-            attention = attention.resolve(contexts.shape[1] + settings.gen_length)
-            check_backend(backend, model.device, attention.block_size)
-        super().__init__(model, contexts, settings, attention, backend, (), dense_backend)
+        resolved = attention.resolve(contexts.shape[1] + settings.gen_length)
+        check_backend(backend, model.device, None if resolved.dense else resolved.block_size)
+        super().__init__(model, contexts, settings, resolved, backend, (), dense_backend)
         self._owners: list[int] = []
 
     def of(self, group: list[_Question], seed: int, batch_size: int) -> tuple[list[list[float]], list[list[bool]]]:
@@ -292,11 +290,11 @@ def _seed(seed: int, question: _Question) -> int:
 
 
 def _greedy(
-    model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: SamplerConfig
+    model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: ResolvedSampler
 ) -> list[list[bool]]:
     """Whether decoding one token a step, the surest first, gives each question's answer."""
     answers = torch.cat([question.answers for question in group])
-    backend = estimate.backend if isinstance(estimate.attention, SparseDConfig) else "auto"
+    backend = "auto" if estimate.attention.dense else estimate.backend
     assert estimate.dense is not None, "an estimate was made"
     run = denoise(
         model,

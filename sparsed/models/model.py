@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from sparsed.config import SamplerConfig
+from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
 from sparsed.models.chat import batch_of_messages, is_message
 
@@ -60,7 +60,7 @@ class Model:
     dtype: torch.dtype
     mask_id: int
     eos_id: int
-    defaults: SamplerConfig
+    defaults: ResolvedSampler
     max_positions: int
     family: str = "llama"
     shift: bool = False

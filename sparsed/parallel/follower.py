@@ -109,7 +109,7 @@ def share_logits(
     failed: Exception | None = None
     part: Tensor | None = None
     masks = 0
-    if state.phase == "select" and state.config is not None and state.config.pattern == "shared":
+    if state.phase == "select" and state.config is not None and state.config.method == "shared":
         assert state.layout is not None, "a run that selects has a layout"
         masks = len(ids) * state.layout.blocks**2
     share.begin(network, ids, rows, masks)

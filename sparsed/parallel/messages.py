@@ -12,7 +12,7 @@ from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import load_backend
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.attention.state import AttentionState, Phase
-from sparsed.config import SparseDConfig
+from sparsed.config import ResolvedAttention
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AttentionMessage:
 
     key: int
     phase: Phase
-    config: SparseDConfig | None
+    config: ResolvedAttention | None
     layout: BlockLayout | None
     backend: str | None
     dense: str

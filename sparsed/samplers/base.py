@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsed.config import SamplerConfig
+from sparsed.config import ResolvedSampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Commit:
 class Sampler(ABC):
     """One run's sampler. config: resolved. It holds settings, never state: what it needs comes in with the call."""
 
-    config: SamplerConfig
+    config: ResolvedSampler
     mask_id: int
 
     @abstractmethod
@@ -56,7 +56,6 @@ class Sampler(ABC):
         if self.config.threshold is None:
             return self.candidates(masked, step)
         block_length = self.config.block_length
-        assert block_length is not None, "resolve the config first"
         blocks = masked.view(len(masked), -1, block_length)
         undone = blocks.any(-1)
         first = undone & (undone.cumsum(-1) == 1)

@@ -124,8 +124,7 @@ def main() -> None:
         def read(token: int) -> str | None:
             return None if token == model.mask_id else used.decode_tokens(model, [token])
 
-        lane = "dense" if attention is None else attention.pattern or "sparsed"
-        return Watched(denoise(model, prompt, sampler, attention, *more), log, lane, read)
+        return Watched(denoise(model, prompt, sampler, attention, *more), log, attention.method, read)
 
     used.denoise = watched
     here = desk.Desk(used, name, limits.Limits(max_seconds=1200))

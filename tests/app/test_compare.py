@@ -45,7 +45,7 @@ class Noted:
 
     def __init__(self, run: Any, name: str, attention: Any, error: BaseException | None) -> None:
         self._run, self.name, self.attention, self._error = run, name, attention, error
-        self.sparse = attention is not None
+        self.sparse = not attention.dense
         self.seconds: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -83,7 +83,7 @@ class Noting:
     def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, backend: str, *more: Any) -> Any:
         run = self._fake.denoise(model, prompt, sampler, attention, backend, *more)
         name = self.names.get(prompt, "")
-        noted = Noted(run, name, attention, self.failing.get(name) if attention is not None else None)
+        noted = Noted(run, name, attention, self.failing.get(name) if not attention.dense else None)
         self.runs.append(noted)
         return noted
 

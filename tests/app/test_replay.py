@@ -171,17 +171,16 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
     """The last snapshot of a stage that was fed as the page feeds it while a race goes on."""
     lanes = []
     for key, run in runs.items():
-        skip = None if run.attention == "dense" else run.attention.skip
         lanes.append(
             LaneView(
                 key,
                 Canvas(run.sampler.gen_length, read, ENDS),
                 total=run.total,
-                switch_step=None if skip is None else switch_step(run.total, skip),
+                switch_step=switch_step(run.total, run.attention.skip),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.threshold is not None,
-                pattern=None if run.attention == "dense" else run.attention.pattern,
+                pattern=None if run.attention.dense else run.attention.method,
             )
         )
     stage = Stage(

@@ -108,7 +108,7 @@ class Injector:
 
     def _placed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def make_step(run: Run, index: int, *given: Any) -> Any:
-            lane = "dense" if run.attention == "dense" else run.attention.pattern or "sparsed"
+            lane = run.attention.method
             self._now, self._layer = (lane, index), 0
             try:
                 return original(run, index, *given)

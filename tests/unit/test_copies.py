@@ -19,7 +19,7 @@ from app.engine.local import SparsedEngine
 from app.finished.run import keep
 from app.race.race import Lane, Race
 from sparsed import trace
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, SamplerConfig, SparseDConfig
 from sparsed.models import LoadError
 from sparsed.turns import seat
 
@@ -163,8 +163,8 @@ def copies(mini: Any) -> tuple[Any, ...]:
 
 
 def wanted(third: bool) -> list[Wanted]:
-    baseline = Wanted("baseline", replace(SPARSE, pattern="random"))
-    return [Wanted("dense", None), Wanted("sparse", SPARSE, (5,)), *([baseline] if third else [])]
+    baseline = Wanted("baseline", replace(SPARSE, method="random"))
+    return [Wanted("dense", FULL_ATTENTION), Wanted("sparse", SPARSE, (5,)), *([baseline] if third else [])]
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
 def three(runs) -> dict[str, Any]:
     """The same race with a third lane."""
     dense, sparse = runs["dense"], runs["sparse"]
-    pattern = replace(sparse.attention, pattern="shared")
+    pattern = replace(sparse.attention, method="shared")
     baseline = sparsed.denoise(dense.model, dense.prompt[0], sampler=dense.sampler, attention=pattern)
     baseline.result()
     return {**runs, "baseline": baseline}
@@ -295,7 +295,7 @@ def test_recording_a_race(tmp_path, capsys) -> None:
     run = opened(path)
     assert list(run.trace.lanes) == ["dense", "sparse", "baseline"]
     assert run.trace.lanes["baseline"].attention == replace(
-        run.trace.lanes["sparse"].attention, pattern="streaming_llm", keep_importance=False
+        run.trace.lanes["sparse"].attention, method="streaming_llm", keep_importance=False
     )
     # The importances in the file are those of the select step, which all lanes have alike.
     shown = run.showing("baseline").look

@@ -182,11 +182,11 @@ def test_two_lanes_are_the_rule(given: dict[str, Any]) -> None:
     assert asked.third is None and asked.baseline is None and asked.resolve(300).baseline is None
 
 
-@pytest.mark.parametrize("pattern", list(request.BASELINES))
-def test_a_baseline_differs_from_sparsed_in_its_pattern_alone(pattern: str) -> None:
-    asked = parse(**{**GOOD, "third": pattern, "skip": 0.25, "block_size": 64}).resolve(300)
+@pytest.mark.parametrize("method", list(request.BASELINES))
+def test_a_baseline_differs_from_sparsed_in_its_method_alone(method: str) -> None:
+    asked = parse(**{**GOOD, "third": method, "skip": 0.25, "block_size": 64}).resolve(300)
     ours, theirs = asdict(asked.attention), asdict(asked.baseline)  # type: ignore[call-overload]
-    assert (ours.pop("pattern"), theirs.pop("pattern")) == ("sparsed", pattern)
+    assert (ours.pop("method"), theirs.pop("method")) == ("sparsed", method)
     assert ours == theirs and None not in (ours["select"], ours["block_size"])
 
 

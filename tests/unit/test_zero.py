@@ -36,6 +36,7 @@ from app.server.session import perform
 from app.server.shown import Shown
 from app.server.visits import Visit
 from sparsed.attention.backends import gather
+from sparsed.config import FULL_ATTENTION
 
 ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
@@ -181,7 +182,7 @@ def test_a_borrowed_race_is_the_race_itself(desk: Desk, pool: Pool) -> None:
     model = sparsed.load("mini", device="cpu", dtype="float32")
     probes = tuple(probe_steps(asked.steps, asked.switch_step))
     seen = replace(asked.attention, keep_importance=True)
-    for key, attention in (("dense", None), ("sparse", seen), ("baseline", asked.baseline)):
+    for key, attention in (("dense", FULL_ATTENTION), ("sparse", seen), ("baseline", asked.baseline)):
         own = SparsedEngine().denoise(
             model, material.text, asked.sampler, attention, "auto", probes if key == "sparse" else ()
         )
