@@ -48,7 +48,7 @@ if gpu_is_borrowed():
 # here, so every import of the package stands at the top of its module.
 from app import texts
 from app.engine import borrowed, local
-from app.page import page, serving
+from app.page import serving, wiring
 from app.server import desk
 from app.server.signals import Signals
 
@@ -79,7 +79,7 @@ def build(given: options.Options | None = None, team: Team | None = None) -> tup
     else:
         used = local.SparsedEngine(given.model, any_model=given.any_model, team=team)
         here = desk.Desk(used, given.model, given.limits, given.journal, any_model=given.any_model)
-    return here, page.build_page(here, default_kind=DEFAULT_KIND)
+    return here, wiring.build_page(here, default_kind=DEFAULT_KIND)
 
 
 def stop(here: desk.Desk) -> None:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
-from app.finished import files as takeaway
-from app.lanes import BASELINE, SPARSE
-from app.page.serving import RUNS
-from app.race import request
+from app.finished.files import FILES, RUNS
+from app.race.fields import FIELDS
 from app.race.lane_view import Snapshot
-from app.race.request import SAMPLER_FIELDS
 from app.server.desk import Desk
 from app.server.shown import Shown
 
 MASKED = "▒"
-# Beyond these a value can be nothing that is meant; it is not repeated in the sentence that says so.
-MOST_CHARACTERS, MOST_NUMBER, MOST_LENGTHS = 200, 2**53, 64
-
-
-class Defaults(TypedDict):
-    """A model's sampler, where a call says nothing else. Lengths in tokens; threshold: None where it is off."""
-
-    steps: int
-    gen_length: int
-    block_length: int
-    algorithm: str
-    temperature: float
-    threshold: float | None
-    cfg_scale: float
-    top_p: float
+_TYPES = {"whole": int, "number": float, "choice": str}
+# A model's sampler, where a call says nothing else. Lengths in tokens; threshold: None where it is off.
+Defaults = TypedDict(  # type: ignore[misc]
+    "Defaults",
+    {
+        field.name: _TYPES[field.kind] if field.off is None else _TYPES[field.kind] | None
+        for field in FIELDS
+        if field.home == "sampler" and field.follows
+    },
+)
 
 
 class Model(TypedDict):
@@ -67,8 +58,8 @@ class Agreement(TypedDict):
 
 class LaneValue(TypedDict):
     """One lane. step of total; seconds of its own computing so far; text: its answer, "▒" for each token that is still
-    masked; right, verdict: of the finished answer, None where the right one is not known; agreement: with full
-    attention, at the end.
+    masked; right, verdict: of the finished answer, None where the right one is not known; speedup: against full
+    attention, once the lane does anything else; agreement: with full attention, at the end.
     """
 
     label: str
@@ -80,6 +71,7 @@ class LaneValue(TypedDict):
     text: str
     right: bool | None
     verdict: str | None
+    speedup: Speedup | None
     agreement: Agreement | None
 
 
@@ -145,28 +137,6 @@ class Swept(TypedDict):
     rows: list[SweptRow]
 
 
-def known_names(endpoint: Callable[..., Any]) -> list[str]:
-    """What a call may give, in its order."""
-    return [name for name in inspect.signature(endpoint).parameters if name != "http"]
-
-
-def plain(name: str, value: Any) -> Any:
-    """A value that `app.race.request.parse` can look at: nothing, or a string, number or truth value of a sane size.
-    Raises
-    ValueError.
-    """
-    if isinstance(value, str):
-        most = request.MAX_CHARACTERS if name == "text" else MOST_CHARACTERS
-        if len(value) > most:
-            raise ValueError(f"The value of {name} has {len(value):,} characters; it may have up to {most:,}.")
-    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
-        raise ValueError(f"The value of {name} is a number far beyond its range.")
-    elif value is not None and not isinstance(value, (int, float)):
-        what = "a list" if isinstance(value, list) else "an object"
-        raise ValueError(f"The value of {name} is {what}; it must be a single value.")
-    return value
-
-
 def model_of(desk: Desk, name: str) -> Model:
     spec, defaults = desk.models.spec(name), desk.models.defaults(name)
     defaults = defaults.resolve(defaults)
@@ -179,7 +149,7 @@ def model_of(desk: Desk, name: str) -> Model:
         "in_memory": desk.models.loaded(name) is not None,
         "trained_length": spec.trained_length,
         "too_large": desk.models.too_large(name),
-        "defaults": cast(Defaults, {field: getattr(defaults, field) for field in SAMPLER_FIELDS}),
+        "defaults": cast(Defaults, {name: getattr(defaults, name) for name in Defaults.__annotations__}),
     }
 
 
@@ -191,7 +161,7 @@ def _agreement(value: Snapshot | None) -> Agreement | None:
     return None if value is None else {"same": value["same"], "compared": value["compared"], "text": value["text"]}
 
 
-def _lane(lane: Snapshot, agreement: Snapshot | None) -> LaneValue:
+def _lane(lane: Snapshot) -> LaneValue:
     text = lane["text"]
     if text is None:
         text = "".join(MASKED if step == 0 else "" if end else cell for cell, step, _, end in lane["cells"])
@@ -205,7 +175,8 @@ def _lane(lane: Snapshot, agreement: Snapshot | None) -> LaneValue:
         "text": text,
         "right": lane["right"],
         "verdict": lane["verdict"],
-        "agreement": _agreement(agreement),
+        "speedup": _speedup(lane["speedup"]),
+        "agreement": _agreement(lane["same"]),
     }
 
 
@@ -213,8 +184,7 @@ def compared_of(shown: Shown) -> Compared:
     """A value of the page as one of the endpoint."""
     stage, run = shown.stage, shown.kept
     lanes = {lane["key"]: lane for lane in stage["lanes"]}
-    agreements = {SPARSE: stage["agreement"], BASELINE: lanes.get(BASELINE, {}).get("same")}
-    sparse = [first for phase, first, _ in lanes[SPARSE]["phases"] if phase == "sparse"]
+    sparse = [first for phase, first, _ in lanes[stage["headline"]]["phases"] if phase == "sparse"]
     return {
         "state": stage["state"],
         "message": stage["message"],
@@ -222,7 +192,7 @@ def compared_of(shown: Shown) -> Compared:
         "wait": None if shown.wait is None else round(shown.wait, 1),
         "question": stage["question"],
         "mode": stage["mode"] and stage["mode"]["name"],
-        "lanes": {key: _lane(lane, agreements.get(key)) for key, lane in lanes.items()},
+        "lanes": {key: _lane(lane) for key, lane in lanes.items()},
         "speedup": _speedup(stage["speedup"]),
         "agreement": _agreement(stage["agreement"]),
         "switch_step": sparse[0] if sparse else None,
@@ -230,7 +200,7 @@ def compared_of(shown: Shown) -> Compared:
         "gold": stage["gold"],
         "prompt_tokens": None if run is None else run.trace.prompt.tokens,
         "run": None if run is None else run.key,
-        "files": {} if run is None else {name: f"{RUNS}/{run.key}/{name}" for name in takeaway.FILES},
+        "files": {} if run is None else {name: f"{RUNS}/{run.key}/{name}" for name in FILES},
     }
 
 

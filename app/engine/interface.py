@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from app.engine.cost import Shape, Speed
+from app.lanes import LaneSpec
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.trace.types import Trace
@@ -17,15 +17,6 @@ from sparsed.trace.types import Trace
 Listener = Callable[[Any], None]
 # What may be a repository on the Hub. A folder is anything else that is there.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A lane of a race. probe_steps: select afresh there, for comparison."""
-
-    lane: str
-    attention: AttentionConfig
-    probe_steps: tuple[int, ...] = ()
 
 
 def check_name(name: str) -> None:
@@ -112,7 +103,7 @@ class Engine(Protocol):
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        wanted: Sequence[Wanted],
+        lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,

@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 import sparsed
 from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
 from app.engine.cost import Shape, Speed, lanes_take_turns, memory_needed
-from app.engine.interface import Listener, Wanted, check_name
+from app.engine.interface import Listener, check_name
+from app.lanes import LaneSpec
 from app.server.limits import Limits
 from sparsed import trace
 from sparsed.config import AttentionConfig, SamplerConfig
@@ -196,7 +197,7 @@ class SparsedEngine:
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        wanted: Sequence[Wanted],
+        lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,

@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from app.finished.patterns import Look, Recorded
-from app.lanes import BASELINE, DENSE, SPARSE
+import numpy as np
+
+from app.lanes import LaneSpec, headline, lanes_of
 from sparsed import trace as traces
+from sparsed.attention.masks import Masks
 from sparsed.config import same_importances
-from sparsed.trace.patterns import TracePattern
 from sparsed.trace.types import Lane, Trace
 
 # Importances are kept beside the patterns up to this many bytes, of all visits together: LLaDA-8B at 64k has 539 MB.
@@ -28,68 +29,70 @@ MOST_FILE = 64 * 2**20
 class Kept:
     """A run that is over. live: made on this page. importance: of a live run, for each layer float16 [batch, heads,
     query blocks, key blocks] on the CPU, or None. key: what its downloads are asked for by; nobody can guess it.
-    shown: the lane whose pattern is looked at, as the stage calls it.
+    shown: the key of the lane whose pattern is looked at, "" for the headline's.
     """
 
     trace: Trace
     live: bool
-    importance: tuple[Any, ...] | None = None
+    importance: tuple[np.ndarray, ...] | None = None
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    shown: str = SPARSE
+    shown: str = ""
+
+    @property
+    def lanes(self) -> dict[LaneSpec, Lane]:
+        """Its lanes as the stage has them, and what they did."""
+        return {lane: self.trace.lanes[name] for lane, name in recorded(self.trace).items()}
 
     @property
     def sparse(self) -> Lane | None:
-        """The lane of SparseD, whatever it is called."""
-        return self.lane(SPARSE)
+        """The headline's lane, SparseD's."""
+        large = headline(self.lanes)
+        return None if large is None else self.lanes[large]
 
     def lane(self, key: str) -> Lane | None:
-        """The lane that the stage calls so; None where the run had none."""
-        return next((lane for lane in self.trace.lanes.values() if lane_key(lane) == key), None)
+        """The lane of this key; None where the run had none."""
+        return next((made for lane, made in self.lanes.items() if lane.key == key), None)
+
+    @property
+    def seen(self) -> Lane | None:
+        """The lane whose pattern is looked at: the one shown, or the headline's, or whichever there is."""
+        others = (made for lane, made in self.lanes.items() if not lane.full)
+        return self.lane(self.shown) or self.sparse or next(others, None)
 
     def showing(self, key: str) -> Kept:
         """The same run, to look at the pattern of this lane."""
-        return self if key == self.shown else replace(self, shown=key)
+        return self if self.lane(key) is self.seen else replace(self, shown=key)
 
     @property
-    def pattern(self) -> TracePattern | None:
-        """Of the lane that is shown, or of the other one where there is no such lane; None where it ended before its
-        select step.
+    def pattern(self) -> Masks | None:
+        """Of the lane that is looked at; None where it ended before its select step. Another lane's with the
+        importances of SparseD's select step, where both made it at the same: until then they do the same.
         """
-        lane = self.lane(self.shown) or self.lane(SPARSE) or self.lane(BASELINE)
-        return None if lane is None else lane.pattern
+        ours, theirs = self.sparse, self.seen
+        pattern = None if theirs is None else theirs.pattern
+        if pattern is None or ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
+            return pattern
+        return replace(pattern, importances=self.importance or (ours.pattern or pattern).importances)
 
     @property
     def importance_bytes(self) -> int:
         """What `importance` takes of memory."""
-        return sum(layer.numel() * layer.element_size() for layer in self.importance or ())
+        return sum(layer.nbytes for layer in self.importance or ())
 
     @property
     def bytes(self) -> int:
-        """What the patterns of the record take of memory, about."""
-        patterns = [lane.pattern for lane in self.trace.lanes.values() if lane.pattern is not None]
-        return sum(len(text) for pattern in patterns for text in (*pattern.layers, *pattern.importance))
+        """What the patterns of the record take of memory."""
+        return sum(lane.pattern.nbytes for lane in self.trace.lanes.values() if lane.pattern is not None)
 
     @property
     def layers(self) -> int:
         """Layers of the pattern; 0 without one."""
-        return 0 if self.pattern is None else len(self.pattern.layers)
+        return 0 if self.pattern is None else self.pattern.layers
 
     @property
     def heads(self) -> int:
         """Query heads of a layer; 0 without a pattern."""
         return 0 if self.pattern is None else self.pattern.heads
-
-    @property
-    def look(self) -> Look | None:
-        """Its pattern to look at; None without one. A baseline's with the importances of SparseD's select step, where
-        both made it at the same: until then they do the same.
-        """
-        ours, theirs = self.sparse, self.lane(self.shown) or self.lane(BASELINE)
-        if self.pattern is None:
-            return None
-        if ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
-            return Recorded(self.pattern, self.pattern, None)
-        return Recorded(self.pattern, ours.pattern or self.pattern, self.importance)
 
 
 def keep(
@@ -100,7 +103,8 @@ def keep(
     if not made:
         return None
     patterns = [run.pattern for run in made.values() if run.pattern is not None]
-    importance = next((pattern.importance for pattern in patterns if pattern.importance is not None), None)
+    weights = next((pattern.importance for pattern in patterns if pattern.importance is not None), None)
+    importance = None if weights is None else tuple(np.asarray(layer) for layer in weights)
     # Lanes that ran at the same time had copies of the model, one for each device.
     copies = list({id(run.model): None for run in made.values()})
     devices = {key: copies.index(id(run.model)) for key, run in made.items()}
@@ -108,11 +112,14 @@ def keep(
     return None if trace is None else Kept(trace, True, importance)
 
 
-def lane_key(lane: Lane) -> str:
-    """What the stage calls a lane of a record."""
-    if lane.attention.dense:
-        return DENSE
-    return SPARSE if lane.attention.method == "sparsed" else BASELINE
+def recorded(trace: Trace) -> dict[LaneSpec, str]:
+    """The lanes of a record as the stage has them → their names in the record: full attention, SparseD, others.
+
+    Raises ValueError for more than can be told apart (`app.lanes.MOST_LANES`).
+    """
+    found = {name: lane.attention for name, lane in trace.lanes.items()}
+    names = sorted(found, key=lambda name: ("dense", "sparsed", found[name].method).index(found[name].method))
+    return dict(zip(lanes_of(found[name] for name in names), names, strict=True))
 
 
 def fits(layers: int, heads: int, length: int, block_size: int) -> bool:

@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
+from app.lanes import pair
 from app.lengths import paper as published
 from app.lengths.forecast import NOTHING_CHOSEN, OWN_HAS_ONE, foresee, in_order
 from app.lengths.table import Comparison, Row, Table, done, is_shown, lengths_in, row_of
@@ -44,9 +45,9 @@ def label(desk: Desk, asked: Request) -> str:
 async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[str]) -> AsyncGenerator[Comparison, None]:
     """Runs the race of `asked` at each of `lengths`, shortest first, and yields the table after every change.
 
-    asked.length and a third lane are not looked at. A length that is refused or fails does not end the others. Ends
-    within one step after `visit.stop()`, what is done staying in the table; closing the stream stops the race too, and
-    frees the device. The last value is the only one whose state is not "running".
+    asked.length and further lanes than the reference and SparseD's are not looked at. A length that is refused or fails
+    does not end the others. Ends within one step after `visit.stop()`, what is done staying in the table; closing the
+    stream stops the race too, and frees the device. The last value is the only one whose state is not "running".
     """
     empty = Table((), "", "", "")
     if asked.kind == OWN_TEXT:
@@ -61,7 +62,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
         yield empty.value("refused", BUSY if chosen else NOTHING_CHOSEN)
         return
     paper = published.source(desk.models.spec(asked.model).family)
-    budgets = desk.engine.lengths()
+    budgets, lanes = desk.engine.lengths(), pair(asked.lanes)
     table = Table(
         [row_of(name, budgets[name], paper.runs.get(name)) for name in chosen],
         label(desk, asked),
@@ -80,7 +81,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
                 break
             measured = Measured()
             message = f"{is_shown(name)} is being run."
-            stream = perform(desk, visit, replace(asked, length=name, third=None), measured, via="sweep")
+            stream = perform(desk, visit, replace(asked, length=name, lanes=lanes), measured, via="sweep")
             async with contextlib.aclosing(stream) as race:
                 async for shown in race:
                     if table.costs is None and _ready(desk, asked, shown):

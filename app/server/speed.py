@@ -94,18 +94,14 @@ class Forecaster:
     def _estimate(self, loaded: Loaded, request: Request, tokens: int, devices: int) -> Estimate | None:
         if loaded.speed is None:
             return None
-        attention = request.attention.resolve(tokens + request.gen_length)
         return estimate(
             loaded.shape,
             loaded.speed,
+            lanes=request.lanes,
             length=tokens + request.gen_length,
             steps=request.steps,
-            switch_step=request.switch_step,
-            density=attention.select,
-            block_size=attention.block_size,
             gen_length=request.gen_length,
             rows=request.rows,
-            baseline=request.third is not None,
             devices=devices,
         )
 
@@ -113,7 +109,6 @@ class Forecaster:
         """Where the lanes of a race over `tokens` prompt tokens run: each on a device of its own where there are
         several, the race fits on them, and its steps are long enough to be timed honestly at the same time.
         """
-        lanes = 2 if request.third is None else 3
         first, *others = self._engine.copies(loaded.model)
         if not others:
             return Places((first,), held_together(loaded.shape.processes) if loaded.shape.processes > 1 else "")
@@ -122,7 +117,7 @@ class Forecaster:
             return Places((first,), NOT_MEASURED)
         if request.rows * loaded.speed.step(tokens + request.gen_length) < SHORTEST_TOGETHER:
             return Places((first,), TOO_SHORT)
-        roomy = [copy for copy in others if self._fits(alone, copy)][: lanes - 1]
+        roomy = [copy for copy in others if self._fits(alone, copy)][: len(request.lanes) - 1]
         return Places((first, *roomy), "" if roomy else NO_ROOM)
 
     def _fits(self, estimated: Estimate, model: Any) -> bool:

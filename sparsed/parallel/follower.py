@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sparsed.attention.masks import Masks
 from sparsed.attention.state import AttentionState
 from sparsed.machine import peak_bytes
 from sparsed.models.layer import hidden_rows
 from sparsed.models.shares import load_share, random_network
-from sparsed.parallel.messages import AttentionMessage, pack_pattern, sentence_of
+from sparsed.parallel.messages import AttentionMessage, sentence_of
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class Follower:
             # What failed on the device is said now; and the driver's clock sees the slowest of all.
             torch.cuda.synchronize(device)
 
-    def pattern(self, key: int) -> Any:
-        return pack_pattern(self._states[key].pattern())
+    def pattern(self, key: int) -> Masks:
+        return Masks.of(self._states[key].pattern())
 
     def peak(self, reset: bool) -> int | None:
         return peak_bytes(self._share.device, reset)

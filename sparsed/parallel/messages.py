@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import load_backend
-from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
+from sparsed.attention.layout import BlockLayout
 from sparsed.attention.state import AttentionState, Phase
 from sparsed.config import ResolvedAttention
 from sparsed.parallel.share import Share
@@ -58,18 +56,3 @@ class AttentionMessage:
 def sentence_of(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
     return f"{type(error).__name__}: {first}." if first else f"{type(error).__name__}."
-
-
-def pack_pattern(pattern: Pattern) -> tuple[Any, Any]:
-    """A pattern as numpy arrays; block indices in 16 bits, of which there may be hundreds of millions."""
-    layers = [(one.indices.to(torch.int16).numpy(), one.counts.numpy()) for one in pattern.layers]
-    return layers, None if pattern.importance is None else [layer.numpy() for layer in pattern.importance]
-
-
-def unpack_pattern(like: Pattern, packed: tuple[Any, Any]) -> Pattern:
-    layers = tuple(
-        LayerPattern(torch.from_numpy(indices).to(torch.int32), torch.from_numpy(counts))
-        for indices, counts in packed[0]
-    )
-    importance = None if packed[1] is None else tuple(torch.from_numpy(layer) for layer in packed[1])
-    return Pattern(like.layout, layers, like.select, importance)

@@ -182,7 +182,7 @@ def test_a_borrowed_race_is_the_race_itself(desk: Desk, pool: Pool) -> None:
     model = sparsed.load("mini", device="cpu", dtype="float32")
     probes = tuple(probe_steps(asked.steps, asked.switch_step))
     seen = replace(asked.attention, keep_importance=True)
-    for key, attention in (("dense", FULL_ATTENTION), ("sparse", seen), ("baseline", asked.baseline)):
+    for key, attention in (("dense", FULL_ATTENTION), ("sparse", seen), ("baseline", asked.lanes[2].attention)):
         own = SparsedEngine().denoise(
             model, material.text, asked.sampler, attention, "auto", probes if key == "sparse" else ()
         )
@@ -206,7 +206,7 @@ def test_importances_come_back_as_they_were(desk: Desk) -> None:
     config = sparsed.SparseDConfig(keep_importance=True)
     own = sparsed.denoise(model, "Who is Ada?", sampler=sparsed.SamplerConfig(steps=12), attention=config)
     list(own)
-    back = pickle.loads(pickle.dumps(remote.Bits.of(own.pattern))).pattern()
+    back = pickle.loads(pickle.dumps(remote._sent(own.pattern))).to_pattern()
     assert all(torch.equal(a, b) for a, b in zip(back.importance, own.pattern.importance, strict=True))
     for one, other in zip(back.layers, own.pattern.layers, strict=True):
         assert torch.equal(one.mask(), other.mask()) and torch.equal(one.counts, other.counts)
