@@ -20,7 +20,7 @@ import pytest
 
 from app.figures.shared import LONGEST_WORDS
 from app.race.fields import FIELDS
-from app.server.session import OWN_QUESTION
+from app.texts import OWN_QUESTION
 from sparsed import trace as traces
 from sparsed.config import FULL_ATTENTION, SamplerConfig, SparseDConfig
 
@@ -403,7 +403,7 @@ def test_a_links_own_text_stays_text(trap: Trap, fake: Any) -> None:
     assert prompt_text(page) == text
 
 
-@pytest.mark.parametrize("name", [one.name for one in FIELDS if one.kind == "choice"])
+@pytest.mark.parametrize("name", [field.name for field in FIELDS if field.kind == "choice"])
 def test_a_word_of_a_link_stays_text(trap: Trap, fake: Any, name: str) -> None:
     """A link that cannot be followed says why, and what it says holds the word."""
     word = TEXTS[1]
@@ -413,7 +413,7 @@ def test_a_word_of_a_link_stays_text(trap: Trap, fake: Any, name: str) -> None:
 
 
 def test_the_numbers_of_a_link_stay_text(trap: Trap, fake: Any) -> None:
-    numbers = [one.name for one in FIELDS if one.kind in ("whole", "number")]
+    numbers = [field.name for field in FIELDS if field.kind in ("whole", "number")]
     page = trap.page(fake, "?" + urlencode({name: TEXTS[n] for n, name in enumerate(numbers)}))
     said = " ".join(toasts(page))
     assert "is no number: it is left out." in said

@@ -106,7 +106,7 @@ def test_five_lanes_of_the_real_engine_race_are_kept_and_open_again(tmp_path: Pa
             assert lane[what] == one[what]
     for lane in lanes[1:]:
         mask = runs[lane.key].pattern.mask(1, 2).numpy()
-        assert (again.showing(lane.key).look.mask(1)[2] == mask).all()
+        assert (again.showing(lane.key).pattern.mask(1)[0, 2] == mask).all()
     lines = views.timeline(again)["figure"]["data"][:5]
     assert [line["name"] for line in lines] == [lane.label for lane in lanes]
     assert len({line["line"]["color"] for line in lines}) == 5
