@@ -62,13 +62,6 @@ class LLaDASampler(Sampler):
         assert steps is not None and gen_length is not None and block_length is not None
         return steps, gen_length, block_length
 
-    def candidates(self, masked: Tensor, step: int) -> Tensor:
-        """Masked positions up to the end of the step's semi-autoregressive block."""
-        steps, gen_length, block_length = self._settings()
-        block = step * (gen_length // block_length) // steps
-        position = torch.arange(gen_length, device=masked.device)
-        return masked & (position < (block + 1) * block_length)
-
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `propose_tokens` and `confidence_of`."""
         assert self.config.temperature is not None and self.config.algorithm is not None

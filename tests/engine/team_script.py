@@ -21,7 +21,7 @@ import torch
 
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
-from sparsed.attention.state import AttentionState
+from sparsed.attention.state import RunAttention
 from sparsed.models import layer
 from sparsed.parallel import follower, meeting, team
 
@@ -187,8 +187,8 @@ def sabotage() -> None:
 
         setattr(owner, attribute, call)
 
-    failing(AttentionState, "attend", "attend")
-    failing(AttentionState, "_select", "_select")
+    failing(RunAttention, "attend", "attend")
+    failing(RunAttention, "_select", "_select")
     failing(layer, "between_sums", "between")
     failing(follower, "hidden_rows", "forward")
 

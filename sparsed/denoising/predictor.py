@@ -1,0 +1,112 @@
+"""Logits of a canvas's positions: what a run asks for at every step, and an estimate of likelihood for every draw."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.kernels import Kernels
+from sparsed.attention.pattern import BlockLayout, Pattern
+from sparsed.attention.policy import AttentionPolicy
+from sparsed.attention.state import RunAttention
+from sparsed.cache.rows import ALL, Rows
+from sparsed.cache.store import RowStore
+from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.denoising.forward import Pass, forward_of
+
+if TYPE_CHECKING:
+    from sparsed.models.model import Model
+
+
+class Predictor:
+    """Forwards over canvases of one length, with one attention policy.
+
+    With classifier-free guidance every forward has 2 · batch sequences, the conditional ones first; so have the
+    patterns.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt_length: int,
+        sampler: SamplerConfig,
+        attention: SparseDConfig | None,
+        backend: str = "auto",
+        dense_backend: str = "auto",
+    ) -> None:
+        # Every field of a resolved config is set; the names below tell the type checker so.
+        steps, gen_length, seed = sampler.steps, sampler.gen_length, sampler.seed
+        assert steps is not None and gen_length is not None and seed is not None, "resolve the config first"
+        self.model = model
+        self.forward = forward_of(model)
+        self.prompt_length = prompt_length
+        self.length = prompt_length + gen_length
+        self.guidance = sampler.cfg_scale or 0.0
+        block_size = attention.block_size if attention is not None and attention.block_size is not None else self.length
+        self.policy = AttentionPolicy(
+            attention,
+            BlockLayout(self.length, prompt_length, block_size),
+            steps,
+            seed,
+            # The public code scales LLaDA's scores by heads, Dream's by head_dim.
+            scaled_by_heads=model.family == "llada",
+        )
+        self.kernels: Kernels | None = None  # until `choose_kernels`
+        self._backends = backend, dense_backend
+
+    def choose_kernels(self, batch: int) -> list[str]:
+        """The kernels asked for, or the fastest ones for so many canvases; tried out on a GPU, outside every clock.
+        Returns sentences about what had to be left out.
+        """
+        problem = self.model.problem(2 * batch if self.guidance else batch, self.length)
+        self.kernels, notes = Kernels.choose(problem, self.policy, *self._backends)
+        return notes
+
+    def attention(self) -> RunAttention:
+        """A new run's attention, once kernels are chosen."""
+        assert self.kernels is not None, "choose kernels first"
+        return RunAttention(self.policy, self.kernels, self.forward.share)
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        canvas: Tensor,
+        eligible: Tensor,
+        attention: RunAttention,
+        rows: Rows = ALL,
+        store: RowStore | None = None,
+    ) -> Tensor:
+        """Logits [eligible positions, vocabulary], row by row of eligible, bool [batch, gen_length], for canvas int64
+        [batch, length].
+        """
+        sequences, positions = eligible.nonzero(as_tuple=True)
+        # Position i of a shifting model is predicted by position i − 1, which there always is: a prompt is never empty.
+        wanted = sequences * self.length + self.prompt_length + positions - int(self.model.shift)
+        if self.guidance:
+            wanted = torch.cat([wanted, wanted + canvas.numel()])
+        logits = self.forward.logits(self._batch(canvas), Pass(rows, wanted, attention, store))
+        if not self.guidance:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + (self.guidance + 1) * (conditional - unconditional)
+
+    @torch.inference_mode()
+    def select(self, canvas: Tensor) -> Pattern:
+        """The pattern that a select step over this canvas would make, without importances."""
+        assert self.policy.config is not None and self.kernels is not None, "a dense run selects nothing"
+        policy = replace(self.policy, config=replace(self.policy.config, keep_importance=False))
+        attention = RunAttention(policy, self.kernels, self.forward.share, "select")
+        nothing = torch.empty(0, dtype=torch.int64, device=canvas.device)
+        self.forward.hidden(self._batch(canvas), Pass(ALL, nothing, attention))
+        return self.forward.pattern(attention)
+
+    def _batch(self, canvas: Tensor) -> Tensor:
+        """The sequences of a forward: the canvas, and with guidance once more with its prompt masked out."""
+        if not self.guidance:
+            return canvas
+        without = canvas.clone()
+        without[:, : self.prompt_length] = self.model.mask_id
+        return torch.cat([canvas, without])
