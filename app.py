@@ -94,7 +94,7 @@ def build(
     if gpu_is_borrowed():
         names = borrowed.placed(default=model)
         here = desk.Desk(borrowed.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
-        here.place(names)
+        here.models.place(names)
     else:
         used = local.SparsedEngine(model, any_model=any_model, team=team)
         here = desk.Desk(used, model, bounds, journal, any_model=any_model)
@@ -153,7 +153,7 @@ def main() -> int:
     signals = Signals(lambda: stop(here), SAME_SIGNAL_SECONDS if team is not None else 0.0)
     if team is not None:
         team.on_lost = here.lose
-    here.open()
+    here.models.open()
     # gradio's own way of waiting would end at once, in the middle of a step.
     signals.wait(lambda: demo.is_running and not here.lost)
     if here.lost:

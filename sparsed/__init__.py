@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import METHOD_LABELS, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
 
 if TYPE_CHECKING:
     from sparsed.attention.pattern import BlockLayout as BlockLayout
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "METHODS",
+    "METHOD_LABELS",
+    "AttentionConfig",
     "BlockLayout",
     "LayerPattern",
     "Model",

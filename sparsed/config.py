@@ -1,29 +1,33 @@
-"""What a run can be asked for: the sampler's settings and SparseD's settings.
+"""What a run can be asked for: the sampler's settings and the attention's.
 
-Both configs are frozen and check each value when they are made. A field that is None means "the default";
-`resolve` returns a copy with every field set and checks what depends on several fields. No torch here: these
-are plain values.
+Both configs are frozen and check each value when they are made. A field that is None means "the default"; `resolve`
+gives a `ResolvedSampler` or `ResolvedAttention`, where every field is set, and checks what depends on several fields.
+A field's row is the one home of a setting: its type, what it means, its range and its names on a command line
+(`sparsed.options`). No torch here: these are plain values.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 LLADA_ALGORITHMS = ("low_confidence", "random")
 DREAM_ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
 SELECTIONS = ("paper", "reference")
-PATTERN_LABELS = {
+METHOD_LABELS = {
+    "dense": "Full attention",
     "sparsed": "SparseD",
     "sliding_window": "Sliding window",
     "streaming_llm": "StreamingLLM",
     "random": "Random blocks",
     "shared": "One pattern for all heads",
 }
-PATTERNS = tuple(PATTERN_LABELS)
+METHODS = tuple(METHOD_LABELS)
 ON_NO_GAIN = ("sparse", "dense")
 BLOCK_SIZES = (32, 64, 128)
 
@@ -32,10 +36,6 @@ LONG_SEQUENCE = 4000
 DEFAULT_SKIP = 0.2
 SHORT_SELECT, SHORT_BLOCK_SIZE = 0.5, 32
 LONG_SELECT, LONG_BLOCK_SIZE = 0.3, 128
-
-
-# Settings that only Dream's algorithms have, with the value that switches each off.
-_DREAM_OFF: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "alg_temp": 0.0, "eps": 1e-3}
 
 
 def select_step(steps: int, skip: float, selection: str = "paper") -> int:
@@ -55,108 +55,174 @@ def switch_step(steps: int, skip: float, selection: str = "paper") -> int | None
     return step if step < steps else None
 
 
+def _whole(name: str, value: object, least: int, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, not {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}.")
+    if value >= below:
+        raise ValueError(f"{name} must be below 2^{math.log2(below):.0f}, not {value}.")
+
+
+def _number(name: str, value: Any, fits: Callable[[float], bool], said: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, not {value!r}.")
+    if not fits(value):
+        raise ValueError(f"{name} must {said}, not {value}.")
+
+
+def _choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    # Compared with type: 1 equals True, but is no answer to a yes-or-no question.
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}, not {value!r}.")
+
+
+_AT_LEAST_0 = partial(_number, fits=lambda value: 0 <= value < math.inf, said="be 0 or above and finite")
+_BETWEEN = partial(_number, fits=lambda value: 0 < value < 1, said="lie between 0 and 1, both excluded")
+
+
+def _setting(check: Callable[[str, Any], None], help: str, *also: str, kind: type = float, **more: Any) -> Any:
+    """The field of a setting; None unless `more` has a default.
+
+    check: refuses a (name, value) out of range. also: further names on a command line. more, for a sampler: `dream`,
+    only Dream's algorithms have it.
+    """
+    default = more.pop("default", None)
+    return field(default=default, metadata={"check": check, "help": help, "also": also, "kind": kind, **more})
+
+
+def _word(choices: tuple[str, ...], help: str, **more: Any) -> Any:
+    """The field of a setting that is one of a few words, which a command line lists."""
+    return _setting(partial(_choice, choices=choices), help, kind=str, choices=choices, **more)
+
+
+def _switch(help: str) -> Any:
+    """The field of a setting that is on or off."""
+    return _setting(partial(_choice, choices=(False, True)), help, kind=bool)
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """The fields of a config that are not None."""
+    return {f.name: value for f in fields(config) if (value := getattr(config, f.name)) is not None}
+
+
+def _check_each(config: type, values: Any) -> None:
+    """The range of each field that is set, by the rows of the class `config`."""
+    for row in fields(config):
+        value = getattr(values, row.name)
+        if value is not None:
+            row.metadata["check"](row.name, value)
+
+
+def _check_set(values: Any, but: tuple[str, ...] = ()) -> None:
+    for row in fields(values):
+        if getattr(values, row.name) is None and row.name not in but:
+            raise ValueError(f"{row.name} is missing.")
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
     """How the canvas is unmasked; fields that are None take the model's default.
 
-    steps: denoising steps of the whole run, at least 1; each semi-autoregressive block gets an equal share.
-    gen_length: generated tokens, at least 1.
-    block_length: tokens of one semi-autoregressive block; divides gen_length. Dream has one block, the whole
-        generation, unless it decodes by threshold.
-    algorithm: LLaDA's "low_confidence" (commit the surest tokens first) or "random"; Dream's "origin" (each
-        position by chance), "maskgit_plus" (surest first), "topk_margin" (largest lead over the second best
-        first) or "entropy" (lowest entropy first).
-    temperature: 0 takes the most likely token; above 0 draws, LLaDA with Gumbel noise, Dream from the softmax.
-    seed: of the run's own random generator, 0 … 2⁶³ − 1.
-    top_p, top_k: Dream: draw from the fewest tokens whose probabilities sum to top_p (0 < top_p ≤ 1, 1 = off),
-        from the top_k most likely (0 = off).
-    alg_temp: Dream: above 0, the positions to commit are drawn, by softmax(confidence / alg_temp). 0 = off.
-    eps: Dream: time at which the schedule ends, 0 < eps < 1.
-    cfg_scale: classifier-free guidance, 0 = off; above, every step also sees the canvas without its prompt.
-    threshold: None = off. Else 0 < threshold < 1, confidence-threshold decoding (Fast-dLLM): each step commits
-        every position of the current block whose confidence is above it, and at least the surest one. `steps`
-        is then an upper bound.
-
     Raises ValueError, here for a value out of range and in `resolve` for values that do not fit together.
     """
 
-    steps: int | None = None
-    gen_length: int | None = None
-    block_length: int | None = None
-    algorithm: str | None = None
-    temperature: float | None = None
-    seed: int | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    alg_temp: float | None = None
-    eps: float | None = None
-    cfg_scale: float | None = None
+    steps: int | None = _setting(
+        partial(_whole, least=1),
+        "denoising steps of the whole run; each semi-autoregressive block gets an equal share",
+        kind=int,
+    )
+    gen_length: int | None = _setting(partial(_whole, least=1), "tokens to generate", "--seq_len", kind=int)
+    # Dream has one block, the whole generation, unless it decodes by threshold.
+    block_length: int | None = _setting(
+        partial(_whole, least=1), "semi-autoregressive block length, in tokens; divides gen_length", kind=int
+    )
+    # LLaDA's "low_confidence" commits the surest tokens first; Dream's "origin" each position by chance,
+    # "maskgit_plus" the surest first, "topk_margin" the largest lead over the second best, "entropy" the lowest.
+    algorithm: str | None = _setting(
+        partial(_choice, choices=ALGORITHMS), ", ".join(ALGORITHMS), "--sampling-alg", kind=str
+    )
+    # LLaDA draws with Gumbel noise, Dream from the softmax.
+    temperature: float | None = _setting(_AT_LEAST_0, "0 takes the most likely token; above 0 draws")
+    seed: int | None = _setting(
+        partial(_whole, least=0, below=2**63), "of the run's own random generator, 0 to 2^63 - 1", kind=int
+    )
+    top_p: float | None = _setting(
+        partial(_number, fits=lambda value: 0 < value <= 1, said="be above 0 and at most 1 (1 = off)"),
+        "Dream: draw from the fewest tokens whose probabilities sum to this; 1 is off", dream=True,
+    )  # fmt: skip
+    top_k: int | None = _setting(
+        partial(_whole, least=0), "Dream: draw from so many most likely tokens; 0 is off", kind=int, dream=True
+    )
+    # Positions are drawn by softmax(confidence / alg_temp).
+    alg_temp: float | None = _setting(
+        _AT_LEAST_0, "Dream: temperature of the choice of positions; 0 is off", dream=True
+    )
+    eps: float | None = _setting(_BETWEEN, "Dream: end of the time schedule, above 0 and below 1", dream=True)
+    # Every step also sees the canvas without its prompt.
+    cfg_scale: float | None = _setting(_AT_LEAST_0, "classifier-free guidance; 0 is off")
+    # Fast-dLLM: each step commits every position of the current semi-autoregressive block whose confidence is above
+    # it, and at least the surest one. `steps` is then an upper bound.
+    threshold: float | None = _setting(_BETWEEN, "commit every position surer than this; off if not given")
+
+    def __post_init__(self) -> None:
+        _check_each(SamplerConfig, self)
+
+    def resolve(self, defaults: SamplerConfig) -> ResolvedSampler:
+        """Every field with its own value, or that of `defaults`; threshold stays None when off.
+
+        Where the algorithm is not of the family of `defaults`, only their steps, gen_length and seed are taken.
+        Defaults that do not suit a gen_length asked for give way to it: no more steps than tokens, a number that the
+        blocks divide, and one block of the whole length where the default block_length does not divide it. Raises
+        ValueError if block_length does not divide gen_length, the number of blocks does not divide steps, a setting
+        does not belong to the algorithm, or `defaults` lack one.
+        """
+        usual = _given(defaults)
+        dream = (self.algorithm or defaults.algorithm) in DREAM_ALGORITHMS
+        if dream != (defaults.algorithm in DREAM_ALGORITHMS):
+            usual |= {"block_length": None, "temperature": 0.0, **_DREAM_OFF}
+        values = usual | _given(self)
+        if not values.keys() >= {"steps", "gen_length", "algorithm", "temperature", "seed"}:
+            raise ValueError("A default is missing: the sampler's defaults must have every field set.")
+        gen_length = values["gen_length"]
+        usual_block = usual.get("block_length") or gen_length
+        default_block = gen_length if gen_length % usual_block or dream else usual_block
+        values["block_length"] = block_length = self.block_length or default_block
+        if self.steps is None and values.get("threshold") is not None:
+            values["steps"] = gen_length
+        elif self.steps is None:
+            most = min(values["steps"], gen_length)
+            blocks = gen_length // block_length
+            values["steps"] = most if gen_length % block_length else max(blocks, most // blocks * blocks)
+        return ResolvedSampler(**values)
+
+
+@dataclass(frozen=True)
+class ResolvedSampler(SamplerConfig):
+    """A sampler whose every setting is known and fits the others; threshold alone is None when off.
+
+    Raises ValueError as `SamplerConfig.resolve` does.
+    """
+
+    steps: int
+    gen_length: int
+    block_length: int
+    algorithm: str
+    temperature: float
+    seed: int
+    # What a model's defaults need not say is off.
+    top_p: float = 1.0
+    top_k: int = 0
+    alg_temp: float = 0.0
+    eps: float = 1e-3
+    cfg_scale: float = 0.0
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        _check_whole("steps", self.steps, least=1)
-        _check_whole("gen_length", self.gen_length, least=1)
-        _check_whole("block_length", self.block_length, least=1)
-        _check_choice("algorithm", self.algorithm, ALGORITHMS)
-        _check_at_least_0("temperature", self.temperature)
-        _check_whole("seed", self.seed, least=0)
-        if self.seed is not None and self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2^63, not {self.seed}.")
-        _check_number("top_p", self.top_p)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1 (1 = off), not {self.top_p}.")
-        _check_whole("top_k", self.top_k, least=0)
-        _check_at_least_0("alg_temp", self.alg_temp)
-        _check_between_0_and_1("eps", self.eps)
-        _check_at_least_0("cfg_scale", self.cfg_scale)
-        _check_between_0_and_1("threshold", self.threshold)
-
-    def resolve(self, defaults: SamplerConfig) -> SamplerConfig:
-        """A copy with every field set (threshold stays None when off): its own value, or that of `defaults`,
-        which must be complete.
-
-        Where the algorithm is not of the family of `defaults`, only their steps, gen_length and seed are
-        taken. Defaults that do not suit a gen_length asked for give way to it: no more steps than tokens, a
-        number that the blocks divide, and one block of the whole length where the default block_length does not
-        divide it. Raises ValueError if
-        block_length does not divide gen_length, the number of blocks does not divide steps, or a setting does
-        not belong to the algorithm.
-        """
-        algorithm = _first(self.algorithm, defaults.algorithm)
-        dream = algorithm in DREAM_ALGORITHMS
-        if dream != (defaults.algorithm in DREAM_ALGORITHMS):
-            defaults = replace(defaults, block_length=None, temperature=0.0, **_DREAM_OFF)
-        gen_length = _first(self.gen_length, defaults.gen_length)
-        usual_block = _first(defaults.block_length, gen_length)
-        default_block = gen_length if gen_length % usual_block or dream else usual_block
-        threshold = _first(self.threshold, defaults.threshold, 0.0) or None
-        block_length = _first(self.block_length, default_block)
-        most_steps = min(_first(defaults.steps), gen_length)
-        if threshold is not None:
-            most_steps = gen_length
-        elif gen_length % block_length == 0:
-            blocks = gen_length // block_length
-            most_steps = max(blocks, most_steps // blocks * blocks)
-        full = SamplerConfig(
-            steps=_first(self.steps, most_steps),
-            gen_length=gen_length,
-            block_length=block_length,
-            algorithm=algorithm,
-            temperature=_first(self.temperature, defaults.temperature),
-            seed=_first(self.seed, defaults.seed),
-            top_p=_first(self.top_p, defaults.top_p, _DREAM_OFF["top_p"]),
-            top_k=_first(self.top_k, defaults.top_k, _DREAM_OFF["top_k"]),
-            alg_temp=_first(self.alg_temp, defaults.alg_temp, _DREAM_OFF["alg_temp"]),
-            eps=_first(self.eps, defaults.eps, _DREAM_OFF["eps"]),
-            cfg_scale=_first(self.cfg_scale, defaults.cfg_scale, 0.0),
-            threshold=threshold,
-        )
-        full._check_together()
-        return full
-
-    def _check_together(self) -> None:
-        """The rules that tie several fields of a resolved config."""
-        steps, gen_length, block_length = _first(self.steps), _first(self.gen_length), _first(self.block_length)
+        super().__post_init__()
+        _check_set(self, but=("threshold",))
+        steps, gen_length, block_length = self.steps, self.gen_length, self.block_length
         if gen_length % block_length:
             raise ValueError(
                 f"gen_length must be a multiple of block_length (the semi-autoregressive block length): "
@@ -193,124 +259,107 @@ class SamplerConfig:
                     )
 
 
+_DREAM = [f.name for f in fields(SamplerConfig) if "dream" in f.metadata]
+_DREAM_OFF: dict[str, Any] = {f.name: f.default for f in fields(ResolvedSampler) if f.name in _DREAM}
+
+
 @dataclass(frozen=True)
-class SparseDConfig:
-    """SparseD's settings; fields that are None take the published default for the length of the sequence.
+class AttentionConfig:
+    """Which keys a query sees; fields that are None take the published default for the length of the sequence.
 
-    skip: share of the steps that use full attention before the pattern is made, 0 … 1 (default 0.2). select:
-    share ρ of the key blocks kept on each side, above 0 and at most 1 (default 0.5 below 4000 tokens, else
-    0.3). block_size: attention block size in tokens, 32, 64 or 128 (default 32 below 4000 tokens, else 128).
-    selection: "paper", isolated selection as the paper defines it, or "reference", as the public code does
-    it (see `sparsed.attention.selection.public_code`). keep_importance: keep the block importances in the pattern
-    (float16, CPU memory). pattern: "sparsed", or a baseline that keeps as many blocks: "sliding_window",
-    "streaming_llm", "random" or "shared", one pattern for all heads (see `sparsed.attention.selection.baselines`).
-    isolated,
-    reuse: the paper's ablations: without the one, prompt and generation blocks are ranked together; without the
-    other, every sparse step makes its pattern anew. on_no_gain: what to do when the first sparse steps turn out no
-    faster than the dense ones: stay "sparse" (default), or go back to "dense"; either way the run says so.
-
-    Raises ValueError for a value out of range, select = 1 with "reference", or "reference" together with a setting
-    that only the paper's selection has.
+    Raises ValueError for a value out of range, select = 1 with selection "reference", "reference" together with a
+    setting that only the paper's selection has, or a setting of sparse attention with method "dense".
     """
 
-    skip: float | None = None
-    select: float | None = None
-    block_size: int | None = None
-    selection: str | None = None
-    keep_importance: bool | None = None
-    pattern: str | None = None
-    on_no_gain: str | None = None
-    isolated: bool | None = None
-    reuse: bool | None = None
+    # "dense": full attention in every step. "sparsed": SparseD. The others are baselines that keep as many blocks
+    # (`sparsed.attention.selection.baselines`).
+    method: str = _word(
+        METHODS, "SparseD (default), full attention, or a baseline that keeps as much", default="sparsed"
+    )
+    skip: float | None = _setting(
+        partial(_number, fits=lambda value: 0 <= value <= 1, said="lie between 0 and 1"),
+        "share of the steps with full attention, before the pattern is made (default 0.2)",
+    )
+    select: float | None = _setting(
+        partial(_number, fits=lambda value: 0 < value <= 1, said="be above 0 and at most 1"),
+        f"share of the key blocks kept on each side (default 0.5 below {LONG_SEQUENCE} tokens, else 0.3)",
+    )
+    block_size: int | None = _setting(
+        partial(_choice, choices=BLOCK_SIZES),
+        f"attention block size: 32, 64 or 128 (default 32 below {LONG_SEQUENCE} tokens, else 128)",
+        kind=int,
+    )
+    selection: str | None = _word(SELECTIONS, "as the paper defines it, or as the public code does it")
+    keep_importance: bool | None = _switch("keep the block importances in the pattern (float16)")
+    on_no_gain: str | None = _word(
+        ON_NO_GAIN, "what follows when the first sparse steps turn out no faster than dense ones (default sparse)"
+    )
+    # Two ablations of the paper.
+    isolated: bool | None = _switch("rank prompt and generation blocks apart (default yes)")
+    reuse: bool | None = _switch("keep one pattern, instead of a new one in each step (default yes)")
 
     def __post_init__(self) -> None:
-        _check_number("skip", self.skip)
-        if self.skip is not None and not 0 <= self.skip <= 1:
-            raise ValueError(f"skip must lie between 0 and 1, not {self.skip}.")
-        _check_number("select", self.select)
-        if self.select is not None and not 0 < self.select <= 1:
-            raise ValueError(f"select must be above 0 and at most 1, not {self.select}.")
-        _check_choice("block_size", self.block_size, BLOCK_SIZES)
-        _check_choice("selection", self.selection, SELECTIONS)
+        _check_each(AttentionConfig, self)
         if self.selection == "reference" and self.select == 1:
             raise ValueError(
                 "select must be below 1 with selection 'reference': the public code keeps int(blocks · select) + 1 "
                 "blocks, one more than there are."
             )
-        _check_choice("keep_importance", self.keep_importance, (False, True))
-        _check_choice("pattern", self.pattern, PATTERNS)
-        _check_choice("isolated", self.isolated, (False, True))
-        _check_choice("reuse", self.reuse, (False, True))
-        if self.selection == "reference" and (self.isolated is False or self.pattern == "shared"):
+        if self.selection == "reference" and (self.isolated is False or self.method == "shared"):
             raise ValueError(
-                "Selection 'reference' is the public code's own: isolated = False and pattern 'shared' need 'paper'."
+                "Selection 'reference' is the public code's own: isolated = False and method 'shared' need 'paper'."
             )
-        _check_choice("on_no_gain", self.on_no_gain, ON_NO_GAIN)
+        for name in _given(self) if self.dense else ():
+            if name != "method":
+                raise ValueError(f"{name} belongs to sparse attention: leave it out with full attention.")
 
-    def resolve(self, length: int) -> SparseDConfig:
-        """A copy with every field set, for a sequence of `length` tokens (prompt and generation together)."""
+    @property
+    def dense(self) -> bool:
+        """Every query sees every key in every step."""
+        return self.method == "dense"
+
+    def resolve(self, length: int) -> ResolvedAttention:
+        """Every field with its own value or the default, for a sequence of `length` tokens (prompt and generation)."""
+        if self.dense:
+            return ResolvedAttention("dense", 1.0, 1.0, LONG_BLOCK_SIZE)
         long = length >= LONG_SEQUENCE
-        defaults = SparseDConfig(
-            skip=DEFAULT_SKIP,
-            select=LONG_SELECT if long else SHORT_SELECT,
-            block_size=LONG_BLOCK_SIZE if long else SHORT_BLOCK_SIZE,
-            selection="paper",
-            keep_importance=False,
-            pattern="sparsed",
-            isolated=True,
-            reuse=True,
-            on_no_gain="sparse",
-        )
-        unset = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}
-        return replace(self, **unset)
+        usual = {
+            "skip": DEFAULT_SKIP,
+            "select": LONG_SELECT if long else SHORT_SELECT,
+            "block_size": LONG_BLOCK_SIZE if long else SHORT_BLOCK_SIZE,
+        }
+        return ResolvedAttention(**usual | _given(self))
 
 
-def same_importances(one: SparseDConfig | str, two: SparseDConfig | str) -> bool:
+@dataclass(frozen=True)
+class ResolvedAttention(AttentionConfig):
+    """An attention whose every setting is known. "dense" is skip = 1, select = 1: it has no sparse step."""
+
+    method: str
+    skip: float
+    select: float
+    block_size: int
+    selection: str = "paper"
+    keep_importance: bool = False
+    on_no_gain: str = "sparse"
+    isolated: bool = True
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        _check_each(AttentionConfig, self)
+        _check_set(self)
+
+
+FULL_ATTENTION = AttentionConfig("dense")
+# The documented name for SparseD: an AttentionConfig of method "sparsed", with the other fields in the same order.
+SparseDConfig = partial(AttentionConfig, "sparsed")
+
+
+def same_importances(one: AttentionConfig, two: AttentionConfig) -> bool:
     """Whether the select steps of two runs of one prompt see the same importances: until then both did the same.
 
     Never so for "dense", which selects nothing.
     """
-    if not isinstance(one, SparseDConfig) or not isinstance(two, SparseDConfig):
+    if one.dense or two.dense:
         return False
     return (one.skip, one.selection, one.block_size) == (two.skip, two.selection, two.block_size)
-
-
-def _first(*values: Any) -> Any:
-    """The first value that is not None."""
-    for value in values:
-        if value is not None:
-            return value
-    raise ValueError("A default is missing: the sampler's defaults must have every field set.")
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, not {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}.")
-
-
-def _check_number(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise ValueError(f"{name} must be a number, not {value!r}.")
-
-
-def _check_at_least_0(name: str, value: Any) -> None:
-    _check_number(name, value)
-    if value is not None and not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be 0 or above and finite, not {value}.")
-
-
-def _check_between_0_and_1(name: str, value: Any) -> None:
-    _check_number(name, value)
-    if value is not None and not 0 < value < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, both excluded, not {value}.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    # Compared with type: 1 equals True, but is no answer to a yes-or-no question.
-    if value is not None and not any(value == choice and type(value) is type(choice) for choice in choices):
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}, not {value!r}.")

@@ -12,7 +12,7 @@ import gradio as gr
 
 from app.api.pattern import Blocks, blocks_of
 from app.api.values import MOST_LENGTHS, Compared, Model, Swept, compared_of, known_names, model_of, plain, swept_of
-from app.lanes import BASELINE, SPARSE
+from app.lanes import OFFERED
 from app.lengths import comparison
 from app.lengths.forecast import NOTHING_CHOSEN
 from app.race import request
@@ -77,7 +77,7 @@ def add(desk: Desk) -> None:
         "selection": _one_of(SELECTIONS),
         "backend": _one_of(BACKENDS),
         "third": _one_of((NO_BASELINE, *BASELINES)),
-        "lane": _one_of((SPARSE, BASELINE)),
+        "lane": _one_of(OFFERED[1:]),
     }
     usual_kind = kinds[0]
 
@@ -94,7 +94,7 @@ def add(desk: Desk) -> None:
     @_documented(known, Compared)
     async def compare(
         http: gr.Request,
-        model: str = desk.default_model,
+        model: str = desk.models.default,
         kind: str = usual_kind,
         length: str = lengths[0],
         question: int = 0,
@@ -130,14 +130,14 @@ def add(desk: Desk) -> None:
             async with contextlib.aclosing(_steady(perform(desk, _visit(http), asked, via="api"), http)) as stream:
                 async for shown in stream:
                     if shown.kept is not None:
-                        desk.remember_call(shown.kept)
+                        desk.visits.remember_call(shown.kept)
                     yield send(compared_of(shown))
 
     @_documented({**known, "kind": _one_of(kinds)}, Swept)
     async def sweep(
         http: gr.Request,
         lengths: list[str],
-        model: str = desk.default_model,
+        model: str = desk.models.default,
         kind: str = usual_kind,
         question: int = 0,
         steps: int | None = None,
@@ -173,7 +173,7 @@ def add(desk: Desk) -> None:
 
     @_documented(known, Blocks)
     def pattern(
-        http: gr.Request, run: str, layer: int = 0, head: int = 0, lane: str = SPARSE, importance: bool = True
+        http: gr.Request, run: str, layer: int = 0, head: int = 0, lane: str = OFFERED[1], importance: bool = True
     ) -> Any:
         """Which key blocks one head of a finished run keeps for each query block.
 
@@ -268,7 +268,7 @@ def _sender(http: gr.Request) -> Callable[[Any], Any]:
 def _asked(desk: Desk, given: Mapping[str, Any], usual_kind: str) -> Request:
     """The request of a call; what is None takes the default. Raises ValueError, one sentence, for what cannot run."""
     usual = {
-        "model": desk.default_model, "kind": usual_kind, "length": next(iter(desk.engine.lengths())), "question": 0,
+        "model": desk.models.default, "kind": usual_kind, "length": next(iter(desk.engine.lengths())), "question": 0,
         "text": "", "skip": 0.2, "selection": "paper", "seed": 0, "backend": "auto", "third": NO_BASELINE,
     }  # fmt: skip
     names = (*usual, *request.FOLLOWING)
@@ -285,7 +285,7 @@ def _asked(desk: Desk, given: Mapping[str, Any], usual_kind: str) -> Request:
     return request.parse(
         **values,
         # What is no string is refused by `parse`.
-        defaults=desk.defaults(values["model"] if isinstance(values["model"], str) else desk.default_model),
+        defaults=desk.models.defaults(values["model"] if isinstance(values["model"], str) else desk.models.default),
         models=desk.engine.models(),
         kinds=desk.engine.kinds(),
         lengths=desk.engine.lengths(),

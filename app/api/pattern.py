@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
 
-from app.finished.run import lane_key
-from app.lanes import BASELINE, DENSE, SPARSE, lane_label
+from app.lanes import OFFERED
 from app.server.desk import Desk
 from sparsed.trace.patterns import TracePattern
 
@@ -51,18 +50,17 @@ class Blocks(TypedDict):
 def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     """One head of a run that is kept. Raises ValueError, one sentence, for what is not there."""
     key, lane = given["run"], given["lane"]
-    if lane not in (SPARSE, BASELINE):
-        raise ValueError(f"The lane {lane!r} has no pattern: it must be {SPARSE} or {BASELINE}.")
-    kept = desk.kept(key) if isinstance(key, str) else None
+    if lane not in OFFERED[1:]:
+        raise ValueError(f"The lane {lane!r} has no pattern: it must be {' or '.join(OFFERED[1:])}.")
+    kept = desk.visits.kept(key) if isinstance(key, str) else None
     if kept is None:
         raise ValueError(UNKNOWN_RUN)
-    found = kept.lane(lane)
-    if found is None:
-        has = ", ".join(one for one in map(lane_key, kept.trace.lanes.values()) if one != DENSE)
-        raise ValueError(f"This run has no lane {lane!r}; it has {has or 'none with a pattern'}.")
-    pattern = found.pattern
-    look = kept.showing(lane).look
-    if pattern is None or look is None or found.attention == "dense":
+    lanes = {one.key: one for one in kept.lanes if not one.full}
+    if lane not in lanes:
+        raise ValueError(f"This run has no lane {lane!r}; it has {', '.join(lanes) or 'none with a pattern'}.")
+    found = kept.lanes[lanes[lane]]
+    pattern, look = found.pattern, kept.showing(lane).look
+    if pattern is None or look is None:
         raise ValueError("This run has no pattern: it ended before its select step.")
     layer = _index("layer", given["layer"], look.layers)
     head = _index("head", given["head"], look.heads)
@@ -73,7 +71,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     return {
         "run": kept.key,
         "lane": lane,
-        "label": lane_label(lane, found.attention.pattern),
+        "label": lanes[lane].label,
         "layer": layer,
         "head": head,
         "layers": look.layers,

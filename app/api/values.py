@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, cast
 
 from app.finished import files as takeaway
-from app.lanes import BASELINE, SPARSE
 from app.page.serving import RUNS
 from app.race import request
 from app.race.lane_view import Snapshot
@@ -67,8 +66,8 @@ class Agreement(TypedDict):
 
 class LaneValue(TypedDict):
     """One lane. step of total; seconds of its own computing so far; text: its answer, "▒" for each token that is still
-    masked; right, verdict: of the finished answer, None where the right one is not known; agreement: with full
-    attention, at the end.
+    masked; right, verdict: of the finished answer, None where the right one is not known; speedup: against full
+    attention, once the lane does anything else; agreement: with full attention, at the end.
     """
 
     label: str
@@ -80,6 +79,7 @@ class LaneValue(TypedDict):
     text: str
     right: bool | None
     verdict: str | None
+    speedup: Speedup | None
     agreement: Agreement | None
 
 
@@ -168,7 +168,7 @@ def plain(name: str, value: Any) -> Any:
 
 
 def model_of(desk: Desk, name: str) -> Model:
-    spec, defaults = desk.spec(name), desk.defaults(name)
+    spec, defaults = desk.models.spec(name), desk.models.defaults(name)
     defaults = defaults.resolve(defaults)
     return {
         "name": name,
@@ -176,9 +176,9 @@ def model_of(desk: Desk, name: str) -> Model:
         "parameters": spec.parameters,
         "download_gb": spec.download_gb,
         "bundled": spec.bundled,
-        "in_memory": desk.loaded(name) is not None,
+        "in_memory": desk.models.loaded(name) is not None,
         "trained_length": spec.trained_length,
-        "too_large": desk.too_large(name),
+        "too_large": desk.models.too_large(name),
         "defaults": cast(Defaults, {field: getattr(defaults, field) for field in SAMPLER_FIELDS}),
     }
 
@@ -191,7 +191,7 @@ def _agreement(value: Snapshot | None) -> Agreement | None:
     return None if value is None else {"same": value["same"], "compared": value["compared"], "text": value["text"]}
 
 
-def _lane(lane: Snapshot, agreement: Snapshot | None) -> LaneValue:
+def _lane(lane: Snapshot) -> LaneValue:
     text = lane["text"]
     if text is None:
         text = "".join(MASKED if step == 0 else "" if end else cell for cell, step, _, end in lane["cells"])
@@ -205,7 +205,8 @@ def _lane(lane: Snapshot, agreement: Snapshot | None) -> LaneValue:
         "text": text,
         "right": lane["right"],
         "verdict": lane["verdict"],
-        "agreement": _agreement(agreement),
+        "speedup": _speedup(lane["speedup"]),
+        "agreement": _agreement(lane["same"]),
     }
 
 
@@ -213,8 +214,7 @@ def compared_of(shown: Shown) -> Compared:
     """A value of the page as one of the endpoint."""
     stage, run = shown.stage, shown.kept
     lanes = {lane["key"]: lane for lane in stage["lanes"]}
-    agreements = {SPARSE: stage["agreement"], BASELINE: lanes.get(BASELINE, {}).get("same")}
-    sparse = [first for phase, first, _ in lanes[SPARSE]["phases"] if phase == "sparse"]
+    sparse = [first for phase, first, _ in lanes[stage["headline"]]["phases"] if phase == "sparse"]
     return {
         "state": stage["state"],
         "message": stage["message"],
@@ -222,7 +222,7 @@ def compared_of(shown: Shown) -> Compared:
         "wait": None if shown.wait is None else round(shown.wait, 1),
         "question": stage["question"],
         "mode": stage["mode"] and stage["mode"]["name"],
-        "lanes": {key: _lane(lane, agreements.get(key)) for key, lane in lanes.items()},
+        "lanes": {key: _lane(lane) for key, lane in lanes.items()},
         "speedup": _speedup(stage["speedup"]),
         "agreement": _agreement(stage["agreement"]),
         "switch_step": sparse[0] if sparse else None,

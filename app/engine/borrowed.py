@@ -14,9 +14,10 @@ import numpy as np
 
 import sparsed
 from app.engine.cost import Speed
-from app.engine.interface import Listener, Wanted
+from app.engine.interface import Listener
 from app.engine.local import SparsedEngine
 from app.engine.remote import AT_ONCE, BORROWED_FLOPS, START_SECONDS, Broke, Facts, Made, Opened, lent_race
+from app.lanes import LaneSpec
 from sparsed.config import SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models import LoadError
@@ -147,12 +148,12 @@ class ZeroEngine(SparsedEngine):
         name: str,
         prompt: str,
         sampler: SamplerConfig,
-        wanted: Sequence[Wanted],
+        lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
     ) -> Iterator[Any]:
-        yield from lent_race(self._placed, name, prompt, sampler, wanted, backend, first)
+        yield from lent_race(self._placed, name, prompt, sampler, lanes, backend, first)
 
     def models(self) -> Mapping[str, ModelSpec]:
         known = super().models()
@@ -207,15 +208,15 @@ class ZeroEngine(SparsedEngine):
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        wanted: Sequence[Wanted],
+        lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
     ) -> dict[str, Any] | None:
         name = next(name for name, one in self._placed.items() if one.network is model.network)
-        stream = _Stream(self._lent(name, prompt, sampler, tuple(wanted), backend, first, seconds))
+        stream = _Stream(self._lent(name, prompt, sampler, tuple(lanes), backend, first, seconds))
         opened = stream.open()
-        return {one.lane: BorrowedRun(one.lane, stream, opened, model) for one in wanted}
+        return {lane.key: BorrowedRun(lane.key, stream, opened, model) for lane in lanes}
 
     def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
         made = super().record(runs, prompt=prompt, devices=devices)

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.engine.interface import Engine, Listener, Wanted
+from app.engine.interface import Engine, Listener
+from app.lanes import OFFERED, LaneSpec
 from sparsed.config import SamplerConfig
 from sparsed.turns import seat
 
 # One for each lane of a race.
-MOST_COPIES = 3
+MOST_COPIES = len(OFFERED)
 # A copy is of use where a run over so many tokens fits beside it, so many of them generated, in such attention blocks.
 ROOM_TOKENS, ROOM_GENERATED, ROOM_BLOCK = 4224, 128, 128
 
 
 def line_up(
-    engine: Engine, copies: Sequence[Any], prompt: str, sampler: SamplerConfig, wanted: Sequence[Wanted], backend: str
+    engine: Engine, copies: Sequence[Any], prompt: str, sampler: SamplerConfig, lanes: Sequence[LaneSpec], backend: str
 ) -> dict[str, Any]:
     """The runs of a race by lane, ready for their first step. copies: of the model, one for each device that the lanes
     have (`sparsed.turns.seat`). Raises what `Engine.denoise` raises; nothing is left open then.
     """
     runs: dict[str, Any] = {}
     try:
-        for lane, one in enumerate(wanted):
-            model = copies[seat(lane, len(copies))]
-            run = engine.denoise(model, prompt, sampler, one.attention, backend, one.probe_steps)
-            runs[one.lane] = run
+        for number, lane in enumerate(lanes):
+            model = copies[seat(number, len(copies))]
+            run = engine.denoise(model, prompt, sampler, lane.attention, backend, lane.probe_steps)
+            runs[lane.key] = run
             # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
             warm_up = getattr(run, "warm_up", None)
             if warm_up is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from app.lanes import LaneSpec
 from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
@@ -63,26 +65,23 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each lane of a race, and the peak of memory in bytes beside the weights. baseline_seconds: of the
-    third lane, 0 where there is none. devices: how many the lanes have (`sparsed.turns.seat`); memory is that of the
-    one that needs most.
-    """
+    """What a race costs."""
 
-    dense_seconds: float
-    sparse_seconds: float
+    # Seconds of each lane by its key, the reference first.
+    lanes: Mapping[str, float]
+    # The peak in bytes beside the weights, of the device that needs most.
     memory: int
-    baseline_seconds: float = 0.0
+    # How many the lanes have (`sparsed.turns.seat`).
     devices: int = 1
 
-    @property
-    def gain(self) -> float:
-        """How many times faster SparseD is."""
-        return self.dense_seconds / self.sparse_seconds
+    def gain(self, lane: str) -> float:
+        """How many times faster this lane is than the reference."""
+        return next(iter(self.lanes.values())) / self.lanes[lane]
 
     @property
     def seconds(self) -> float:
         """The whole race."""
-        return together((self.dense_seconds, self.sparse_seconds, self.baseline_seconds), self.devices)
+        return together(tuple(self.lanes.values()), self.devices)
 
 
 def together(seconds: Sequence[float], devices: int) -> float:
@@ -150,33 +149,34 @@ def estimate(
     shape: Shape,
     speed: Speed,
     *,
+    lanes: Sequence[LaneSpec],
     length: int,
     steps: int,
-    switch_step: int | None,
-    density: float,
-    block_size: int,
     gen_length: int = 0,
     rows: int = 1,
-    baseline: bool = False,
     devices: int = 1,
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
-    switch_step: the first sparse step counted from 0, None when the sparse lane never switches. density: the
-    share of key blocks kept. gen_length: positions whose logits are held. rows: sequences in one forward, 2
-    with classifier-free guidance. baseline: there is a third lane, with another pattern of the same density. devices:
-    how many the lanes have.
+    steps: of each lane, at most. gen_length: positions whose logits are held. rows: sequences in one
+    forward, 2 with classifier-free guidance. devices: how many the lanes have.
     """
-    dense = steps * rows * speed.step(length)
-    sparse = dense
-    if switch_step is not None:
-        attention = rows * speed.per_pair * length**2
-        saved = attention * (1 - min(1.0, GATHER_OVERHEAD * density))
-        sparse = dense - (steps - switch_step) * saved + SELECT_ATTENTIONS * attention
-    # With a device of its own each lane keeps one pattern at most.
-    patterns = 2 if baseline and devices < 3 else 1
-    memory = memory_needed(shape, length, block_size, gen_length, rows, patterns)
-    return Estimate(dense, sparse, memory, sparse if baseline else 0.0, devices)
+    seconds = {lane.key: rows * _seconds(lane, speed, length, steps) for lane in lanes}
+    size = min(lane.attention.resolve(length).block_size for lane in lanes)
+    # Each device holds the patterns of its own lanes.
+    patterns = Counter(seat(number, devices) for number, lane in enumerate(lanes) if not lane.attention.dense)
+    memory = memory_needed(shape, length, size, gen_length, rows, max(patterns.values(), default=0))
+    return Estimate(seconds, memory, devices)
+
+
+def _seconds(lane: LaneSpec, speed: Speed, length: int, steps: int) -> float:
+    """Of one lane, for one sequence."""
+    dense, switch = steps * speed.step(length), lane.switch_step(steps)
+    if switch is None:
+        return dense
+    attention = speed.per_pair * length**2
+    saved = attention * (1 - min(1.0, GATHER_OVERHEAD * lane.attention.resolve(length).select))
+    return dense - (steps - switch) * saved + SELECT_ATTENTIONS * attention
 
 
 def about(seconds: float) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from app.engine.cost import Shape, Speed
-from sparsed.config import SamplerConfig, SparseDConfig
+from app.lanes import LaneSpec
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.trace.types import Trace
 
@@ -17,15 +17,6 @@ from sparsed.trace.types import Trace
 Listener = Callable[[Any], None]
 # What may be a repository on the Hub. A folder is anything else that is there.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A lane of a race. attention: None for full attention. probe_steps: select afresh there, for comparison."""
-
-    lane: str
-    attention: SparseDConfig | None
-    probe_steps: tuple[int, ...] = ()
 
 
 def check_name(name: str) -> None:
@@ -101,18 +92,18 @@ class Engine(Protocol):
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
     ) -> Any:
-        """A run; attention None is full attention throughout. probe_steps: select afresh there, for comparison."""
+        """A run. probe_steps: select afresh there, for comparison."""
 
     def lend(
         self,
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        wanted: Sequence[Wanted],
+        lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,

@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary
 import sparsed
 from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
 from app.engine.cost import Shape, Speed, lanes_take_turns, memory_needed
-from app.engine.interface import Listener, Wanted, check_name
+from app.engine.interface import Listener, check_name
+from app.lanes import LaneSpec
 from app.server.limits import Limits
 from sparsed import trace
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
 from sparsed.models.hub import locate
@@ -178,16 +179,15 @@ class SparsedEngine:
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
     ) -> Any:
-        chosen = "dense" if attention is None else attention
         return sparsed.denoise(
             model,
             prompt,
             sampler=sampler,
-            attention=chosen,  # type: ignore[arg-type]
+            attention=attention,
             backend=backend,
             probe_steps=probe_steps,
         )
@@ -197,7 +197,7 @@ class SparsedEngine:
         model: Any,
         prompt: str,
         sampler: SamplerConfig,
-        wanted: Sequence[Wanted],
+        lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,

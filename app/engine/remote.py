@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from app.engine.copies import line_up
-from app.engine.interface import Wanted
 from app.engine.local import SparsedEngine
 from app.engine.sentences import out_of_memory
+from app.lanes import LaneSpec
 from sparsed.config import SamplerConfig
 from sparsed.machine import machine
 from sparsed.trace.patterns import pack_masks
@@ -103,7 +103,7 @@ def lent_race(
     name: str,
     prompt: str,
     sampler: SamplerConfig,
-    wanted: Sequence[Wanted],
+    lanes: Sequence[LaneSpec],
     backend: str,
     first: int,
 ) -> Iterator[Opened | Made | Broke]:
@@ -118,7 +118,7 @@ def lent_race(
     lane: str | None = None
     try:
         model = models[name]
-        runs = line_up(SparsedEngine(), (model,), prompt, sampler, wanted, backend)
+        runs = line_up(SparsedEngine(), (model,), prompt, sampler, lanes, backend)
         one = next(iter(runs.values()))
         yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), machine())
         keys, clocks, running = list(runs), [0.0] * len(runs), set(range(len(runs)))

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.figures.palette import CLEAR, GRID, INK, LANES, MUTED, PANEL
-from app.lanes import DENSE, SPARSE
+from app.figures.palette import CLEAR, GRID, INK, MUTED, PANEL
 
 Figure = dict[str, Any]
-# Of the lanes of a comparison (app/compare.py).
-COLOURS = {lane: style.colour for lane, style in zip((DENSE, SPARSE), LANES)}
-STYLES = {lane: (style.dash, style.symbol) for lane, style in zip((DENSE, SPARSE), LANES)}
 LEGEND_ABOVE = {
     "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
 }  # fmt: skip

@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from app.assets import PAGE
+from app.lanes import LaneSpec
 
 INK, STRONG, MUTED, GRID = "var(--sd-ink)", "var(--sd-ink-strong)", "var(--sd-muted)", "var(--sd-grid)"
 PANEL, HATCH = "var(--sd-panel)", "var(--sd-hatch)"
@@ -27,7 +28,6 @@ class LaneStyle(NamedTuple):
     symbol: str
 
 
-# By a lane's place among the lanes; the first is full attention's.
 LANES = tuple(
     LaneStyle(f"var(--lane-{place})", dash, symbol)
     for place, (dash, symbol) in enumerate(
@@ -35,6 +35,11 @@ LANES = tuple(
         start=1,
     )
 )
+
+
+def style_of(lane: LaneSpec) -> LaneStyle:
+    """How this lane is drawn."""
+    return LANES[lane.style - 1]
 
 
 def palette(dark: bool = False) -> dict[str, str]:

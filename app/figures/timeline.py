@@ -6,41 +6,40 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from app.figures.base import LEGEND_ABOVE, Figure, base_layout
-from app.figures.palette import INK, LANES
-from app.lanes import DENSE, LABELS, SPARSE
+from app.figures.palette import INK, style_of
+from app.lanes import LaneSpec, headline, reference
 from app.phrases import gain
 
 
 def timeline(
-    times: dict[str, Sequence[float]],
-    phases: dict[str, Sequence[str]],
+    lanes: Sequence[LaneSpec],
+    times: Mapping[str, Sequence[float]],
+    phases: Mapping[str, Sequence[str]],
     *,
     total: int,
     switch_step: int | None,
     at_most: bool = False,
-    labels: Mapping[str, str] = LABELS,
 ) -> Figure:
     """Milliseconds per denoising step of each lane, with a line where full attention ends, and below each lane's clock.
 
-    times: lane → seconds of each step so far, in the order of the lanes. phases: lane → phase of each step so far.
-    total: steps of a run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count
-    from 1, so the line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the runs
-    may end before `total`, so the axis reaches only a little beyond the steps that were made. labels: lane → what it is
-    called.
+    times: lane's key → seconds of each step so far. phases: lane's key → phase of each step so far. total: steps of a
+    run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count from 1, so the
+    line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the runs may end before
+    `total`, so the axis reaches only a little beyond the steps that were made.
     """
     if at_most:
         made = max(map(len, times.values()), default=0)
         total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
     steps_made, whole = [], []
-    for place, (lane, seconds) in enumerate(times.items()):
-        style = LANES[place]
+    for lane in lanes:
+        style, seconds = style_of(lane), times[lane.key]
         # The one step that also selects stands out; it is larger, not only of another shape.
-        sizes = [11 if phase == "select" else 6 for phase in phases[lane]]
+        sizes = [11 if phase == "select" else 6 for phase in phases[lane.key]]
         common: Figure = {
             "type": "scatter",
-            "name": labels[lane],
+            "name": lane.label,
             "x": list(range(1, len(seconds) + 1)),
-            "legendgroup": lane,
+            "legendgroup": lane.key,
             "line": {"color": style.colour, "width": 2, "dash": style.dash},
         }
         steps_made.append(
@@ -48,7 +47,7 @@ def timeline(
                 **common,
                 "mode": "lines+markers",
                 "y": [round(1000 * value, 2) for value in seconds],
-                "text": list(phases[lane]),
+                "text": list(phases[lane.key]),
                 "marker": {"symbol": style.symbol, "size": sizes, "color": style.colour},
                 "hovertemplate": "step %{x} · %{text}<br>%{y:.1f} ms<extra>%{fullData.name}</extra>",
             }
@@ -64,8 +63,9 @@ def timeline(
                 "hovertemplate": "%{y:.2f} s after step %{x}<extra>%{fullData.name}</extra>",
             }
         )
-    shapes, annotations = _phases(total, switch_step)
-    apart = _gain_so_far(times, phases)
+    first, large = reference(lanes), headline(lanes)
+    shapes, annotations = _phases(total, switch_step, "" if large is None else large.label)
+    apart = first and large and _gain_so_far(times[first.key], times[large.key], phases[large.key])
     if apart and switch_step is not None:
         annotations.append(apart)
     longest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
@@ -116,8 +116,8 @@ def switch_line(switch_step: int) -> Figure:
     }
 
 
-def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Figure]]:
-    """The switch line, the phases of SparseD behind it, and their names."""
+def _phases(total: int, switch_step: int | None, label: str) -> tuple[list[Figure], list[Figure]]:
+    """The switch line, the phases of the lane of this label behind it, and their names."""
     if switch_step is None:
         return [], []
     right = switch_step <= total / 2
@@ -128,7 +128,7 @@ def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Fig
         "yanchor": "bottom",
         "xanchor": "left" if right else "right",
         "showarrow": False,
-        "text": f"SparseD turns sparse after step {switch_step}",
+        "text": f"{label} turns sparse after step {switch_step}",
         "font": {"color": INK, "size": 12},
     }
     spans = (("dense", 0.5, switch_step - 0.5), ("select", switch_step - 0.5, switch_step + 0.5))
@@ -153,16 +153,12 @@ def _phases(total: int, switch_step: int | None) -> tuple[list[Figure], list[Fig
     return shapes, [said]
 
 
-def _gain_so_far(times: dict[str, Sequence[float]], phases: dict[str, Sequence[str]]) -> Figure | None:
-    """How far apart the clocks of full attention and SparseD are over the steps that both have made, once SparseD is
-    sparse.
-    """
-    if DENSE not in times or SPARSE not in times:
+def _gain_so_far(one: Sequence[float], other: Sequence[float], phases: Sequence[str]) -> Figure | None:
+    """How far apart the clocks of two lanes are over the steps that both have made, once the other one is sparse."""
+    made = min(len(one), len(other))
+    if "sparse" not in phases[:made]:
         return None
-    made = min(len(times[DENSE]), len(times[SPARSE]))
-    if "sparse" not in phases[SPARSE][:made]:
-        return None
-    first, second = (sum(times[lane][:made]) for lane in (DENSE, SPARSE))
+    first, second = sum(one[:made]), sum(other[:made])
     if first <= 0 or second <= 0:
         return None
     factor, said = gain(first / second)

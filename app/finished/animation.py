@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 
 from app.finished.drawing import PAIRS, Palette, Typesetter, theme_colours
 from app.finished.html import tokens_of
-from app.finished.replay import Judge, final_snapshot, lane_names, lane_view, origin
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.finished.replay import Judge, final_snapshot, lane_view, origin
+from app.finished.run import recorded
+from app.lanes import headline, reference
 from app.phrases import clock
 from app.race.lane_view import LaneView
 from app.race.snapshot import speedup
@@ -24,8 +25,8 @@ MOST_SECONDS = 120
 FRAME_MS = 100
 # The last picture stays for this share of the whole, at least so many milliseconds.
 HELD, LEAST_HELD_MS = 0.25, 2000
-# Pixels of a picture whose type has its plain size: three lanes need more room.
-WIDTH, WIDTH_OF_THREE = 960, 1280
+# Pixels of a picture whose type has its plain size: of two lanes or one, and more for each further lane.
+WIDTH, FURTHER_LANE = 960, 320
 
 
 def to_animation(
@@ -39,9 +40,9 @@ def to_animation(
 ) -> None:
     """Writes the race as it happened, each lane by its own clock, as an animated picture that begins again for ever.
 
-    path: ends in .gif or .webp. width: in pixels; None is 960, or 1280 for three lanes. seconds: how long one round
-    lasts, the last picture included, which is held for a quarter of it and at least 2 s. judge: (text, gold) → (right
-    or not, in words). The same trace gives the same bytes on one machine.
+    path: ends in .gif or .webp. width: in pixels; None is 960, and 320 for each lane after the second. seconds: how
+    long one round lasts, the last picture included, which is held for a quarter of it and at least 2 s. judge: (text,
+    gold) → (right or not, in words). The same trace gives the same bytes on one machine.
 
     Raises ValueError for another suffix, a width outside 480 … 1920, seconds outside 3 … 120, and a trace that
     cannot be replayed.
@@ -83,13 +84,15 @@ class _Film:
 
     def __init__(self, trace: traces.Trace, width: int, dark: bool, judge: Judge | None) -> None:
         self.trace = trace
-        self.names = lane_names(trace)
-        self.views = {key: lane_view(trace, name) for key, name in self.names.items()}
+        lanes = recorded(trace)
+        self.names = {lane.key: name for lane, name in lanes.items()}
+        self.views = {lane.key: lane_view(trace, lane, name) for lane, name in lanes.items()}
+        self.reference, self.headline = reference(list(lanes)), headline(lanes)
         self.states = {key: list(self._canvases(key)) for key in self.names}
         self.final = final_snapshot(trace, judge=judge)
         self.colours = theme_colours(dark)
-        # The names of the lanes' colours: those of their places.
-        self.lanes = {key: f"lane-{place}" for place, key in enumerate(self.names, start=1)}
+        # The names of the lanes' colours.
+        self.lanes = {lane.key: f"lane-{lane.style}" for lane in lanes}
         self.palette = Palette(self.colours, _pairs(self.lanes.values()))
         self.width = width
         self.unit = width / _usual_width(trace)
@@ -101,8 +104,8 @@ class _Film:
         self.card = (width - 2 * self.margin - self.gap * (len(self.names) - 1)) // len(self.names)
         self.line = round(1.6 * self.body.size)
         self.top, self.head = self.px(128), self.px(108)
-        # The verdict, and above it how much of a baseline's text is that of full attention.
-        self.foot = self.px(68 if BASELINE in self.names else 46)
+        # The verdict, and above it, of a lane that is not the headline's, how much of its text is the reference's.
+        self.foot = self.px(68 if set(lanes) - {self.reference, self.headline} else 46)
         self.rows = 1
 
     def px(self, value: float) -> int:
@@ -200,7 +203,8 @@ class _Film:
             self.plain.draw(draw, x, y, "" if over else f"{both} lanes begin with full attention.", muted)
         else:
             slower = score["words"].startswith("slower")
-            x = self.large.draw(draw, x, y, score["text"], self.colours["lane-1" if slower else "lane-2"])
+            faster = self.final["reference" if slower else "headline"]
+            x = self.large.draw(draw, x, y, score["text"], self.colours[self.lanes[faster]])
             x = self.plain.draw(draw, x + self.px(10), y, score["words"], ink)
         same = self.final["agreement"] if over else None
         if same is not None:
@@ -208,10 +212,11 @@ class _Film:
             self.plain.draw(draw, x + self.px(10), y, same["words"], ink)
 
     def _speedup(self, steps: dict[str, int]) -> dict[str, Any] | None:
-        if not {DENSE, SPARSE} <= set(steps) or "sparse" not in self.views[SPARSE].phases[: steps[SPARSE]]:
+        one, other = self.reference, self.headline
+        if one is None or other is None or "sparse" not in self.views[other.key].phases[: steps[other.key]]:
             return None
-        dense, sparse = (self.views[key].times[: steps[key]] for key in (DENSE, SPARSE))
-        return speedup(dense, sparse, finished=False)
+        seconds = [self.views[lane.key].times[: steps[lane.key]] for lane in (one, other)]
+        return speedup(*seconds, names=(one.name, other.name), finished=False)
 
     def _lane(
         self, draw: ImageDraw.ImageDraw, left: int, height: int, key: str, steps: dict[str, int], since: int
@@ -243,7 +248,7 @@ class _Film:
             good = colours["good" if shown["right"] else "bad"]
             self.plain.draw(draw, x, bottom - self.px(14), self.plain.fit(said, self.card - 2 * self.inner), good)
         over = all(steps[name] == len(one.times) for name, one in self.views.items())
-        if over and shown["same"]:
+        if over and shown["same"] and key != self.final["headline"]:
             said = f"{shown['same']['text']} {shown['same']['words']}"
             self.plain.draw(draw, x, bottom - self.px(36), self.plain.fit(said, self.card - 2 * self.inner), ink)
 
@@ -294,7 +299,7 @@ class _Film:
 
 def _usual_width(trace: traces.Trace) -> int:
     """In pixels."""
-    return WIDTH_OF_THREE if len(trace.lanes) > 2 else WIDTH
+    return WIDTH + FURTHER_LANE * max(0, len(trace.lanes) - 2)
 
 
 def _clock(times: list[float]) -> list[float]:

@@ -68,7 +68,7 @@ def to_html(trace: traces.Trace, *, judge: Judge | None = None) -> str:
     """A whole page that replays the run: no network, nothing beside the file.
 
     judge: (text, gold) → (right or not, in words). Texts of the trace stand in the file as JSON only, which the
-    script shows as text. Raises ValueError for a trace that cannot be replayed (`app.finished.replay.lane_names`).
+    script shows as text. Raises ValueError for a trace that cannot be replayed (`app.finished.run.recorded`).
     """
     about = origin(trace)
     value = {

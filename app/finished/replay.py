@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.finished.run import lane_key
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.finished.run import recorded
+from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot, made_ranges
 from app.race.race import Update
@@ -20,7 +20,6 @@ from app.server.material import BACKEND_WORDS
 from app.server.session import OWN_QUESTION, STOPPED
 from app.texts import held_together, straight
 from sparsed import trace as traces
-from sparsed.config import switch_step
 
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
@@ -36,8 +35,7 @@ def replay_value(
     way: Literal["step", "clock"] = "step",
     judge: Judge | None = None,
 ) -> dict[str, Any]:
-    """What the replay view draws, from row 0 of a trace with lanes of full attention, SparseD and a baseline, at most
-    one of each.
+    """What the replay view draws, from row 0 of a trace.
 
     run: the stage's number of this run. recorded: say on the page that this is a record, of which machine, day and
     model. autoplay: begin to play at once. way: all lanes at the same step, or each by its own clock, until the
@@ -48,11 +46,12 @@ def replay_value(
     "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step. "ranges": the phases as planned,
     "made": as they were, both as `app.race.lane_view.phase_ranges`. "text", "right", "verdict": None unless the lane
     reached its
-    end; "same", a baseline's agreement with full attention, and the gold answer: None unless every lane did.
+    end; "same", its agreement with full attention, and the gold answer: None unless every lane did. "speedups":
+    `app.race.snapshot.speedup` over the first 0, 1, … steps of full attention and this lane, empty without the two.
 
-    "state": "done" or "stopped". "speedups": `app.race.snapshot.speedup` over the first 0, 1, … steps of both lanes.
+    "state": "done" or "stopped".
 
-    Raises ValueError for a trace with two lanes of a kind.
+    Raises ValueError for a trace with more lanes than can be shown.
     """
     played = _play(trace, run, judge)
     final = played.stage.snapshot()
@@ -69,9 +68,7 @@ def replay_value(
         "message": final["message"],
         "cells": trace.gen_length,
         "lanes": [_lane(played, shown) for shown in final["lanes"]],
-        "speedup": final["speedup"],
-        "speedups": _speedups(played.stage),
-        "agreement": final["agreement"],
+        **{name: final[name] for name in ("reference", "headline", "speedup", "agreement")},
     }
 
 
@@ -93,42 +90,18 @@ def origin(trace: traces.Trace) -> dict[str, str]:
     return {"machine": straight(machine), "date": trace.created[:10], "model": straight(model)}
 
 
-def lane_names(trace: traces.Trace) -> dict[str, str]:
-    """The stage's key of each lane → its name in the trace: full attention first, then SparseD, then a baseline.
-
-    Raises ValueError where there are two of a kind.
-    """
-    names: dict[str, str] = {}
-    for name, lane in trace.lanes.items():
-        key = lane_key(lane)
-        if key in names:
-            listed = ", ".join(repr(one) for one in trace.lanes)
-            raise ValueError(
-                f"The trace has the lanes {listed}; a replay takes one run with full attention, one with SparseD and "
-                "one with a baseline at most."
-            )
-        names[key] = name
-    return {key: names[key] for key in (DENSE, SPARSE, BASELINE) if key in names}
-
-
-def lane_view(trace: traces.Trace, name: str) -> LaneView:
-    """A lane of the stage before its first step, for a lane of the trace."""
-    lane, sampler = trace.lanes[name], trace.sampler
-    switch, pattern = None, None
-    if lane.attention != "dense":
-        # A run that ends before it is sparse has no switch any more; it had one while it went on.
-        switch, skip, pattern = lane.switch_step, lane.attention.skip, lane.attention.pattern
-        if switch is None and skip is not None:
-            switch = switch_step(lane.total, skip, lane.attention.selection or "paper")
+def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
+    """A lane of the stage before its first step. name: what the trace calls it (`app.finished.run.recorded`)."""
+    made, sampler = trace.lanes[name], trace.sampler
     return LaneView(
-        lane_key(lane),
+        lane,
         Canvas(trace.gen_length, trace.decode, trace.end_ids),
-        total=lane.total,
-        switch_step=switch,
-        backend=BACKEND_WORDS.get(lane.backend, lane.backend),
-        parallel=sampler.block_length or trace.gen_length,
+        total=made.total,
+        # A run that ends before it is sparse has no switch any more; it had one while it went on.
+        switch_step=lane.switch_step(made.total) if made.switch_step is None else made.switch_step,
+        backend=BACKEND_WORDS.get(made.backend, made.backend),
+        parallel=sampler.block_length,
         at_most=sampler.threshold is not None,
-        pattern=pattern,
     )
 
 
@@ -142,14 +115,15 @@ class _Played:
 
 
 def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
-    names = lane_names(trace)
+    lanes = recorded(trace)
+    names = {lane.key: name for lane, name in lanes.items()}
+    views = [lane_view(trace, lane, name) for lane, name in lanes.items()]
     stage = Stage(
-        [lane_view(trace, name) for name in names.values()],
+        views,
         run_id=run,
         end_ids=trace.end_ids,
         gold=trace.prompt.gold,
         judge=judge,
-        notes=trace.lanes[names.get(SPARSE) or next(iter(names.values()))].notes,
         question=trace.prompt.question or OWN_QUESTION,
         mode=mode(
             len(names),
@@ -157,6 +131,7 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
             held_together(trace.model.processes) if trace.model.processes > 1 else "",
         ),
     )
+    stage.notes = trace.lanes[names[(stage.headline or views[0]).key]].notes
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
     steps = {key: _steps(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}
     for key, name in names.items():
@@ -186,24 +161,25 @@ def _steps(lane: LaneView, steps: Iterable[Any]) -> dict[str, list[Any]]:
     return {"changes": changes, "frames": [[frame[name] for name in FRAME] for frame in frames]}
 
 
-def _speedups(stage: Stage) -> list[Snapshot | None]:
-    """Over the first 0, 1, … steps that full attention and SparseD have both done; empty without both lanes."""
-    if not {DENSE, SPARSE} <= set(stage.lanes):
+def _speedups(reference: LaneView | None, lane: LaneView) -> list[Snapshot | None]:
+    """Over the first 0, 1, … steps that the reference and another lane have both done; empty without both."""
+    if reference is None or lane is reference:
         return []
-    dense, sparse = stage.lanes[DENSE].times, stage.lanes[SPARSE].times
-    made = range(min(len(dense), len(sparse)) + 1)
-    return [speedup(dense[:steps], sparse[:steps], finished=False) for steps in made]
+    one, other, names = reference.times, lane.times, (reference.lane.name, lane.lane.name)
+    made = range(min(len(one), len(other)) + 1)
+    return [speedup(one[:steps], other[:steps], names=names, finished=False) for steps in made]
 
 
 def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
     lane = played.stage.lanes[shown["key"]]
     return {
-        **{name: shown[name] for name in ("key", "label", "backend", "parallel", "total", "at_most")},
+        **{name: shown[name] for name in ("key", "label", "style", "backend", "parallel", "total", "at_most")},
         "finished": lane.finished,
         "ranges": played.planned[lane.key],
         "made": made_ranges(lane.phases),
         "ms": [round(1000 * seconds, 6) for seconds in lane.times],
         "phases": list(lane.phases),
         **played.steps[lane.key],
-        **{name: shown[name] for name in ("text", "right", "verdict", "same")},
+        "speedups": _speedups(played.stage.reference, lane),
+        **{name: shown[name] for name in ("text", "right", "verdict", "speedup", "same")},
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.finished.patterns import Look, Recorded
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.lanes import LaneSpec, headline, lanes_of
 from sparsed import trace as traces
 from sparsed.config import same_importances
 from sparsed.trace.patterns import TracePattern
@@ -28,35 +28,44 @@ MOST_FILE = 64 * 2**20
 class Kept:
     """A run that is over. live: made on this page. importance: of a live run, for each layer float16 [batch, heads,
     query blocks, key blocks] on the CPU, or None. key: what its downloads are asked for by; nobody can guess it.
-    shown: the lane whose pattern is looked at, as the stage calls it.
+    shown: the key of the lane whose pattern is looked at, "" for the headline's.
     """
 
     trace: Trace
     live: bool
     importance: tuple[Any, ...] | None = None
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    shown: str = SPARSE
+    shown: str = ""
+
+    @property
+    def lanes(self) -> dict[LaneSpec, Lane]:
+        """Its lanes as the stage has them, and what they did."""
+        return {lane: self.trace.lanes[name] for lane, name in recorded(self.trace).items()}
 
     @property
     def sparse(self) -> Lane | None:
-        """The lane of SparseD, whatever it is called."""
-        return self.lane(SPARSE)
+        """The headline's lane, SparseD's."""
+        large = headline(self.lanes)
+        return None if large is None else self.lanes[large]
 
     def lane(self, key: str) -> Lane | None:
-        """The lane that the stage calls so; None where the run had none."""
-        return next((lane for lane in self.trace.lanes.values() if lane_key(lane) == key), None)
+        """The lane of this key; None where the run had none."""
+        return next((made for lane, made in self.lanes.items() if lane.key == key), None)
+
+    @property
+    def seen(self) -> Lane | None:
+        """The lane whose pattern is looked at: the one shown, or the headline's, or whichever there is."""
+        others = (made for lane, made in self.lanes.items() if not lane.full)
+        return self.lane(self.shown) or self.sparse or next(others, None)
 
     def showing(self, key: str) -> Kept:
         """The same run, to look at the pattern of this lane."""
-        return self if key == self.shown else replace(self, shown=key)
+        return self if self.lane(key) is self.seen else replace(self, shown=key)
 
     @property
     def pattern(self) -> TracePattern | None:
-        """Of the lane that is shown, or of the other one where there is no such lane; None where it ended before its
-        select step.
-        """
-        lane = self.lane(self.shown) or self.lane(SPARSE) or self.lane(BASELINE)
-        return None if lane is None else lane.pattern
+        """Of the lane that is looked at; None where it ended before its select step."""
+        return None if self.seen is None else self.seen.pattern
 
     @property
     def importance_bytes(self) -> int:
@@ -81,10 +90,10 @@ class Kept:
 
     @property
     def look(self) -> Look | None:
-        """Its pattern to look at; None without one. A baseline's with the importances of SparseD's select step, where
+        """Its pattern to look at; None without one. Another lane's with the importances of SparseD's select step, where
         both made it at the same: until then they do the same.
         """
-        ours, theirs = self.sparse, self.lane(self.shown) or self.lane(BASELINE)
+        ours, theirs = self.sparse, self.seen
         if self.pattern is None:
             return None
         if ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
@@ -108,11 +117,14 @@ def keep(
     return None if trace is None else Kept(trace, True, importance)
 
 
-def lane_key(lane: Lane) -> str:
-    """What the stage calls a lane of a record."""
-    if lane.attention == "dense":
-        return DENSE
-    return SPARSE if lane.attention.pattern in (None, "sparsed") else BASELINE
+def recorded(trace: Trace) -> dict[LaneSpec, str]:
+    """The lanes of a record as the stage has them → their names in the record: full attention, SparseD, others.
+
+    Raises ValueError for more than can be told apart (`app.lanes.MOST_LANES`).
+    """
+    found = {name: lane.attention for name, lane in trace.lanes.items()}
+    names = sorted(found, key=lambda name: ("dense", "sparsed", found[name].method).index(found[name].method))
+    return dict(zip(lanes_of(found[name] for name in names), names, strict=True))
 
 
 def fits(layers: int, heads: int, length: int, block_size: int) -> bool:

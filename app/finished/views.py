@@ -13,7 +13,7 @@ from app.figures import layer as layer_figure
 from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
 from app.finished.patterns import Look, Selected
-from app.finished.replay import lane_names, lane_view, origin
+from app.finished.replay import origin
 from app.finished.run import Kept
 from app.texts import Shades
 from sparsed.attention.analysis import mask_overlap, thumbnails
@@ -25,23 +25,18 @@ def timeline(run: Kept | None) -> Value | None:
     """The lanes' times, step by step."""
     if run is None:
         return None
-    names = lane_names(run.trace)
-    lanes = {key: run.trace.lanes[name] for key, name in names.items()}
-    labels = {key: lane_view(run.trace, name).label for key, name in names.items()}
-    total = max(lane.total for lane in lanes.values())
-    switch = None if run.sparse is None else run.sparse.switch_step
+    lanes = run.lanes
+    total = max(made.total for made in lanes.values())
     figure = timeline_figure.timeline(
-        {key: [step.seconds for step in lane.steps] for key, lane in lanes.items()},
-        {key: [step.phase for step in lane.steps] for key, lane in lanes.items()},
+        list(lanes),
+        {lane.key: [step.seconds for step in made.steps] for lane, made in lanes.items()},
+        {lane.key: [step.phase for step in made.steps] for lane, made in lanes.items()},
         total=total,
-        switch_step=switch,
+        switch_step=None if run.sparse is None else run.sparse.switch_step,
         at_most=run.trace.sampler.threshold is not None,
-        labels=labels,
     )
-    return {
-        "figure": figure,
-        "label": f"Line chart of the time per step of {' and '.join(labels.values())}, {total} steps.",
-    }
+    labels = " and ".join(lane.label for lane in lanes)
+    return {"figure": figure, "label": f"Line chart of the time per step of {labels}, {total} steps."}
 
 
 def which(run: Kept | Selected | None, *, before: bool = False) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.figures import base, palette
-from app.lanes import DENSE, SPARSE
+from app.lanes import PAIR
 from app.lengths.pins import Pin
 from app.lengths.table import Row, done, seconds_of, times_of
 from app.phrases import clock
@@ -29,16 +29,14 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
     data: list[base.Figure] = []
     for number, one in enumerate(pinned):
         data += _pinned(one, number)
-    for lane in (DENSE, SPARSE):
-        dash, symbol = base.STYLES[lane]
-        data.append(seconds_of(current, lane, dash, symbol))
+    data += [seconds_of(current, lane) for lane in PAIR]
     data.append(_gains(current))
     data.append(_paper([*rows, *every]))
     gains = [row["speedup"]["ratio"] for row in (*current, *every) if row["speedup"]]
     gains += [row["published"]["ratio"] for row in (*rows, *every) if row["published"]]
     low, high = min([0.95, *gains]), max([1.05, *gains])
     room = 0.3 * (high - low)
-    every_time = [row[f"{lane}_seconds"] for row in (*current, *every) for lane in (DENSE, SPARSE)]
+    every_time = [row[f"{lane.key}_seconds"] for row in (*current, *every) for lane in PAIR]
     return {
         "data": [trace for trace in data if trace["x"]],
         "layout": base.base_layout(
@@ -83,7 +81,7 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
 def _gains(rows: Sequence[Row], **more: Any) -> base.Figure:
     """The measured speed-up over the prompt length; nothing where a run never became sparse."""
     sparse = [row for row in rows if row["speedup"]]
-    colour = base.COLOURS[SPARSE]
+    colour = palette.style_of(PAIR[-1]).colour
     return {
         "type": "scatter",
         "mode": "lines+markers+text",
@@ -126,18 +124,16 @@ def _pinned(one: Pin, number: int) -> list[base.Figure]:
     """An earlier comparison: thinner, with marks of its own, one entry in the legend."""
     symbol = PIN_SYMBOLS[number % len(PIN_SYMBOLS)]
     shared: dict[str, Any] = {"legendgroup": f"pin {number}", "opacity": 0.8}
-    dense = seconds_of(one.rows, DENSE, "solid", f"{symbol}-open", **shared)
-    sparse = seconds_of(one.rows, SPARSE, "dash", symbol, **shared)
-    gains = _gains(one.rows, **shared, mode="lines+markers")
-    named = ((dense, "full attention"), (sparse, "SparseD"), (gains, "speed-up"))
-    for trace, what in named:
+    named = {lane.name: seconds_of(one.rows, lane, **shared) for lane in PAIR}
+    named["speed-up"] = _gains(one.rows, **shared, mode="lines+markers")
+    for what, trace in named.items():
         trace["name"] = f"{one.label}: {what}"
         trace["line"] = {**trace["line"], "width": 1}
-        trace["marker"] = {**trace["marker"], "symbol": trace["marker"]["symbol"], "size": 8}
+        mark = f"{symbol}-open" if what == PAIR[0].name else symbol
+        trace["marker"] = {**trace["marker"], "symbol": mark, "size": 8}
         trace["showlegend"] = False
-    gains["marker"]["symbol"] = symbol
-    sparse["name"], sparse["showlegend"] = f"pinned: {one.label}", True
-    return [dense, sparse, gains]
+    named[PAIR[-1].name] |= {"name": f"pinned: {one.label}", "showlegend": True}
+    return list(named.values())
 
 
 def chart_label(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> str:
@@ -145,8 +141,8 @@ def chart_label(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> str:
     parts = []
     for row in done(rows):
         gain = f", {row['speedup']['text']} {row['speedup']['words']}" if row["speedup"] else ""
-        seconds = f"{clock(row['dense_seconds'])} with full attention, {clock(row['sparse_seconds'])} with SparseD"
-        parts.append(f"{row['name']}: {seconds}{gain}")
+        seconds = (f"{clock(row[f'{lane.key}_seconds'])} with {lane.name}" for lane in PAIR)
+        parts.append(f"{row['name']}: {', '.join(seconds)}{gain}")
     if pinned:
         parts.append(f"pinned beside it: {', '.join(one.label for one in pinned)}")
     return "Line chart of the seconds at each prompt length. " + ("; ".join(parts) or "Nothing is measured yet")

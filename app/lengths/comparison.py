@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
+from app.lanes import pair
 from app.lengths import paper as published
 from app.lengths.forecast import NOTHING_CHOSEN, OWN_HAS_ONE, foresee, in_order
 from app.lengths.table import Comparison, Row, Table, done, is_shown, lengths_in, row_of
@@ -24,7 +25,7 @@ def label(desk: Desk, asked: Request) -> str:
     """What was compared, in a few words: model, steps, select, and whatever else is not as usual."""
     sampler, attention = asked.sampler, asked.attention
     parts = [
-        desk.spec(asked.model).name,
+        desk.models.spec(asked.model).name,
         f"{'up to ' if asked.at_most else ''}{asked.steps} steps",
         "default select" if attention.select is None else f"select {attention.select:g}",
     ]
@@ -44,9 +45,9 @@ def label(desk: Desk, asked: Request) -> str:
 async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[str]) -> AsyncGenerator[Comparison, None]:
     """Runs the race of `asked` at each of `lengths`, shortest first, and yields the table after every change.
 
-    asked.length and a third lane are not looked at. A length that is refused or fails does not end the others. Ends
-    within one step after `visit.stop()`, what is done staying in the table; closing the stream stops the race too, and
-    frees the device. The last value is the only one whose state is not "running".
+    asked.length and further lanes than the reference and SparseD's are not looked at. A length that is refused or fails
+    does not end the others. Ends within one step after `visit.stop()`, what is done staying in the table; closing the
+    stream stops the race too, and frees the device. The last value is the only one whose state is not "running".
     """
     empty = Table((), "", "", "")
     if asked.kind == OWN_TEXT:
@@ -60,8 +61,8 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
     if not chosen or visit.running:
         yield empty.value("refused", BUSY if chosen else NOTHING_CHOSEN)
         return
-    paper = published.source(desk.spec(asked.model).family)
-    budgets = desk.engine.lengths()
+    paper = published.source(desk.models.spec(asked.model).family)
+    budgets, lanes = desk.engine.lengths(), pair(asked.lanes)
     table = Table(
         [row_of(name, budgets[name], paper.runs.get(name)) for name in chosen],
         label(desk, asked),
@@ -71,7 +72,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
     visit.stopping = False
     visit.running = True
     # Between two races, too, the model stays in memory.
-    release = desk.hold(asked.model)
+    release = desk.models.hold(asked.model)
     try:
         yield table.value("running", f"Comparing {lengths_in(len(chosen))}.")
         unloaded = ""
@@ -80,7 +81,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
                 break
             measured = Measured()
             message = f"{is_shown(name)} is being run."
-            stream = perform(desk, visit, replace(asked, length=name, third=None), measured, via="sweep")
+            stream = perform(desk, visit, replace(asked, length=name, lanes=lanes), measured, via="sweep")
             async with contextlib.aclosing(stream) as race:
                 async for shown in race:
                     if table.costs is None and _ready(desk, asked, shown):
@@ -92,7 +93,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
             if row["state"] == "failed":
                 # An error holds what the engine had in its hands, and that may be all of the memory.
                 gc.collect()
-            if desk.loaded(asked.model) is None and row["state"] in ("refused", "failed"):
+            if desk.models.loaded(asked.model) is None and row["state"] in ("refused", "failed"):
                 unloaded = row["message"]
             if name != chosen[-1] and not visit.stopping and not unloaded:
                 yield table.value("running", f"{is_shown(name)}: {_outcome(row)}")
@@ -111,7 +112,8 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
 
 def _ready(desk: Desk, asked: Request, shown: Shown) -> bool:
     """Is the model in memory, and this machine's speed measured?"""
-    return not shown.loading and desk.loaded(asked.model) is not None and desk.under_way(asked.model) is None
+    models = desk.models
+    return not shown.loading and models.loaded(asked.model) is not None and models.under_way(asked.model) is None
 
 
 def _outcome(row: Row) -> str:

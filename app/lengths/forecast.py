@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from app.engine.cost import Estimate, about
+from app.lanes import pair
 from app.lengths.table import is_shown, lengths_in
 from app.race.checks import repeated
 from app.race.request import OWN_TEXT, Request
@@ -20,15 +21,15 @@ def foresee(desk: Desk, asked: Request, lengths: Sequence[str]) -> dict[str, tup
     """Length → what its race of two lanes costs here (None: nobody knows), and in a few words why it will be refused,
     or "".
     """
-    asked = replace(asked, third=None)
-    loaded = desk.loaded(asked.model)
+    asked = replace(asked, lanes=pair(asked.lanes))
+    loaded = desk.models.loaded(asked.model)
     if loaded is None:
         return dict.fromkeys(lengths, (None, ""))
-    room, budgets = desk.room(loaded), desk.engine.lengths()
+    room, budgets = desk.speed.room(loaded), desk.engine.lengths()
     found = {}
     for name in lengths:
         tokens = budgets[name]
-        estimated = desk.estimate(loaded, asked.resolve(tokens), tokens)
+        estimated = desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
         found[name] = estimated, limits.reason(estimated, room, length=tokens + asked.gen_length)
     return found
 

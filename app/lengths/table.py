@@ -10,7 +10,8 @@ from app.engine import cost as cost_module
 from app.engine.cost import Estimate, about
 from app.engine.peak import LANES_WORDS, Peak
 from app.figures import base
-from app.lanes import DENSE, LABELS, SPARSE
+from app.figures.palette import style_of
+from app.lanes import PAIR, LaneSpec
 from app.lengths import paper as published
 from app.texts import BOTH_TOGETHER, IN_TURNS
 
@@ -63,16 +64,9 @@ def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
         "message": "Waiting for its turn.",
         "step": 0,
         "total": 0,
-        "dense_seconds": None,
-        "sparse_seconds": None,
-        "dense_steps": None,
-        "sparse_steps": None,
+        **{f"{lane.key}_{what}": None for lane in PAIR for what in ("seconds", "steps", "right", "verdict")},
         "speedup": None,
         "agreement": None,
-        "dense_right": None,
-        "sparse_right": None,
-        "dense_verdict": None,
-        "sparse_verdict": None,
         "memory": None,
         "published": figures,
         "notes": [],
@@ -109,11 +103,9 @@ class Table:
         elif row["state"] == "done":
             row["message"] = "Done."
             row["speedup"], row["agreement"] = stage["speedup"], stage["agreement"]
-            for key in (DENSE, SPARSE):
-                row[f"{key}_seconds"] = lanes[key]["seconds"]
-                row[f"{key}_steps"] = lanes[key]["step"]
-                row[f"{key}_right"] = lanes[key]["right"]
-                row[f"{key}_verdict"] = lanes[key]["verdict"]
+            for key, lane in lanes.items():
+                row[f"{key}_seconds"], row[f"{key}_steps"] = lane["seconds"], lane["step"]
+                row[f"{key}_right"], row[f"{key}_verdict"] = lane["right"], lane["verdict"]
             row["memory"] = None if peak is None else peak.bytes
         # What is said of lanes with GPUs of their own is true of those that took turns as well.
         if peak is not None and self.memory != LANES_WORDS:
@@ -130,9 +122,9 @@ class Table:
     def _share(self, name: str, lanes: dict[str, dict[str, Any]]) -> float:
         """How much of a race is done, 0 … 1, by the time that each lane is expected to take still."""
         cost = (self.costs or {}).get(name, (None, ""))[0]
-        dense, sparse, devices = (cost.dense_seconds, cost.sparse_seconds, cost.devices) if cost else (1.0, 1.0, 1)
-        left = ((1 - lanes[DENSE]["progress"]) * dense, (1 - lanes[SPARSE]["progress"]) * sparse)
-        whole = cost_module.together((dense, sparse), devices)
+        seconds, devices = (cost.lanes, cost.devices) if cost else (dict.fromkeys(lanes, 1.0), 1)
+        left = [(1 - lanes[key]["progress"]) * expected for key, expected in seconds.items()]
+        whole = cost_module.together(tuple(seconds.values()), devices)
         return 1 - cost_module.together(left, devices) / whole if whole else 0.0
 
     def _weights(self) -> dict[str, float]:
@@ -172,7 +164,7 @@ class Table:
         for row in done(self.rows.values()):
             cost = (self.costs or {})[row["length"]][0]
             if cost is not None:
-                took += cost_module.together((row["dense_seconds"], row["sparse_seconds"]), cost.devices)
+                took += cost_module.together([row[f"{key}_seconds"] for key in cost.lanes], cost.devices)
                 foreseen += cost.seconds
         factor = took / foreseen if took > 0 and foreseen > 0 else 1.0
         return f"{about(expected * factor * (1 - progress))} left"
@@ -232,15 +224,15 @@ def times_of(seconds: Sequence[float]) -> base.Figure:
     }
 
 
-def seconds_of(rows: Sequence[Row], lane: str, dash: str, symbol: str, **more: Any) -> base.Figure:
+def seconds_of(rows: Sequence[Row], lane: LaneSpec, **more: Any) -> base.Figure:
     """The seconds of one lane over the prompt length."""
-    colour = base.COLOURS[lane]
+    colour, dash, symbol = style_of(lane)
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": LABELS[lane],
+        "name": lane.label,
         "x": [row["name"] for row in rows],
-        "y": [row[f"{lane}_seconds"] for row in rows],
+        "y": [row[f"{lane.key}_seconds"] for row in rows],
         "text": [f"{row['tokens']:,} tokens" for row in rows],
         "line": {"color": colour, "width": 2, "dash": dash},
         "marker": {"symbol": symbol, "size": 9, "color": colour},

@@ -25,7 +25,6 @@ from app.finished import files, replay
 from app.finished import views as looks
 from app.finished.patterns import Selected
 from app.finished.run import Kept, opened, opening
-from app.lanes import BASELINE, SPARSE
 from app.lengths import chart as chart_module
 from app.lengths import comparison as comparison_module
 from app.lengths import forecast, table
@@ -45,7 +44,6 @@ from app.server.material import EXPECTED, Material, gather, notes
 from app.server.models import Loaded, Loading
 from app.server.session import follow, perform
 from app.server.visits import Visit
-from sparsed.config import DEFAULT_SKIP, switch_step
 from sparsed.models.catalogue import ModelSpec
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
@@ -100,7 +98,7 @@ class _Page:
         with gr.Blocks(
             title=texts.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(UPLOADS_SECONDS, UPLOADS_SECONDS)
         ) as page:
-            self.header = view_of("header", self._loading_header(self.desk.default_model, "starting"), "sd-header")
+            self.header = view_of("header", self._loading_header(self.desk.models.default, "starting"), "sd-header")
             with gr.Row(elem_id="sd-controls", equal_height=False):
                 self.kind = gr.Dropdown(
                     [(label, name) for name, label in self.kinds.items()] + [("Your own text", OWN_TEXT)],
@@ -144,9 +142,9 @@ class _Page:
                 elem_id="sd-text",
             )
             self.panel = view_of("prompt", {"state": "loading"}, "sd-prompt")
-            usual = self.models[self.desk.default_model].defaults
+            usual = self.models[self.desk.models.default].defaults
             models = [(self._model_label(name), name) for name in self.models]
-            self.settings = Settings(models, self.desk.default_model, usual, any_model=self.desk.any_model)
+            self.settings = Settings(models, self.desk.models.default, usual, any_model=self.desk.any_model)
             first = opening()
             self.stage = view_of("stage", self._opening(), "sd-stage")
             self.replay = view_of("replay", self._replay(first), "sd-replay")
@@ -167,10 +165,10 @@ class _Page:
                             0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there,
                             elem_id="sd-head", min_width=140,
                         )  # fmt: skip
-                    # Where a run had a baseline.
+                    # Where a run had more lanes with a pattern than one.
                     seen = self._seen_choices(first)
                     self.seen = gr.Dropdown(
-                        seen, value=SPARSE, label="Lane", info="Whose blocks are shown.", elem_id="sd-seen",
+                        seen, value=seen[0][1], label="Lane", info="Whose blocks are shown.", elem_id="sd-seen",
                         visible=len(seen) > 1,
                     )  # fmt: skip
                     self.shades = gr.Dropdown(
@@ -352,9 +350,9 @@ class _Page:
         """Every model, with what it takes to have it here, or the reason why it is too large for this machine."""
         choices = []
         for name in self.models:
-            reason = self.desk.too_large(name)
+            reason = self.desk.models.too_large(name)
             remark = f"too large here: {reason}" if reason else ""
-            if self.desk.loaded(name) and not self.models[name].bundled:
+            if self.desk.models.loaded(name) and not self.models[name].bundled:
                 remark = "in memory"
             choices.append((self._model_label(name, remark), name))
         return choices
@@ -366,21 +364,20 @@ class _Page:
         return self._header(f"loading {self.models[name].name}", message, busy=True)
 
     def _model_header(self, name: str) -> str:
-        loaded = self.desk.loaded(name)
+        loaded = self.desk.models.loaded(name)
         if loaded is None:
             return self._header(self.models[name].name, "not in memory")
         return self._header(loaded.model.name, loaded.place, self.desk.engine.backend(loaded.model))
 
     def _opening(self, state: str = "idle", message: str = texts.START) -> dict[str, Any]:
         """The stage before a run, as it would be with the settings that nobody has touched."""
-        usual = self.desk.defaults(self.desk.default_model)
-        usual = usual.resolve(usual)
-        assert usual.steps is not None and usual.gen_length is not None, "it is resolved"
+        defaults = self.desk.models.defaults(self.desk.models.default)
+        usual = defaults.resolve(defaults)
         return before_run(
+            lanes.PAIR,
             usual.gen_length,
-            usual.block_length or usual.gen_length,
+            usual.block_length,
             total=usual.steps,
-            switch_step=switch_step(usual.steps, DEFAULT_SKIP),
             state=state,
             message=message,
         )
@@ -399,7 +396,7 @@ class _Page:
         if isinstance(chosen, str):
             self.desk.engine.admit(chosen)
         # What is no string is refused by `parse`.
-        defaults = self.desk.defaults(chosen if isinstance(chosen, str) else self.desk.default_model)
+        defaults = self.desk.models.defaults(chosen if isinstance(chosen, str) else self.desk.models.default)
         given = self.settings.within(given, defaults)
         return request.parse(
             **given, defaults=defaults, models=self.models, kinds=self.kinds, lengths=self.lengths
@@ -423,11 +420,11 @@ class _Page:
     async def _prepare(
         self, http: gr.Request, values: Values, *, fresh: bool = False
     ) -> AsyncGenerator[Updates, None]:
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         visit.latest = mine = object()
         name, job = values[0], None
         if isinstance(name, str) and name in self.models:
-            job = self.desk.loading(name) if self.desk.at_once(name) else self.desk.under_way(name)
+            job = self.desk.models.loading(name) if self.desk.models.at_once(name) else self.desk.models.under_way(name)
         if job is not None:
             async for message, new in follow(job):
                 if visit.latest is not mine:
@@ -457,14 +454,14 @@ class _Page:
             updates[self.settings.model] = gr.update(choices=self._model_choices())
             updates |= self.settings.follow(asked.resolve(self.lengths[asked.length]), given, touched)
             updates[self.header] = self._model_header(asked.model)
-            loaded = job.result() if job is not None and job.over else self.desk.loaded(asked.model)
+            loaded = job.result() if job is not None and job.over else self.desk.models.loaded(asked.model)
             if loaded is None:
                 # How long a model takes that is not here, nobody knows.
                 length["choices"] = [(self._length_label(n), n) for n in self.lengths]
                 panel = {"state": "empty"} if empty else self._offer(asked)
             else:
                 if fresh:
-                    asked = replace(asked, length=self.desk.longest(loaded, asked, FIRST_RUN_SECONDS))
+                    asked = replace(asked, length=self.desk.speed.longest(loaded, asked, FIRST_RUN_SECONDS))
                     length["value"] = asked.length
                 length["choices"] = self._length_choices(asked, loaded)
                 if empty:
@@ -498,12 +495,12 @@ class _Page:
 
     def _where_it_pays(self, material: Material, loaded: Loaded) -> list[str]:
         """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
-        asked, here = material.asked, material.estimated
-        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain >= WORTH_IT:
+        asked, here, lane = material.asked, material.estimated, material.asked.headline.key
+        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain(lane) >= WORTH_IT:
             return []
         for name, tokens in self.lengths.items():
-            there = self.desk.estimate(loaded, asked.resolve(tokens), tokens)
-            if tokens > material.tokens and there is not None and there.gain >= WORTH_IT:
+            there = self.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
+            if tokens > material.tokens and there is not None and there.gain(lane) >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
                     f"it pays off from {name} on ({_time(there, asked)})."
@@ -512,7 +509,7 @@ class _Page:
 
     def _offer(self, asked: Request) -> dict[str, Any]:
         """What Run will do first for a model that is not in memory."""
-        spec, reason = self.models[asked.model], self.desk.too_large(asked.model)
+        spec, reason = self.models[asked.model], self.desk.models.too_large(asked.model)
         size = f"{spec.download_gb:.1f} GB, " if spec.parameters else ""
         first = (
             f"{spec.label} is not in memory: Run downloads it first ({size}if it is not here already). The prompt is "
@@ -528,10 +525,10 @@ class _Page:
         """Every prompt length, with the time it takes here, or the reason why it is too long for this
         machine.
         """
-        room = self.desk.room(loaded)
+        room = self.desk.speed.room(loaded)
         choices = []
         for name, tokens in self.lengths.items():
-            estimated = self.desk.estimate(loaded, asked.resolve(tokens), tokens)
+            estimated = self.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
             reason = limits.reason(estimated, room, length=tokens + asked.gen_length)
             remark = _time(estimated, asked) if estimated else ""
             choices.append((self._length_label(name, f"too long here: {reason}" if reason else remark), name))
@@ -539,7 +536,7 @@ class _Page:
 
     def begin(self, http: gr.Request) -> Values:
         """Run pressed; a Stop from now on counts, be the run on its way yet."""
-        self.desk.visit(http.session_hash).stopping = False
+        self.desk.visits.of(http.session_hash).stopping = False
         return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
@@ -549,7 +546,7 @@ class _Page:
         except ValueError as error:
             yield {self.stage: as_json(self._opening("refused", str(error)))}
             return
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         waiting, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(self.desk, visit, asked)) as stream:
             async for shown in stream:
@@ -569,14 +566,14 @@ class _Page:
 
     def started(self, http: gr.Request) -> Values:
         """The first step of a run was made: what one head keeps is not known yet."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         if visit.race is None or visit.selected is not None:
             return gr.skip(), gr.skip()
         return as_json(nothing(NO_PATTERN)), one_line(looks.which(self._kept(visit), before=True))
 
     def select_step(self, http: gr.Request) -> Updates:
         """The select step was made: what can be looked at while the run goes on."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         run = visit.selected
         if run is None:
             return {self.looking: gr.skip()}  # over already, and shown as that
@@ -588,22 +585,22 @@ class _Page:
             self.run_button: gr.update(value="Run", interactive=True),
             self.stop_button: gr.update(value="Stop", interactive=False),
         }
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         if not visit.unseen or visit.kept is None:
             run = self._looked_at(visit)
             head = gr.skip() if run is None else self._head(run, visit)
             return {**free, self.heatmap: head, self.looking: one_line(looks.which(run))}
-        visit.unseen, visit.seen = False, SPARSE
+        visit.unseen, visit.seen = False, ""
         return {**free, **self._after(visit.kept, visit, links.link(self._given(values), names_of(values[-1])))}
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""
-        self.desk.stop(http.session_hash)
+        self.desk.visits.stop(http.session_hash)
         return gr.update(value="Stopping …", interactive=False)
 
     def leave(self, http: gr.Request) -> None:
         """The tab was closed."""
-        self.desk.leave(http.session_hash)
+        self.desk.visits.leave(http.session_hash)
         forget_session(http.session_hash, self.blocks)
 
     # ---- comparing prompt lengths ------------------------------------------------------------------------------
@@ -618,7 +615,7 @@ class _Page:
 
     async def compare(self, http: gr.Request, lengths: Any, *values: Any) -> AsyncIterator[Values]:
         """A race for each length, streamed row by row."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         busy = (gr.update(interactive=False), gr.update(value="Stop", interactive=True), gr.update(interactive=False))
         free = (gr.update(interactive=True), gr.update(value="Stop", interactive=False), gr.update(interactive=True))
         try:
@@ -644,13 +641,13 @@ class _Page:
 
     def pin(self, http: gr.Request) -> Values:
         """Keeps the last comparison in the chart, beside those to come."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         visit.pins = pins_module.pin(visit.pins, visit.comparison)
         return self._pinned(visit)
 
     def unpin(self, http: gr.Request) -> Values:
         """Lets go of all pinned comparisons."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         visit.pins = ()
         return self._pinned(visit)
 
@@ -670,7 +667,7 @@ class _Page:
 
     def show_head(self, http: gr.Request, layer: Any, head: Any) -> Any:
         """The key blocks that one head keeps."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         run = self._looked_at(visit)
         if run is None or not run.layers:
             return gr.skip()
@@ -681,15 +678,15 @@ class _Page:
 
     def show_shades(self, http: gr.Request, shades: Any) -> Any:
         """The same head, its importances or its choice alone."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         visit.shades = next((name for name in texts.SHADES if name == shades), "both")
         run = self._looked_at(visit)
         return gr.skip() if run is None or not run.layers else self._head(run, visit)
 
     def show_lane(self, http: gr.Request, lane: Any) -> Values:
         """The same views for the pattern of another lane."""
-        visit = self.desk.visit(http.session_hash)
-        visit.seen = BASELINE if lane == BASELINE else SPARSE
+        visit = self.desk.visits.of(http.session_hash)
+        visit.seen = lane if isinstance(lane, str) else ""
         run = self._looked_at(visit)
         if not isinstance(run, Kept) or not run.layers or visit.race is not None:
             return (gr.skip(),) * 5
@@ -698,29 +695,28 @@ class _Page:
     @staticmethod
     def _seen_choices(run: Kept | Selected | None) -> list[tuple[str, str]]:
         """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
-        choices = [(lanes.lane_label(SPARSE), SPARSE)]
-        lane = run.lane(BASELINE) if isinstance(run, Kept) and run.sparse is not None else None
-        if lane is not None and lane.pattern is not None and lane.attention != "dense":
-            choices.append((lanes.lane_label(BASELINE, lane.attention.pattern), BASELINE))
-        return choices
+        there = run.lanes if isinstance(run, Kept) and run.sparse is not None else {}
+        large = lanes.headline(there) or lanes.PAIR[1]
+        others = (lane for lane, made in there.items() if lane != large and not lane.full and made.pattern is not None)
+        return [(lane.label, lane.key) for lane in (large, *others)]
 
     def _head(self, run: Kept | Selected, visit: Visit) -> str:
         return as_json(looks.head(run, *visit.looked_at, visit.shades) or nothing(NO_SELECTION))
 
     def show_layer(self, http: gr.Request, layer: Any) -> Values:
         """All heads of a layer, how much they share, and how much attention each keeps."""
-        views = looks.layer(self._looked_at(self.desk.visit(http.session_hash)), index_in(layer, None))
+        views = looks.layer(self._looked_at(self.desk.visits.of(http.session_hash)), index_in(layer, None))
         return (gr.skip(),) * 3 if views is None else tuple(as_json(view) for view in views)
 
     def observe_later(self, http: gr.Request) -> Values:
         """The tab of the later steps; where the last run was not tracked, the next one will be."""
-        view = looks.later(self._kept(self.desk.visit(http.session_hash)))
+        view = looks.later(self._kept(self.desk.visits.of(http.session_hash)))
         tabs = gr.update(selected="later")
         return tabs, as_json(view or nothing(TRACK_NEXT)), gr.skip() if view else True
 
     def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Values:
         """A thumbnail was clicked: its layer and its head."""
-        run = self._looked_at(self.desk.visit(http.session_hash))
+        run = self._looked_at(self.desk.visits.of(http.session_hash))
         place = looks.clicked(sent_with(clicked))
         if run is None or place is None or not (0 <= place[0] < run.layers and 0 <= place[1] < run.heads):
             return (gr.skip(),) * 6
@@ -759,7 +755,7 @@ class _Page:
             self.overlap: as_json(overlap),
             self.mass: as_json(mass),
             self.looking: one_line(looks.which(run)),
-            self.seen: gr.update(choices=choices, value=SPARSE, visible=len(choices) > 1),
+            self.seen: gr.update(choices=choices, value=choices[0][1], visible=len(choices) > 1),
             **(self._sliders(run, visit) if run.layers else {}),
         }
 
@@ -776,7 +772,7 @@ class _Page:
 
     async def open_file(self, http: gr.Request, path: Any) -> AsyncIterator[Updates]:
         """A record that the visitor brings back; it takes the place of the last run."""
-        visit = self.desk.visit(http.session_hash)
+        visit = self.desk.visits.of(http.session_hash)
         if visit.running:
             yield {self.upload_said: one_line("A run goes on: stop it, or wait for its end, and open the file then.")}
             return
@@ -786,7 +782,7 @@ class _Page:
         except EXPECTED as error:
             yield {self.upload_said: one_line(error_sentence(error))}
             return
-        visit.kept, visit.selected, visit.seen = run, None, SPARSE
+        visit.kept, visit.selected, visit.seen = run, None, ""
         # The replay draws the stage.
         updates[self.timeline] = as_json(looks.timeline(run) or nothing(NO_TIMELINE))
         yield {**updates, self.upload_said: ""}
@@ -798,10 +794,10 @@ class _Page:
         touched = ",".join(sorted({*values} & {*FOLLOWING, "length"}))
         if values:
             usual = {
-                "model": self.desk.default_model, "kind": self.default_kind, "length": next(iter(self.lengths)),
+                "model": self.desk.models.default, "kind": self.default_kind, "length": next(iter(self.lengths)),
                 "question": 0, "text": "", "skip": 0.2, "selection": "paper", "seed": 0, "backend": "auto",
             }  # fmt: skip
-            values = self.settings.within(values, self.desk.defaults(self.desk.default_model))
+            values = self.settings.within(values, self.desk.models.defaults(self.desk.models.default))
             given = {**usual, **values}
             try:
                 self._parse(*[given.get(name) for name in names], touched)

@@ -103,7 +103,7 @@ def _routes() -> list[Any]:
 
 def _downloads(desk: Desk) -> Route:
     async def file(http: Any) -> Response:
-        run, name = desk.kept(http.path_params["key"]), http.path_params["name"]
+        run, name = desk.visits.kept(http.path_params["key"]), http.path_params["name"]
         if run is None or name not in files.FILES:
             said = "This run is not kept any more: the page was closed, or another run took its place."
             return PlainTextResponse(said, status_code=404)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.lanes import lane_label
+from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
 
@@ -17,12 +17,12 @@ class LaneView:
 
     total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
     None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
-    at_most: the run may end before its last step. pattern: which one a baseline uses.
+    at_most: the run may end before its last step.
     """
 
     def __init__(
         self,
-        key: str,
+        lane: LaneSpec,
         canvas: Canvas,
         *,
         total: int,
@@ -30,10 +30,9 @@ class LaneView:
         backend: str,
         parallel: int,
         at_most: bool = False,
-        pattern: str | None = None,
     ) -> None:
-        self.key = key
-        self.label = lane_label(key, pattern)
+        self.lane = lane
+        self.key, self.label = lane.key, lane.label
         self.canvas = canvas
         self.total = total
         self.switch_step = switch_step
@@ -59,6 +58,11 @@ class LaneView:
         self.finished = True
         if self.switch_step is not None and len(self.times) <= self.switch_step:
             self.switch_step = None
+
+    @property
+    def apart(self) -> bool:
+        """Has it done anything yet that full attention does not do? Before, a factor between them would be noise."""
+        return "sparse" in self.phases
 
     @property
     def seconds(self) -> float:
@@ -89,6 +93,7 @@ class LaneView:
         return {
             "key": self.key,
             "label": self.label,
+            "style": self.lane.style,
             "state": "done" if self.finished else state,
             "phase": self.phase,
             "phases": self.ranges(),
@@ -105,6 +110,7 @@ class LaneView:
             "text": self.text,
             "right": None if self.verdict is None else self.verdict[0],
             "verdict": None if self.verdict is None else self.verdict[1],
+            "speedup": None,
             "same": None,
         }
 

@@ -6,15 +6,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.lanes import LaneSpec, headline, lanes_for
 from app.race.checks import check_choice, check_number, check_whole
 from sparsed.config import (
     ALGORITHMS,
-    DEFAULT_SKIP,
-    PATTERN_LABELS,
+    METHOD_LABELS,
     SELECTIONS,
+    AttentionConfig,
+    ResolvedSampler,
     SamplerConfig,
     SparseDConfig,
-    switch_step,
 )
 
 OWN_TEXT = "own"
@@ -23,8 +24,8 @@ MAX_GENERATION = 1024
 MAX_CHARACTERS = 600_000
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
-# The patterns that a third lane may use, and no third lane.
-BASELINES = {name: label for name, label in PATTERN_LABELS.items() if name != "sparsed"}
+# The methods that a third lane may use, and no third lane.
+BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
 NO_BASELINE = "none"
 # Settings that follow the model and the prompt length until the visitor sets them himself.
 SAMPLER_FIELDS = (
@@ -35,12 +36,11 @@ FOLLOWING = (*SAMPLER_FIELDS, "select", "block_size")
 
 @dataclass(frozen=True)
 class Request:
-    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt. sampler: every field set, but for
-    threshold, which is None when off.
+    """One race. kind: a question kind, or OWN_TEXT with `text` as the prompt.
 
-    attention: fields that are None take the published default for the length; `resolve` fills them in. track: select
-    afresh at some later steps, outside the clock, to see how far the pattern would move. third: a third lane, with this
-    pattern in place of SparseD's (one of BASELINES); None for two lanes.
+    lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
+    default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
+    see how far the pattern would move.
     """
 
     model: str
@@ -48,26 +48,32 @@ class Request:
     length: str
     question: int
     text: str
-    sampler: SamplerConfig
-    attention: SparseDConfig
+    sampler: ResolvedSampler
+    lanes: tuple[LaneSpec, ...]
     backend: str
     track: bool = False
-    third: str | None = None
 
     @property
-    def baseline(self) -> SparseDConfig | None:
-        """The third lane's attention: SparseD's, but for the pattern. None for two lanes."""
-        return None if self.third is None else replace(self.attention, pattern=self.third)
+    def headline(self) -> LaneSpec:
+        """SparseD's lane."""
+        found = headline(self.lanes)
+        assert found is not None, "every request has a lane of SparseD"
+        return found
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """SparseD's settings."""
+        return self.headline.attention
 
     @property
     def steps(self) -> int:
         """Denoising steps of the whole run, at most."""
-        return self.sampler.steps or 0
+        return self.sampler.steps
 
     @property
     def gen_length(self) -> int:
         """Generated tokens."""
-        return self.sampler.gen_length or 0
+        return self.sampler.gen_length
 
     @property
     def at_most(self) -> bool:
@@ -82,12 +88,11 @@ class Request:
     @property
     def switch_step(self) -> int | None:
         """First sparse step, counted from 0; None if SparseD never becomes sparse."""
-        skip = DEFAULT_SKIP if self.attention.skip is None else self.attention.skip
-        return switch_step(self.steps, skip, self.attention.selection or "paper")
+        return self.headline.switch_step(self.steps)
 
     def resolve(self, tokens: int) -> Request:
-        """The request with every field of `attention` set, for a prompt of `tokens` tokens."""
-        return replace(self, attention=self.attention.resolve(tokens + self.gen_length))
+        """The request with every setting of its lanes set, for a prompt of `tokens` tokens."""
+        return replace(self, lanes=tuple(lane.resolve(tokens + self.gen_length) for lane in self.lanes))
 
 
 def parse(
@@ -158,8 +163,9 @@ def parse(
         block_size=check_whole("attention block size", block_size, 32, 128, optional=True),
         selection=None if selection is None else check_choice("selection", selection, SELECTIONS),
     )
-    baseline = None if third is None else check_choice("third lane", third, [NO_BASELINE, *BASELINES])
-    if baseline == "shared" and selection == "reference":
+    if third is not None:
+        check_choice("third lane", third, [NO_BASELINE, *BASELINES])
+    if third == "shared" and selection == "reference":
         raise ValueError(
             f"The third lane “{BASELINES['shared']}” needs the selection of the paper: the public code has none for it."
         )
@@ -170,10 +176,9 @@ def parse(
         question_number,
         own,
         sampler.resolve(defaults),
-        attention,
+        lanes_for(attention, None if third == NO_BASELINE else third),
         backend,
         bool(track),
-        None if baseline == NO_BASELINE else baseline,
     )
 
 

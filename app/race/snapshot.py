@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.lanes import LaneSpec, headline, reference
 from app.phrases import clock, gain, steps_in_words
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot
@@ -25,35 +25,37 @@ def mode(lanes: int, devices: int, why: str = "") -> Snapshot | None:
     return {"name": "together", "text": alone if devices >= lanes else OTHERS_IN_TURNS}
 
 
-def speedup(dense: Sequence[float], sparse: Sequence[float], *, finished: bool) -> Snapshot | None:
-    """How much faster the sparse lane is, from the seconds of each lane's steps; None before both have a
-    step.
+def speedup(
+    one: Sequence[float], other: Sequence[float], *, names: tuple[str, str], finished: bool
+) -> Snapshot | None:
+    """How much faster the other lane is than the one, from the seconds of each lane's steps; None before both have a
+    step. names: what the lanes are called within a sentence.
 
     While the race runs, both lanes are compared over the steps that both have done. At the end: whole runs.
     """
-    steps = min(len(dense), len(sparse))
-    a = sum(dense) if finished else sum(dense[:steps])
-    b = sum(sparse) if finished else sum(sparse[:steps])
+    steps = min(len(one), len(other))
+    a = sum(one) if finished else sum(one[:steps])
+    b = sum(other) if finished else sum(other[:steps])
     if not steps or a <= 0 or b <= 0:
         return None
     ratio = a / b
     shown, words = gain(ratio)
     over = "whole runs" if finished else f"first {steps_in_words(steps)}" if steps > 1 else "first step"
-    uneven = finished and len(dense) != len(sparse)
-    made = [f" in {steps_in_words(len(lane))}" if uneven else "" for lane in (dense, sparse)]
+    uneven = finished and len(one) != len(other)
+    made = [f" in {steps_in_words(len(lane))}" if uneven else "" for lane in (one, other)]
     return {
         "ratio": round(ratio, 4),
         "text": shown,
         "words": words if finished else f"{words} so far",
-        "detail": f"{over}: {clock(a)}{made[0]} with full attention, {clock(b)}{made[1]} with SparseD",
+        "detail": f"{over}: {clock(a)}{made[0]} with {names[0]}, {clock(b)}{made[1]} with {names[1]}",
     }
 
 
 class Stage:
     """The lanes, the speed-up, the agreement and the message line. One per run; nothing of it is shared.
 
-    The speed-up and the agreement are SparseD's with full attention; a baseline's agreement stands in its lane, as
-    "same".
+    Every lane but the reference, which is full attention, has its speed-up and its agreement with it ("same"); those of
+    the headline's lane, SparseD's, stand above all lanes as well.
 
     decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
     (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
@@ -76,6 +78,9 @@ class Stage:
         mode: Snapshot | None = None,
     ) -> None:
         self.lanes = {lane.key: lane for lane in lanes}
+        first, large = reference([view.lane for view in lanes]), headline(view.lane for view in lanes)
+        self.reference = None if first is None else self.lanes[first.key]
+        self.headline = None if large is None else self.lanes[large.key]
         self.run_id = run_id
         self.end_ids = end_ids
         self.gold = gold
@@ -113,12 +118,18 @@ class Stage:
         """True when every lane has reached its end."""
         return all(lane.finished for lane in self.lanes.values())
 
-    def agreement(self, key: str = SPARSE) -> Snapshot | None:
-        """How much of a lane's text is that of full attention, token by token; None until every lane has ended."""
-        first, second = self.lanes.get(DENSE), self.lanes.get(key)
-        if first is None or second is None or not self.finished:
+    def speedup(self, lane: LaneView | None) -> Snapshot | None:
+        """How much faster a lane is than the reference, once they do not do the same any more."""
+        if self.reference is None or lane is None or not lane.apart:
             return None
-        counted = agreement(first.canvas.tokens, second.canvas.tokens, self.end_ids)
+        names = self.reference.lane.name, lane.lane.name
+        return speedup(self.reference.times, lane.times, names=names, finished=self.finished)
+
+    def agreement(self, lane: LaneView | None) -> Snapshot | None:
+        """How much of a lane's text is the reference's, token by token; None until every lane has ended."""
+        if self.reference is None or lane is None or lane is self.reference or not self.finished:
+            return None
+        counted = agreement(self.reference.canvas.tokens, lane.canvas.tokens, self.end_ids)
         if counted is None:
             return None
         same, compared = counted
@@ -134,17 +145,14 @@ class Stage:
 
     def snapshot(self, update: Update | None = None) -> Snapshot:
         """The whole stage as JSON; a new value each time."""
-        dense, sparse = self.lanes.get(DENSE), self.lanes.get(SPARSE)
-        ratio = None
-        # Before it is sparse the second lane does what the first does: a factor would be noise.
-        if dense and sparse and "sparse" in sparse.phases:
-            ratio = speedup(dense.times, sparse.times, finished=self.finished)
         self._sequence += 1
-        lanes = [lane.snapshot(self.state) for lane in self.lanes.values()]
-        for lane in lanes:
-            if lane["key"] == BASELINE:
-                same = self.agreement(BASELINE)
-                lane["same"] = same and {**same, "words": f"{same['words']} as full attention"}
+        lanes = []
+        for lane in self.lanes.values():
+            shown, same = lane.snapshot(self.state), self.agreement(lane)
+            shown["speedup"] = self.speedup(lane)
+            if same is not None and self.reference is not None:
+                shown["same"] = {**same, "words": f"{same['words']} as {self.reference.lane.name}"}
+            lanes.append(shown)
         return {
             "run": self.run_id,
             "sequence": self._sequence,
@@ -153,8 +161,10 @@ class Stage:
             "question": self.question,
             "notes": list(self.notes),
             "mode": self.mode,
-            "speedup": ratio,
-            "agreement": self.agreement(),
+            "reference": None if self.reference is None else self.reference.key,
+            "headline": None if self.headline is None else self.headline.key,
+            "speedup": self.speedup(self.headline),
+            "agreement": self.agreement(self.headline),
             "gold": self.gold if self.finished else None,
             "lanes": lanes,
             "steps": [
@@ -170,30 +180,28 @@ class Stage:
 
 
 def before_run(
+    lanes: Sequence[LaneSpec],
     gen_length: int,
     parallel: int,
     *,
     total: int,
-    switch_step: int | None,
     at_most: bool = False,
     state: str = "idle",
     message: str = "",
-    baseline: str | None = None,
 ) -> Snapshot:
-    """The stage before a run: canvases full of masks, two of them, or three with the pattern of a baseline."""
-    lanes = [
+    """The stage before a run: canvases full of masks."""
+    views = [
         LaneView(
-            key,
+            lane,
             Canvas(gen_length, lambda _: "", ()),
             total=total,
-            switch_step=None if key == DENSE else switch_step,
+            switch_step=lane.switch_step(total),
             backend="",
             parallel=parallel,
             at_most=at_most,
-            pattern=baseline,
         )
-        for key in (DENSE, SPARSE, *([BASELINE] if baseline else []))
+        for lane in lanes
     ]
-    stage = Stage(lanes, end_ids=())
+    stage = Stage(views, end_ids=())
     stage.state, stage.message = state, message
     return stage.snapshot()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from app.lanes import DENSE, SPARSE
 from app.race.lane_view import Snapshot
 from app.race.request import Request
 from app.server.desk import Desk
@@ -50,7 +49,7 @@ class Account:
         """Writes the line."""
         now = time.monotonic()
         asked, material, stage = self._asked, self._material, self._stage
-        lanes = {lane["key"]: lane for lane in stage["lanes"]} if stage is not None else {}
+        lanes = stage["lanes"] if stage is not None else ()
         began = self._began
         gain = stage["speedup"] if stage is not None else None
         self._desk.report(
@@ -65,10 +64,9 @@ class Account:
                 state=self._state,
                 waited=0.0 if self._since is None else (began if began is not None else now) - self._since,
                 seconds=0.0 if began is None else now - began,
-                dense_seconds=lanes[DENSE]["seconds"] if DENSE in lanes else 0.0,
-                sparse_seconds=lanes[SPARSE]["seconds"] if SPARSE in lanes else 0.0,
+                lane_seconds={lane["key"]: lane["seconds"] for lane in lanes},
                 speedup=None if gain is None else gain["ratio"],
-                right=tuple(lane["right"] for lane in lanes.values()),
+                right=tuple(lane["right"] for lane in lanes),
                 error=self._error,
                 prompt=material.text if material is not None else asked.text,
             )

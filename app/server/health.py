@@ -101,9 +101,8 @@ class Metrics:
             self._waited.observe(max(0.0, report.waited))
         if report.state == "done":
             self._steps.inc(max(0, report.steps))
-            self._seconds.labels("dense").observe(report.dense_seconds)
-            self._seconds.labels("sparse").observe(report.sparse_seconds)
-            self._seconds.labels("all").observe(report.seconds)
+            for lane, seconds in {**report.lane_seconds, "all": report.seconds}.items():
+                self._seconds.labels(lane).observe(seconds)
 
     def render(self) -> tuple[bytes, str] | None:
         """The text for Prometheus and its media type; None without the package."""

@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, TextIO
@@ -39,8 +39,7 @@ class RunReport:
     state: Ending
     waited: float = 0.0  # seconds in line
     seconds: float = 0.0  # wall time from having the device to the end
-    dense_seconds: float = 0.0  # device time of a lane
-    sparse_seconds: float = 0.0
+    lane_seconds: Mapping[str, float] = field(default_factory=dict)  # device time of each lane by its key
     speedup: float | None = None
     right: tuple[bool | None, ...] = ()  # verdicts, one a lane, None where there is none
     error: str = ""  # the exception's class name

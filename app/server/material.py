@@ -53,11 +53,11 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
         prompt = desk.prompt(loaded, asked.length, asked.kind, asked.question)
         text, question, gold, tokens = prompt.text, prompt.question, prompt.answer, prompt.tokens
     asked = asked.resolve(tokens)
-    places = desk.places(loaded, asked, tokens)
-    estimated = desk.estimate(loaded, asked, tokens, places)
-    room = desk.room(loaded)
+    places = desk.speed.places(loaded, asked, tokens)
+    estimated = desk.speed.estimate(loaded, asked, tokens, places)
+    room = desk.speed.room(loaded)
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
-    most = desk.limits.announced(estimated)
+    most = room.announced(estimated)
     return Material(text, question, tokens, gold, prompt, asked, estimated, refused, most, places)
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from app.engine import cost
 from app.engine.copies import line_up
-from app.engine.interface import Wanted
 from app.engine.peak import Peak
 from app.engine.sentences import error_sentence
 from app.figures import timeline
 from app.finished.patterns import Selected
 from app.finished.run import fits, keep, probe_steps
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.lanes import watched
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView
 from app.race.line import LineFull, Ticket
@@ -103,9 +102,9 @@ async def perform(
     ticket: Ticket | None = None
     race: Race | None = None
     handed_on = False
-    release = desk.hold(asked.model)
+    release = desk.models.hold(asked.model)
     try:
-        job = desk.loading(asked.model)
+        job = desk.models.loading(asked.model)
         waited = not job.over
         async for message, new in follow(job):
             if visit.stopping:
@@ -234,51 +233,46 @@ def _start(
     measured: Measured | None,
 ) -> _Started:
     engine, model, copies = desk.engine, loaded.model, material.places.copies
-    sparse = asked.attention
-    probes: tuple[int, ...] = ()
+    lanes = asked.lanes
     if measured is None:
-        length, block = material.tokens + asked.gen_length, sparse.block_size or 128
-        sparse = replace(sparse, keep_importance=fits(loaded.shape.layers, loaded.shape.heads, length, block))
-        probes = tuple(probe_steps(asked.steps, asked.switch_step)) if asked.track else ()
-    wanted = [Wanted(DENSE, None), Wanted(SPARSE, sparse, probes)]
-    if asked.baseline is not None:
-        wanted.append(Wanted(BASELINE, asked.baseline))
+        shape, length = loaded.shape, material.tokens + asked.gen_length
+        kept = fits(shape.layers, shape.heads, length, asked.attention.resolve(length).block_size)
+        lanes = watched(lanes, kept, probe_steps(asked.steps, asked.switch_step) if asked.track else ())
     first = desk.queue.next_turn()
-    seconds = desk.limits.max_seconds if material.estimated is None else material.estimated.seconds
+    seconds = desk.speed.limits.max_seconds if material.estimated is None else material.estimated.seconds
     try:
-        lent = engine.lend(model, material.text, asked.sampler, wanted, asked.backend, first, seconds)
+        lent = engine.lend(model, material.text, asked.sampler, lanes, asked.backend, first, seconds)
         if measured is not None and lent is None:
             # The memory of a device that is elsewhere is not known here.
             measured.begin(copies)
-        runs = lent or line_up(engine, copies, material.text, asked.sampler, wanted, asked.backend)
+        runs = lent or line_up(engine, copies, material.text, asked.sampler, lanes, asked.backend)
     except BaseException:
         if measured is not None:
             measured.end()
         raise
     end_ids = frozenset(model.end_ids)
-    lanes = [
+    views = [
         LaneView(
-            key,
+            lane,
             Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_ids),
             total=run.total,
             switch_step=run.switch_step,
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
-            parallel=asked.sampler.block_length or asked.gen_length,
-            pattern=asked.third,
+            parallel=asked.sampler.block_length,
         )
-        for key, run in runs.items()
+        for lane, run in zip(lanes, runs.values(), strict=True)
     ]
     stage = Stage(
-        lanes,
+        views,
         run_id=desk.next_run(),
         end_ids=end_ids,
         gold=material.gold,
         judge=engine.verdict,
         read=lambda tokens: engine.read_answer(model, tokens),
-        notes=runs[SPARSE].notes,
+        notes=runs[asked.headline.key].notes,
         question=material.question or OWN_QUESTION,
-        mode=mode(len(lanes), len(copies), material.places.why),
+        mode=mode(len(runs), len(copies), material.places.why),
     )
     lines = [Lane(key, run, seat(number, len(copies))) for number, (key, run) in enumerate(runs.items())]
     race = Race(lines, first=first, on_end=on_end, most_seconds=material.most_seconds)
@@ -289,8 +283,9 @@ async def _stream(
     desk: Desk, started: _Started, material: Material, visit: Visit | None, account: Account
 ) -> AsyncIterator[Shown]:
     """visit: who looks at the run, at its pattern from the select step on; None if nobody does."""
-    stage, sparse = started.stage, started.stage.lanes[SPARSE]
-    run = started.runs[SPARSE]
+    stage, large, reference = started.stage, started.stage.headline, started.stage.reference
+    assert large is not None and reference is not None, "every request has both"
+    run = started.runs[large.key]
     found = False
     async for update in started.race.updates():
         new: Selected | None = None
@@ -305,15 +300,15 @@ async def _stream(
         if update.state != "running":
             account.end(update.state, update.error)
             asked = material.asked
-            alone = [seconds / asked.rows for seconds in stage.lanes[DENSE].times]
-            desk.learn(asked.model, material.tokens + asked.gen_length, alone)
+            alone = [seconds / asked.rows for seconds in reference.times]
+            desk.speed.learn(asked.model, material.tokens + asked.gen_length, alone)
         figure = timeline.timeline(
+            [lane.lane for lane in stage.lanes.values()],
             {key: lane.times for key, lane in stage.lanes.items()},
             {key: lane.phases for key, lane in stage.lanes.items()},
-            total=sparse.total,
-            switch_step=sparse.switch_step,
-            at_most=sparse.at_most,
-            labels={key: lane.label for key, lane in stage.lanes.items()},
+            total=large.total,
+            switch_step=large.switch_step,
+            at_most=large.at_most,
         )
         over = update.state != "running"
         kept = None
@@ -325,7 +320,7 @@ async def _stream(
                 desk.journal.error(error)
                 snapshot["notes"].append(NOT_KEPT)
             if kept is not None:
-                desk.remember(visit, kept)
+                desk.visits.remember(visit, kept)
         yield Shown(snapshot, figure, new, kept, over)
 
 

@@ -36,13 +36,12 @@ class Shown:
 def shown_as(asked: Request, state: str, message: str, **more: Any) -> Shown:
     """The stage without a step: masks, and a sentence."""
     value = before_run(
+        asked.lanes,
         asked.gen_length,
-        asked.sampler.block_length or asked.gen_length,
+        asked.sampler.block_length,
         total=asked.steps,
-        switch_step=asked.switch_step,
         at_most=asked.at_most,
         state=state,
         message=message,
-        baseline=asked.third,
     )
     return Shown(value, **more)

@@ -15,8 +15,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sparsed.config import METHOD_LABELS
 from sparsed.evaluation.reading import read_records
-from sparsed.evaluation.scores import LABELS, summarise
+from sparsed.evaluation.scores import summarise
 from sparsed.questions.lengths import token_budget
 
 # Shades of one hue, dark for right: read without colour too. Every cell also carries its number.
@@ -83,8 +84,8 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
 def name(method: str) -> str:
     """A method in words; the settings of its own after a comma."""
     plain, _, settings = method.partition(":")
-    label = "Full attention" if plain == "dense" else LABELS.get(plain, plain)
-    return ", ".join([label, *(part.replace("=", " ") for part in settings.split(",") if part)])
+    said = (part.replace("=", " ") for part in settings.split(",") if part)
+    return ", ".join([METHOD_LABELS.get(plain, plain), *said])
 
 
 def main(arguments: list[str] | None = None) -> int:

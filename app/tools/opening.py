@@ -10,18 +10,19 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import sparsed
+from app.engine.copies import line_up
+from app.engine.local import SparsedEngine
 from app.finished.run import OPENING, probe_steps
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.lanes import lanes_for, watched
 from app.phrases import clock
 from app.race.race import Lane, Race
 from app.race.request import BASELINES
 from sparsed import trace
-from sparsed.config import DEFAULT_SKIP, SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.questions.build import build_prompt
 
 
@@ -40,21 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = sparsed.load(given.model)
         prompt = build_prompt(model, given.length, given.kind, given.question)
-        sampler = SamplerConfig(steps=given.steps)
-        dense = sparsed.denoise(model, prompt.text, sampler=sampler, attention="dense")
-        probes = probe_steps(dense.total, switch_step(dense.total, DEFAULT_SKIP, "paper"))
-        sparse = sparsed.denoise(
-            model, prompt.text, sampler=sampler, attention=SparseDConfig(keep_importance=True), probe_steps=probes
-        )
-        runs: dict[str, Any] = {DENSE: dense, SPARSE: sparse}
-        if given.third:
-            baseline = SparseDConfig(pattern=given.third)
-            runs[BASELINE] = sparsed.denoise(model, prompt.text, sampler=sampler, attention=baseline)
+        sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
+        lanes = lanes_for(SparseDConfig(), given.third)
+        probes = probe_steps(sampler.steps, lanes[1].switch_step(sampler.steps))
+        runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, watched(lanes, True, probes), "auto")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for run in runs.values():
-        run.warm_up()
     for update in Race([Lane(key, run) for key, run in runs.items()]):
         for made in update.steps:
             step = made.step

@@ -16,6 +16,23 @@
     return `\u2068${text.replace(new RegExp(TURNING, "g"), "")}\u2069`;
   }
 
+  // A score in one line: its number, and what it says.
+  function scoreLine(name) {
+    const number = el("b", {});
+    const words = el("span", {});
+    const root = el("p", { class: name, hidden: "" }, number, " ", words);
+    return {
+      root,
+      draw(score) {
+        show(root, Boolean(score));
+        if (!score) return;
+        setText(number, score.text);
+        setText(words, score.words);
+        setAttribute(root, "title", score.detail);
+      },
+    };
+  }
+
   function laneView(key) {
     const heading = `sd-lane-${key}-title`;
     const backend = el("span", { class: "sd-backend" });
@@ -29,16 +46,16 @@
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
     const tip = el("p", { class: "sd-tip", hidden: "" });
     const verdict = el("p", { class: "sd-verdict" });
-    const same = el("b", {});
-    const sameWords = el("span", {});
-    const sameLine = el("p", { class: "sd-lane-same", hidden: "" }, same, " ", sameWords);
+    const gain = scoreLine("sd-lane-gain");
+    const same = scoreLine("sd-lane-same");
+    const scores = el("div", { class: "sd-lane-scores" }, gain.root, same.root);
     const title = el("h2", { id: heading });
     const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
       el("div", { class: "sd-lane-head" }, title, backend),
       phases,
       el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
-      bar, el("div", { class: "sd-canvas-box" }, canvas, tip), verdict, sameLine);
+      bar, el("div", { class: "sd-canvas-box" }, canvas, tip), verdict, scores);
     let cells = [];
     let drawn = 0;
     let data = [];
@@ -140,9 +157,9 @@
     return {
       root,
       reset() { drawn = 0; point(-1); },
-      // place: among the lanes, from 1; its colours are those of the place.
-      draw(lane, place, other) {
-        setAttribute(root, "class", `sd-lane lane-${place}`);
+      // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above.
+      draw(lane, other, scored) {
+        setAttribute(root, "class", `sd-lane lane-${lane.style}`);
         setAttribute(root, "data-state", lane.state);
         setText(title, lane.label);
         setText(backend, lane.backend);
@@ -157,13 +174,8 @@
         drawn = lane.step;
         setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");
         setAttribute(verdict, "data-right", lane.verdict ? String(lane.right) : null);
-        // Only of a lane whose agreement is not the headline's.
-        show(sameLine, Boolean(lane.same));
-        if (lane.same) {
-          setText(same, lane.same.text);
-          setText(sameWords, lane.same.words);
-          setAttribute(sameLine, "title", lane.same.detail);
-        }
+        gain.draw(scored ? lane.speedup : null);
+        same.draw(scored ? lane.same : null);
       },
     };
   }

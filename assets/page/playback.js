@@ -20,9 +20,15 @@
     return record;
   }
 
+  // Over the steps that a lane and the reference have done. Before the lane is sparse both do the same: a factor would
+  // be noise.
+  function speedup(lane, step, referenceStep) {
+    return lane.phases.slice(0, step).includes("sparse") ? (lane.speedups[Math.min(step, referenceStep)] ?? null) : null;
+  }
+
   // over: every lane is at its end. since: what was committed after that step is just committed.
-  function laneSnapshot({ lane, made, states }, step, state, over, since) {
-    const { finished, ranges, made: phases, ms, phases: each, changes, frames, ...fixed } = lane;
+  function laneSnapshot({ lane, made, states }, step, referenceStep, state, over, since) {
+    const { finished, ranges, made: phases, ms, phases: each, changes, frames, speedups, ...fixed } = lane;
     const done = finished && step === made;
     const [progress, seconds, ms_per_step, tokens_per_second] = frames[step];
     return {
@@ -37,29 +43,25 @@
       ms_per_step,
       tokens_per_second,
       cells: states[step],
+      speedup: over ? lane.speedup : speedup(lane, step, referenceStep),
       same: over ? lane.same : null,
       since,
     };
-  }
-
-  // Over the steps that both lanes have done. Before it is sparse the second lane does what the first does: a factor
-  // would be noise.
-  function speedup(value, records, steps) {
-    const [dense, sparse] = ["dense", "sparse"].map((key) => records.findIndex((record) => record.lane.key === key));
-    if (dense < 0 || sparse < 0 || !records[sparse].lane.phases.slice(0, steps[sparse]).includes("sparse")) return null;
-    return value.speedups[Math.min(steps[dense], steps[sparse])];
   }
 
   // The stage after steps[i] steps of lane i.
   function snapshot(value, records, steps, since) {
     const over = records.every((record, i) => steps[i] === record.made);
     const state = over ? value.state : "running";
-    const { autoplay, way, cells, speedups, ...fixed } = value;
+    const { autoplay, way, cells, ...fixed } = value;
+    const referenceStep = steps[records.findIndex((record) => record.lane.key === value.reference)] ?? 0;
+    const lanes = records.map((record, i) => laneSnapshot(record, steps[i], referenceStep, state, over, since[i]));
+    const large = lanes.find((lane) => lane.key === value.headline);
     return {
       ...fixed,
-      ...(over ? {} : { message: "", speedup: speedup(value, records, steps), agreement: null, gold: null }),
+      ...(over ? {} : { message: "", speedup: large ? large.speedup : null, agreement: null, gold: null }),
       state,
-      lanes: records.map((record, i) => laneSnapshot(record, steps[i], state, over, since[i])),
+      lanes,
     };
   }
 
@@ -78,14 +80,15 @@
   }
 
   // Every lane at the same step; a step lasts as long as in the slower lane.
-  function inStep(records) {
+  // headline: the key of the lane whose phase is said.
+  function inStep(records, headline) {
     const most = Math.max(...records.map((record) => record.made));
     const ends = [0];
     for (let step = 0; step < most; step += 1) {
       ends.push(ends[step] + Math.max(0.01, ...records.map((record) => record.lane.ms[step] ?? 0)));
     }
     const spent = (step) => Math.max(...records.map((record) => record.clock[Math.min(step, record.made)]));
-    const leading = records.find((record) => record.lane.key === "sparse") || records[0];
+    const leading = records.find((record) => record.lane.key === headline) || records[0];
     return {
       name: "Step",
       duration: ends[most],

@@ -174,7 +174,7 @@
       show(bar, Boolean(value));
       if (!value) return;
       records = value.lanes.map((lane) => playback.laneRecord(lane, value.cells));
-      timelines = { step: playback.inStep(records), clock: playback.asItHappened(records) };
+      timelines = { step: playback.inStep(records, value.headline), clock: playback.asItHappened(records) };
       if (!chosen) for (const input of ways.querySelectorAll("input")) input.checked = input.value === (value.way || "step");
       timeline = timelines[ways.querySelector(":checked").value];
       setText(recorded, badge());

@@ -75,33 +75,35 @@
       setAttribute(mode, "data-mode", value.mode ? value.mode.name : null);
       setAttribute(lanes, "data-lanes", value.lanes.length);
       for (const [key, view] of views) show(view.root, value.lanes.some((lane) => lane.key === key));
+      const of = (key) => value.lanes.find((lane) => lane.key === key);
+      const large = of(value.headline);
       value.lanes.forEach((lane, index) => {
         if (!views.has(lane.key)) {
           const view = laneView(lane.key);
           views.set(lane.key, view);
           lanes.insertBefore(view.root, lanes.children[index] ?? null);
         }
-        const other = value.lanes.find((one) => one !== lane);
-        views.get(lane.key).draw(lane, index + 1, value.agreement ? other : null);
+        // What it is compared with, once that may be told.
+        const other = lane.same ? of(value.reference) : value.agreement && large;
+        views.get(lane.key).draw(lane, other, lane !== large);
       });
       setText(gold, value.gold);
       show(goldLine, Boolean(value.gold));
       // Said to screen readers at the turning points only; the numbers change too often to be read out.
-      const sparse = value.lanes.find((lane) => lane.key === "sparse");
       if (value.state === "running" && !value.replay && !value.recorded) {
         tell("play", value.run);
-        if (sparse && sparse.phase !== "dense") tell("select", value.run);
+        if (large && large.phase !== "dense") tell("select", value.run);
       }
       if (value.loaded) trigger("load");
-      const now = value.state === "running" && sparse ? sparse.phase : value.state;
+      const now = value.state === "running" && large ? large.phase : value.state;
       if (now !== phase && !value.replay) {
         phase = now;
         const all = value.lanes.length > 2 ? "All" : "Both";
         if (now === "dense") setText(spoken, `The race has begun. ${all} lanes use full attention.`);
-        if (now === "sparse") setText(spoken, "SparseD has selected its blocks and is sparse now.");
+        if (now === "sparse") setText(spoken, `${large.label} has selected its blocks and is sparse now.`);
         if (now === "done" && score) {
-          const others = value.lanes.filter((lane) => lane.same).map((lane) => ` ${lane.label}: ${lane.same.text} ${lane.same.words}.`);
-          setText(spoken, `${all} lanes are done. SparseD: ${score.text} ${score.words}.${others.join("")}`);
+          const others = value.lanes.filter((lane) => lane.same && lane !== large).map((lane) => ` ${lane.label}: ${lane.same.text} ${lane.same.words}.`);
+          setText(spoken, `${all} lanes are done. ${large.label}: ${score.text} ${score.words}.${others.join("")}`);
         }
       }
       document.dispatchEvent(new CustomEvent("sparsed:stage", { detail: value }));

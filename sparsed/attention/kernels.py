@@ -48,7 +48,7 @@ class Kernels:
     ) -> tuple[Kernels, list[str]]:
         """Those asked for, or the fastest for the problem; and sentences about backends that had to be left out."""
         full = dense.pick(dense_backend, problem)
-        if policy.config is None:
+        if policy.config.dense:
             return cls(full), []
         size, notes = policy.layout.block_size, []
         if backend == "auto":

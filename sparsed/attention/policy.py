@@ -12,7 +12,7 @@ from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.selection.baselines import random_blocks, shared_by_heads, sliding_window, streaming_llm
 from sparsed.attention.selection.isolated import blocks_to_keep, select_blocks
 from sparsed.attention.selection.public_code import reference_blocks
-from sparsed.config import SparseDConfig, select_step, switch_step
+from sparsed.config import ResolvedAttention, select_step, switch_step
 
 if TYPE_CHECKING:
     from sparsed.parallel.share import Share
@@ -45,7 +45,7 @@ Chosen = tuple[LayerPattern, Tensor | None]
 class AttentionPolicy:
     """What one run's attention does at each step."""
 
-    config: SparseDConfig | None  # resolved; None: full attention throughout
+    config: ResolvedAttention
     layout: BlockLayout
     steps: int
     seed: int = 0  # what the baseline "random" draws from
@@ -54,18 +54,12 @@ class AttentionPolicy:
     @property
     def select_step(self) -> int | None:
         """The step, counted from 0, that makes the pattern; None: none of them."""
-        if self.config is None:
-            return None
-        assert self.config.skip is not None and self.config.selection is not None, "resolve the config first"
         step = select_step(self.steps, self.config.skip, self.config.selection)
         return step if step < self.steps else None
 
     @property
     def switch_step(self) -> int | None:
         """The first sparse step, counted from 0; None: none of them."""
-        if self.config is None:
-            return None
-        assert self.config.skip is not None and self.config.selection is not None, "resolve the config first"
         return switch_step(self.steps, self.config.skip, self.config.selection)
 
     def phase(self, step: int) -> Phase:
@@ -76,39 +70,32 @@ class AttentionPolicy:
 
     def selects(self, phase: Phase) -> bool:
         """Whether a step of that phase makes patterns; without `reuse` the sparse ones do too."""
-        return phase == "select" or (phase == "sparse" and self.config is not None and self.config.reuse is False)
+        return phase == "select" or (phase == "sparse" and not self.config.reuse)
 
     @property
     def kept(self) -> int:
         """Key blocks that a query block keeps."""
         sides = self.layout.prompt_blocks, self.layout.generation_blocks
-        return sum(blocks_to_keep(self.select, side) for side in sides)
-
-    @property
-    def select(self) -> float:
-        assert self.config is not None and self.config.select is not None, "a run that selects has a config"
-        return self.config.select
+        return sum(blocks_to_keep(self.config.select, side) for side in sides)
 
     @property
     def summed_pairs(self) -> int:
         """Block pairs of a sequence whose mean importance over all heads a selecting layer asks for; 0: it does not."""
-        return self.layout.blocks**2 if self.config is not None and self.config.pattern == "shared" else 0
+        return self.layout.blocks**2 if self.config.method == "shared" else 0
 
     def choose(self, given: Selecting) -> Chosen:
-        """The blocks that a layer keeps."""
-        assert self.config is not None and self.config.pattern is not None, "a run that selects has a config"
-        return _METHODS[self.config.pattern](self, given)
+        """The blocks that a layer keeps; not for the method "dense"."""
+        return _METHODS[self.config.method](self, given)
 
 
 def _sparsed(policy: AttentionPolicy, given: Selecting) -> Chosen:
     config = policy.config
-    if config is not None and config.selection == "reference":
+    if config.selection == "reference":
         scale = given.heads**-0.5 if policy.scaled_by_heads else given.scale
-        importance, chosen = reference_blocks(given.q, given.k, scale, policy.layout, policy.select)
+        importance, chosen = reference_blocks(given.q, given.k, scale, policy.layout, policy.config.select)
         return chosen, importance
     importance = given.importance()
-    isolated = config is None or config.isolated is not False
-    return select_blocks(importance, policy.layout, policy.select, isolated), importance
+    return select_blocks(importance, policy.layout, config.select, config.isolated), importance
 
 
 def _shared(policy: AttentionPolicy, given: Selecting) -> Chosen:
@@ -116,23 +103,23 @@ def _shared(policy: AttentionPolicy, given: Selecting) -> Chosen:
     mean = importance.mean(1, keepdim=True)
     if given.share is not None:
         mean = given.share.mean(mean)
-    return shared_by_heads(mean, policy.layout, policy.select, given.q.shape[1]), importance
+    return shared_by_heads(mean, policy.layout, policy.config.select, given.q.shape[1]), importance
 
 
 def _random(policy: AttentionPolicy, given: Selecting) -> Chosen:
     seed = (1000 * policy.seed + given.layer) % 2**63
-    drawn = random_blocks(policy.layout, policy.select, len(given.q), given.heads, seed, given.q.device)
+    drawn = random_blocks(policy.layout, policy.config.select, len(given.q), given.heads, seed, given.q.device)
     return drawn if given.share is None else drawn.of_heads(given.share.heads(given.heads)), None
 
 
 def _sliding_window(policy: AttentionPolicy, given: Selecting) -> Chosen:
     batch, heads = given.q.shape[:2]
-    return sliding_window(policy.layout, policy.select, batch, heads, given.q.device), None
+    return sliding_window(policy.layout, policy.config.select, batch, heads, given.q.device), None
 
 
 def _streaming_llm(policy: AttentionPolicy, given: Selecting) -> Chosen:
     batch, heads = given.q.shape[:2]
-    return streaming_llm(policy.layout, policy.select, batch, heads, given.q.device), None
+    return streaming_llm(policy.layout, policy.config.select, batch, heads, given.q.device), None
 
 
 _METHODS: dict[str, Callable[[AttentionPolicy, Selecting], Chosen]] = {

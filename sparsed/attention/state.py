@@ -58,7 +58,7 @@ class RunAttention:
         importance = partial(self.kernels.importance, q, k, lse, scale, self.policy.layout.block_size)
         given = Selecting(layer, q, k, scale, importance, self.share)
         self.layers[layer], ranked = self.policy.choose(given)
-        if ranked is not None and self.policy.config is not None and self.policy.config.keep_importance:
+        if ranked is not None and self.policy.config.keep_importance:
             # Moved to the CPU in `pattern`, once for all layers and outside the step's clock.
             self.importance[layer] = ranked.to(torch.float16)
 
@@ -72,4 +72,4 @@ class RunAttention:
         kept = tuple(self.importance[layer].cpu() for layer in sorted(self.importance)) or None
         self.importance.clear()
         layers = tuple(self.layers[layer].to("cpu") for layer in sorted(self.layers))
-        return Pattern(layout=self.policy.layout, layers=layers, select=self.policy.select, importance=kept)
+        return Pattern(layout=self.policy.layout, layers=layers, select=self.policy.config.select, importance=kept)

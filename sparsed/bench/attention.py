@@ -17,7 +17,7 @@ from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.selection.isolated import select_blocks
 from sparsed.bench.numbers import AttentionTimes, Spread
 from sparsed.cache.rows import ALL
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.denoising.forward import Pass, synchronize
 from sparsed.denoising.predictor import Predictor
 from sparsed.models.model import Model
@@ -28,7 +28,7 @@ def attention_times(
     model: Model,
     prompt: str | Tensor,
     sampler: SamplerConfig,
-    attention: SparseDConfig,
+    attention: AttentionConfig,
     backend: str,
     dense_backend: str,
 ) -> AttentionTimes:
@@ -38,7 +38,6 @@ def attention_times(
     """
     ids = model.encode(prompt)
     settings = sampler.resolve(model.defaults)
-    assert settings.gen_length is not None
     length = ids.shape[1] + settings.gen_length
     predictor = Predictor(model, ids.shape[1], settings, attention.resolve(length), backend, dense_backend)
     predictor.choose_kernels(len(ids))
@@ -52,7 +51,7 @@ def attention_times(
     lse = kernels.dense_with_lse(q, k, v, scale)[1]
 
     def choose() -> LayerPattern:
-        return select_blocks(kernels.importance(q, k, lse, scale, block_size), layout, policy.select)
+        return select_blocks(kernels.importance(q, k, lse, scale, block_size), layout, policy.config.select)
 
     pattern = choose()
     timed: dict[str, Callable[[], object]] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsed.attention.backends.registry import executed_density
 from sparsed.bench.attention import attention_times
 from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
-from sparsed.config import SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import AttentionConfig, SamplerConfig, switch_step
 from sparsed.denoising import denoise
 from sparsed.denoising.forward import synchronize
 from sparsed.machine import dtype_name
@@ -29,7 +29,7 @@ def measure(
     prompt: str | Tensor,
     length: str,
     sampler: SamplerConfig,
-    attention: SparseDConfig,
+    attention: AttentionConfig,
     *,
     backend: str = "auto",
     dense_backend: str = "auto",
@@ -69,13 +69,11 @@ def measure(
         for step in sparsed.steps:
             steps[step.phase].append(step.seconds)
         same = dense_agreement(dense.steps[-1].tokens, sparsed.steps[-1].tokens, model.end_ids)
-        if repeat == 0 and isinstance(sparsed.attention, SparseDConfig):
+        if repeat == 0:
             used = sparsed.attention
             say(f"skip {used.skip}, select {used.select}, block {used.block_size}; {sparsed.total} steps")
         say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
     settings = sparsed.attention
-    assert isinstance(settings, SparseDConfig) and settings.select is not None
-    assert settings.block_size is not None
     pattern = sparsed.pattern
     dense_step = Spread.of(steps["dense lane"])
     select_step = Spread.of(steps["select"]) if steps["select"] else None
@@ -88,7 +86,7 @@ def measure(
     composed = []
     if select_step is not None and sparse_step is not None and limit_step is not None:
         for total in compose:
-            switch = switch_step(total, settings.skip or 0.0, settings.selection or "paper")
+            switch = switch_step(total, settings.skip, settings.selection)
             if switch is None:
                 continue
             whole = total * dense_step.median / 1000

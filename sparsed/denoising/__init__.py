@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
 
@@ -24,7 +24,7 @@ def denoise(
     prompt: str | list[dict[str, str]] | Tensor,
     *,
     sampler: SamplerConfig | None = None,
-    attention: SparseDConfig | Literal["dense"] | None = None,
+    attention: AttentionConfig | Literal["dense"] | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
     probe_steps: Iterable[int] = (),
@@ -32,9 +32,9 @@ def denoise(
     """A denoising run over prompt + gen_length masks. Nothing is computed before the first step is asked for.
 
     prompt: a string or chat messages (chat template applied), or token ids [length] or [batch, length], used
-    as they are. sampler, attention: what is None takes the model's defaults; attention "dense" is full
-    attention throughout. backend: "auto" or the name of a sparse backend (a dense run does not use it).
-    dense_backend: likewise for dense attention: "sdpa", or on a GPU "cudnn", "flash" or "flash4".
+    as they are. sampler: what is None takes the model's defaults. attention: None is SparseD as published for the
+    length, "dense" full attention throughout. backend: "auto" or the name of a sparse backend (a dense run does not
+    use it). dense_backend: likewise for dense attention: "sdpa", or on a GPU "cudnn", "flash" or "flash4".
     probe_steps: after each of these steps, counted from 0, the pattern is selected afresh for comparison,
     outside every clock (`Run.probes`).
 
@@ -43,23 +43,17 @@ def denoise(
     """
     ids = model.encode(prompt)
     settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
-    assert settings.gen_length is not None and settings.steps is not None
     dense.check(dense_backend, model.device)
     probes = tuple(probe_steps)
     for step in probes:
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < settings.steps:
             raise ValueError(f"probe_steps must lie between 0 and {settings.steps - 1}, not {step!r}.")
-    if attention is None:
-        attention = SparseDConfig()
-    if isinstance(attention, SparseDConfig):
-        attention = attention.resolve(ids.shape[1] + settings.gen_length)
-    elif attention != "dense":
-        raise ValueError(f"attention must be a SparseDConfig or 'dense', not {attention!r}.")
-    elif probes:
+    asked = attention_of(attention)
+    if asked.dense and probes:
         raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
-    block_size = attention.block_size if isinstance(attention, SparseDConfig) else None
-    check_backend(backend, model.device, block_size)
-    return Run(model, ids, settings, attention, backend, probes, dense_backend)
+    resolved = asked.resolve(ids.shape[1] + settings.gen_length)
+    check_backend(backend, model.device, None if resolved.dense else resolved.block_size)
+    return Run(model, ids, settings, resolved, backend, probes, dense_backend)
 
 
 def generate(
@@ -67,8 +61,19 @@ def generate(
     prompt: str | list[dict[str, str]] | Tensor,
     *,
     sampler: SamplerConfig | None = None,
-    attention: SparseDConfig | Literal["dense"] | None = None,
+    attention: AttentionConfig | Literal["dense"] | None = None,
     backend: str = "auto",
 ) -> Result:
     """`denoise` run to its end; see there for the arguments and what they raise."""
     return denoise(model, prompt, sampler=sampler, attention=attention, backend=backend).result()
+
+
+def attention_of(asked: AttentionConfig | Literal["dense"] | None) -> AttentionConfig:
+    """What the callers of this package may write for an attention, as the one type behind this door."""
+    if asked is None:
+        return SparseDConfig()
+    if asked == "dense":
+        return FULL_ATTENTION
+    if not isinstance(asked, AttentionConfig):
+        raise ValueError(f"attention must be a SparseDConfig or 'dense', not {asked!r}.")
+    return asked

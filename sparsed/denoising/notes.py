@@ -16,7 +16,7 @@ def beforehand(predictor: Predictor, threshold: float | None) -> list[str]:
     """What is known before the first step."""
     model, policy, length = predictor.model, predictor.policy, predictor.length
     notes = list(model.notes)
-    if policy.config is not None and policy.switch_step is None:
+    if not policy.config.dense and policy.switch_step is None:
         notes.append(
             f"This run never becomes sparse: with {policy.steps} steps and skip {policy.config.skip}, "
             f"full attention lasts to the end. Lower skip or take more steps."

@@ -14,7 +14,7 @@ from sparsed.attention.policy import AttentionPolicy
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
 from sparsed.cache.store import RowStore
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import ResolvedAttention, ResolvedSampler
 from sparsed.denoising.forward import Pass, forward_of
 
 if TYPE_CHECKING:
@@ -32,25 +32,21 @@ class Predictor:
         self,
         model: Model,
         prompt_length: int,
-        sampler: SamplerConfig,
-        attention: SparseDConfig | None,
+        sampler: ResolvedSampler,
+        attention: ResolvedAttention,
         backend: str = "auto",
         dense_backend: str = "auto",
     ) -> None:
-        # Every field of a resolved config is set; the names below tell the type checker so.
-        steps, gen_length, seed = sampler.steps, sampler.gen_length, sampler.seed
-        assert steps is not None and gen_length is not None and seed is not None, "resolve the config first"
         self.model = model
         self.forward = forward_of(model)
         self.prompt_length = prompt_length
-        self.length = prompt_length + gen_length
-        self.guidance = sampler.cfg_scale or 0.0
-        block_size = attention.block_size if attention is not None and attention.block_size is not None else self.length
+        self.length = prompt_length + sampler.gen_length
+        self.guidance = sampler.cfg_scale
         self.policy = AttentionPolicy(
             attention,
-            BlockLayout(self.length, prompt_length, block_size),
-            steps,
-            seed,
+            BlockLayout(self.length, prompt_length, attention.block_size),
+            sampler.steps,
+            sampler.seed,
             # The public code scales LLaDA's scores by heads, Dream's by head_dim.
             scaled_by_heads=model.family == "llada",
         )
@@ -96,7 +92,7 @@ class Predictor:
     @torch.inference_mode()
     def select(self, canvas: Tensor) -> Pattern:
         """The pattern that a select step over this canvas would make, without importances."""
-        assert self.policy.config is not None and self.kernels is not None, "a dense run selects nothing"
+        assert self.kernels is not None, "choose kernels first"
         policy = replace(self.policy, config=replace(self.policy.config, keep_importance=False))
         attention = RunAttention(policy, self.kernels, self.forward.share, "select")
         nothing = torch.empty(0, dtype=torch.int64, device=canvas.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sparsed.attention.pattern import Pattern
 from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import ResolvedAttention, ResolvedSampler
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, never_sparse, no_gain
 from sparsed.denoising.predictor import Predictor
@@ -42,19 +42,18 @@ class Run(Iterator[Step]):
         self,
         model: Model,
         prompt: Tensor,
-        sampler: SamplerConfig,
-        attention: SparseDConfig | Literal["dense"],
+        sampler: ResolvedSampler,
+        attention: ResolvedAttention,
         backend: str,
         probe_steps: Iterable[int] = (),
         dense_backend: str = "auto",
     ) -> None:
-        config = attention if isinstance(attention, SparseDConfig) else None
         batch, self.prompt_length = prompt.shape  # in tokens, as `length`
         self.model = model
         self.prompt = prompt.to("cpu", copy=True)  # token ids, int64 [batch, prompt_length] on the CPU
-        self.sampler = sampler  # resolved, as `attention`
+        self.sampler = sampler
         self.attention = attention
-        self._predictor = Predictor(model, self.prompt_length, sampler, config, backend, dense_backend)
+        self._predictor = Predictor(model, self.prompt_length, sampler, attention, backend, dense_backend)
         self._policy = self._predictor.policy
         self._asked_backend = backend
         self.length = self._predictor.length
@@ -229,7 +228,7 @@ class Run(Iterator[Step]):
         said = no_gain(self.steps, self.switch_step)
         if said is None:
             return
-        self._dense_again = self._policy.config is not None and self._policy.config.on_no_gain == "dense"
+        self._dense_again = self.attention.on_no_gain == "dense"
         again = f"from step {len(self.steps) + 1} on this run is dense again"
         self.notes.append(f"{said}; {again if self._dense_again else 'this run stays sparse'}.")
 

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sparsed.answer_text import agreement, answer_length
-from sparsed.config import SparseDConfig
+from sparsed.config import AttentionConfig
 from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method
 from sparsed.evaluation.reading import read_records
 from sparsed.evaluation.scores import Record
@@ -64,7 +64,7 @@ def evaluate(
 
     plan = plan or Plan()
     configs = {method: parse_method(method, plan.attention) for method in methods}
-    folder = Folder(out, asdict(plan), method_name(shard, crew))
+    folder = Folder(out, plan.record(), method_name(shard, crew))
     done: dict[tuple[str, str, int], dict[str, list[int]]] = defaultdict(dict)
     for record in read_records(out):
         done[record.type, record.length, record.index][record.method] = record.tokens
@@ -141,7 +141,7 @@ def _answer(
     model: Model,
     batch: Sequence[Asked],
     method: str,
-    attention: SparseDConfig | Literal["dense"],
+    attention: AttentionConfig,
     cell: Cell,
     plan: Plan,
     known: dict[int, dict[str, list[int]]],

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import METHODS, SamplerConfig, SparseDConfig
 from sparsed.evaluation.answers import evaluate
 from sparsed.evaluation.observe import observe
 from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, method_name, parse_method
 from sparsed.evaluation.reading import read_observations, read_records
-from sparsed.evaluation.scores import METHODS, summarise
+from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import table
 from sparsed.parallel.crew import Crew
 from sparsed.results_folder import Folder
@@ -61,7 +60,7 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
     for method in methods:
         parse_method(method, plan.attention)
     cells = default_cells(args.lengths, args.types, args.questions)
-    Folder(args.out, asdict(plan), method_name(shard, crew))
+    Folder(args.out, plan.record(), method_name(shard, crew))
     device, dtype = crew.device(args.device), args.dtype
     if dtype is None and crew.size > 1:
         # On a CPU a trial decides, and could decide otherwise in another process.

@@ -37,7 +37,7 @@ def observe(
     from sparsed.denoising import denoise
 
     plan = plan or Plan()
-    folder = Folder(out, asdict(plan), method_name(shard, crew))
+    folder = Folder(out, plan.record(), method_name(shard, crew))
     done = {(one.type, one.length, one.index) for one in read_observations(out)}
     unseen = {
         (place, index): int((cell.type, cell.length, index) not in done)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from sparsed.config import PATTERNS, SamplerConfig, SparseDConfig
-from sparsed.evaluation.scores import METHODS
+from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 
@@ -46,26 +45,32 @@ class Cell:
 class Plan:
     """What is the same for all answers of an evaluation; a folder of records holds one plan.
 
-    model: as it was asked for. sampler: None is the model's default. attention: SparseD's settings, None by length.
+    model: as it was asked for. sampler: None is the model's default. attention: of sparse methods, None by length.
     depths: where the needed documents stand, question by question in turns; None leaves that to chance.
     """
 
     model: str = "mini"
     sampler: SamplerConfig = SamplerConfig()
-    attention: SparseDConfig = SparseDConfig()
+    attention: AttentionConfig = SparseDConfig()
     depths: tuple[float, ...] | None = DEPTHS
 
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON; each answer names its own method."""
+        told = asdict(self)
+        del told["attention"]["method"]
+        return told
 
-def parse_method(method: str, base: SparseDConfig) -> SparseDConfig | Literal["dense"]:
-    """A method as it is written on the command line: "dense", a pattern, or a pattern with settings of its own.
+
+def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:
+    """A method as it is written on the command line: one of METHODS, with settings of its own but for "dense".
 
     "sparsed:skip=0", "sliding_window:select=0.1,block_size=64"; settings: skip, select, block_size, selection,
     isolated, reuse (yes or no). What is not given is `base`'s. Raises ValueError for anything else.
     """
     name, colon, said = method.partition(":")
     if method == "dense":
-        return "dense"
-    if name not in PATTERNS:
+        return FULL_ATTENTION
+    if name not in METHODS or name == "dense":
         raise ValueError(f"Method {method!r} is unknown; choose from {', '.join(METHODS)}.")
     values: dict[str, Any] = {}
     for part in said.split(",") if colon else ():
@@ -76,7 +81,7 @@ def parse_method(method: str, base: SparseDConfig) -> SparseDConfig | Literal["d
             raise ValueError(
                 f"Method {method!r}: {part!r} is no setting; write one of {', '.join(_SETTINGS)} as name=value."
             ) from None
-    return replace(base, pattern=name, **values)
+    return replace(base, method=name, **values)
 
 
 def _yes_or_no(value: str) -> bool:

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsed.config import PATTERN_LABELS
+from sparsed.config import METHODS
 from sparsed.questions.lengths import token_budget
 
-METHODS = ("dense", *PATTERN_LABELS)
-LABELS = {"dense": "dense", **PATTERN_LABELS}
 SETTLED = 16_384
 """Means over lengths stop here: longer prompts are asked fewer questions."""
 

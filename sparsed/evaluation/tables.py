@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sparsed.evaluation.scores import LABELS, METHODS
+from sparsed.config import METHOD_LABELS, METHODS
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -18,8 +18,8 @@ def table(summary: dict[str, Any]) -> str:
     for method, mean in summary["means"].items():
         if method in METHODS:
             parts.append(
-                f"{LABELS[method]}, mean over {', '.join(mean['lengths'])}: {100 * mean['difference']:+.2f} points to "
-                f"dense, {_percent(mean['agreement'])} of the tokens agree."
+                f"{METHOD_LABELS[method]}, mean over {', '.join(mean['lengths'])}: {100 * mean['difference']:+.2f} "
+                f"points to dense, {_percent(mean['agreement'])} of the tokens agree."
             )
     for row in summary["observations"]:
         later = ", ".join(f"step {step + 1}: {overlap:.2f}" for step, overlap in row["later"].items())
@@ -34,7 +34,7 @@ def _by_method(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     """A line for each cell, a column for each method."""
     present = [method for method in METHODS if any(row["method"] == method for row in rows)]
     against = "sparsed" in present and "dense" in present
-    head = [*keys, "questions", *(LABELS[method] for method in present)]
+    head = [*keys, "questions", *(METHOD_LABELS[method] for method in present)]
     head += ["SparseD − dense", "tokens agreeing"] if against else []
     lines = []
     for cell in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sparsed.answer_text import answer_length, cell_texts
-from sparsed.config import ALGORITHMS, ON_NO_GAIN, SELECTIONS, SamplerConfig, SparseDConfig
 from sparsed.machine import dtype_name
+from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS
 from sparsed.questions.score import exact_match
@@ -57,7 +57,7 @@ class Report:
     model: dict[str, Any]
     prompt: dict[str, Any]
     sampler: dict[str, Any]
-    attention: dict[str, Any] | Literal["dense"]
+    attention: dict[str, Any] | str
     text: str
     right: bool | None
     finished: bool
@@ -99,30 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt-depth", type=float, help="where a built prompt's needed documents stand, 0 (first) to 1 (last)")
 
     group = parser.add_argument_group("sampler (default: the model's own)")
-    add = group.add_argument
-    add("--steps", type=int, help="denoising steps")
-    add("--gen-length", "--gen_length", "--seq_len", type=int, help="tokens to generate")
-    add("--block-length", "--block_length", type=int, help="semi-autoregressive block length")
-    add("--algorithm", "--sampling-alg", help=", ".join(ALGORITHMS))
-    add("--temperature", type=float)
-    add("--top-p", type=float)
-    add("--top-k", type=int)
-    add("--alg-temp", type=float, help="Dream: temperature of the choice of positions")
-    add("--eps", type=float, help="Dream: end of the time schedule")
-    add("--cfg-scale", type=float, help="classifier-free guidance; 0 is off")
-    add("--threshold", type=float, help="commit every position surer than this; off if not given")
-    add("--seed", type=int)
+    add_sampler_options(group)
 
-    group = parser.add_argument_group("SparseD (default: the published settings for the length)")
+    group = parser.add_argument_group("attention (default: SparseD as published for the length)")
+    add_attention_options(group)
     add = group.add_argument
-    add("--origin", "--dense", action="store_true", help="full attention in every step")
-    add("--skip", type=float, help="share of the steps with full attention")
-    add("--select", type=float, help="share of key blocks kept")
-    add("--block-size", "--block_size", type=int, help="attention block size: 32, 64 or 128")
-    add("--selection", choices=SELECTIONS, help="as the paper says, or as the public code does it")
+    add("--origin", "--dense", dest="method", action="store_const", const="dense", help="the same as --method dense")
     add("--backend", default="auto", help="sparse backend")
     add("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
-    add("--on-no-gain", choices=ON_NO_GAIN, help="what follows when sparse steps turn out no faster (default: sparse)")
 
     group = parser.add_argument_group("machine")
     add = group.add_argument
@@ -144,7 +128,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sampler, attention = _settings(options)
+    sampler, attention = sampler_of(options), attention_of(options)
     text = _own_text(options.prompt)
     if options.save_trace is not None and not options.save_trace.resolve().parent.is_dir():
         raise ValueError(f"--save-trace {options.save_trace}: there is no such folder.")
@@ -190,31 +174,6 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         # After the answer, which a full disk should not cost.
         trace.save(trace.record(run, prompt=prompt), options.save_trace)
     return 0 if finished else INTERRUPTED
-
-
-def _settings(options: argparse.Namespace) -> tuple[SamplerConfig, SparseDConfig | Literal["dense"]]:
-    sampler = SamplerConfig(
-        steps=options.steps,
-        gen_length=options.gen_length,
-        block_length=options.block_length,
-        algorithm=options.algorithm,
-        temperature=options.temperature,
-        seed=options.seed,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        alg_temp=options.alg_temp,
-        eps=options.eps,
-        cfg_scale=options.cfg_scale,
-        threshold=options.threshold,
-    )
-    sparse = SparseDConfig(
-        skip=options.skip,
-        select=options.select,
-        block_size=options.block_size,
-        selection=options.selection,
-        on_no_gain=options.on_no_gain,
-    )
-    return sampler, "dense" if options.origin else sparse
 
 
 def _own_text(prompt: str) -> str | None:
@@ -279,13 +238,13 @@ def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextMana
     if console is None:
         return nullcontext(SilentView() if quiet else PlainView(sys.stderr))
     sampler = run.sampler
-    assert sampler.gen_length is not None and sampler.block_length is not None, "a run's config is resolved"
     canvas = Canvas(sampler.gen_length, sampler.block_length, run.model.end_ids, run.model.tokens_text)
     return LiveView(run, canvas, console)
 
 
 def _report(run: Run, prompt: Prompt | str) -> Report:
     from sparsed.attention.backends.registry import executed_density  # needs torch
+    from sparsed.trace.file import recorded_attention  # needs numpy
 
     model, pattern, steps = run.model, run.pattern, run.steps
     asked: dict[str, Any] = {"tokens": run.prompt_length}
@@ -308,7 +267,7 @@ def _report(run: Run, prompt: Prompt | str) -> Report:
         },
         prompt=asked,
         sampler=asdict(run.sampler),
-        attention=run.attention if run.attention == "dense" else asdict(run.attention),
+        attention=recorded_attention(run.attention),
         text=text,
         right=exact_match(text, prompt.answer) if isinstance(prompt, Prompt) and run.finished else None,
         finished=run.finished,

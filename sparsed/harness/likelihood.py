@@ -25,8 +25,8 @@ from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
-from sparsed.config import SamplerConfig, SparseDConfig
-from sparsed.denoising import denoise
+from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig
+from sparsed.denoising import attention_of, denoise
 from sparsed.denoising.predictor import Predictor
 from sparsed.machine import dtype_name
 
@@ -88,7 +88,7 @@ def log_likelihoods(
     *,
     draws: int = 128,
     seed: int = 0,
-    attention: SparseDConfig | Literal["dense"] | None = None,
+    attention: AttentionConfig | Literal["dense"] | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
     cfg_scale: float = 0.0,
@@ -117,12 +117,12 @@ def log_likelihoods(
         raise ValueError(f"The number of Monte-Carlo draws must be a whole number of at least 1, not {draws!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    attention = SparseDConfig() if attention is None else attention
+    attention = attention_of(attention)
     for index, (_context, answer) in enumerate(pairs):
         if not answer:
             yield index, Likelihood(0.0, True)
     # A pattern drawn by lot belongs to a row of a batch: row 0 then, whatever the batch size.
-    alone = isinstance(attention, SparseDConfig) and attention.pattern == "random"
+    alone = attention.method == "random"
     for group in _groups(pairs, 1 if alone else batch_size):
         contexts = model.encode(torch.stack([question.context for question in group]))
         model.encode(torch.cat([question.answers for question in group]))  # checks their ids
@@ -178,19 +178,16 @@ class _Estimate:
         self,
         model: Model,
         prompt_length: int,
-        settings: SamplerConfig,
-        attention: SparseDConfig | Literal["dense"],
+        settings: ResolvedSampler,
+        attention: AttentionConfig,
         backend: str,
         dense_backend: str,
     ) -> None:
-        assert settings.gen_length is not None, "resolve the config first"
         dense.check(dense_backend, model.device)
-        config = None
-        if isinstance(attention, SparseDConfig):
-            config = attention.resolve(prompt_length + settings.gen_length)
-            check_backend(backend, model.device, config.block_size)
+        resolved = attention.resolve(prompt_length + settings.gen_length)
+        check_backend(backend, model.device, None if resolved.dense else resolved.block_size)
         self.model = model
-        self.predictor = Predictor(model, prompt_length, settings, config, backend, dense_backend)
+        self.predictor = Predictor(model, prompt_length, settings, resolved, backend, dense_backend)
         self._policy = self.predictor.policy
         self._attention: RunAttention | None = None  # once kernels are chosen
         self._owners: list[int] = []  # the questions that the rows of its patterns belong to
@@ -298,7 +295,7 @@ def _seed(seed: int, question: _Question) -> int:
 
 
 def _greedy(
-    model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: SamplerConfig
+    model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: ResolvedSampler
 ) -> list[list[bool]]:
     """Whether decoding one token a step, the surest first, gives each question's answer."""
     answers = torch.cat([question.answers for question in group])
@@ -308,8 +305,8 @@ def _greedy(
         model,
         contexts,
         sampler=replace(settings, steps=answers.shape[1]),
-        attention="dense" if config is None else config,
-        backend="auto" if config is None else kernels.name,
+        attention=config,
+        backend="auto" if config.dense else kernels.name,
         dense_backend=kernels.dense.name,
     )
     still = torch.ones(len(answers), dtype=torch.bool)

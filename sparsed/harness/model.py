@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -25,14 +25,13 @@ from tqdm import tqdm
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.config import DREAM_ALGORITHMS, PATTERNS, SamplerConfig, SparseDConfig, switch_step
+from sparsed.config import DREAM_ALGORITHMS, METHODS, AttentionConfig, ResolvedSampler, SamplerConfig, switch_step
 from sparsed.denoising import denoise
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
 from sparsed.models.loading import load
 
 _log = logging.getLogger(__name__)
 
-ATTENTIONS = ("dense", *PATTERNS)
 _SAMPLER = tuple(field.name for field in fields(SamplerConfig))
 _SPARSE = ("skip", "select", "block_size")
 _OWN = ("attention", "mc_num", "batch_size", "device", "dtype", "backend", "dense_backend", "max_length")
@@ -48,7 +47,7 @@ class SparsedLM(TemplateLM):
     """A diffusion language model for lm-evaluation-harness; its arguments are those of ``--model_args``.
 
     pretrained (or model): a name of the catalogue, a Hub id or a folder (default "mini"). attention: "sparsed"
-    (default), a baseline pattern (`sparsed.config.PATTERNS`) or "dense"; skip, select, block_size (attention block
+    (default), a baseline (`sparsed.config.METHODS`) or "dense"; skip, select, block_size (attention block
     size) belong to all but "dense". backend, dense_backend, device, dtype: as for `sparsed.denoise` and `sparsed.load`.
     batch_size: the most canvases of one forward. mc_num: Monte-Carlo draws of a likelihood (default 128). The rest is
     the sampler's, see `sparsed.SamplerConfig`.
@@ -98,7 +97,9 @@ class SparsedLM(TemplateLM):
         self._batch_size = _whole("batch_size", batch_size)
         self._max_length = None if max_length is None else _whole("max_length", max_length, least=2)
         self._given = SamplerConfig(**{name: settings.get(name) for name in _SAMPLER})
-        self.attention = _attention(attention, {name: settings.get(name) for name in _SPARSE})
+        if attention not in METHODS:
+            raise ValueError(f"attention must be one of {', '.join(map(repr, METHODS))}, not {attention!r}.")
+        self.attention = AttentionConfig(attention, **{name: settings.get(name) for name in _SPARSE})
         source = pretrained if pretrained is not None else model
         # A folder whose name is a number reaches us as one.
         self.model = load(
@@ -108,8 +109,7 @@ class SparsedLM(TemplateLM):
         )
         self.backend, self.dense_backend = backend, dense_backend
         dense.check(dense_backend, self.model.device)
-        sparse = self.attention if isinstance(self.attention, SparseDConfig) else None
-        check_backend(backend, self.model.device, sparse.block_size if sparse else None)
+        check_backend(backend, self.model.device, self.attention.block_size)
         # What does not fit together is said here, not at the first request. Whether steps fit depends on its length.
         given = self._given
         if given.gen_length is None:
@@ -244,17 +244,15 @@ class SparsedLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One answer for each request (context, generation_kwargs), without the stop string that ended it."""
         asked: Counter[str] = Counter()
-        groups: dict[tuple[int, SamplerConfig], list[tuple[int, list[int]]]] = defaultdict(list)
+        groups: dict[tuple[int, ResolvedSampler], list[tuple[int, list[int]]]] = defaultdict(list)
         for index, request in enumerate(requests):
             context, wishes = request.args
             sampler = self._settings(wishes)
-            gen_length, seed = sampler.gen_length, sampler.seed
-            assert gen_length is not None and seed is not None, "resolved"
             if _draws(sampler):
                 repeat = json.dumps([context, wishes], sort_keys=True, default=str)
-                sampler = replace(sampler, seed=seed + asked[repeat])
+                sampler = replace(sampler, seed=sampler.seed + asked[repeat])
                 asked[repeat] += 1
-            ids = self._cut(self.tok_encode(context) or [self.prefix_token_id], gen_length)
+            ids = self._cut(self.tok_encode(context) or [self.prefix_token_id], sampler.gen_length)
             groups[len(ids), sampler].append((index, ids))
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
@@ -270,7 +268,7 @@ class SparsedLM(TemplateLM):
                     bar.update(len(batch))
         return answers
 
-    def _run(self, prompts: list[list[int]], sampler: SamplerConfig, stops: list[list[str]]) -> list[str]:
+    def _run(self, prompts: list[list[int]], sampler: ResolvedSampler, stops: list[list[str]]) -> list[str]:
         """The answers to prompts of equal length."""
         run = denoise(
             self.model,
@@ -304,7 +302,7 @@ class SparsedLM(TemplateLM):
         cut = min((place for place in map(text.find, stops) if place >= 0), default=None)
         return text[:cut], end is not None or cut is not None
 
-    def _settings(self, wishes: dict[str, Any]) -> SamplerConfig:
+    def _settings(self, wishes: dict[str, Any]) -> ResolvedSampler:
         """The resolved sampler for a request's generation_kwargs. Raises ValueError for those that do not fit."""
         defaults = self.model.defaults
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(wishes, self.max_gen_toks))
@@ -328,10 +326,8 @@ class SparsedLM(TemplateLM):
         sampler = SamplerConfig(**values).resolve(defaults)
         if values["steps"] is not None or sampler.threshold is not None:
             return sampler
-        gen_length, block_length = sampler.gen_length, sampler.block_length
-        assert gen_length and block_length and defaults.steps and defaults.gen_length, "resolved"
-        blocks = gen_length // block_length
-        steps = min(defaults.steps, defaults.gen_length) * block_length
+        blocks = sampler.gen_length // sampler.block_length
+        steps = min(defaults.steps, defaults.gen_length) * sampler.block_length
         return replace(sampler, steps=ceil(Fraction(steps, defaults.gen_length)) * blocks)
 
     def _cut(self, context: list[int], answer: int) -> list[int]:
@@ -345,7 +341,7 @@ class SparsedLM(TemplateLM):
 
     def _by_lot(self) -> bool:
         """A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change nothing."""
-        return isinstance(self.attention, SparseDConfig) and self.attention.pattern == "random"
+        return self.attention.method == "random"
 
     def _warn(self, lengths: list[int], steps: int, word: str) -> None:
         trained, longest = self.model.max_positions, max(lengths, default=0)
@@ -355,30 +351,15 @@ class SparsedLM(TemplateLM):
                 f"{self.model.label} was trained to {trained} positions, and a sequence here has {longest}: it is kept "
                 f"whole. max_length=… cuts prompts from the left.",
             )
-        if isinstance(self.attention, SparseDConfig):
-            attention = self.attention.resolve(longest)
-            assert attention.skip is not None and attention.selection is not None, "resolved"
-            if switch_step(steps, attention.skip, attention.selection) is None:
-                self._say(
-                    f"never {word}", f"Attention never becomes sparse: {word} is {steps}, and skip {attention.skip}."
-                )
+        attention = self.attention.resolve(longest)
+        if not attention.dense and switch_step(steps, attention.skip, attention.selection) is None:
+            self._say(f"never {word}", f"Attention never becomes sparse: {word} is {steps}, and skip {attention.skip}.")
 
     def _say(self, what: str, sentence: str) -> None:
         """A warning, once for each kind."""
         if what not in self._said:
             self._said.add(what)
             _log.warning(sentence)
-
-
-def _attention(name: str, settings: dict[str, Any]) -> SparseDConfig | Literal["dense"]:
-    if name not in ATTENTIONS:
-        raise ValueError(f"attention must be one of {', '.join(map(repr, ATTENTIONS))}, not {name!r}.")
-    if name != "dense":
-        return SparseDConfig(pattern=name, **settings)
-    for key, value in settings.items():
-        if value is not None:
-            raise ValueError(f"{key} belongs to sparse attention: leave it out with attention=dense.")
-    return "dense"
 
 
 def _whole(name: str, value: Any, least: int = 1) -> int:
@@ -390,7 +371,7 @@ def _whole(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
-def _draws(sampler: SamplerConfig) -> bool:
+def _draws(sampler: ResolvedSampler) -> bool:
     """Whether anything in a run is left to chance."""
     return bool(sampler.temperature or sampler.alg_temp or sampler.algorithm in ("random", "origin"))
 

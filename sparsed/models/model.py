@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsed.attention.backends.registry import Problem
-from sparsed.config import SamplerConfig
+from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
 from sparsed.models.chat import batch_of_messages, is_message
 
@@ -56,7 +56,7 @@ class Model:
     dtype: torch.dtype
     mask_id: int
     eos_id: int
-    defaults: SamplerConfig
+    defaults: ResolvedSampler
     max_positions: int
     family: str = "llama"
     shift: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsed.config import DREAM_ALGORITHMS, SamplerConfig
+from sparsed.config import DREAM_ALGORITHMS, ResolvedSampler
 from sparsed.samplers.base import Commit, Sampler, surest
 from sparsed.samplers.dream import DreamSampler
 from sparsed.samplers.llada import LLaDASampler
@@ -10,6 +10,6 @@ from sparsed.samplers.llada import LLaDASampler
 __all__ = ["Commit", "Sampler", "make_sampler", "surest"]
 
 
-def make_sampler(config: SamplerConfig, mask_id: int) -> Sampler:
+def make_sampler(config: ResolvedSampler, mask_id: int) -> Sampler:
     """The sampler for a resolved config: that of the family its algorithm belongs to."""
     return (DreamSampler if config.algorithm in DREAM_ALGORITHMS else LLaDASampler)(config, mask_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsed.config import SamplerConfig
+from sparsed.config import ResolvedSampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Commit:
 class Sampler(ABC):
     """One run's sampler. config: resolved. It holds settings, never state: what it needs comes in with the call."""
 
-    config: SamplerConfig
+    config: ResolvedSampler
     mask_id: int
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Sampler(ABC):
     def eligible(self, generation: Tensor, step: int) -> Tensor:
         """Bool [batch, gen_length]: the positions whose logits `commit` needs at this step.
 
-        Masked ones up to the end of the current block: one that was given the mask token stays eligible in later blocks.
+        Masked ones up to the end of the current block: what was given the mask token stays eligible in later blocks.
         (With a threshold there are none before the current block.)
         """
         _start, end = self.block(generation, step)
@@ -62,7 +62,6 @@ class Sampler(ABC):
         """
         batch, gen_length = generation.shape
         steps, block_length = self.config.steps, self.config.block_length
-        assert steps is not None and block_length is not None, "resolve the config first"
         blocks = gen_length // block_length
         if self.config.threshold is None:
             number = torch.full((batch, 1), step * blocks // steps, device=generation.device)

@@ -84,8 +84,6 @@ class DreamSampler(Sampler):
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The most likely tokens at temperature 0, else a draw; confidence as the algorithm defines it."""
         config = self.config
-        assert config.temperature is not None and config.top_p is not None and config.top_k is not None
-        assert config.algorithm is not None
         chances = probabilities(logits, config.temperature, config.top_p, config.top_k)
         if config.temperature > 0 and len(chances):
             tokens = torch.multinomial(chances.to(generator.device), 1, generator=generator)[:, 0].to(chances.device)
@@ -96,7 +94,6 @@ class DreamSampler(Sampler):
     def choose(self, confidence: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """Positions by chance ("origin"), the surest, or (alg_temp > 0) drawn by confidence."""
         config = self.config
-        assert config.steps is not None and config.eps is not None and config.alg_temp is not None
         share = transfer_share(step, config.steps, config.eps)
         masked = confidence > -torch.inf
         if config.algorithm == "origin":

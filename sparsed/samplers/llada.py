@@ -59,12 +59,10 @@ class LLaDASampler(Sampler):
 
     def _settings(self) -> tuple[int, int, int]:
         steps, gen_length, block_length = self.config.steps, self.config.gen_length, self.config.block_length
-        assert steps is not None and gen_length is not None and block_length is not None
         return steps, gen_length, block_length
 
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `propose_tokens` and `confidence_of`."""
-        assert self.config.temperature is not None and self.config.algorithm is not None
         tokens = propose_tokens(logits, self.config.temperature, generator)
         return tokens, confidence_of(logits, tokens, self.config.algorithm, generator)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from sparsed.config import SparseDConfig
 from sparsed.trace.patterns import MOST_IMPORTANCES, TracePattern
 from sparsed.trace.types import WORDS_OF_BLOCK, Lane, Trace
 
@@ -64,8 +63,8 @@ def _check_words(trace: Trace) -> None:
     words = trace.prompt.words
     if not words:
         return
-    sizes = [lane.attention.block_size for lane in trace.lanes.values() if isinstance(lane.attention, SparseDConfig)]
-    if not sizes or sizes[0] is None or len(words) != -(-(trace.prompt.tokens + trace.gen_length) // sizes[0]):
+    sizes = [lane.attention.block_size for lane in trace.lanes.values() if not lane.attention.dense]
+    if not sizes or len(words) != -(-(trace.prompt.tokens + trace.gen_length) // sizes[0]):
         raise ValueError(f"the number of 'words', {len(words)}, is not that of the attention blocks.")
     if max(map(len, words)) > WORDS_OF_BLOCK:
         raise ValueError(f"an entry of 'words' has more than {WORDS_OF_BLOCK} characters.")

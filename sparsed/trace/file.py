@@ -8,7 +8,9 @@ import json
 import zlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from sparsed.config import FULL_ATTENTION, AttentionConfig
 from sparsed.trace.check import check_trace
 from sparsed.trace.types import FORMAT, VERSION, Trace
 from sparsed.typed_json import read_as
@@ -20,6 +22,8 @@ _MOST_BYTES = 256 * 2**20
 def save(trace: Trace, path: str | Path) -> None:
     """Writes the file; compressed if its name ends with ".gz"."""
     record = {"format": FORMAT, "version": VERSION, **asdict(trace)}
+    for name, lane in trace.lanes.items():
+        record["lanes"][name]["attention"] = recorded_attention(lane.attention)
     text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     path = Path(path)
     path.write_bytes(gzip.compress(text, compresslevel=6) if path.suffix == ".gz" else text)
@@ -52,6 +56,7 @@ def load(path: str | Path) -> Trace:
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f"{path.name} is a trace of version {str(version)[:20]}; this program reads {VERSION}.")
     try:
+        _read_attentions(raw.get("lanes"))
         trace: Trace = read_as(Trace, raw, "the trace")
         check_trace(trace)
     except ValueError as error:
@@ -61,3 +66,21 @@ def load(path: str | Path) -> Trace:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}.")
+
+
+def recorded_attention(attention: AttentionConfig) -> dict[str, Any] | str:
+    """An attention as version 1 writes it: "dense", or the settings with the method under the key "pattern"."""
+    values = asdict(attention)
+    return "dense" if attention.dense else {"pattern": values.pop("method"), **values}
+
+
+def _read_attentions(lanes: Any) -> None:
+    """The way back, in place; what is no attention is left for the types to refuse."""
+    for lane in lanes.values() if isinstance(lanes, dict) else ():
+        told = lane.get("attention") if isinstance(lane, dict) else None
+        if told == "dense":
+            lane["attention"] = asdict(FULL_ATTENTION.resolve(0))
+        elif isinstance(told, str):
+            raise ValueError("'attention' must be one of 'dense'.")
+        elif isinstance(told, dict):
+            lane["attention"] = {**told, "method": told.get("pattern", "sparsed")}

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsed.attention.analysis import kept_mass
-from sparsed.config import SparseDConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +109,7 @@ def pack_pattern(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, im
     masks = pack_masks(pattern)
     weights = pattern.importance or ()
     # What the public code ranks by are no shares of attention.
-    weighed = seen is not None and isinstance(run.attention, SparseDConfig) and run.attention.selection != "reference"
+    weighed = seen is not None and run.attention.selection != "reference"
     if not importance or len(weights) * masks.heads * pattern.layout.blocks**2 > MOST_IMPORTANCES:
         weights = ()
     return replace(

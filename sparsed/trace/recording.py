@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sparsed
 from sparsed.answer_text import REPLACEMENT, groups
-from sparsed.config import SparseDConfig, same_importances
+from sparsed.config import same_importances
 from sparsed.machine import dtype_name, machine
 from sparsed.questions.build import Prompt
 from sparsed.trace.patterns import pack_pattern, rounded
@@ -44,7 +44,7 @@ def record(
 ) -> Trace:
     """The record of a run, or of several by name, finished or stopped.
 
-    runs: of one model, prompt and sampler. A single run's lane is named "dense" or after its pattern. prompt: what
+    runs: of one model, prompt and sampler. A single run's lane is named after its attention's method. prompt: what
     `sparsed.questions.build.build_prompt` made, or the user's own text. store_text: False leaves the prompt's text out.
     importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers. devices: where
     runs were made at the same time on copies of the model, the number of the device that each had, from 0.
@@ -52,7 +52,7 @@ def record(
     Raises ValueError for no run, a run without any step, or runs that do not belong together.
     """
     if not isinstance(runs, Mapping):
-        runs = {"dense" if runs.attention == "dense" else runs.attention.pattern or "sparsed": runs}
+        runs = {runs.attention.method: runs}
     if not runs:
         raise ValueError("A trace needs at least one run.")
     for name, run in runs.items():
@@ -145,9 +145,8 @@ def _probes(run: Run, pattern: Pattern) -> tuple[TraceProbe, ...]:
 def _words(runs: Iterable[Run]) -> tuple[str, ...]:
     """How the attention blocks of the first run that has some begin, in row 0."""
     for run in runs:
-        if isinstance(run.attention, SparseDConfig):
+        if not run.attention.dense:
             size = run.attention.block_size
-            assert size is not None, "a run's config is resolved"
             row = run.prompt[0].tolist() + run.steps[-1].tokens[0].tolist()
             return tuple(_beginning(run.model, row[start : start + size]) for start in range(0, len(row), size))
     return ()

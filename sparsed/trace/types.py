@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import ResolvedAttention, ResolvedSampler
 from sparsed.trace.patterns import TracePattern
 
 FORMAT, VERSION = "sparsed-trace", 1
@@ -79,7 +79,7 @@ class Lane:
     different ones ran at the same time.
     """
 
-    attention: SparseDConfig | Literal["dense"]
+    attention: ResolvedAttention
     backend: str
     total: int
     switch_step: int | None
@@ -102,7 +102,7 @@ class Trace:
     machine: Mapping[str, str | bool | int | float]
     model: TraceModel
     prompt: TracePrompt
-    sampler: SamplerConfig
+    sampler: ResolvedSampler
     batch: int
     gen_length: int
     mask_id: int

@@ -57,7 +57,7 @@ MODELS = {
 
 def ours(attention):
     """Full attention, or SparseD; else it is a baseline."""
-    return attention is None or attention.pattern in (None, "sparsed")
+    return attention.method in ("dense", "sparsed")
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,16 @@ class Run:
 
     def __init__(self, model, words, answer, sampler, attention, pace, fail):
         self.model = model
-        self.sampler, self.attention, self.pace, self.fail = sampler, attention, pace, fail
+        self.sampler, self.pace, self.fail = sampler, pace, fail
         self.total, self.prompt_length = sampler.steps, words
         self.length = words + sampler.gen_length
-        self.backend = "sdpa" if attention is None else "gather"
-        self.switch_step = None if attention is None else switch_step(self.total, attention.skip)
-        self._select = self.total if attention is None else select_step(self.total, attention.skip)
+        self.attention = attention.resolve(self.length)
+        self.backend = "sdpa" if attention.dense else "gather"
+        self.switch_step = switch_step(self.total, self.attention.skip)
+        self._select = select_step(self.total, self.attention.skip)
         self.pattern = None
         self.notes = []
-        if attention is not None and self.switch_step is None:
+        if not attention.dense and self.switch_step is None:
             self.notes.append("This run never becomes sparse: full attention lasts to the end.")
         if self.length > 4096 + 64:
             self.notes.append("Speed only: trained to 4096 positions.")
@@ -321,7 +322,7 @@ class FakeEngine:
         ]
         answer = [token for token in run.steps[-1].tokens[0].tolist() if token != MASK]
         return traces.Lane(
-            attention="dense" if run.attention is None else run.attention,
+            attention=run.attention,
             backend=run.backend,
             total=run.total,
             switch_step=run.switch_step,
@@ -354,7 +355,7 @@ class FakeEngine:
                 self.vocabulary.append(piece)
             answer.append(self.vocabulary.index(piece))
         words = len(prompt.split())
-        fail = attention is not None and (FAIL_WORD if ours(attention) else FAIL_BASELINE) in prompt
+        fail = not attention.dense and (FAIL_WORD if ours(attention) else FAIL_BASELINE) in prompt
         return Run(model, words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail)
 
     def decode_tokens(self, model, tokens):

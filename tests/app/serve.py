@@ -26,7 +26,7 @@ from starlette.routing import Route  # noqa: E402
 
 from app.engine import local  # noqa: E402
 from app.page import page, serving  # noqa: E402
-from app.server import desk, limits  # noqa: E402
+from app.server import desk, limits, speed  # noqa: E402
 
 
 class Watched:
@@ -87,7 +87,7 @@ def main() -> None:
         used: Any = FakeEngine(keeps=which != "fake")
         if which == "double":
             # At this pace steps are short at the shortest prompt length alone: its steps are quicker than a model's.
-            desk.SHORTEST_TOGETHER = 0.02
+            speed.SHORTEST_TOGETHER = 0.02
             used = FakeEngine(pace=0.03, keeps=True, devices=2)
         name = "mini"
     else:
@@ -98,21 +98,20 @@ def main() -> None:
         def read(token: int) -> str | None:
             return None if token == model.mask_id else used.decode_tokens(model, [token])
 
-        lane = "dense" if attention is None else attention.pattern or "sparsed"
-        return Watched(denoise(model, prompt, sampler, attention, *more), log, lane, read)
+        return Watched(denoise(model, prompt, sampler, attention, *more), log, attention.method, read)
 
     used.denoise = watched
     here = desk.Desk(used, name, limits.Limits(max_seconds=1200))
-    stop = here.stop
+    stop = here.visits.stop
 
     def noted_stop(visit: str | None) -> None:
         log.stopped_at = time.monotonic()
         stop(visit)
 
-    here.stop = noted_stop  # type: ignore[method-assign]
+    here.visits.stop = noted_stop  # type: ignore[method-assign]
 
     async def state(_: Any) -> JSONResponse:
-        return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": len(here._visits)})
+        return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": len(here.visits)})
 
     async def mask(http: Any) -> JSONResponse:
         """The kept key blocks of every query block, read from the engine's own indices."""
@@ -132,7 +131,7 @@ def main() -> None:
     answers = {"state": state, "mask": mask, "lanes": lanes}
     given["app_kwargs"]["routes"] += [Route(f"/test/{name}", answer) for name, answer in answers.items()]
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
-    here.open()
+    here.models.open()
     demo.block_thread()
 
 

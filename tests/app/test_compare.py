@@ -20,6 +20,7 @@ import pytest
 from app.assets import together
 from app.engine.cost import Estimate, Speed
 from app.engine.peak import LANES_WORDS, Peak
+from app.lanes import lanes_for
 from app.lengths import comparison as comparison_module
 from app.lengths import forecast
 from app.lengths import paper as published
@@ -45,7 +46,7 @@ class Noted:
 
     def __init__(self, run: Any, name: str, attention: Any, error: BaseException | None) -> None:
         self._run, self.name, self.attention, self._error = run, name, attention, error
-        self.sparse = attention is not None
+        self.sparse = not attention.dense
         self.seconds: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -83,7 +84,7 @@ class Noting:
     def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, backend: str, *more: Any) -> Any:
         run = self._fake.denoise(model, prompt, sampler, attention, backend, *more)
         name = self.names.get(prompt, "")
-        noted = Noted(run, name, attention, self.failing.get(name) if attention is not None else None)
+        noted = Noted(run, name, attention, self.failing.get(name) if not attention.dense else None)
         self.runs.append(noted)
         return noted
 
@@ -95,7 +96,7 @@ def engine(fake_engine: Any) -> Noting:
 
 def desk_of(engine: Any, **limited: Any) -> Desk:
     desk = Desk(engine, "mini", Limits(**limited))
-    desk.load("mini")
+    desk.models.load("mini")
     engine.runs.clear()  # those that measured the speed
     return desk
 
@@ -103,8 +104,8 @@ def desk_of(engine: Any, **limited: Any) -> Desk:
 def asked_of(desk: Desk, model: str = "mini", **given: Any) -> Any:
     given = {"kind": "about", "length": "4k", "text": "", "steps": 16, **given}
     return parse(
-        model=model, question=0, seed=0, backend="auto", defaults=desk.defaults(model), models=desk.engine.models(),
-        kinds=["about"], lengths=desk.engine.lengths(), **given,
+        model=model, question=0, seed=0, backend="auto", defaults=desk.models.defaults(model),
+        models=desk.engine.models(), kinds=["about"], lengths=desk.engine.lengths(), **given,
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def listen(stream: AsyncIterator[Any], act: Callable[[Any], None] = lambda _: No
 
 def free(desk: Desk, visit: Visit, model: str = "mini") -> bool:
     """Is everything that a comparison takes given back?"""
-    return not len(desk.queue) and not desk._held[model] and visit.race is None and not visit.running
+    return not len(desk.queue) and not desk.models.held(model) and visit.race is None and not visit.running
 
 
 def states(value: Comparison) -> dict[str, str]:
@@ -201,7 +202,7 @@ def test_rows_arrive_one_by_one_and_progress_never_goes_back(engine: Noting) -> 
 
 def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
     table = Table([table_module.row_of("4k", 4096, None)], "", "", "")
-    table.costs = {"4k": (Estimate(30.0, 10.0, 0), "")}
+    table.costs = {"4k": (Estimate({"dense": 30.0, "sparse": 10.0}, 0), "")}
     lanes = [
         {"key": "dense", "step": 8, "total": 16, "progress": 0.5},
         {"key": "sparse", "step": 4, "total": 16, "progress": 0.25},
@@ -213,7 +214,7 @@ def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
     assert value["estimate"] == "about 40 s" and value["progress_text"].endswith("about 20 s left")
     assert value["rows"][0]["message"] == "Step 12 of 32, both lanes together."
     # At the same time: what is left is what the longer lane has left.
-    table.costs = {"4k": (Estimate(30.0, 10.0, 0, devices=2), "")}
+    table.costs = {"4k": (Estimate({"dense": 30.0, "sparse": 10.0}, 0, devices=2), "")}
     table.take("4k", stage, 4090, None)
     value = table.value("running", "")
     assert value["progress"] == 0.5
@@ -225,7 +226,7 @@ def test_half_a_race_counts_by_the_time_of_its_lanes() -> None:
 
 def test_what_is_left_follows_what_lanes_at_the_same_time_took() -> None:
     table = Table([table_module.row_of(name, 4096, None) for name in ("4k", "8k")], "", "", "")
-    costs = Estimate(30.0, 10.0, 0, devices=2)
+    costs = Estimate({"dense": 30.0, "sparse": 10.0}, 0, devices=2)
     table.costs = {"4k": (costs, ""), "8k": (costs, "")}
     table.rows["4k"] |= {"state": "done", "dense_seconds": 60.0, "sparse_seconds": 20.0}
     # Each took twice as long as expected.
@@ -288,7 +289,7 @@ def test_stop_between_two_lengths_is_not_lost(engine: Noting) -> None:
 def test_a_third_lane_is_not_compared(engine: Noting) -> None:
     desk, visit = desk_of(engine), Visit()
     asked = asked_of(desk, third="random")
-    assert asked.third == "random"
+    assert [lane.label for lane in asked.lanes] == ["Full attention", "SparseD", "Random blocks"]
     end = collect(desk, visit, asked, ["short_context"])[-1]
     assert end["state"] == "done" and len(engine.runs) == 2 and end["rows"][0]["total"] == 32
     assert outlook(desk, asked, ["1k", "2k"]) == outlook(desk, asked_of(desk), ["1k", "2k"])
@@ -475,15 +476,14 @@ def test_a_run_that_never_becomes_sparse_has_no_speed_up(engine: Noting) -> None
 def test_the_whole_is_estimated_beforehand(engine: Noting) -> None:
     desk = desk_of(engine)
     asked = asked_of(desk)
-    loaded = desk.loaded("mini")
+    loaded = desk.models.loaded("mini")
     assert loaded is not None and loaded.speed is not None
-    desk._loaded["mini"] = replace(loaded, speed=Speed(0.001, 0.0))
+    desk.models.set_speed("mini", Speed(0.001, 0.0))
     # 256 + 64 and 1024 + 64 tokens at 1 ms each, 16 steps, two lanes: 45 s; nothing is saved without attention.
     assert outlook(desk, asked, ["1k", "short_context", "1k"]) == "2 lengths: about 45 s on this machine."
     assert outlook(desk, asked, []) == forecast.NOTHING_CHOSEN
-    assert comparison_module.label(desk, replace(asked, attention=replace(asked.attention, select=0.3, skip=0.1))) == (
-        "mini · 16 steps · select 0.3 · skip 0.1"
-    )
+    chosen = replace(asked, lanes=lanes_for(replace(asked.attention, select=0.3, skip=0.1)))
+    assert comparison_module.label(desk, chosen) == "mini · 16 steps · select 0.3 · skip 0.1"
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

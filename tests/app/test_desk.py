@@ -20,6 +20,7 @@ import pytest
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
 from app.finished.replay import replay_value
+from app.lanes import lanes_for
 from app.race.request import OWN_TEXT, parse
 from app.server.desk import Desk
 from app.server.journal import Journal
@@ -77,27 +78,33 @@ def make_engine(fake_engine: Any) -> Callable[..., Watched]:
 
 def desk_of(engine: Any) -> Desk:
     desk = Desk(engine, "mini", Limits())
-    desk.load("mini")
+    desk.models.load("mini")
     return desk
 
 
 def asked_of(desk: Desk, model: str = "mini") -> Any:
     return parse(
         model=model, kind="about", length="short_context", question=0, text="", seed=0, backend="auto",
-        defaults=desk.defaults(model), models=desk.engine.models(), kinds=["about"], lengths=desk.engine.lengths(),
+        defaults=desk.models.defaults(model), models=desk.engine.models(), kinds=["about"],
+        lengths=desk.engine.lengths(),
     )  # fmt: skip
+
+
+def with_third(asked: Any, third: str | None) -> Any:
+    """The same request with a third lane of this pattern."""
+    return replace(asked, lanes=lanes_for(asked.attention, third))
 
 
 def test_a_failed_load_is_one_sentence_and_leaves_the_others_alone(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    desk.load("dreamer")
+    desk.models.load("dreamer")
     engine.failing["slowpoke"] = LoadError("Slowpoke-7B has no safetensors.")
     with pytest.raises(LoadError, match="^Slowpoke-7B has no safetensors.$"):
-        desk.load("slowpoke")
-    assert desk.loaded("mini") and desk.loaded("dreamer") and desk.loaded("slowpoke") is None
+        desk.models.load("slowpoke")
+    assert desk.models.loaded("mini") and desk.models.loaded("dreamer") and desk.models.loaded("slowpoke") is None
     del engine.failing["slowpoke"]
-    assert desk.load("slowpoke").name == "slowpoke"  # the next request tries again
+    assert desk.models.load("slowpoke").name == "slowpoke"  # the next request tries again
 
 
 @pytest.mark.parametrize(
@@ -114,67 +121,67 @@ def test_whatever_a_load_raises_becomes_a_sentence(make_engine, error: Exception
     desk = desk_of(engine)
     engine.failing["slowpoke"] = error
     with pytest.raises(LoadError, match=says):
-        desk.load("slowpoke")
+        desk.models.load("slowpoke")
 
 
 def test_who_asks_for_the_same_model_waits_for_the_same_loading(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
     engine.gate.clear()
-    jobs = {desk.loading("dreamer") for _ in range(5)}
-    assert len(jobs) == 1 and desk.under_way("dreamer") in jobs
+    jobs = {desk.models.loading("dreamer") for _ in range(5)}
+    assert len(jobs) == 1 and desk.models.under_way("dreamer") in jobs
     # The default model is not held up by somebody else's download.
-    assert desk.loading("mini").over
+    assert desk.models.loading("mini").over
     engine.gate.set()
     assert {job.result().name for job in jobs} == {"dreamer"} and engine.fetched == ["dreamer"]
-    assert desk.under_way("dreamer") is None
+    assert desk.models.under_way("dreamer") is None
 
 
 def test_what_cannot_fit_is_marked_and_not_downloaded(make_engine) -> None:
     engine = make_engine(memory=24 * GB)
     desk = desk_of(engine)
-    assert desk.too_large("giant") == "200.0 GB of weights, 24.0 GB of memory"
-    assert desk.too_large("dreamer") == desk.too_large("mini") == ""
+    assert desk.models.too_large("giant") == "200.0 GB of weights, 24.0 GB of memory"
+    assert desk.models.too_large("dreamer") == desk.models.too_large("mini") == ""
     with pytest.raises(LoadError, match="Giant-100B does not fit"):
-        desk.load("giant")
+        desk.models.load("giant")
     assert engine.fetched == []
     engine.free = None  # where the system does not say
-    assert desk.too_large("giant") == ""
+    assert desk.models.too_large("giant") == ""
 
 
 def test_the_default_model_and_the_newest_other_stay(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    desk.load("dreamer")
-    desk.load("slowpoke")
-    assert desk.loaded("mini") and desk.loaded("slowpoke") and desk.loaded("dreamer") is None
+    desk.models.load("dreamer")
+    desk.models.load("slowpoke")
+    assert desk.models.loaded("mini") and desk.models.loaded("slowpoke") and desk.models.loaded("dreamer") is None
 
 
 def test_a_model_that_a_run_uses_is_freed_when_the_run_is_over(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    desk.load("dreamer")
-    release = desk.hold("dreamer")
-    desk.load("slowpoke")
-    assert desk.loaded("dreamer") and desk.loaded("slowpoke")
+    desk.models.load("dreamer")
+    release = desk.models.hold("dreamer")
+    desk.models.load("slowpoke")
+    assert desk.models.loaded("dreamer") and desk.models.loaded("slowpoke")
     release()
     release()
-    assert desk.loaded("dreamer") is None and desk.loaded("slowpoke")
+    assert desk.models.loaded("dreamer") is None and desk.models.loaded("slowpoke")
 
 
 def test_where_memory_is_short_the_old_model_goes_first_unless_a_run_uses_it(make_engine) -> None:
     engine = make_engine(memory=20 * GB)
     desk = desk_of(engine)
-    desk.load("dreamer")
-    release = desk.hold("dreamer")
-    assert desk.too_large("slowpoke") == ""
+    desk.models.load("dreamer")
+    release = desk.models.hold("dreamer")
+    assert desk.models.too_large("slowpoke") == ""
     with pytest.raises(LoadError, match="no room for Slowpoke-7B while a run uses Dreamer-7B"):
-        desk.load("slowpoke")
-    assert desk.loaded("dreamer") and "slowpoke" not in engine.loaded
+        desk.models.load("slowpoke")
+    assert desk.models.loaded("dreamer") and "slowpoke" not in engine.loaded
     release()
-    assert desk.loaded("dreamer") is None
+    assert desk.models.loaded("dreamer") is None
     engine.free = 20 * GB
-    assert desk.load("slowpoke").name == "slowpoke"
+    assert desk.models.load("slowpoke").name == "slowpoke"
 
 
 def test_a_model_without_a_chat_template_is_measured_too(make_engine) -> None:
@@ -184,7 +191,7 @@ def test_a_model_without_a_chat_template_is_measured_too(make_engine) -> None:
         raise ValueError("This tokenizer has no chat template.")
 
     engine.build_prompt = no_template
-    assert desk_of(engine).load("dreamer").speed is not None
+    assert desk_of(engine).models.load("dreamer").speed is not None
 
 
 def collect(desk: Desk, visit: Visit, asked: Any, act: Callable[[Shown], None] = lambda _: None) -> list[Shown]:
@@ -214,13 +221,13 @@ def test_a_run_shows_the_loading_and_then_runs(make_engine) -> None:
     assert first.stage["message"] == f"Dreamer-7B · {first.loading}"
     assert [shown.loaded.name for shown in seen if shown.loaded] == ["dreamer"]
     assert seen[-1].over and seen[-1].stage["state"] == "done"
-    assert visit.race is None and not desk._held["dreamer"]
+    assert visit.race is None and not desk.models.held("dreamer")
 
 
 def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    asked = replace(asked_of(desk), third="random")
+    asked = with_third(asked_of(desk), "random")
     calls: list[Any] = []
     denoise = engine.denoise
 
@@ -248,12 +255,12 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
 def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:
     engine = make_engine()
     desk = desk_of(engine)
-    asked = replace(asked_of(desk), third="shared")
+    asked = with_third(asked_of(desk), "shared")
     made: list[Any] = []
     denoise = engine.denoise
 
     def failing(model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Any:
-        if attention is not None and attention.pattern == "shared":
+        if attention.method == "shared":
             raise ValueError("No such pattern here.")
         made.append(denoise(model, prompt, sampler, attention, *more))
         return made[-1]
@@ -266,11 +273,11 @@ def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:
 
 def test_a_third_lane_counts_in_the_estimate(make_engine) -> None:
     desk = desk_of(make_engine())
-    loaded = desk.load("mini")
+    loaded = desk.models.load("mini")
     asked = asked_of(desk).resolve(250)
-    two, three = (desk.estimate(loaded, replace(asked, third=third), 250) for third in (None, "random"))
+    two, three = (desk.speed.estimate(loaded, with_third(asked, third), 250) for third in (None, "random"))
     assert two is not None and three is not None
-    assert three.seconds == pytest.approx(two.seconds + two.sparse_seconds) and three.memory > two.memory
+    assert three.seconds == pytest.approx(two.seconds + two.lanes["sparse"]) and three.memory > two.memory
 
 
 @pytest.mark.parametrize(("place", "times"), [("GPU · bfloat16", 1), ("CPU · float32", 0)])
@@ -291,7 +298,7 @@ def test_a_closed_tab_keeps_its_place_until_the_device_is_warm(make_engine) -> N
     engine = make_engine()
     desk, visit = desk_of(engine), Visit()
     asked = asked_of(desk, "dreamer")
-    desk.load("dreamer")
+    desk.models.load("dreamer")
     begun, go_on = threading.Event(), threading.Event()
     denoise = engine.denoise
 
@@ -322,7 +329,7 @@ def test_a_closed_tab_keeps_its_place_until_the_device_is_warm(make_engine) -> N
 
     with ThreadPoolExecutor(1) as alone:  # Playwright has a loop in the main thread
         assert alone.submit(asyncio.run, scenario()).result() == [1, 0]
-    assert not desk._held["dreamer"] and not visit.running
+    assert not desk.models.held("dreamer") and not visit.running
 
 
 def test_stop_ends_the_waiting_and_the_loading_goes_on(make_engine) -> None:
@@ -332,8 +339,8 @@ def test_stop_ends_the_waiting_and_the_loading_goes_on(make_engine) -> None:
     seen = collect(desk, visit, asked_of(desk, "dreamer"), lambda _: visit.stop())
     assert [shown.over for shown in seen] == [False, True] and seen[-1].stage["state"] == "stopped"
     assert "Dreamer-7B goes on loading" in seen[-1].stage["message"]
-    job = desk.under_way("dreamer")
-    assert job is not None and not desk._held["dreamer"]
+    job = desk.models.under_way("dreamer")
+    assert job is not None and not desk.models.held("dreamer")
     # Meanwhile the model that was there before runs.
     assert collect(desk, Visit(), asked_of(desk))[-1].stage["state"] == "done"
     engine.gate.set()
@@ -346,7 +353,7 @@ def test_a_run_whose_model_fails_to_load_ends_with_the_sentence(make_engine) -> 
     engine.failing["slowpoke"] = LoadError("There is no network.")
     last = collect(desk, Visit(), asked_of(desk, "slowpoke"))[-1]
     assert last.over and (last.stage["state"], last.stage["message"]) == ("refused", "There is no network.")
-    assert not desk._held["slowpoke"]
+    assert not desk.models.held("slowpoke")
 
 
 def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
@@ -391,13 +398,14 @@ def test_the_list_has_the_whole_catalogue_and_what_was_given() -> None:
 
 def journal_of(desk: Desk) -> list[dict[str, Any]]:
     """The lines that the journal of this desk has written."""
-    text = desk.journal._stream.getvalue()
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in desk.written.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
 def desk_with_journal(engine: Any, **limits: Any) -> Desk:
-    desk = Desk(engine, "mini", Limits(**limits), Journal(io.StringIO()))
-    desk.load("mini")
+    written = io.StringIO()
+    desk = Desk(engine, "mini", Limits(**limits), Journal(written))
+    desk.written = written  # type: ignore[attr-defined]
+    desk.models.load("mini")
     return desk
 
 
@@ -414,7 +422,7 @@ def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
     visit = Visit()
     collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.timeline else None)
     collect(desk, Visit(), asked_of(desk, "slowpoke"))
-    desk.limits = replace(desk.limits, max_tokens=100)
+    desk.speed.limits = replace(desk.speed.limits, max_tokens=100)
     collect(desk, Visit(), asked_of(desk))
     lines = [line for line in journal_of(desk) if line["event"] == "run"]
     assert [line["state"] for line in lines] == ["done", "failed", "stopped", "refused", "refused"]
@@ -426,7 +434,7 @@ def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
 def test_the_state_is_loading_until_the_default_model_is_there(make_engine) -> None:
     desk = Desk(make_engine(), "mini", Limits())
     assert (desk.status().state, desk.status().models) == ("loading", ())
-    desk.load("mini")
+    desk.models.load("mini")
     assert (desk.status().state, desk.status().models) == ("ok", ("mini",))
 
 
@@ -506,15 +514,15 @@ def test_a_run_that_takes_longer_than_announced_is_ended(fake_engine: Any, monke
 
 def test_what_a_visit_kept_is_freed_when_it_ends(fake_engine: Any) -> None:
     desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
-    visit = desk.visit("one")
+    visit = desk.visits.of("one")
     kept = collect(desk, visit, asked_of(desk))[-1].kept
     gone, key = weakref.ref(kept), kept.key
-    assert desk.kept(key) is kept
+    assert desk.visits.kept(key) is kept
     del kept
-    desk.leave("one")
+    desk.visits.leave("one")
     del visit
     gc.collect()
-    assert gone() is None and desk.kept(key) is None
+    assert gone() is None and desk.visits.kept(key) is None
 
 
 def test_runs_of_programs_are_kept_for_a_while_and_not_too_many(
@@ -524,11 +532,11 @@ def test_runs_of_programs_are_kept_for_a_while_and_not_too_many(
     kept = collect(desk, Visit(), asked_of(desk))[-1].kept
     runs = [replace(kept, key=f"key-{number}") for number in range(20)]
     for run in runs:
-        desk.remember_call(run)
-    assert [desk.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 16
-    now = time.monotonic
-    monkeypatch.setattr("app.desk.time.monotonic", lambda: now() + 901)
-    assert not any(desk.kept(run.key) for run in runs) and not desk._calls
+        desk.visits.remember_call(run)
+    assert [desk.visits.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 16
+    last, now = weakref.ref(desk.visits.kept(runs[-1].key)), time.monotonic
+    monkeypatch.setattr("app.server.visits.time.monotonic", lambda: now() + 901)
+    assert not any(desk.visits.kept(run.key) for run in runs) and last() is None
 
 
 def test_only_listed_models_may_be_loaded_unless_any_may(tmp_path: Any) -> None:
@@ -550,17 +558,16 @@ def test_only_listed_models_may_be_loaded_unless_any_may(tmp_path: Any) -> None:
 
 def test_a_machine_that_was_busy_when_it_was_measured_is_taken_for_faster_later(make_engine) -> None:
     desk = desk_of(make_engine())
-    with desk._lock:
-        desk._loaded["mini"] = replace(desk._loaded["mini"], speed=Speed(4e-5, 4e-8))
-    desk.learn("mini", 1000, [0.01] * 2)  # too few to tell
-    desk.learn("mini", 1000, [0.2] * 9)  # busy now
-    desk.learn("mini", 1000, [0.07] * 9)  # about as expected
-    desk.learn("unknown", 1000, [0.01] * 9)
-    assert desk.load("mini").speed == Speed(4e-5, 4e-8)
-    desk.learn("mini", 1000, [0.5, 0.02, 0.02, 0.02, 0.01])
-    assert desk.load("mini").speed.step(1000) == pytest.approx(0.02)
+    desk.models.set_speed("mini", Speed(4e-5, 4e-8))
+    desk.speed.learn("mini", 1000, [0.01] * 2)  # too few to tell
+    desk.speed.learn("mini", 1000, [0.2] * 9)  # busy now
+    desk.speed.learn("mini", 1000, [0.07] * 9)  # about as expected
+    desk.speed.learn("unknown", 1000, [0.01] * 9)
+    assert desk.models.load("mini").speed == Speed(4e-5, 4e-8)
+    desk.speed.learn("mini", 1000, [0.5, 0.02, 0.02, 0.02, 0.01])
+    assert desk.models.load("mini").speed.step(1000) == pytest.approx(0.02)
     # Both parts alike: a step at another length is as much faster.
-    assert desk.load("mini").speed.step(4000) == pytest.approx(Speed(1e-5, 1e-8).step(4000))
+    assert desk.models.load("mini").speed.step(4000) == pytest.approx(Speed(1e-5, 1e-8).step(4000))
 
 
 # ---------------------------------------------------------------- several devices
@@ -576,8 +583,8 @@ def desk_of_two(fake_engine: Any, devices: int = 2, speed: Speed | None = LONG, 
     return desk_with_journal(engine)
 
 
-def places_of(desk: Desk, **changed: Any) -> Any:
-    return desk.places(desk.load("mini"), replace(asked_of(desk), **changed), 250)
+def places_of(desk: Desk, third: str | None = None) -> Any:
+    return desk.speed.places(desk.models.load("mini"), with_third(asked_of(desk), third), 250)
 
 
 def test_each_lane_has_a_device_of_its_own_where_there_are_some(fake_engine: Any) -> None:
@@ -586,11 +593,11 @@ def test_each_lane_has_a_device_of_its_own_where_there_are_some(fake_engine: Any
     assert [len(places_of(desk, third="random").copies) for desk in (alone, two, three)] == [1, 2, 3]
     assert [places_of(desk).why for desk in (alone, two, three)] == ["", "", ""]
     for desk in (alone, two, three):
-        model = desk.load("mini").model
+        model = desk.models.load("mini").model
         assert places_of(desk, third="random").copies == (model, *model.others)
-    estimates = [desk.estimate(desk.load("mini"), asked_of(desk), 250) for desk in (alone, two)]
-    assert estimates[0].seconds == estimates[0].dense_seconds + estimates[0].sparse_seconds
-    assert estimates[1].seconds == max(estimates[0].dense_seconds, estimates[0].sparse_seconds)
+    estimates = [desk.speed.estimate(desk.models.load("mini"), asked_of(desk), 250) for desk in (alone, two)]
+    assert estimates[0].seconds == sum(estimates[0].lanes.values())
+    assert estimates[1].seconds == max(estimates[0].lanes.values())
 
 
 def test_short_steps_take_turns_and_the_page_says_why(fake_engine: Any) -> None:
@@ -598,22 +605,22 @@ def test_short_steps_take_turns_and_the_page_says_why(fake_engine: Any) -> None:
     places = places_of(desk)
     assert len(places.copies) == 1 and "steps this short would hold each other up" in places.why
     # With guidance a step has twice the rows.
-    loaded, asked = desk.load("mini"), asked_of(desk)
+    loaded, asked = desk.models.load("mini"), asked_of(desk)
     edge = Speed(0.75 * SHORTEST_TOGETHER / (250 + asked.gen_length), 0.0)
     loaded = replace(loaded, speed=edge)
     guided = replace(asked, sampler=replace(asked.sampler, cfg_scale=1.0))
-    assert [len(desk.places(loaded, one, 250).copies) for one in (asked, guided)] == [1, 2]
+    assert [len(desk.speed.places(loaded, one, 250).copies) for one in (asked, guided)] == [1, 2]
 
 
 def test_without_a_speed_lanes_take_turns(fake_engine: Any) -> None:
     desk = desk_of_two(fake_engine)
-    places = desk.places(replace(desk.load("mini"), speed=None), asked_of(desk), 250)
+    places = desk.speed.places(replace(desk.models.load("mini"), speed=None), asked_of(desk), 250)
     assert len(places.copies) == 1 and "not known yet" in places.why
 
 
 def test_a_device_without_room_for_the_race_is_left_out(fake_engine: Any) -> None:
     desk = desk_of_two(fake_engine, devices=3)
-    model = desk.load("mini").model
+    model = desk.models.load("mini").model
     free = {0: GB, 1: 10**5, 2: GB}
     desk.engine.memory = lambda one=None: GB if one is None else free[one.number]
     third = places_of(desk, third="random")
@@ -623,7 +630,7 @@ def test_a_device_without_room_for_the_race_is_left_out(fake_engine: Any) -> Non
     places = places_of(desk)
     assert places.copies == (model,) and "does not fit on a second one" in places.why
     # What is free on the others limits nothing; what is free on the first does.
-    assert desk.room(desk.load("mini")).memory == GB
+    assert desk.speed.room(desk.models.load("mini")).memory == GB
 
 
 def steps_at_once(shown: list[Shown]) -> set[str]:
@@ -647,7 +654,7 @@ def test_a_race_on_several_devices_runs_and_leaves_the_truth(fake_engine: Any, t
         return run
 
     desk.engine.denoise = noted
-    shown = collect(desk, visit, replace(asked_of(desk), third=third))
+    shown = collect(desk, visit, with_third(asked_of(desk), third))
     last = shown[-1]
     assert last.stage["state"] == "done", last.stage["message"]
     assert used == [seat(lane, devices) for lane in range(lanes)] and steps_at_once(shown) == {"together"}

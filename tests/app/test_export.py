@@ -19,7 +19,8 @@ from PIL import Image
 from app.finished.animation import FRAME_MS, WIDTHS, _Film, to_animation
 from app.finished.drawing import Typesetter, theme_colours
 from app.finished.html import to_html
-from app.finished.replay import lane_names, lane_view, replay_value
+from app.finished.replay import lane_view, replay_value
+from app.finished.run import recorded
 from app.race.canvas import Canvas
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
@@ -165,9 +166,9 @@ def expected(cells: list[list[Any]], step: int, running: bool) -> list[list[Any]
 
 def stage_after(trace: traces.Trace, steps: dict[str, int], judge: Any = None) -> dict[str, Any]:
     """The snapshot of a live race after so many steps of each lane."""
-    names = lane_names(trace)
+    names = {lane.key: name for lane, name in recorded(trace).items()}
     stage = Stage(
-        [lane_view(trace, name) for name in names.values()],
+        [lane_view(trace, lane, name) for lane, name in recorded(trace).items()],
         run_id=1,
         end_ids=trace.end_ids,
         gold=trace.prompt.gold,

@@ -101,9 +101,9 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
         models=["mini"], kinds=["about"], lengths=lengths,
     )  # fmt: skip
     desk = Desk(engine, "mini", Limits())
-    assert desk.longest(loaded, asked, 10.0) == "1k"
-    assert desk.longest(loaded, asked, 80.0) == "4k"
-    assert desk.longest(loaded, asked, 0.01) == "short_context"
+    assert desk.speed.longest(loaded, asked, 10.0) == "1k"
+    assert desk.speed.longest(loaded, asked, 80.0) == "4k"
+    assert desk.speed.longest(loaded, asked, 0.01) == "short_context"
 
 
 def test_a_run_from_beginning_to_end(visit, fake) -> None:

@@ -13,16 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.finished.replay import final_snapshot, lane_names, origin, replay_value
-from app.lanes import BASELINE, DENSE, SPARSE
+from app.finished.replay import final_snapshot, origin, replay_value
+from app.finished.run import recorded
+from app.lanes import lanes_of
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig, select_step, switch_step
 from sparsed.questions.build import Prompt
 
+DENSE, SPARSE, BASELINE = "dense", "sparse", "baseline"
 MASK, ENDS = 127, (0, 1)
 # Tokens are bytes: letters, and pieces of "é" and "€" that are characters only side by side.
 BYTES = [0, 1, 65, 66, 97, 32, 10, 0xC3, 0xA9, 0xC3, 0xA9, 0xE2, 0x82, 0xAC]
@@ -79,6 +81,7 @@ def make_run(
                 seconds=float(rng.random()),
             )
         )
+    attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32)
     finished = made == total or threshold is not None
     sampler = SamplerConfig(
         total, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
@@ -90,7 +93,7 @@ def make_run(
         probes={},
         total=total,
         sampler=sampler,
-        attention="dense" if dense else SparseDConfig(skip, 0.4, 32, "paper", False, pattern),
+        attention=attention.resolve(cells),
         pattern=None,
         # As the engine has it: a run that ended before it was sparse has no switch any more.
         switch_step=None if finished and switch is not None and made <= switch else switch,
@@ -170,18 +173,16 @@ def play(value: dict[str, Any], key: str) -> list[list[list[Any]]]:
 def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
     """The last snapshot of a stage that was fed as the page feeds it while a race goes on."""
     lanes = []
-    for key, run in runs.items():
-        skip = None if run.attention == "dense" else run.attention.skip
+    for lane, run in zip(lanes_of(run.attention for run in runs.values()), runs.values(), strict=True):
         lanes.append(
             LaneView(
-                key,
+                lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
                 total=run.total,
-                switch_step=None if skip is None else switch_step(run.total, skip),
+                switch_step=switch_step(run.total, run.attention.skip),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.threshold is not None,
-                pattern=None if run.attention == "dense" else run.attention.pattern,
             )
         )
     stage = Stage(
@@ -259,7 +260,8 @@ def test_the_end_is_what_the_live_run_left(race) -> None:
         name: live[name] for name in live if name in value and name != "lanes"
     }
     for lane, shown, run in zip(value["lanes"], live["lanes"], runs.values(), strict=True):
-        same = ("key", "label", "backend", "parallel", "total", "at_most", "text", "right", "verdict", "same")
+        same = ("key", "label", "style", "backend", "parallel", "total", "at_most", "text", "right", "verdict", "same")
+        same = (*same, "speedup")
         assert [lane[name] for name in same] == [shown[name] for name in same]
         assert shown["phases"] == (lane["made"] if lane["finished"] else lane["ranges"])
         assert lane["finished"] == run.finished and lane["phases"] == [step.phase for step in run.steps]
@@ -290,13 +292,17 @@ def test_one_lane_alone(dense) -> None:
 def test_lanes_are_known_by_what_they_do_and_the_dense_one_comes_first() -> None:
     runs = {"SparseD": make_run(1, False, 5, 4, 4, 0.2), "full": make_run(1, True, 5, 4, 4, 0.2)}
     trace = traces.record(runs)
-    assert list(lane_names(trace).items()) == [(DENSE, "full"), (SPARSE, "SparseD")]
+    assert [(lane.key, name) for lane, name in recorded(trace).items()] == [(DENSE, "full"), (SPARSE, "SparseD")]
     value = replay_value(trace)
     assert [lane["key"] for lane in value["lanes"]] == [DENSE, SPARSE]
     assert value["question"] == "your own text" and value["gold"] is None
-    again = {"a": make_run(1, False, 5, 4, 4, 0.2), "b": make_run(2, False, 5, 4, 4, 0.2)}
-    with pytest.raises(ValueError, match="the lanes 'a', 'b'; a replay takes one run with full attention, one with Sp"):
-        replay_value(traces.record(again))
+    # Two of a kind have names of their own; more lanes than there are styles are too many.
+    again = {name: make_run(number, False, 5, 4, 4, 0.2) for number, name in enumerate("abcde")}
+    lanes = replay_value(traces.record(again))["lanes"]
+    assert len({lane["key"] for lane in lanes}) == len({lane["label"] for lane in lanes}) == 5
+    assert (lanes[0]["key"], lanes[0]["label"]) == (SPARSE, "SparseD")
+    with pytest.raises(ValueError, match="^A race has 5 lanes at most.$"):
+        replay_value(traces.record({**again, "f": make_run(6, False, 5, 4, 4, 0.2)}))
 
 
 def test_a_baseline_is_the_third_lane_and_is_called_by_its_pattern() -> None:
@@ -309,7 +315,8 @@ def test_a_baseline_is_the_third_lane_and_is_called_by_its_pattern() -> None:
             "full": make_run(1, True, 6, 4, 4, 0.2),
         }
         trace = traces.record(runs, prompt=PROMPT)
-        assert list(lane_names(trace).items()) == [(DENSE, "full"), (SPARSE, "SparseD"), (BASELINE, "b")]
+        known = [(lane.key, name) for lane, name in recorded(trace).items()]
+        assert known == [(DENSE, "full"), (SPARSE, "SparseD"), (BASELINE, "b")]
         value = replay_value(trace, judge=judge)
         assert [lane["label"] for lane in value["lanes"]] == ["Full attention", "SparseD", label]
         assert value["lanes"][2]["ranges"] == value["lanes"][1]["ranges"]

@@ -22,7 +22,7 @@ from app.figures.shared import LONGEST_WORDS
 from app.race.links import _LINKED
 from app.server.session import OWN_QUESTION
 from sparsed import trace as traces
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, SamplerConfig, SparseDConfig
 
 MARK = "xq9z"
 _PAGE = base64.b64encode(b"<script>pwn(0)</script>").decode()
@@ -424,8 +424,8 @@ def hostile_record(fake_engine: ModuleType) -> traces.Trace:
         steps=12, gen_length=TOKENS, block_length=TOKENS, algorithm="low_confidence", temperature=0.0, seed=0,
         top_p=1.0, top_k=0, alg_temp=0.0, eps=1e-3, cfg_scale=0.0,
     )  # fmt: skip
-    attention = SparseDConfig(0.2, 0.4, 32, "paper", False, "sparsed")
-    lanes = {"dense": None, "sparse": attention, "baseline": replace(attention, pattern="random")}
+    attention = SparseDConfig(0.2, 0.4, 32)
+    lanes = {"dense": FULL_ATTENTION, "sparse": attention, "baseline": replace(attention, method="random")}
     prompt = engine.build_prompt(None, "short_context", "about", 0)
     text = " ".join(TEXTS[:TOKENS]) + " padding" * 200
     runs = {key: engine.denoise(model, text, sampler, one, "gather") for key, one in lanes.items()}

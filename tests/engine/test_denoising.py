@@ -16,11 +16,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig
+from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.attention.backends import gather
 from sparsed.attention.pattern import BlockLayout
 from sparsed.attention.selection.importance import block_importance
 from sparsed.attention.selection.isolated import select_blocks
+from sparsed.config import ResolvedAttention
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.run import Run
 
@@ -297,7 +298,7 @@ def settings(tiny):
         (
             prompt_ids(tiny, 120),
             SamplerConfig(steps=10, gen_length=24, algorithm="random", seed=6),
-            SparseDConfig(pattern="sliding_window", block_size=64, select=0.4),
+            AttentionConfig("sliding_window", block_size=64, select=0.4),
         ),
     ]
 
@@ -359,7 +360,7 @@ def test_bfloat16_runs(tiny_folder) -> None:
 def test_defaults_come_from_the_model_and_the_length(tiny) -> None:
     run = sparsed.denoise(tiny, TEXT)
     assert run.sampler == tiny.defaults
-    assert run.attention == SparseDConfig(0.2, 0.5, 32, "paper", False, "sparsed", "sparse", True, True)
+    assert run.attention == ResolvedAttention("sparsed", 0.2, 0.5, 32, "paper", False, "sparse", True, True)
     assert run.length == run.prompt_length + 32
     assert run.prompt_length == len(TEXT) + 3
     assert run.total == 16 and run.switch_step == 5 and run.notes == []
@@ -451,7 +452,7 @@ def test_without_reuse_every_sparse_step_selects_from_its_own_queries_and_keys(t
 def test_every_baseline_runs_at_the_density_of_sparsed(tiny, calls, pattern) -> None:
     ids = prompt_ids(tiny, 300)
     sampler = SamplerConfig(steps=5, gen_length=20, seed=5)
-    attention = SparseDConfig(select=0.3, block_size=32, pattern=pattern)
+    attention = AttentionConfig(pattern, select=0.3, block_size=32)
     run = sparsed.generate(tiny, ids, sampler=sampler, attention=attention)
     chosen = sparsed.generate(tiny, ids, sampler=sampler, attention=SparseDConfig(select=0.3, block_size=32))
     assert len(calls) == 2 * 3 * 3
@@ -467,7 +468,7 @@ def test_the_sliding_window_keeps_as_much_without_looking(tiny, calls) -> None:
     sampler = SamplerConfig(steps=5, gen_length=20)
     patterns = {}
     for name in ("sparsed", "sliding_window"):
-        attention = SparseDConfig(select=0.3, block_size=32, pattern=name)
+        attention = AttentionConfig(name, select=0.3, block_size=32)
         patterns[name] = sparsed.generate(tiny, ids, sampler=sampler, attention=attention).pattern
     assert len(calls) == 2 * 3 * 3
     window, chosen = patterns["sliding_window"], patterns["sparsed"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig
+from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.evaluation.answers import evaluate, token_agreement
 from sparsed.evaluation.command import main
 from sparsed.evaluation.observe import observe
@@ -42,7 +42,7 @@ def test_records_are_what_generate_gives_one_by_one(mini: Model, tmp_path: Path)
     records = {(r.type, r.index, r.method): r for r in read_records(tmp_path)}
     assert len(records) == 4 * len(METHODS)
     configs = {
-        "dense": "dense", "sparsed": SparseDConfig(), "streaming_llm": SparseDConfig(pattern="streaming_llm"),
+        "dense": "dense", "sparsed": SparseDConfig(), "streaming_llm": AttentionConfig("streaming_llm"),
         "sparsed:skip=0": SparseDConfig(skip=0),
     }  # fmt: skip
     for (asked, index, method), record in records.items():

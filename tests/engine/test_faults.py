@@ -23,7 +23,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import app.session
 import pytest
 import torch
 
@@ -107,7 +106,7 @@ class Injector:
 
     def _placed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def make_step(run: Run) -> Any:
-            lane = "dense" if run.attention == "dense" else run.attention.pattern or "sparsed"
+            lane = run.attention.method
             self._now, self._layer = (lane, len(run.steps)), 0
             try:
                 return original(run)
@@ -151,8 +150,8 @@ class Page:
         self.name = str(folder)
         self.desk = Desk(SparsedEngine(self.name), self.name, Limits())
         # Its speed is of no interest here, and measuring takes longer than the test.
-        self.desk._measure = lambda loaded: None  # type: ignore[method-assign, assignment, return-value]
-        self.desk.load(self.name)
+        self.desk.models.measure = lambda loaded: None  # type: ignore[method-assign, assignment, return-value]
+        self.desk.models.load(self.name)
         self.visit = Visit()
         self.asked = self.ask(**settings)
 
@@ -163,7 +162,7 @@ class Page:
                 "model": self.name, "kind": OWN_TEXT, "length": "short_context", "question": 0, "text": TEXT,
                 "steps": 16, "gen_length": 32, "block_length": 32, "block_size": 32, "seed": 5, "backend": "auto",
                 "third": "random",
-                "defaults": self.desk.defaults(self.name), "models": engine.models(), "kinds": engine.kinds(),
+                "defaults": self.desk.models.defaults(self.name), "models": engine.models(), "kinds": engine.kinds(),
                 "lengths": engine.lengths(),
             }
             | settings
@@ -187,7 +186,7 @@ class Page:
             time.sleep(0.001)
         assert left == []
         assert len(self.desk.queue) == 0
-        assert self.desk._held[self.name] == 0
+        assert self.desk.models.held(self.name) == 0
         assert (self.visit.race, self.visit.running, self.visit.stopping) == (None, False, False)
         gc.collect()
         assert list(injector.runs) == []
@@ -216,7 +215,7 @@ def tokens(page: Page) -> dict[str, list[tuple[int, int, int]]]:
 
 @pytest.fixture
 def injector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Injector]:
-    monkeypatch.setattr(app.session, "Race", partial(Race, updates_per_second=60))
+    monkeypatch.setattr("app.server.session.Race", partial(Race, updates_per_second=60))
     # What torch and transformers hold need not be gone through again each time.
     gc.collect()
     gc.freeze()
@@ -377,12 +376,12 @@ def test_a_race_that_cannot_be_recorded_is_done_all_the_same(
     capfd: pytest.CaptureFixture[str],
     what: str,
 ) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise ANYTHING[what]()
 
     whole = written(llama_page.race())
     with monkeypatch.context() as patch:
-        patch.setattr(llama_page.desk.engine, "keep", broken)
+        patch.setattr(llama_page.desk.engine, "record", broken)
         shown = llama_page.race()
     assert written(shown) == whole and shown[-1].kept is None
     told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

@@ -25,6 +25,7 @@ from sparsed.answer_text import cell_texts
 from sparsed.denoising.forward import LocalForward
 from sparsed.denoising.run import Run
 from sparsed.generation import command, terminal
+from sparsed.options import attention_of, sampler_of
 from sparsed.questions.build import build_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +95,8 @@ def test_one_json_object_and_nothing_else(tell: Any) -> None:
 
 
 def settings(*arguments: str) -> Any:
-    return command._settings(command._parser().parse_args(arguments))
+    options = command._parser().parse_args(arguments)
+    return sampler_of(options), attention_of(options)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_full_attention(tell: Any, tmp_path: Path) -> None:
     code, out, _ = tell("--prompt", "Hi", "--origin", "--steps", "4", "--save-trace", str(tmp_path / "t.json"))
     assert code == 0 and "(dense 4, select 0, sparse 0), never sparse" in out and "backend: sdpa, full attention" in out
     lane = trace.load(tmp_path / "t.json").lanes["dense"]
-    assert lane.attention == "dense" and lane.pattern is None
+    assert lane.attention.dense and lane.pattern is None
 
 
 def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:

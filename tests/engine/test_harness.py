@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig
+from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.__main__ import main
 from sparsed.harness.likelihood import log_likelihoods
 
@@ -85,7 +85,7 @@ def test_answers_are_those_of_generate(harness_of, family: str, attention: str) 
     sampler = SamplerConfig(steps=8, gen_length=16, temperature=0.0)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor(lm.tokenizer.encode(prompt))
-        config = "dense" if attention == "dense" else SparseDConfig(pattern=attention, **sparse)
+        config = "dense" if attention == "dense" else AttentionConfig(attention, **sparse)
         result = sparsed.generate(lm.model, ids, sampler=sampler, attention=config)
         assert answer == plain(lm, result.tokens[0, len(ids) :])
     assert len(set(answers)) > 1
@@ -345,7 +345,7 @@ def test_arguments_of_the_command_line(tiny_folder: Path) -> None:
     """model_args go before the harness's own flags; its default device is none where there is no CUDA."""
     line = f"model={tiny_folder},dtype=auto,batch_size=3,trust_remote_code=true,select=0.4,attention=shared"
     lm = SparsedLM.create_from_arg_string(line, {"batch_size": "8", "device": "cuda:0", "max_batch_size": 64})
-    assert lm.batch_size == 3 and lm.attention == SparseDConfig(select=0.4, pattern="shared")
+    assert lm.batch_size == 3 and lm.attention == AttentionConfig("shared", select=0.4)
     assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert SparsedLM.create_from_arg_obj({"pretrained": str(tiny_folder)}, {"batch_size": "8", **CPU}).batch_size == 8
 

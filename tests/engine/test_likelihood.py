@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig
-from sparsed.config import PATTERNS
+from sparsed import METHODS, AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.denoising.forward import LocalForward
 from sparsed.harness.likelihood import _groups, _seed, draw_masks, log_likelihoods
 
@@ -132,10 +131,10 @@ def test_the_expected_value_is_the_sum_over_all_maskings(checkpoints, folder_of,
         assert abs(likelihood.value - mean) < 5 * (variance / 20_000) ** 0.5 + 1e-4, (likelihood.value, mean)
 
 
-@pytest.mark.parametrize("attention", ["dense", *PATTERNS])
+@pytest.mark.parametrize("attention", METHODS)
 def test_other_pairs_and_batches_change_nothing(model_of, attention: str) -> None:
     model = model_of("qwen3")
-    config = "dense" if attention == "dense" else SparseDConfig(skip=0.2, select=0.3, block_size=32, pattern=attention)
+    config = "dense" if attention == "dense" else AttentionConfig(attention, 0.2, 0.3, 32)
     long = tokens(150, 1)
     pairs = [
         (long, [5]), (long, [6]), (tokens(150, 2), [5]), (long, tokens(4, 3)), (tokens(20, 4), tokens(4, 3)),

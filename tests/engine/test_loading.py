@@ -13,6 +13,7 @@ import torch
 
 import sparsed
 from sparsed import paths
+from sparsed.config import ResolvedSampler
 from sparsed.models import catalogue, hub, probe
 
 
@@ -26,7 +27,7 @@ def test_a_folder_says_what_it_is(tiny, tiny_folder: Path) -> None:
     assert (tiny.name, tiny.label) == (tiny_folder.name, tiny_folder.name)
     assert tiny.tokenizer.convert_ids_to_tokens(tiny.mask_id) == "<|mask|>"
     assert tiny.tokenizer.convert_ids_to_tokens(tiny.eos_id) == "<|endoftext|>"
-    assert tiny.defaults == sparsed.SamplerConfig(16, 32, 32, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, None)
+    assert tiny.defaults == ResolvedSampler(16, 32, 32, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, None)
     assert tiny.max_positions == 400
     assert tiny.device == torch.device("cpu") and tiny.dtype == torch.float32
     assert not tiny.network.training and not any(p.requires_grad for p in tiny.network.parameters())

@@ -25,7 +25,7 @@ from app.server.visits import Visit  # noqa: E402
 @pytest.fixture(scope="module")
 def desk() -> Desk:
     desk = Desk(SparsedEngine(), "mini", Limits(max_seconds=3600), Journal(open(os.devnull, "w")))  # noqa: SIM115
-    desk.load("mini")
+    desk.models.load("mini")
     return desk
 
 
@@ -36,8 +36,8 @@ def race(desk: Desk, **more: Any) -> dict[str, Any]:
         "steps": 12,
     }  # fmt: skip
     asked = parse(
-        **{**given, **more}, defaults=desk.defaults("mini"), models=desk.engine.models(), kinds=desk.engine.kinds(),
-        lengths=desk.engine.lengths(),
+        **{**given, **more}, defaults=desk.models.defaults("mini"), models=desk.engine.models(),
+        kinds=desk.engine.kinds(), lengths=desk.engine.lengths(),
     )  # fmt: skip
 
     async def run() -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_out_of_memory_on_the_gpu_is_a_sentence_and_the_next_run_is_the_same(
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_logits_that_are_not_finite_do_not_harm_the_next_run(desk: Desk, temperature: float) -> None:
     before = race(desk, temperature=temperature)
-    head = desk.load("mini").model.network.lm_head.weight
+    head = desk.models.load("mini").model.network.lm_head.weight
     kept = head.detach().clone()
     with torch.no_grad():
         head[5] = float("nan")

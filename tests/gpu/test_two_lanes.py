@@ -18,8 +18,8 @@ import torch
 
 import sparsed
 from app.engine.copies import line_up
-from app.engine.interface import Wanted
 from app.engine.local import SparsedEngine
+from app.lanes import lanes_for
 from app.race.race import Lane, Race
 from sparsed import SamplerConfig, SparseDConfig
 from sparsed.bench import shapes
@@ -31,7 +31,7 @@ if torch.cuda.device_count() < 2:
 LENGTHS = [int(length) for length in os.environ.get("SPARSED_TEST_LENGTHS", "4096,16384").split(",")]
 REPEATS = 2
 SAMPLER = SamplerConfig(steps=8, gen_length=128, block_length=128, algorithm="low_confidence", temperature=0.0, seed=0)
-WANTED = [Wanted("dense", None), Wanted("sparse", SparseDConfig(skip=0.25, select=0.3, block_size=128))]
+WANTED = lanes_for(SparseDConfig(skip=0.25, select=0.3, block_size=128))
 GIB = 2**30
 # Lane and phase → seconds of steps.
 Times = dict[tuple[str, str], list[float]]

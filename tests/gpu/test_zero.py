@@ -32,22 +32,23 @@ import asyncio, json, os, sys, time
 sys.path.insert(0, ".")
 import spaces
 import gradio
-from app import zero
-from app.desk import Desk, Visit
-from app.limits import Limits
+from app.engine.borrowed import ZeroEngine
+from app.server.desk import Desk
+from app.server.limits import Limits
 from app.server.journal import Journal
-from app.request import parse
-from app.session import perform
+from app.race.request import parse
+from app.server.session import perform
+from app.server.visits import Visit
 
-engine = zero.ZeroEngine(["mini"], spaces.GPU)
+engine = ZeroEngine(["mini"], spaces.GPU)
 desk = Desk(engine, "mini", Limits(max_seconds=120), Journal(open(os.devnull, "w")))
-desk.place(["mini"])
+desk.models.place(["mini"])
 spaces.zero.startup()
 
 def asked(**more):
     given = dict(model="mini", kind="several", length="4k", question=2, text="", seed=0, backend="auto", steps=24)
-    return parse(**{**given, **more}, defaults=desk.defaults("mini"), models=engine.models(), kinds=engine.kinds(),
-                 lengths=engine.lengths())
+    return parse(**{**given, **more}, defaults=desk.models.defaults("mini"), models=engine.models(),
+                 kinds=engine.kinds(), lengths=engine.lengths())
 
 async def race(request, stop_at=None):
     visit, last, stopped = Visit(), None, None

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from fractions import Fraction
 
 import pytest
 
-from sparsed.config import SamplerConfig, SparseDConfig, select_step, switch_step
+from sparsed.config import (
+    AttentionConfig,
+    ResolvedAttention,
+    ResolvedSampler,
+    SamplerConfig,
+    SparseDConfig,
+    select_step,
+    switch_step,
+)
 
 LLADA = {
     "steps": 64,
@@ -18,7 +27,7 @@ LLADA = {
     "seed": 0,
 }
 OFF = {"top_p": 1.0, "top_k": 0, "alg_temp": 0.0, "eps": 1e-3, "cfg_scale": 0.0}
-DEFAULTS = SamplerConfig(**LLADA, **OFF)
+DEFAULTS = ResolvedSampler(**LLADA, **OFF)
 DREAM = SamplerConfig(128, 128, 128, "maskgit_plus", 0.05, 0, top_p=0.95)
 
 
@@ -100,24 +109,25 @@ def test_sampler_says_what_is_wrong(values: dict, said: str) -> None:
         ({"keep_importance": 1}, "keep_importance must be one of False, True, not 1"),
         ({"on_no_gain": "stop"}, "on_no_gain must be one of 'sparse', 'dense', not 'stop'"),
         (
-            {"pattern": "causal"},
-            "pattern must be one of 'sparsed', 'sliding_window', 'streaming_llm', 'random', 'shared', not 'causal'",
+            {"method": "causal"},
+            "method must be one of 'dense', 'sparsed', 'sliding_window', 'streaming_llm', 'random', 'shared', "
+            "not 'causal'",
         ),
         ({"isolated": 0}, "isolated must be one of False, True, not 0"),
         ({"reuse": "no"}, "reuse must be one of False, True, not 'no'"),
-        ({"selection": "reference", "isolated": False}, "isolated = False and pattern 'shared' need 'paper'"),
-        ({"selection": "reference", "pattern": "shared"}, "isolated = False and pattern 'shared' need 'paper'"),
+        ({"selection": "reference", "isolated": False}, "isolated = False and method 'shared' need 'paper'"),
+        ({"selection": "reference", "method": "shared"}, "isolated = False and method 'shared' need 'paper'"),
     ],
 )
-def test_sparsed_says_what_is_wrong(values: dict, said: str) -> None:
+def test_attention_says_what_is_wrong(values: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        SparseDConfig(**values)
+        AttentionConfig(**values)
 
 
 def test_sampler_takes_what_is_unset_from_the_model() -> None:
     assert SamplerConfig().resolve(DEFAULTS) == DEFAULTS
     asked = SamplerConfig(8, 32, 16, "random", 0.5, 3, **{**OFF, "cfg_scale": 2.0})
-    assert asked.resolve(DEFAULTS) == asked
+    assert asdict(asked.resolve(DEFAULTS)) == asdict(asked)
     assert SamplerConfig(**LLADA).resolve(DEFAULTS) == DEFAULTS
     assert SamplerConfig(temperature=1).resolve(DEFAULTS).steps == 64
 
@@ -202,15 +212,15 @@ def test_lengths_and_steps_must_divide(gen_length: int, steps: int) -> None:
 
 @pytest.mark.parametrize(("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)])
 def test_sparsed_defaults_follow_the_length(length: int, select: float, block_size: int) -> None:
-    expected = SparseDConfig(
-        skip=0.2, select=select, block_size=block_size, selection="paper", keep_importance=False, pattern="sparsed",
+    expected = ResolvedAttention(
+        skip=0.2, select=select, block_size=block_size, selection="paper", keep_importance=False, method="sparsed",
         isolated=True, reuse=True, on_no_gain="sparse",
     )  # fmt: skip
     assert SparseDConfig().resolve(length) == expected
 
 
 def test_sparsed_keeps_what_was_set() -> None:
-    asked = SparseDConfig(skip=0.0, select=0.7, block_size=64, keep_importance=True, pattern="sliding_window")
+    asked = AttentionConfig("sliding_window", skip=0.0, select=0.7, block_size=64, keep_importance=True)
     resolved = asked.resolve(100_000)
     assert (resolved.skip, resolved.select, resolved.block_size) == (0.0, 0.7, 64)
-    assert resolved.keep_importance is True and resolved.pattern == "sliding_window"
+    assert resolved.keep_importance is True and resolved.method == "sliding_window"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ import torch
 import sparsed
 from app.engine.copies import ROOM_GENERATED, ROOM_TOKENS, line_up
 from app.engine.cost import memory_needed
-from app.engine.interface import Wanted
 from app.engine.local import SparsedEngine
 from app.finished.run import keep
+from app.lanes import LaneSpec, lanes_for, watched
 from app.race.race import Lane, Race
 from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
@@ -162,9 +161,8 @@ def copies(mini: Any) -> tuple[Any, ...]:
     return (mini, *(sparsed.load("mini", device="cpu", dtype="float32") for _ in range(2)))
 
 
-def wanted(third: bool) -> list[Wanted]:
-    baseline = Wanted("baseline", replace(SPARSE, pattern="random"))
-    return [Wanted("dense", None), Wanted("sparse", SPARSE, (5,)), *([baseline] if third else [])]
+def wanted(third: bool) -> tuple[LaneSpec, ...]:
+    return watched(lanes_for(SPARSE, "random" if third else None), False, (5,))
 
 
 @pytest.fixture(scope="module")

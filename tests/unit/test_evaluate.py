@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.evaluation.answers import own_share, token_agreement
 from sparsed.evaluation.command import main
 from sparsed.evaluation.plan import ABLATIONS, Plan, default_cells, parse_method
@@ -126,28 +126,28 @@ def test_the_grid_asks_as_many_questions_as_promised() -> None:
 
 def test_methods_take_settings_of_their_own() -> None:
     base = SparseDConfig(skip=0.1)
-    assert parse_method("dense", base) == "dense"
-    assert parse_method("sparsed", base) == SparseDConfig(skip=0.1, pattern="sparsed")
+    assert parse_method("dense", base) == AttentionConfig("dense")
+    assert parse_method("sparsed", base) == SparseDConfig(skip=0.1)
     asked = parse_method("streaming_llm:skip=0,block_size=64,reuse=no", base)
-    assert asked == SparseDConfig(skip=0.0, block_size=64, reuse=False, pattern="streaming_llm")
+    assert asked == AttentionConfig("streaming_llm", skip=0.0, block_size=64, reuse=False)
     for wrong in ("fast", "dense:skip=0", "sparsed:", "sparsed:speed=2", "sparsed:reuse=maybe", "sparsed:skip"):
         with pytest.raises(ValueError, match="Method"):
             parse_method(wrong, base)
     with pytest.raises(ValueError, match="skip must lie"):
         parse_method("sparsed:skip=2", base)
-    assert all(isinstance(parse_method(method, SparseDConfig()), SparseDConfig) for method in ABLATIONS)
+    assert all(parse_method(method, SparseDConfig()).method == "sparsed" for method in ABLATIONS)
 
 
 def test_a_folder_holds_the_entries_of_all_processes(tmp_path: Path) -> None:
     for shard in range(2):
-        folder = Folder(tmp_path, asdict(Plan()), f"{shard}-of-2")
+        folder = Folder(tmp_path, Plan().record(), f"{shard}-of-2")
         folder.add("records", asdict(record(shard, "dense", True)))
         folder.add("observations", asdict(Observation("lookup", "1k", shard, 0.5, [])))
     assert [r.index for r in read_records(tmp_path)] == [o.index for o in read_observations(tmp_path)] == [0, 1]
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
-    Folder(tmp_path, asdict(Plan()))
+    Folder(tmp_path, Plan().record())
     said = r"belongs to another plan \(attention.skip is null there, 0.3 here\); choose another folder"
     with pytest.raises(ValueError, match=said):
         main(["--model", "mini", "--skip", "0.3", "--out", str(tmp_path)])
@@ -157,12 +157,12 @@ def test_a_folder_of_the_time_before_crews_is_gone_on_with(tmp_path: Path) -> No
     plan = {
         "model": "mini",
         "sampler": {**asdict(SamplerConfig()), "steps": 8},
-        "attention": asdict(SparseDConfig()),
+        "attention": {"skip": None, "select": None, "block_size": None, "selection": None, "pattern": None},
         "depths": [0.0, 0.25, 0.5, 0.75, 1.0],
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
     (tmp_path / "records-1-of-2.jsonl").write_text(json.dumps(asdict(record(1, "dense", True))) + "\n", "utf-8")
-    Folder(tmp_path, asdict(Plan(sampler=SamplerConfig(steps=8))))
+    Folder(tmp_path, Plan(sampler=SamplerConfig(steps=8)).record())
     assert [r.index for r in read_records(tmp_path)] == [1]
 
 

@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
 def three(runs) -> dict[str, Any]:
     """The same race with a third lane."""
     dense, sparse = runs["dense"], runs["sparse"]
-    pattern = replace(sparse.attention, pattern="shared")
+    pattern = replace(sparse.attention, method="shared")
     baseline = sparsed.denoise(dense.model, dense.prompt[0], sampler=dense.sampler, attention=pattern)
     baseline.result()
     return {**runs, "baseline": baseline}
@@ -261,15 +261,16 @@ def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> Non
     desk = Desk(SimpleNamespace(at_once=1), "mini", Limits())  # type: ignore[arg-type]
     size = run.importance_bytes
     assert size == sum(layer.nbytes for layer in run.importance) > 0
-    monkeypatch.setattr("app.server.desk.MOST_IMPORTANCE", 2 * size)
+    monkeypatch.setattr("app.server.visits.MOST_IMPORTANCE", 2 * size)
     runs = [replace(run) for _ in range(4)]
     for number, one in enumerate(runs):
-        desk.remember(desk.visit(f"visit {number}"), one)
-    left = [desk.visit(f"visit {number}").kept for number in range(4)]
+        desk.visits.remember(desk.visits.of(f"visit {number}"), one)
+    left = [desk.visits.of(f"visit {number}").kept for number in range(4)]
     assert [one is not None and one.importance is not None for one in left] == [False, False, True, True]
     # Nothing else of them goes: the downloads' addresses still hold.
     assert [one.key for one in left if one] == [one.key for one in runs]
-    assert desk.kept(runs[0].key) is left[0] and desk.kept("guessed") is desk.kept("größer 🦊") is None
+    assert desk.visits.kept(runs[0].key) is left[0]
+    assert desk.visits.kept("guessed") is desk.visits.kept("größer 🦊") is None
 
 
 def test_the_page_begins_with_a_recorded_race_of_the_bundled_model() -> None:
@@ -294,7 +295,7 @@ def test_recording_a_race(tmp_path, capsys) -> None:
     run = opened(path)
     assert list(run.trace.lanes) == ["dense", "sparse", "baseline"]
     assert run.trace.lanes["baseline"].attention == replace(
-        run.trace.lanes["sparse"].attention, pattern="streaming_llm", keep_importance=False
+        run.trace.lanes["sparse"].attention, method="streaming_llm", keep_importance=False
     )
     # The importances in the file are those of the select step, which all lanes have alike.
     shown = run.showing("baseline").look

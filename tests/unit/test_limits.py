@@ -21,7 +21,9 @@ from app.engine.cost import (
     span,
     together,
 )
+from app.lanes import LaneSpec, lanes_for
 from app.server.limits import Limits, reason, refusal
+from sparsed.config import SparseDConfig
 from sparsed.machine import device_memory, give_back
 
 MINI = Shape(
@@ -66,24 +68,24 @@ def test_no_measurement_no_speed() -> None:
         fit_speed([], MINI)
 
 
+def lanes(switch_step: int | None, density: float = 0.3, third: str | None = None) -> tuple[LaneSpec, ...]:
+    """Of a race of 64 steps."""
+    skip = 1.0 if switch_step is None else (switch_step - 1) / 64
+    made = lanes_for(SparseDConfig(skip=skip, select=density, block_size=128), third)
+    assert made[1].switch_step(64) == switch_step
+    return made
+
+
 def estimated(switch_step: int | None, density: float = 0.3, length: int = 16_448) -> Estimate:
-    return estimate(
-        MINI,
-        Speed(4e-5, 4e-8),
-        length=length,
-        steps=64,
-        switch_step=switch_step,
-        density=density,
-        block_size=128,
-    )
+    return estimate(MINI, Speed(4e-5, 4e-8), lanes=lanes(switch_step, density), length=length, steps=64)
 
 
 def test_the_sparse_lane_saves_attention_after_the_switch_only() -> None:
     never, early, late = estimated(None), estimated(14), estimated(40)
-    assert never.dense_seconds == never.sparse_seconds == pytest.approx(64 * Speed(4e-5, 4e-8).step(16_448))
-    assert early.sparse_seconds < late.sparse_seconds < never.sparse_seconds
-    assert early.seconds == early.dense_seconds + early.sparse_seconds
-    assert estimated(14, density=1.0).sparse_seconds > never.sparse_seconds
+    assert never.lanes["dense"] == never.lanes["sparse"] == pytest.approx(64 * Speed(4e-5, 4e-8).step(16_448))
+    assert early.lanes["sparse"] < late.lanes["sparse"] < never.lanes["sparse"]
+    assert early.seconds == early.lanes["dense"] + early.lanes["sparse"]
+    assert estimated(14, density=1.0).lanes["sparse"] > never.lanes["sparse"]
 
 
 def test_memory_grows_with_the_length_and_stays_sane() -> None:
@@ -111,18 +113,18 @@ def test_a_process_of_several_needs_its_share_of_heads_and_columns() -> None:
 
 def test_guidance_costs_twice() -> None:
     once, twice = (
-        estimate(
-            MINI, Speed(4e-5, 4e-8), length=4096, steps=64, switch_step=14, density=0.3, block_size=128, rows=rows
-        )
-        for rows in (1, 2)
+        estimate(MINI, Speed(4e-5, 4e-8), lanes=lanes(14), length=4096, steps=64, rows=rows) for rows in (1, 2)
     )
     assert twice.seconds == pytest.approx(2 * once.seconds)
 
 
 def test_a_third_lane_costs_its_time_and_its_pattern() -> None:
-    given = {"length": 16_448, "steps": 64, "switch_step": 14, "density": 0.3, "block_size": 128}
-    two, three = (estimate(MINI, Speed(4e-5, 4e-8), **given, baseline=third) for third in (False, True))
-    assert three.seconds == pytest.approx(two.seconds + two.sparse_seconds) and three.gain == two.gain
+    given = {"length": 16_448, "steps": 64}
+    two, three = (
+        estimate(MINI, Speed(4e-5, 4e-8), lanes=lanes(14, third=third), **given) for third in (None, "random")
+    )
+    assert three.seconds == pytest.approx(two.seconds + two.lanes["sparse"])
+    assert three.gain("sparse") == three.gain("baseline") == two.gain("sparse") > 1
     # Six layers of four heads keep block indices of four bytes for 129 query blocks.
     assert three.memory == two.memory + 6 * 4 * 129 * 129 * 4
     between = Limits(max_seconds=(two.seconds + three.seconds) / 2)
@@ -162,9 +164,7 @@ def test_the_number_of_steps_that_a_refusal_offers_would_be_accepted() -> None:
     limits = Limits(max_seconds=600)
     sentence = refusal(estimated(14), limits, length=16_448, steps=64) or ""
     steps = int(sentence.split(" steps or fewer")[0].split()[-1])
-    shorter = estimate(
-        MINI, Speed(4e-5, 4e-8), length=16_448, steps=steps, switch_step=None, density=0.3, block_size=128
-    )
+    shorter = estimate(MINI, Speed(4e-5, 4e-8), lanes=lanes(None), length=16_448, steps=steps)
     assert shorter.seconds < 1.5 * 600
 
 
@@ -216,7 +216,7 @@ def test_a_variable_out_of_its_range_is_refused(name: str, value: str, says: str
 def test_a_run_is_ended_well_after_its_estimate_and_never_late() -> None:
     limits = Limits(max_seconds=600)
     for seconds, most in ((1.0, 61.0), (20.0, 80.0), (30.0, 90.0), (100.0, 300.0), (500.0, 1200.0)):
-        assert limits.announced(Estimate(seconds / 2, seconds / 2, 0)) == most
+        assert limits.announced(Estimate({"dense": seconds / 2, "sparse": seconds / 2}, 0)) == most
     assert limits.announced(None) == 1200
 
 
@@ -254,11 +254,11 @@ def test_what_runs_at_the_same_time_takes_as_long_as_the_longest() -> None:
 
 
 def test_a_race_on_two_devices_is_as_long_as_its_longest_lane() -> None:
-    given = {"length": 16_448, "steps": 64, "switch_step": 14, "density": 0.3, "block_size": 128}
+    given = {"lanes": lanes(14), "length": 16_448, "steps": 64}
     one, two = (estimate(MINI, Speed(4e-5, 4e-8), **given, devices=devices) for devices in (1, 2))
-    assert one.seconds == one.dense_seconds + one.sparse_seconds
-    assert two.seconds == two.dense_seconds == one.dense_seconds and two.sparse_seconds == one.sparse_seconds
-    assert two.gain == one.gain and two.memory == one.memory
+    assert one.seconds == one.lanes["dense"] + one.lanes["sparse"]
+    assert two.seconds == two.lanes["dense"] == one.lanes["dense"] and two.lanes["sparse"] == one.lanes["sparse"]
+    assert two.gain("sparse") == one.gain("sparse") and two.memory == one.memory
     # The limits and the watchdog follow.
     between = Limits(max_seconds=(one.seconds + two.seconds) / 2)
     assert refusal(two, between, length=16_448, steps=64) is None
@@ -267,10 +267,10 @@ def test_a_race_on_two_devices_is_as_long_as_its_longest_lane() -> None:
 
 
 def test_a_third_lane_shares_the_second_device_or_has_the_third() -> None:
-    given = {"length": 16_448, "steps": 64, "switch_step": 14, "density": 0.3, "block_size": 128, "baseline": True}
+    given = {"lanes": lanes(14, third="random"), "length": 16_448, "steps": 64}
     one, two, three = (estimate(MINI, Speed(4e-5, 4e-8), **given, devices=devices) for devices in (1, 2, 3))
-    assert two.seconds == two.sparse_seconds + two.baseline_seconds > two.dense_seconds
-    assert three.seconds == three.dense_seconds
+    assert two.seconds == two.lanes["sparse"] + two.lanes["baseline"] > two.lanes["dense"]
+    assert three.seconds == three.lanes["dense"]
     # With a device of its own a lane's pattern is alone there.
     assert one.memory == two.memory == three.memory + 6 * 4 * 129 * 129 * 4
 

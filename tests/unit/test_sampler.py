@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from sparsed.config import SamplerConfig
+from sparsed.config import ResolvedSampler
 from sparsed.samplers import make_sampler, surest
 from sparsed.samplers.llada import propose_tokens, schedule
 
@@ -16,8 +16,8 @@ MASK = 5
 VOCABULARY = 11
 
 
-def resolved(**values) -> SamplerConfig:
-    return SamplerConfig(**{"algorithm": "low_confidence", "temperature": 0.0, "seed": 0, **values})
+def resolved(**values) -> ResolvedSampler:
+    return ResolvedSampler(**{"algorithm": "low_confidence", "temperature": 0.0, "seed": 0, **values})
 
 
 def oracle_schedule(steps: int, gen_length: int, block_length: int) -> list[int]:
@@ -32,7 +32,7 @@ def oracle_schedule(steps: int, gen_length: int, block_length: int) -> list[int]
     return dealt
 
 
-def oracle_step(row: list[int], logits: dict[int, list[float]], config: SamplerConfig, step: int):
+def oracle_step(row: list[int], logits: dict[int, list[float]], config: ResolvedSampler, step: int):
     """One row, temperature 0, low_confidence: the new row, and position → confidence of what was written."""
     share = config.steps // (config.gen_length // config.block_length)
     end = (step // share + 1) * config.block_length
@@ -208,7 +208,7 @@ def test_the_sampler_leaves_its_input_alone() -> None:
 def test_another_default_dtype_changes_nothing(algorithm: str) -> None:
     # While transformers loads a bfloat16 model, that is torch's default dtype in every thread.
     dream = algorithm not in ("random", "low_confidence")
-    config = SamplerConfig(64, 64, 64, algorithm, 0.0, 0, 1.0, 0, 0.5 if algorithm == "entropy" else 0.0, 1e-3, 0.0)
+    config = ResolvedSampler(64, 64, 64, algorithm, 0.0, 0, 1.0, 0, 0.5 if algorithm == "entropy" else 0.0, 1e-3, 0.0)
     sampler = make_sampler(config, mask_id=9)
     logits = torch.randn(64, 9, generator=torch.Generator().manual_seed(1))
 

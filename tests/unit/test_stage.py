@@ -8,13 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from app.lanes import PAIR, lanes_for
 from app.phrases import clock
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, phase_ranges
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, before_run, mode, speedup
+from sparsed.config import SparseDConfig
 
 END = 0
+NAMES = ("full attention", "SparseD")
 WORDS = ["<end>", "It", " is", " so"]
 
 
@@ -28,8 +31,8 @@ def judge(text: str, gold: str) -> tuple[bool, str]:
 
 def stage_of(gold: str | None = "It is so") -> Stage:
     lanes = [
-        LaneView(key, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4)
-        for key, switch in (("dense", None), ("sparse", 2))
+        LaneView(lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4)
+        for lane, switch in zip(PAIR, (None, 2), strict=True)
     ]
     return Stage(
         lanes,
@@ -104,8 +107,8 @@ def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
 def test_nearly_the_same_is_never_called_100_percent() -> None:
     canvas = [Canvas(2000, decode, {END}), Canvas(2000, decode, {END})]
     lanes = [
-        LaneView(key, c, total=1, switch_step=None, backend="", parallel=2000)
-        for key, c in zip(("dense", "sparse"), canvas, strict=True)
+        LaneView(lane, c, total=1, switch_step=None, backend="", parallel=2000)
+        for lane, c in zip(PAIR, canvas, strict=True)
     ]
     stage = Stage(lanes, end_ids={END})
     for index, lane in enumerate(lanes):
@@ -115,7 +118,7 @@ def test_nearly_the_same_is_never_called_100_percent() -> None:
             index=0, phase="dense", tokens=tokens, committed=tokens > 0, confidence=tokens * 0.5, seconds=1.0
         )
         stage.apply(Update((LaneStep(lane.key, made),), "running", (lane.key,)))
-    found = stage.agreement()
+    found = stage.agreement(stage.headline)
     assert found is not None and found["text"] == "99.9 %"
 
 
@@ -149,7 +152,7 @@ def test_snapshots_do_not_share_what_changes() -> None:
     ],
 )
 def test_speedup_words(dense, sparse, finished, text, words) -> None:
-    found = speedup(dense, sparse, finished=finished)
+    found = speedup(dense, sparse, names=NAMES, finished=finished)
     assert found is not None and (found["text"], found["words"]) == (text, words)
 
 
@@ -163,7 +166,7 @@ def test_there_is_no_factor_before_the_lane_is_sparse() -> None:
 
 
 def test_no_speedup_before_both_lanes_have_a_step() -> None:
-    assert speedup([1.0], [], finished=False) is None
+    assert speedup([1.0], [], names=NAMES, finished=False) is None
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_phase_ranges_count_from_one(total, switch_step, expected) -> None:
 
 
 def test_the_opening_is_all_masks() -> None:
-    value = before_run(32, 16, total=64, switch_step=14, message="Press Run.")
+    value = before_run(PAIR, 32, 16, total=64, message="Press Run.")
     assert value["state"] == "idle" and [len(lane["cells"]) for lane in value["lanes"]] == [32, 32]
     assert all(cell == ["", 0, None, 0] for lane in value["lanes"] for cell in lane["cells"])
 
@@ -195,15 +198,14 @@ def test_clock(seconds: float, words: str) -> None:
 def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone() -> None:
     lanes = [
         LaneView(
-            key,
+            lane,
             Canvas(4, decode, {END}),
             total=4,
             switch_step=switch,
             backend="x",
             parallel=4,
-            pattern="sliding_window",
         )
-        for key, switch in (("dense", None), ("sparse", 2), ("baseline", 2))
+        for lane, switch in zip(lanes_for(SparseDConfig(), "sliding_window"), (None, 2, 2), strict=True)
     ]
     stage = Stage(
         lanes, run_id=7, end_ids={END}, gold="It is so", judge=judge, read=lambda t: decode(t).split("<end>")[0]
@@ -230,19 +232,19 @@ def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone(
 
 
 def test_before_a_run_a_third_lane_is_there_if_it_will_be() -> None:
-    value = before_run(8, 8, total=4, switch_step=2, baseline="random")
+    value = before_run(lanes_for(SparseDConfig(), "random"), 8, 8, total=4)
     assert [(lane["key"], lane["label"]) for lane in value["lanes"]] == [
         ("dense", "Full attention"), ("sparse", "SparseD"), ("baseline", "Random blocks"),
     ]  # fmt: skip
     assert value["lanes"][2]["phases"] == value["lanes"][1]["phases"] != value["lanes"][0]["phases"]
-    assert before_run(8, 8, total=4, switch_step=2)["lanes"] == value["lanes"][:2]
+    assert before_run(PAIR, 8, 8, total=4)["lanes"] == value["lanes"][:2]
 
 
 def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_sparse() -> None:
     notes: list[str] = []
     lanes = [
-        LaneView(key, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="", parallel=4, at_most=True)
-        for key, switch in (("dense", None), ("sparse", 2))
+        LaneView(lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="", parallel=4, at_most=True)
+        for lane, switch in zip(PAIR, (None, 2), strict=True)
     ]
     stage = Stage(lanes, end_ids={END}, notes=notes)
     planned = stage.snapshot()["lanes"]
@@ -272,7 +274,7 @@ def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_spar
 
 
 def test_whole_runs_of_different_length_say_how_long_they_were() -> None:
-    found = speedup([1.0, 1.0], [0.5], finished=True)
+    found = speedup([1.0, 1.0], [0.5], names=NAMES, finished=True)
     assert found is not None
     assert found["detail"] == "whole runs: 2.00 s in 2 steps with full attention, 0.50 s in 1 step with SparseD"
 
@@ -287,4 +289,4 @@ def test_how_lanes_share_the_machine_is_said_in_a_sentence() -> None:
     assert "the other two lanes take turns" in said[3, 2]["text"] and "; all run at" in said[3, 3]["text"]
     assert mode(2, 1, "Why.") == {"name": "turns", "text": "Why."}
     stage = Stage([], end_ids=(), mode=said[2, 2])
-    assert stage.snapshot()["mode"] == both and before_run(8, 8, total=4, switch_step=2)["mode"] is None
+    assert stage.snapshot()["mode"] == both and before_run(PAIR, 8, 8, total=4)["mode"] is None

@@ -24,7 +24,7 @@ import sparsed
 from sparsed import trace
 from sparsed.attention import analysis
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.questions.build import Prompt
 from sparsed.trace import check
 
@@ -126,8 +126,8 @@ def fake_run(
         probes={},
         prompt_length=prompt_length,
         total=steps,
-        sampler=SamplerConfig(steps, gen_length, gen_length, "low_confidence", 0.0, seed, 1.0, 0, 0.0, 1e-3, 0.0),
-        attention="dense" if dense else SparseDConfig(0.2, 0.4, 32, "paper", keep_importance, "sparsed"),
+        sampler=ResolvedSampler(steps, gen_length, gen_length, "low_confidence", 0.0, seed, 1.0, 0, 0.0, 1e-3, 0.0),
+        attention=(FULL_ATTENTION if dense else SparseDConfig(0.2, 0.4, 32, "paper", keep_importance)).resolve(0),
         pattern=pattern,
         switch_step=None if dense or steps < 3 else 2,
         backend="sdpa" if dense else "gather",
@@ -326,7 +326,7 @@ def test_a_lane_without_importances_is_weighed_by_those_of_a_lane_that_selected_
     ours = fake_run(1, 9, model=model, keep_importance=True)
     theirs = fake_run(1, 9, model=model)
     theirs.pattern = fake_pattern(ours.pattern.layout, 1, 2, 3, 5)
-    theirs.attention = replace(ours.attention, pattern="random", keep_importance=False)
+    theirs.attention = replace(ours.attention, method="random", keep_importance=False)
     lanes = trace.record({"theirs": theirs, "ours": ours}).lanes
     layout = ours.pattern.layout
     for name, run in (("ours", ours), ("theirs", theirs)):
@@ -344,7 +344,7 @@ def test_a_lane_without_importances_is_weighed_by_those_of_a_lane_that_selected_
                 assert share == pytest.approx(rows / layout.length, abs=6e-5)
     assert lanes["ours"].pattern.kept_mass != lanes["theirs"].pattern.kept_mass
     for other in ({"skip": 0.5}, {"selection": "reference"}, {"block_size": 64}):
-        theirs.attention = replace(ours.attention, pattern="random", **other)
+        theirs.attention = replace(ours.attention, method="random", **other)
         assert trace.record({"theirs": theirs, "ours": ours}).lanes["theirs"].pattern.kept_mass == ()
 
 
@@ -601,7 +601,7 @@ def test_every_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         (lambda lane: lane["probes"][0]["overlap"].pop(), "'overlap' must have an entry for each head of each layer"),
         (lambda lane: lane["probes"][0]["overlap"][0].__setitem__(1, 2), "'overlap' must lie between 0 and 1"),
         (lambda lane: lane.update(pattern=None), "'probes' need a pattern"),
-        (lambda lane: lane["attention"].update(block_size=None), "number of 'words', 1,"),
+        (lambda lane: lane["attention"].update(block_size=None), "'block_size' must be a whole number"),
         (lambda lane: lane.update(attention="dense"), "number of 'words', 1,"),
     ],
 )

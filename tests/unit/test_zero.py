@@ -36,6 +36,7 @@ from app.server.session import perform
 from app.server.shown import Shown
 from app.server.visits import Visit
 from sparsed.attention.backends import gather
+from sparsed.config import FULL_ATTENTION
 
 ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
@@ -137,7 +138,7 @@ def pool() -> Pool:
 def desk(pool: Pool) -> Desk:
     engine = OnTheCpu(["mini"], pool.GPU)
     desk = Desk(engine, "mini", Limits(max_seconds=120))
-    desk.place(["mini"])
+    desk.models.place(["mini"])
     return desk
 
 
@@ -147,8 +148,8 @@ def asked_of(desk: Desk, **more: Any) -> Any:
         "gen_length": 96, "block_length": 96, "backend": "auto",
     }  # fmt: skip
     return parse(
-        **{**given, **more}, defaults=desk.defaults("mini"), models=desk.engine.models(), kinds=desk.engine.kinds(),
-        lengths=desk.engine.lengths(),
+        **{**given, **more}, defaults=desk.models.defaults("mini"), models=desk.engine.models(),
+        kinds=desk.engine.kinds(), lengths=desk.engine.lengths(),
     )  # fmt: skip
 
 
@@ -176,12 +177,12 @@ def test_a_borrowed_race_is_the_race_itself(desk: Desk, pool: Pool) -> None:
     asked = asked_of(desk, third="random", track=True)
     last = run(desk, asked)[-1]
     assert last.stage["state"] == "done" and last.kept is not None
-    material = desk.prompt(desk.load("mini"), "short_context", "about", 3)
+    material = desk.prompt(desk.models.load("mini"), "short_context", "about", 3)
     asked = asked.resolve(material.tokens)
     model = sparsed.load("mini", device="cpu", dtype="float32")
     probes = tuple(probe_steps(asked.steps, asked.switch_step))
     seen = replace(asked.attention, keep_importance=True)
-    for key, attention in (("dense", None), ("sparse", seen), ("baseline", asked.baseline)):
+    for key, attention in (("dense", FULL_ATTENTION), ("sparse", seen), ("baseline", asked.lanes[2].attention)):
         own = SparsedEngine().denoise(
             model, material.text, asked.sampler, attention, "auto", probes if key == "sparse" else ()
         )
@@ -218,8 +219,8 @@ def test_a_run_asks_for_the_gpu_for_as_long_as_its_settings_need(desk: Desk, poo
     pool.refusal = "not today"
     seen = run(desk, asked)
     pool.refusal = ""
-    prompt = desk.prompt(desk.load("mini"), length, "about", 3)
-    expected = desk.estimate(desk.load("mini"), asked.resolve(prompt.tokens), prompt.tokens)
+    prompt = desk.prompt(desk.models.load("mini"), length, "about", 3)
+    expected = desk.speed.estimate(desk.models.load("mini"), asked.resolve(prompt.tokens), prompt.tokens)
     assert pool.asked[-1] == math.ceil(remote.START_SECONDS + 1.5 * expected.seconds)
     assert seen[-1].stage["state"] == "refused"
 
@@ -286,7 +287,7 @@ def test_what_the_pool_says_is_passed_on_as_text(desk: Desk, pool: Pool) -> None
 
 
 def test_only_the_models_of_the_space_are_listed(desk: Desk) -> None:
-    assert list(desk.engine.models()) == ["mini"] and desk.at_once("mini")
+    assert list(desk.engine.models()) == ["mini"] and desk.models.at_once("mini")
     with pytest.raises(ValueError, match="which this Space has"):
         desk.engine.admit("owner/name")
     assert borrowed.placed({"SPARSED_MODELS": " mini, llada-1.5 ,mini"}) == ["mini", "llada-1.5"]
@@ -309,12 +310,12 @@ placed = here.engine._placed["mini"]
 from spaces.zero.decorator import decorated_cache
 print("placed on", {str(weight.device) for weight in placed.network.parameters()}, placed.device, placed.dtype)
 print("decorated", len(decorated_cache) > 0)
-print("status", here.status().state, here.status().models, here.load("mini").place)
+print("status", here.status().state, here.status().models, here.models.load("mini").place)
 import threading
 def elsewhere():
     # Handlers run in threads, where no GPU is pretended.
-    print("count", here.engine.count(here.load("mini").model, "hello there") > 3)
-    print("speed", here.load("mini").speed.step(4096) > 0, here.engine.memory() > 10**9)
+    print("count", here.engine.count(here.models.load("mini").model, "hello there") > 3)
+    print("speed", here.models.load("mini").speed.step(4096) > 0, here.engine.memory() > 10**9)
 thread = threading.Thread(target=elsewhere); thread.start(); thread.join()
 """
 

@@ -27,16 +27,15 @@ class TestJournal:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", said.pop("time"))
         assert list(said) == sorted(said)
         assert said == {
-            "dense_seconds": 7.5,
             "error": "",
             "event": "run",
             "gen_length": 96,
             "kind": "about",
+            "lane_seconds": {"dense": 7.5, "sparse": 4.5},
             "model": "mini",
             "right": [True, False, None],
             "run": 7,
             "seconds": 12.0,
-            "sparse_seconds": 4.5,
             "speedup": 1.666667,
             "state": "done",
             "steps": 48,

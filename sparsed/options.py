@@ -1,0 +1,60 @@
+"""The options of the command lines that set a sampler or an attention: one for each field of the two configs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import Field, fields
+from typing import Any
+
+from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig
+
+# The rows of the two configs by name.
+SAMPLER = {row.name: row for row in fields(SamplerConfig)}
+ATTENTION = {row.name: row for row in fields(AttentionConfig)}
+_METAVARS = {int: "N", float: "X", bool: "yes|no"}
+
+
+def add_sampler_options(parser: argparse._ActionsContainer) -> None:
+    """--steps, --gen-length …; what is not given is None, the model's default. Ranges are checked by the config."""
+    _add(parser, SAMPLER.values())
+
+
+def add_attention_options(parser: argparse._ActionsContainer, without: Collection[str] = ()) -> None:
+    """--method, --skip …, but for those `without`; what is not given is None, as above."""
+    _add(parser, [row for row in ATTENTION.values() if row.name not in without])
+
+
+def sampler_of(options: argparse.Namespace) -> SamplerConfig:
+    """Raises ValueError for a value out of range."""
+    return SamplerConfig(**_given(options, SAMPLER))
+
+
+def attention_of(options: argparse.Namespace) -> AttentionConfig:
+    """Full attention needs no other setting, and leaves those given unread. Raises ValueError as above."""
+    given = _given(options, ATTENTION)
+    return FULL_ATTENTION if given.get("method") == "dense" else AttentionConfig(**given)
+
+
+def reader(setting: Field[Any]) -> Callable[[str], Any]:
+    """What makes a setting's value of a word of the command line; it raises ValueError for what is none."""
+    kind = setting.metadata["kind"]
+    return yes_or_no if kind is bool else kind
+
+
+def yes_or_no(word: str) -> bool:
+    if word not in ("yes", "no"):
+        raise ValueError(f"{word!r} is neither yes nor no.")
+    return word == "yes"
+
+
+def _add(parser: argparse._ActionsContainer, settings: Iterable[Field[Any]]) -> None:
+    for row in settings:
+        # Both spellings: the public SparseD commands have underscores.
+        names = dict.fromkeys([f"--{row.name.replace('_', '-')}", f"--{row.name}", *row.metadata["also"]])
+        choices, metavar = row.metadata.get("choices"), _METAVARS.get(row.metadata["kind"])
+        parser.add_argument(*names, type=reader(row), choices=choices, metavar=metavar, help=row.metadata["help"])
+
+
+def _given(options: argparse.Namespace, settings: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name in settings if (value := getattr(options, name, None)) is not None}

@@ -1,0 +1,64 @@
+"""The command lines' options are the fields of the two configs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from sparsed import METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.generation.command import _parser
+from sparsed.options import ATTENTION, SAMPLER, attention_of, sampler_of
+
+# A value for each setting that is not its default, as it is written and as the config has it.
+WRITTEN = {
+    "steps": ("7", 7), "gen_length": ("9", 9), "block_length": ("3", 3), "algorithm": ("entropy", "entropy"),
+    "temperature": ("0.5", 0.5), "seed": ("11", 11), "top_p": ("0.7", 0.7), "top_k": ("4", 4), "alg_temp": ("0.3", 0.3),
+    "eps": ("0.02", 0.02), "cfg_scale": ("1.5", 1.5), "threshold": ("0.8", 0.8), "method": ("shared", "shared"),
+    "skip": ("0.1", 0.1), "select": ("0.4", 0.4), "block_size": ("64", 64), "selection": ("reference", "reference"),
+    "keep_importance": ("yes", True), "on_no_gain": ("dense", "dense"), "isolated": ("no", False),
+    "reuse": ("no", False),
+}  # fmt: skip
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    return _parser().parse_args(words)
+
+
+@pytest.mark.parametrize("name", [*SAMPLER, *ATTENTION])
+def test_every_setting_is_an_option_of_generate(name: str) -> None:
+    word, value = WRITTEN[name]
+    given: dict[str, Any] = {name: value}
+    for option in {f"--{name}", f"--{name.replace('_', '-')}"}:
+        options = parsed(option, word)
+        assert sampler_of(options) == SamplerConfig(**given if name in SAMPLER else {})
+        assert attention_of(options) == AttentionConfig(**given if name in ATTENTION else {})
+
+
+def test_what_is_not_given_is_the_default() -> None:
+    assert (sampler_of(parsed()), attention_of(parsed())) == (SamplerConfig(), SparseDConfig())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_named(method: str) -> None:
+    assert attention_of(parsed("--method", method)) == AttentionConfig(method)
+
+
+@pytest.mark.parametrize("words", [["--origin"], ["--dense", "--skip", "0.1"], ["--method", "dense", "--reuse", "no"]])
+def test_full_attention_leaves_the_other_settings_unread(words: list[str]) -> None:
+    assert attention_of(parsed(*words)) == AttentionConfig("dense")
+
+
+@pytest.mark.parametrize("words", [["--reuse", "maybe"], ["--method", "causal"], ["--top_k", "few"]])
+def test_a_word_that_is_no_value_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(*words)
+    assert words[1] in capsys.readouterr().err
+
+
+def test_full_attention_has_no_settings_and_sparsed_is_one_type_with_the_rest() -> None:
+    with pytest.raises(ValueError, match="skip belongs to sparse attention"):
+        AttentionConfig("dense", skip=0.2)
+    assert type(SparseDConfig(0.1)) is AttentionConfig
+    assert SparseDConfig(0.1) == AttentionConfig("sparsed", skip=0.1)
