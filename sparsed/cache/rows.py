@@ -43,7 +43,7 @@ class Rows:
             return wanted
         starts = torch.arange(batch, device=self.positions.device)[:, None] * length
         computed = (starts + self.positions).flatten()
-        places = torch.searchsorted(computed, wanted).clamp(max=len(computed) - 1)
+        places = torch.searchsorted(computed, wanted.contiguous()).clamp(max=len(computed) - 1)
         if not bool((computed[places] == wanted).all()):
             raise ValueError("A wanted position is not among the rows that are computed.")
         return places
