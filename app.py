@@ -35,7 +35,7 @@ if gpu_is_borrowed():
 # here, so every import of the package stands at the top of its module.
 from app import texts
 from app.engine import borrowed, interface, local
-from app.page import page, serving
+from app.page import serving, wiring
 from app.server import desk, limits
 from app.server.journal import Journal
 from app.server.signals import Signals
@@ -98,7 +98,7 @@ def build(
     else:
         used = local.SparsedEngine(model, any_model=any_model, team=team)
         here = desk.Desk(used, model, bounds, journal, any_model=any_model)
-    return here, page.build_page(here, default_kind=DEFAULT_KIND)
+    return here, wiring.build_page(here, default_kind=DEFAULT_KIND)
 
 
 def stop(here: desk.Desk) -> None:

@@ -49,6 +49,13 @@ BUTTONS = {
 
 START = "Press Run. Every step is timed alone, so each clock shows its own lane's work."
 
+# What stands where there is nothing to draw yet.
+NO_TIMELINE = "Each step's time appears here when a run starts."
+NO_PATTERN = "The blocks a head keeps appear here at the select step."
+NO_SELECTION = "The last run ended before its select step."
+NOT_TRACKED = "The last run was not tracked: tick “Track the pattern” in the settings, and run."
+TRACK_NEXT = "The last run was not tracked. “Track the pattern” is ticked now: press Run."
+
 # How the lanes share the machine. Where they could run at the same time and do not, the reason.
 IN_TURNS = "The lanes take turns on one device."
 TOO_SHORT = "The lanes take turns on one GPU: steps this short would hold each other up."

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sparsed.config import METHOD_LABELS, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
 
 if TYPE_CHECKING:
-    from sparsed.attention.pattern import BlockLayout as BlockLayout
+    from sparsed.attention.layout import BlockLayout as BlockLayout
     from sparsed.attention.pattern import LayerPattern as LayerPattern
     from sparsed.attention.pattern import Pattern as Pattern
     from sparsed.denoising import denoise as denoise
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "BlockLayout": "sparsed.attention.pattern",
+    "BlockLayout": "sparsed.attention.layout",
     "LayerPattern": "sparsed.attention.pattern",
     "Pattern": "sparsed.attention.pattern",
     "Result": "sparsed.denoising",

@@ -15,7 +15,7 @@ def read_as(kind: Any, value: Any, what: str) -> Any:
 
     kind: a dataclass or NamedTuple (a list in JSON), Mapping, tuple, Literal of texts, union, str, bool, int
     (64 bits), float (finite) or None. Keys that a dataclass does not have are ignored; one that is missing takes
-    the field's default.
+    the field's default. A dataclass that stands there already is taken as it is.
 
     Raises ValueError, with `what` or the name of the field, where it is none.
     """
@@ -23,6 +23,8 @@ def read_as(kind: Any, value: Any, what: str) -> Any:
     if origin in (Union, UnionType):
         return _one_of(inner, value, what)
     if is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(value, kind):
+            return value
         values, hints = _expect(dict, value, what, "an object"), get_type_hints(kind)
         # What is missing takes the class's own value, or is null.
         told = [f.name for f in fields(kind) if f.name in values or f.default is MISSING]

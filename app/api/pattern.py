@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypedDict
 
 from app.lanes import OFFERED
 from app.server.desk import Desk
-from sparsed.trace.patterns import TracePattern
+from sparsed.attention.masks import Masks
 
 UNKNOWN_RUN = (
     "No run of that key is kept any more: a call's run is kept for some minutes, and the last few only. Run /compare "
@@ -59,31 +58,31 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     if lane not in lanes:
         raise ValueError(f"This run has no lane {lane!r}; it has {', '.join(lanes) or 'none with a pattern'}.")
     found = kept.lanes[lanes[lane]]
-    pattern, look = found.pattern, kept.showing(lane).look
-    if pattern is None or look is None:
+    pattern = kept.showing(lane).pattern
+    if pattern is None or found.pattern is None:
         raise ValueError("This run has no pattern: it ended before its select step.")
-    layer = _index("layer", given["layer"], look.layers)
-    head = _index("head", given["head"], look.heads)
-    mask = look.mask(layer)[head]
+    layer = _index("layer", given["layer"], pattern.layers)
+    head = _index("head", given["head"], pattern.heads)
+    mask = pattern.mask(layer)[0, head]
     if given["importance"] not in (None, True, False):
         raise ValueError("The value of importance must be true or false.")
-    weights = None if given["importance"] is False else look.importance_of(layer, head)
+    weights = None if given["importance"] is False else pattern.importance(layer, head)
     return {
         "run": kept.key,
         "lane": lane,
         "label": lanes[lane].label,
         "layer": layer,
         "head": head,
-        "layers": look.layers,
-        "heads": look.heads,
-        "tokens": look.length,
-        "block_size": look.block_size,
+        "layers": pattern.layers,
+        "heads": pattern.heads,
+        "tokens": pattern.layout.length,
+        "block_size": pattern.layout.block_size,
         "blocks": len(mask),
-        "prompt_blocks": look.prompt_blocks,
+        "prompt_blocks": pattern.layout.prompt_blocks,
         "select": pattern.select,
         "kept": [row.nonzero()[0].tolist() for row in mask],
         "counts": mask.sum(1).tolist(),
-        "density": _density(pattern, found.backend, layer, head),
+        "density": _density(pattern.of_head(layer, head), found.backend),
         "importance": None if weights is None else [[round(w, 6) for w in row] for row in weights.tolist()],
     }
 
@@ -98,14 +97,8 @@ def _index(name: str, value: Any, count: int) -> int:
     return int(number)
 
 
-def _density(pattern: TracePattern, backend: str, layer: int, head: int) -> Density:
+def _density(head: Masks, backend: str) -> Density:
     # torch is loaded by now: there was a run.
     from sparsed.attention.backends.registry import executed_density
-    from sparsed.attention.pattern import LayerPattern
 
-    only = {"layers": (pattern.layers[layer],), "kept": (pattern.kept[layer],), "kept_mass": (), "importance": ()}
-    made = replace(pattern, **only).to_pattern()  # type: ignore[arg-type]
-    of_all = made.layers[0]
-    one = LayerPattern(of_all.indices[:1, head : head + 1], of_all.counts[:1, head : head + 1])
-    made = replace(made, layers=(one,))
-    return {"requested": made.requested_density, "executed": executed_density(backend, made)}
+    return {"requested": head.density, "executed": executed_density(backend, head.to_pattern())}

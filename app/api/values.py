@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
-from app.finished import files as takeaway
-from app.page.serving import RUNS
-from app.race import request
+from app.finished.files import FILES, RUNS
+from app.race.fields import FIELDS
 from app.race.lane_view import Snapshot
-from app.race.request import SAMPLER_FIELDS
 from app.server.desk import Desk
 from app.server.shown import Shown
 
 MASKED = "▒"
-# Beyond these a value can be nothing that is meant; it is not repeated in the sentence that says so.
-MOST_CHARACTERS, MOST_NUMBER, MOST_LENGTHS = 200, 2**53, 64
-
-
-class Defaults(TypedDict):
-    """A model's sampler, where a call says nothing else. Lengths in tokens; threshold: None where it is off."""
-
-    steps: int
-    gen_length: int
-    block_length: int
-    algorithm: str
-    temperature: float
-    threshold: float | None
-    cfg_scale: float
-    top_p: float
+_TYPES = {"whole": int, "number": float, "choice": str}
+# A model's sampler, where a call says nothing else. Lengths in tokens; threshold: None where it is off.
+Defaults = TypedDict(  # type: ignore[misc]
+    "Defaults",
+    {
+        field.name: _TYPES[field.kind] if field.off is None else _TYPES[field.kind] | None
+        for field in FIELDS
+        if field.home == "sampler" and field.follows
+    },
+)
 
 
 class Model(TypedDict):
@@ -145,28 +137,6 @@ class Swept(TypedDict):
     rows: list[SweptRow]
 
 
-def known_names(endpoint: Callable[..., Any]) -> list[str]:
-    """What a call may give, in its order."""
-    return [name for name in inspect.signature(endpoint).parameters if name != "http"]
-
-
-def plain(name: str, value: Any) -> Any:
-    """A value that `app.race.request.parse` can look at: nothing, or a string, number or truth value of a sane size.
-    Raises
-    ValueError.
-    """
-    if isinstance(value, str):
-        most = request.MAX_CHARACTERS if name == "text" else MOST_CHARACTERS
-        if len(value) > most:
-            raise ValueError(f"The value of {name} has {len(value):,} characters; it may have up to {most:,}.")
-    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
-        raise ValueError(f"The value of {name} is a number far beyond its range.")
-    elif value is not None and not isinstance(value, (int, float)):
-        what = "a list" if isinstance(value, list) else "an object"
-        raise ValueError(f"The value of {name} is {what}; it must be a single value.")
-    return value
-
-
 def model_of(desk: Desk, name: str) -> Model:
     spec, defaults = desk.models.spec(name), desk.models.defaults(name)
     defaults = defaults.resolve(defaults)
@@ -179,7 +149,7 @@ def model_of(desk: Desk, name: str) -> Model:
         "in_memory": desk.models.loaded(name) is not None,
         "trained_length": spec.trained_length,
         "too_large": desk.models.too_large(name),
-        "defaults": cast(Defaults, {field: getattr(defaults, field) for field in SAMPLER_FIELDS}),
+        "defaults": cast(Defaults, {name: getattr(defaults, name) for name in Defaults.__annotations__}),
     }
 
 
@@ -230,7 +200,7 @@ def compared_of(shown: Shown) -> Compared:
         "gold": stage["gold"],
         "prompt_tokens": None if run is None else run.trace.prompt.tokens,
         "run": None if run is None else run.key,
-        "files": {} if run is None else {name: f"{RUNS}/{run.key}/{name}" for name in takeaway.FILES},
+        "files": {} if run is None else {name: f"{RUNS}/{run.key}/{name}" for name in FILES},
     }
 
 

@@ -120,8 +120,8 @@ class BorrowedRun:
         self.steps.append(step)
         self._take(made.facts)
         if made.pattern is not None:
-            self.pattern = made.pattern.pattern()
-        self.probes |= {at: bits.pattern() for at, bits in made.probes.items()}
+            self.pattern = made.pattern.to_pattern()
+        self.probes |= {at: masks.to_pattern() for at, masks in made.probes.items()}
         return step
 
     def close(self) -> None:

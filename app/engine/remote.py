@@ -12,9 +12,9 @@ from app.engine.copies import line_up
 from app.engine.local import SparsedEngine
 from app.engine.sentences import out_of_memory
 from app.lanes import LaneSpec
+from sparsed.attention.masks import Masks
 from sparsed.config import SamplerConfig
 from sparsed.machine import machine
-from sparsed.trace.patterns import pack_masks
 from sparsed.turns import whose_turn
 
 # Operations a second of the half of an H200 that ZeroGPU lends: LLaDA-8B's dense steps reach 5.7e14 on the whole one.
@@ -24,32 +24,6 @@ START_SECONDS = 25.0
 # Importances go through a pipe: of longer prompts they stay behind.
 MOST_IMPORTANCES = 2**25
 AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class Bits:
-    """A `sparsed` Pattern on its way between two processes: its masks as a record packs them, and its importances,
-    float16 [batch, heads, query blocks, key blocks] for each layer, or None.
-    """
-
-    masks: Any
-    importance: tuple[np.ndarray, ...] | None = None
-
-    @classmethod
-    def of(cls, pattern: Any) -> Bits:
-        """Packs a pattern; its tensors may be on a GPU."""
-        weights = pattern.importance or ()
-        if not weights or sum(layer.numel() for layer in weights) > MOST_IMPORTANCES:
-            return cls(pack_masks(pattern))
-        return cls(pack_masks(pattern), tuple(layer.cpu().numpy() for layer in weights))
-
-    def pattern(self) -> Any:
-        """The same pattern, on the CPU."""
-        import torch
-
-        weights = self.importance
-        importance = None if weights is None else tuple(torch.from_numpy(layer) for layer in weights)
-        return replace(self.masks.to_pattern(), importance=importance)
 
 
 @dataclass(frozen=True)
@@ -85,8 +59,8 @@ class Made:
     lane: str
     facts: Facts
     step: dict[str, Any]
-    pattern: Bits | None
-    probes: dict[int, Bits]
+    pattern: Masks | None
+    probes: dict[int, Masks]
 
 
 @dataclass(frozen=True)
@@ -133,18 +107,24 @@ def lent_race(
                 running.discard(turn)
                 continue
             clocks[turn] += step.seconds
-            new = {at: Bits.of(pattern) for at, pattern in run.probes.items() if at not in seen[lane]}
+            new = {at: _sent(pattern) for at, pattern in run.probes.items() if at not in seen[lane]}
             seen[lane] |= set(new)
             arrays = {name: getattr(step, name).numpy() for name in ("tokens", "committed", "confidence")}
             facts = {name: getattr(step, name) for name in ("index", "total", "phase", "rows", "seconds")}
             told = {**facts, **arrays}
-            pattern = Bits.of(run.pattern) if before is None and run.pattern is not None else None
+            pattern = _sent(run.pattern) if before is None and run.pattern is not None else None
             yield Made(lane, Facts.of(run), told, pattern, new)
     except Exception as error:  # noqa: BLE001 (whatever it is, it must come back as a sentence)
         yield _broke(lane, error)
     finally:
         for run in runs.values():
             run.close()
+
+
+def _sent(pattern: Any) -> Masks:
+    """A pattern as it goes through the pipe."""
+    few = sum(layer.numel() for layer in pattern.importance or ()) <= MOST_IMPORTANCES
+    return Masks.of(pattern if few else replace(pattern, importance=None))
 
 
 def _broke(lane: str | None, error: Exception) -> Broke:

@@ -13,6 +13,8 @@ from app.finished.replay import Judge
 from app.finished.run import Kept
 from sparsed import trace as traces
 
+# Where they are, below the root of the page: RUNS/key of the run/name.
+RUNS = "sparsed-run"
 # What is offered: the file's name → (its media type, what it is, in words).
 FILES = {
     "run.json.gz": ("application/gzip", "Record (JSON), opens again on this page"),

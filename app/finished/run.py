@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from app.finished.patterns import Look, Recorded
+import numpy as np
+
 from app.lanes import LaneSpec, headline, lanes_of
 from sparsed import trace as traces
+from sparsed.attention.masks import Masks
 from sparsed.config import same_importances
-from sparsed.trace.patterns import TracePattern
 from sparsed.trace.types import Lane, Trace
 
 # Importances are kept beside the patterns up to this many bytes, of all visits together: LLaDA-8B at 64k has 539 MB.
@@ -33,7 +34,7 @@ class Kept:
 
     trace: Trace
     live: bool
-    importance: tuple[Any, ...] | None = None
+    importance: tuple[np.ndarray, ...] | None = None
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     shown: str = ""
 
@@ -63,42 +64,35 @@ class Kept:
         return self if self.lane(key) is self.seen else replace(self, shown=key)
 
     @property
-    def pattern(self) -> TracePattern | None:
-        """Of the lane that is looked at; None where it ended before its select step."""
-        return None if self.seen is None else self.seen.pattern
+    def pattern(self) -> Masks | None:
+        """Of the lane that is looked at; None where it ended before its select step. Another lane's with the
+        importances of SparseD's select step, where both made it at the same: until then they do the same.
+        """
+        ours, theirs = self.sparse, self.seen
+        pattern = None if theirs is None else theirs.pattern
+        if pattern is None or ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
+            return pattern
+        return replace(pattern, importances=self.importance or (ours.pattern or pattern).importances)
 
     @property
     def importance_bytes(self) -> int:
         """What `importance` takes of memory."""
-        return sum(layer.numel() * layer.element_size() for layer in self.importance or ())
+        return sum(layer.nbytes for layer in self.importance or ())
 
     @property
     def bytes(self) -> int:
-        """What the patterns of the record take of memory, about."""
-        patterns = [lane.pattern for lane in self.trace.lanes.values() if lane.pattern is not None]
-        return sum(len(text) for pattern in patterns for text in (*pattern.layers, *pattern.importance))
+        """What the patterns of the record take of memory."""
+        return sum(lane.pattern.nbytes for lane in self.trace.lanes.values() if lane.pattern is not None)
 
     @property
     def layers(self) -> int:
         """Layers of the pattern; 0 without one."""
-        return 0 if self.pattern is None else len(self.pattern.layers)
+        return 0 if self.pattern is None else self.pattern.layers
 
     @property
     def heads(self) -> int:
         """Query heads of a layer; 0 without a pattern."""
         return 0 if self.pattern is None else self.pattern.heads
-
-    @property
-    def look(self) -> Look | None:
-        """Its pattern to look at; None without one. Another lane's with the importances of SparseD's select step, where
-        both made it at the same: until then they do the same.
-        """
-        ours, theirs = self.sparse, self.seen
-        if self.pattern is None:
-            return None
-        if ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
-            return Recorded(self.pattern, self.pattern, None)
-        return Recorded(self.pattern, ours.pattern or self.pattern, self.importance)
 
 
 def keep(
@@ -109,7 +103,8 @@ def keep(
     if not made:
         return None
     patterns = [run.pattern for run in made.values() if run.pattern is not None]
-    importance = next((pattern.importance for pattern in patterns if pattern.importance is not None), None)
+    weights = next((pattern.importance for pattern in patterns if pattern.importance is not None), None)
+    importance = None if weights is None else tuple(np.asarray(layer) for layer in weights)
     # Lanes that ran at the same time had copies of the model, one for each device.
     copies = list({id(run.model): None for run in made.values()})
     devices = {key: copies.index(id(run.model)) for key, run in made.items()}

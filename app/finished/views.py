@@ -12,11 +12,11 @@ from app.figures import head as head_figure
 from app.figures import layer as layer_figure
 from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
-from app.finished.patterns import Look, Selected
 from app.finished.replay import origin
 from app.finished.run import Kept
 from app.texts import Shades
 from sparsed.attention.analysis import mask_overlap, thumbnails
+from sparsed.attention.masks import Masks
 
 Value = dict[str, Any]
 
@@ -39,11 +39,11 @@ def timeline(run: Kept | None) -> Value | None:
     return {"figure": figure, "label": f"Line chart of the time per step of {labels}, {total} steps."}
 
 
-def which(run: Kept | Selected | None, *, before: bool = False) -> str:
+def which(run: Kept | Masks | None, *, before: bool = False) -> str:
     """Which run the page looks at, in a sentence. before: another one goes on that has not selected yet."""
     if run is None:
         return "Nothing to look at yet: press Run."
-    if isinstance(run, Selected):
+    if isinstance(run, Masks):
         return "Your run, which goes on: its blocks are selected. More is here when it is over."
     if run.live:
         said = "Your last run"
@@ -51,27 +51,27 @@ def which(run: Kept | Selected | None, *, before: bool = False) -> str:
         about = origin(run.trace)
         said = f"A recorded run of {run.trace.model.name}, on {about['machine']}, {about['date']}"
     said += f": {run.trace.prompt.tokens:,} prompt tokens"
-    look = run.look
-    said += "" if look is None else f", {-(-look.length // look.block_size)} blocks of {look.block_size}"
+    layout = None if run.pattern is None else run.pattern.layout
+    said += "" if layout is None else f", {layout.blocks} blocks of {layout.block_size}"
     return f"{said}. The run that goes on now comes here at its select step." if before else f"{said}."
 
 
-def head(run: Kept | Selected | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
+def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
     """One head: what it keeps, over what mattered to it."""
-    look = _look(run)
-    if look is None:
+    pattern = _pattern(run)
+    if pattern is None:
         return None
-    layer, head = min(layer, look.layers - 1), min(head, look.heads - 1)
+    layer, head = min(layer, pattern.layers - 1), min(head, pattern.heads - 1)
     mass = _mass(run, layer)
     view = head_figure.head_detail(
-        look.mask(layer)[head],
+        pattern.mask(layer)[0, head],
         layer=layer,
         head=head,
-        length=look.length,
-        prompt_length=look.prompt_length,
-        block_size=look.block_size,
-        prompt_blocks=look.prompt_blocks,
-        importance=look.importance_of(layer, head),
+        length=pattern.layout.length,
+        prompt_length=pattern.layout.prompt_length,
+        block_size=pattern.layout.block_size,
+        prompt_blocks=pattern.layout.prompt_blocks,
+        importance=pattern.importance(layer, head),
         kept_mass=None if mass is None else mass[head],
         words=run.trace.prompt.words if isinstance(run, Kept) else (),
         show=shades,
@@ -79,13 +79,13 @@ def head(run: Kept | Selected | None, layer: int, head: int, shades: Shades = "b
     return view._asdict()
 
 
-def layer(run: Kept | Selected | None, layer: int) -> tuple[Value, Value, Value] | None:
+def layer(run: Kept | Masks | None, layer: int) -> tuple[Value, Value, Value] | None:
     """All heads of a layer: their masks, how much they share, and how much attention each keeps."""
-    look = _look(run)
-    if look is None:
+    pattern = _pattern(run)
+    if pattern is None:
         return None
-    layer = max(0, min(layer, look.layers - 1))
-    mask, mass = look.mask(layer), _mass(run, layer)
+    layer = max(0, min(layer, pattern.layers - 1))
+    mask, mass = pattern.mask(layer)[0], _mass(run, layer)
     thumbs, per_cell = thumbnails(mask)
     density = mask.mean((1, 2))
     overview = layer_figure.overview(
@@ -94,13 +94,13 @@ def layer(run: Kept | Selected | None, layer: int) -> tuple[Value, Value, Value]
         layer,
         mass,
         blocks=mask.shape[-1],
-        block_size=look.block_size,
-        prompt_blocks=look.prompt_blocks,
+        block_size=pattern.layout.block_size,
+        prompt_blocks=pattern.layout.prompt_blocks,
     )
     overlap = layer_figure.overlap_matrix(mask_overlap(mask), layer)
     if mass is None:
         said = "How much attention each head keeps appears here when the run is over."
-        if not isinstance(run, Selected):
+        if not isinstance(run, Masks):
             said = "How much attention the heads keep is known of runs whose importances were kept."
         bars: Value = {"figure": base.empty(said), "label": said}
     else:
@@ -110,16 +110,16 @@ def layer(run: Kept | Selected | None, layer: int) -> tuple[Value, Value, Value]
 
 def model(run: Kept | None) -> Value | None:
     """Every head of every layer."""
-    look = _look(run)
-    if look is None:
+    pattern = _pattern(run)
+    if pattern is None:
         return None
-    made = [thumbnails(look.mask(layer), model_figure.ATLAS_CELLS) for layer in range(look.layers)]
+    made = [thumbnails(pattern.mask(layer)[0], model_figure.ATLAS_CELLS) for layer in range(pattern.layers)]
     return model_figure.atlas(
         [thumbs for thumbs, _ in made],
         made[0][1],
-        blocks=-(-look.length // look.block_size),
-        block_size=look.block_size,
-        prompt_blocks=look.prompt_blocks,
+        blocks=pattern.layout.blocks,
+        block_size=pattern.layout.block_size,
+        prompt_blocks=pattern.layout.prompt_blocks,
     )._asdict()
 
 
@@ -134,16 +134,16 @@ def later(run: Kept | None) -> Value | None:
 
 def picture(run: Kept | None) -> Value | None:
     """What selection is, drawn from this run: the middle layer's first head, and the one most unlike it."""
-    look = _look(run)
-    if look is None:
+    pattern = _pattern(run)
+    if pattern is None:
         return None
-    layer = look.layers // 2
+    layer = pattern.layers // 2
     return explanation.picture(
-        look.mask(layer),
+        pattern.mask(layer)[0],
         layer=layer,
         head=0,
-        prompt_blocks=look.prompt_blocks,
-        importance=look.importance_of(layer, 0),
+        prompt_blocks=pattern.layout.prompt_blocks,
+        importance=pattern.importance(layer, 0),
     )._asdict()
 
 
@@ -161,12 +161,11 @@ def clicked(point: Any) -> tuple[int, int] | None:
     return round(layer), round(head)  # type: ignore[arg-type]
 
 
-def _look(run: Kept | Selected | None) -> Look | None:
-    return run.look if isinstance(run, Kept) else run
+def _pattern(run: Kept | Masks | None) -> Masks | None:
+    return run.pattern if isinstance(run, Kept) else run
 
 
-def _mass(run: Kept | Selected | None, layer: int) -> list[float] | None:
+def _mass(run: Kept | Masks | None, layer: int) -> list[float] | None:
     """The share of attention that each head of a layer keeps; None where that is not known, or not yet."""
-    if not isinstance(run, Kept) or run.pattern is None or not run.pattern.kept_mass:
-        return None
-    return list(run.pattern.kept_mass[layer])
+    pattern = _pattern(run)
+    return list(pattern.kept_mass[layer]) if pattern is not None and pattern.kept_mass else None

@@ -37,8 +37,6 @@ SCRIPTS = (
 STYLE, SCRIPT = "page.css", "page.js"
 # Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.
 STATIC = "sparsed-static"
-# Below the root too: the files of a run, by its key.
-RUNS = "sparsed-run"
 
 
 def launch_options(desk: Desk) -> dict[str, Any]:
@@ -111,7 +109,7 @@ def _downloads(desk: Desk) -> Route:
         headers = {"Content-Disposition": f'attachment; filename="{made.name}"', "Cache-Control": "no-store"}
         return Response(made.content, media_type=made.media_type, headers=headers)
 
-    return Route(f"/{RUNS}/{{key}}/{{name}}", file)
+    return Route(f"/{files.RUNS}/{{key}}/{{name}}", file)
 
 
 def script() -> str:

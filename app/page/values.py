@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from app.figures import base
+from app.finished import files
+from app.finished.replay import Judge, replay_value
+from app.finished.run import Kept
 
 # What a handler gives: the components that change, and their new values; or a value for each of its outputs.
 Updates = dict[Any, Any]
@@ -63,3 +66,17 @@ def names_of(listed: Any) -> set[str]:
 def nothing(sentence: str) -> dict[str, Any]:
     """A chart that says why there is nothing to draw yet."""
     return {"figure": base.empty(sentence), "label": sentence}
+
+
+def replay_of(run: Kept | None, judge: Judge) -> Any:
+    """The replay of a run that is over; a recorded one begins by itself."""
+    if run is None:
+        return None
+    old = not run.live
+    way: Literal["step", "clock"] = "clock" if old else "step"
+    return replay_value(run.trace, recorded=old, autoplay=old, way=way, judge=judge)
+
+
+def files_of(run: Kept | None, link: str = "") -> Any:
+    """What can be downloaded of a run. link: brings its settings back."""
+    return None if run is None else files.offer(run, files.RUNS, link)

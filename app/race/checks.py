@@ -12,10 +12,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     return value
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> float | None:
-    """None stays None."""
-    if value is None:
-        return None
+def check_number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"The value of {name} must be a number between {low:g} and {high:g}, not {repeated(value)}.")
     # No NaN lies between two numbers; a whole number may be too large for everything but comparing.
@@ -25,9 +22,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> float | None
     return round(float(value), 4)
 
 
-def check_whole(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> Any:
-    if value is None and optional:
-        return None
+def check_whole(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, str) and len(value) <= 12 and value.strip().isascii() and value.strip().isdigit():
         value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)

@@ -7,33 +7,29 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from app.race.request import FOLLOWING, NO_BASELINE, OWN_TEXT
+from app.race.fields import FIELDS, OWN_TEXT
 
-# What a link says, and as what; of the settings that follow the model, those that the visitor has set.
-_LINKED: dict[str, Callable[[str], Any]] = {
-    "model": str, "kind": str, "length": str, "question": int, "text": str, "skip": float, "selection": str,
-    "seed": int, "backend": str, "track": lambda value: value == "1", "third": str,
-    "steps": int, "gen_length": int, "block_length": int, "algorithm": str, "temperature": float, "threshold": float,
-    "cfg_scale": float, "top_p": float, "select": float, "block_size": int,
+_READ: dict[str, Callable[[str], Any]] = {
+    "choice": str, "text": str, "whole": int, "number": float, "switch": lambda value: value == "1",
 }  # fmt: skip
 # Beyond it a link would break on its way; such a text is left out.
 _LINKED_CHARACTERS = 1500
+# What follows the model is only said where the visitor has set it himself, and comes last.
+_LINKED = sorted(FIELDS, key=lambda field: field.follows)
 
 
 def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
     """What the page's inputs hold as the query of a link that brings them back: "?model=mini&kind=about…"."""
     said = {}
-    for name in _LINKED:
-        value = given.get(name)
-        if value is None or (name in FOLLOWING and name not in touched):
+    for field in _LINKED:
+        value = given.get(field.name)
+        if value is None or (field.follows and field.name not in touched):
             continue
-        if name == "text" and (given.get("kind") != OWN_TEXT or len(str(value)) > _LINKED_CHARACTERS):
+        if field.kind == "text" and (given.get("kind") != OWN_TEXT or len(str(value)) > _LINKED_CHARACTERS):
             continue
-        if name == "third" and value == NO_BASELINE:
+        if not field.follows and value == field.off:
             continue
-        if name == "track":
-            value = int(bool(value))
-        said[name] = value
+        said[field.name] = int(bool(value)) if field.kind == "switch" else value
     return "?" + urlencode(said, errors="replace")
 
 
@@ -43,14 +39,15 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """
     values: dict[str, Any] = {}
     problems = []
-    for name, read in _LINKED.items():
-        if name not in query:
+    for field in _LINKED:
+        if field.name not in query:
             continue
+        said = query[field.name]
         try:
-            value = read(query[name])
+            value = _READ[field.kind](said)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError
-            values[name] = value
+            values[field.name] = value
         except ValueError:
-            problems.append(f"The link's {name.replace('_', ' ')} {query[name][:40]!r} is no number: it is left out.")
+            problems.append(f"The link's {field.name.replace('_', ' ')} {said[:40]!r} is no number: it is left out.")
     return values, problems

@@ -7,31 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.lanes import LaneSpec, headline, lanes_for
-from app.race.checks import check_choice, check_number, check_whole
-from sparsed.config import (
-    ALGORITHMS,
-    METHOD_LABELS,
-    SELECTIONS,
-    AttentionConfig,
-    ResolvedSampler,
-    SamplerConfig,
-    SparseDConfig,
-)
-
-OWN_TEXT = "own"
-MAX_STEPS = 1024
-MAX_GENERATION = 1024
-MAX_CHARACTERS = 600_000
-CPU_BACKENDS = ("auto", "gather")
-BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
-# The methods that a third lane may use, and no third lane.
-BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
-NO_BASELINE = "none"
-# Settings that follow the model and the prompt length until the visitor sets them himself.
-SAMPLER_FIELDS = (
-    "steps", "gen_length", "block_length", "algorithm", "temperature", "threshold", "cfg_scale", "top_p",
-)  # fmt: skip
-FOLLOWING = (*SAMPLER_FIELDS, "select", "block_size")
+from app.race.fields import BASELINES, BY_NAME, FIELDS, MAX_CHARACTERS, OWN_TEXT
+from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
 
 
 @dataclass(frozen=True)
@@ -97,89 +74,47 @@ class Request:
 
 def parse(
     *,
-    model: Any,
-    kind: Any,
-    length: Any,
-    question: Any,
-    text: Any,
-    steps: Any = None,
-    gen_length: Any = None,
-    block_length: Any = None,
-    algorithm: Any = None,
-    temperature: Any = None,
-    threshold: Any = None,
-    cfg_scale: Any = None,
-    top_p: Any = None,
-    skip: Any = None,
-    select: Any = None,
-    block_size: Any = None,
-    selection: Any = None,
-    seed: Any,
-    backend: Any,
-    track: Any = False,
-    third: Any = None,
     defaults: SamplerConfig,
     models: Collection[str],
     kinds: Collection[str],
     lengths: Collection[str],
+    **given: Any,
 ) -> Request:
-    """A `Request` from what the page sent. What may be None then follows the model's `defaults` and the length.
+    """A `Request` from what the page sent: `given` is one value for each name of the table (`app.race.fields`).
 
-    threshold: 0 is off. third: NO_BASELINE or None for two lanes. A setting that the algorithm does not have (`unused`)
-    is left out. Raises ValueError, one sentence, for what cannot be run.
+    What may be None, or is left out, then follows the model's `defaults` and the length; a setting that the algorithm
+    does not have (`unused`) is left out. Raises ValueError, one sentence, for what cannot be run, and TypeError for a
+    name that is not in the table.
     """
-    model = check_choice("model", model, models)
-    kind = check_choice("question", kind, [*kinds, OWN_TEXT])
-    length = check_choice("prompt length", length, lengths)
-    backend = check_choice("backend", backend, BACKENDS)
-    question_number = check_whole("question number", question, 0, 2**31 - 1)
-    own = ""
-    if kind == OWN_TEXT:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                "Your own text is empty: type or paste a prompt, or choose one of the questions."
-            )
-        if len(text) > MAX_CHARACTERS:
-            raise ValueError(
-                f"Your own text has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
-            )
-        # Half a pair of surrogates is no character; tokenizers do not take it.
-        own = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    sampler = SamplerConfig(
-        steps=check_whole("steps", steps, 1, MAX_STEPS, optional=True),
-        gen_length=check_whole("generation length", gen_length, 1, MAX_GENERATION, optional=True),
-        block_length=check_whole("semi-autoregressive block length", block_length, 1, MAX_GENERATION, optional=True),
-        algorithm=None if algorithm is None else check_choice("algorithm", algorithm, ALGORITHMS),
-        temperature=check_number("temperature", temperature, 0.0, 10.0),
-        seed=check_whole("seed", seed, 0, 2**31 - 1),
-        top_p=check_number("top-p", top_p, 0.01, 1.0),
-        cfg_scale=check_number("CFG scale", cfg_scale, 0.0, 100.0),
-        threshold=check_number("confidence threshold", threshold, 0.0, 1.0) or None,
-    )
+    if unknown := set(given) - set(BY_NAME):
+        raise TypeError(f"The table of settings has no {', '.join(sorted(unknown))}.")
+    known = {"model": models, "kind": [*kinds, OWN_TEXT], "length": lengths}
+    values: dict[str, dict[str, Any]] = {"race": {}, "sampler": {}, "attention": {}}
+    for field in FIELDS:
+        values[field.home][field.name] = field.check(given.get(field.name), known.get(field.name))
+    race = values["race"]
+    race["text"] = _own_text(race["text"]) if race["kind"] == OWN_TEXT else ""
+    sampler = SamplerConfig(**values["sampler"])
     sampler = replace(sampler, **dict.fromkeys(unused(sampler, defaults)))
-    attention = SparseDConfig(
-        skip=check_number("skip", skip, 0.0, 1.0),
-        select=check_number("select", select, 0.01, 1.0),
-        block_size=check_whole("attention block size", block_size, 32, 128, optional=True),
-        selection=None if selection is None else check_choice("selection", selection, SELECTIONS),
-    )
-    if third is not None:
-        check_choice("third lane", third, [NO_BASELINE, *BASELINES])
-    if third == "shared" and selection == "reference":
+    attention = SparseDConfig(**values["attention"])
+    third = race.pop("third")
+    if third == "shared" and attention.selection == "reference":
         raise ValueError(
             f"The third lane “{BASELINES['shared']}” needs the selection of the paper: the public code has none for it."
         )
-    return Request(
-        model,
-        kind,
-        length,
-        question_number,
-        own,
-        sampler.resolve(defaults),
-        lanes_for(attention, None if third == NO_BASELINE else third),
-        backend,
-        bool(track),
-    )
+    return Request(**race, sampler=sampler.resolve(defaults), lanes=lanes_for(attention, third))
+
+
+def _own_text(text: Any) -> str:
+    """A prompt of the visitor's own. Raises ValueError where there is none, or too much."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("Your own text is empty: type or paste a prompt, or choose one of the questions.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"Your own text has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
+        )
+    # Half a pair of surrogates is no character; tokenizers do not take it.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def unused(sampler: SamplerConfig, defaults: SamplerConfig) -> dict[str, str]:
@@ -187,22 +122,18 @@ def unused(sampler: SamplerConfig, defaults: SamplerConfig) -> dict[str, str]:
 
     Whether it has one is asked of the engine's own rules, with a value that suits everything else.
     """
-    algorithm = sampler.algorithm or defaults.algorithm
+    algorithm, threshold = sampler.algorithm or defaults.algorithm, sampler.threshold
     plain = SamplerConfig(steps=2, gen_length=2, algorithm=algorithm)
-
-    def refused(**values: Any) -> bool:
+    found: dict[str, str] = {}
+    # The threshold first: with one, Dream has blocks too.
+    for field in sorted(FIELDS, key=lambda field: field.name != "threshold"):
+        if field.trial is None:
+            continue
+        tried: dict[str, Any] = {"threshold": threshold, field.name: field.trial}
         try:
-            replace(plain, **values).resolve(defaults)
+            replace(plain, **tried).resolve(defaults)
         except ValueError:
-            return True
-        return False
-
-    found = {}
-    if refused(threshold=0.9):
-        found["threshold"] = f"Not with {algorithm}, whose confidence is no probability."
-    threshold = None if "threshold" in found else sampler.threshold
-    if refused(block_length=1, threshold=threshold):
-        found["block_length"] = "Dream's algorithms unmask the whole at once."
-    if refused(top_p=0.5):
-        found["top_p"] = "Only Dream's algorithms have it."
+            found[field.name] = field.lacking.format(algorithm=algorithm)
+            if field.name == "threshold":
+                threshold = None
     return found

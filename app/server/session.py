@@ -15,7 +15,6 @@ from app.engine.copies import line_up
 from app.engine.peak import Peak
 from app.engine.sentences import error_sentence
 from app.figures import timeline
-from app.finished.patterns import Selected
 from app.finished.run import fits, keep, probe_steps
 from app.lanes import watched
 from app.race.canvas import Canvas
@@ -31,6 +30,7 @@ from app.server.material import BACKEND_WORDS, NOT_KEPT, Material, gather
 from app.server.models import Loaded, Loading
 from app.server.shown import Shown, shown_as
 from app.server.visits import Visit
+from sparsed.attention.masks import Masks
 from sparsed.parallel.launch import TeamLost
 from sparsed.turns import seat
 
@@ -288,10 +288,10 @@ async def _stream(
     run = started.runs[large.key]
     found = False
     async for update in started.race.updates():
-        new: Selected | None = None
+        new: Masks | None = None
         if not found and visit is not None and run.pattern is not None:
             found = True
-            new = visit.selected = Selected(run.pattern)
+            new = visit.selected = await asyncio.to_thread(Masks.of, run.pattern)
         stage.message = _message(desk, material, update, stage.lanes.get(update.error_lane or ""))
         if update.error is not None:
             desk.journal.error(update.error, lane=update.error_lane)

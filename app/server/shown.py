@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.figures import base
-from app.finished.patterns import Selected
 from app.finished.run import Kept
 from app.race.lane_view import Snapshot
 from app.race.request import Request
 from app.race.snapshot import before_run
 from app.server.models import Loaded
+from sparsed.attention.masks import Masks
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Shown:
 
     stage: Snapshot
     timeline: base.Figure | None = None
-    selected: Selected | None = None
+    selected: Masks | None = None
     kept: Kept | None = None
     over: bool = False
     loading: str = ""

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from app.finished.patterns import Selected
 from app.finished.run import MOST_IMPORTANCE, Kept, opening
 from app.race.race import Race
 from app.texts import Shades
+from sparsed.attention.masks import Masks
 from sparsed.machine import give_back
 
 KEPT_VISITS = 512
@@ -34,7 +34,7 @@ class Visit:
         self.running = False  # a run of this page goes on, or waits
         self.stopping = False  # Stop was pressed (or the tab closed) for that run, which may not have begun yet
         self.race: Race | None = None  # the one that goes on
-        self.selected: Selected | None = None  # the pattern of that race, from its select step on
+        self.selected: Masks | None = None  # the pattern of that race, from its select step on
         self.kept: Kept | None = None  # the last run that is over, or a recorded one
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head

@@ -19,8 +19,8 @@ from app.engine.local import SparsedEngine
 from app.finished.run import OPENING, probe_steps
 from app.lanes import lanes_for, watched
 from app.phrases import clock
+from app.race.fields import BASELINES
 from app.race.race import Lane, Race
-from app.race.request import BASELINES
 from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.questions.build import build_prompt

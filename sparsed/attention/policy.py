@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from sparsed.attention.pattern import BlockLayout, LayerPattern
+from sparsed.attention.layout import BlockLayout
+from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.selection.baselines import random_blocks, shared_by_heads, sliding_window, streaming_llm
 from sparsed.attention.selection.isolated import blocks_to_keep, select_blocks
 from sparsed.attention.selection.public_code import reference_blocks

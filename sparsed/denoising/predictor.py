@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sparsed.attention.kernels import Kernels
-from sparsed.attention.pattern import BlockLayout, Pattern
+from sparsed.attention.layout import BlockLayout
+from sparsed.attention.pattern import Pattern
 from sparsed.attention.policy import AttentionPolicy
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows

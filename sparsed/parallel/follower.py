@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sparsed.attention.masks import Masks
 from sparsed.attention.state import RunAttention
 from sparsed.cache.store import RowStore
 from sparsed.denoising.forward import Pass, hidden_rows
 from sparsed.machine import peak_bytes
 from sparsed.models.shares import load_share, random_network
-from sparsed.parallel.messages import PassMessage, pack_pattern, sentence_of
+from sparsed.parallel.messages import PassMessage, sentence_of
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class Follower:
             # What failed on the device is said now; and the driver's clock sees the slowest of all.
             torch.cuda.synchronize(device)
 
-    def pattern(self, key: int) -> Any:
-        return pack_pattern(self._runs[key][0].pattern())
+    def pattern(self, key: int) -> Masks:
+        return Masks.of(self._runs[key][0].pattern())
 
     def peak(self, reset: bool) -> int | None:
         return peak_bytes(self._share.device, reset)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsed.attention.kernels import KernelNames, Kernels
-from sparsed.attention.pattern import LayerPattern, Pattern
 from sparsed.attention.policy import AttentionPolicy, Phase
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
@@ -60,18 +59,3 @@ class PassMessage:
 def sentence_of(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
     return f"{type(error).__name__}: {first}." if first else f"{type(error).__name__}."
-
-
-def pack_pattern(pattern: Pattern) -> tuple[Any, Any]:
-    """A pattern as numpy arrays; block indices in 16 bits, of which there may be hundreds of millions."""
-    layers = [(one.indices.to(torch.int16).numpy(), one.counts.numpy()) for one in pattern.layers]
-    return layers, None if pattern.importance is None else [layer.numpy() for layer in pattern.importance]
-
-
-def unpack_pattern(like: Pattern, packed: tuple[Any, Any]) -> Pattern:
-    layers = tuple(
-        LayerPattern(torch.from_numpy(indices).to(torch.int32), torch.from_numpy(counts))
-        for indices, counts in packed[0]
-    )
-    importance = None if packed[1] is None else tuple(torch.from_numpy(layer) for layer in packed[1])
-    return Pattern(like.layout, layers, like.select, importance)

@@ -38,7 +38,7 @@ from sparsed.machine import peak_bytes
 from sparsed.models.shares import load_share, random_network
 from sparsed.parallel.follower import end_process, share_logits
 from sparsed.parallel.launch import TeamError, TeamLost
-from sparsed.parallel.messages import MadeNetwork, PassMessage, unpack_pattern
+from sparsed.parallel.messages import MadeNetwork, PassMessage
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Team:
         """
         with self._turn:
             own, others = self._order(("pattern", attention.key), attention.pattern, answers=True)
-        parts = [own, *(unpack_pattern(own, part) for part in others)]
+        parts = [own, *(part.to_pattern() for part in others)]
         layers = tuple(LayerPattern.joined(layer) for layer in zip(*(part.layers for part in parts)))
         importance = None
         if own.importance is not None:

@@ -1,7 +1,6 @@
 """Traces: what runs were, step by step, in a file that can be replayed. The format: docs/trace-format.md."""
 
 from sparsed.trace.file import load, save
-from sparsed.trace.patterns import TracePattern, pack_masks
 from sparsed.trace.recording import record
 from sparsed.trace.types import (
     Commit,
@@ -21,12 +20,10 @@ __all__ = [
     "ReplayedStep",
     "Trace",
     "TraceModel",
-    "TracePattern",
     "TraceProbe",
     "TracePrompt",
     "TraceStep",
     "load",
-    "pack_masks",
     "record",
     "replay",
     "save",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 
-from sparsed.trace.patterns import MOST_IMPORTANCES, TracePattern
+from sparsed.attention.masks import Masks
+from sparsed.trace.patterns import PatternText
 from sparsed.trace.types import WORDS_OF_BLOCK, Lane, Trace
 
 _MOST_CELLS = 2**24
 _MOST_PAIRS = 2**26
 _MOST_PAIRS_OF_ALL = 2**31
+# At most 180 MB of text, which with the masks stays below what a file may have.
+MOST_IMPORTANCES = 2**27
+# What the patterns of all lanes may take of memory.
+_MOST_BYTES = 2**29
 
 
 def check_trace(trace: Trace) -> None:
@@ -81,38 +87,42 @@ def _check_probes(lane: Lane) -> None:
         _check_shares(probe.overlap, lane.pattern, "'overlap'")
 
 
-def _check_shares(shares: tuple[tuple[float, ...], ...], pattern: TracePattern, what: str) -> None:
-    if len(shares) != len(pattern.layers) or any(len(heads) != pattern.heads for heads in shares):
+def _check_shares(shares: tuple[tuple[float, ...], ...], pattern: Masks, what: str) -> None:
+    if len(shares) != pattern.layers or any(len(heads) != pattern.heads for heads in shares):
         raise ValueError(f"{what} must have an entry for each head of each layer.")
     if not all(0 <= share <= 1 for heads in shares for share in heads):
         raise ValueError(f"{what} must lie between 0 and 1.")
 
 
-def _check_pattern(pattern: TracePattern, trace: Trace) -> None:
-    tokens = trace.prompt.tokens
-    if (pattern.prompt_length, pattern.length) != (tokens, tokens + trace.gen_length):
+def check_sizes(patterns: Sequence[PatternText]) -> None:
+    """The patterns of a file, before any is unpacked. Raises ValueError."""
+    total = 0
+    for pattern in patterns:
+        if min(pattern.length, pattern.block_size, pattern.batch, pattern.heads) < 1:
+            raise ValueError("'length', 'block_size', 'batch' or 'heads' of the pattern is below 1.")
+        if len(pattern.layers) != len(pattern.kept) or not pattern.layers:
+            raise ValueError("'layers' and 'kept' of the pattern must be of the same length.")
+        pairs = math.prod(pattern.shape)
+        if pairs > _MOST_PAIRS:
+            raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS:,} block pairs a layer.")
+        if len(pattern.layers) * pairs > _MOST_PAIRS_OF_ALL:
+            raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS_OF_ALL:,} block pairs in all layers.")
+        if len(pattern.importance) not in (0, len(pattern.layers)):
+            raise ValueError("'layers' and 'importance' of the pattern must be of the same length.")
+        importances = len(pattern.importance) * pairs // pattern.batch
+        if importances > MOST_IMPORTANCES:
+            raise ValueError(f"the pattern has too many importances: at most {MOST_IMPORTANCES:,}.")
+        total += len(pattern.layers) * -(-pairs // 8) + importances
+    if total > _MOST_BYTES:
+        raise ValueError(f"the patterns of its lanes are too large: at most {_MOST_BYTES:,} bytes in memory.")
+
+
+def _check_pattern(pattern: Masks, trace: Trace) -> None:
+    tokens, layout = trace.prompt.tokens, pattern.layout
+    if (layout.prompt_length, layout.length) != (tokens, tokens + trace.gen_length):
         raise ValueError("the pattern has another length than the sequence.")
-    if min(pattern.block_size, pattern.batch, pattern.heads) < 1:
-        raise ValueError("'block_size', 'batch' or 'heads' of the pattern is below 1.")
-    if len(pattern.layers) != len(pattern.kept) or not pattern.layers:
-        raise ValueError("'layers' and 'kept' of the pattern must be of the same length.")
-    if math.prod(pattern.shape) > _MOST_PAIRS:
-        raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS:,} block pairs a layer.")
-    if len(pattern.layers) * math.prod(pattern.shape) > _MOST_PAIRS_OF_ALL:
-        raise ValueError(f"the pattern is too large: at most {_MOST_PAIRS_OF_ALL:,} block pairs in all layers.")
     if pattern.kept_mass:
         _check_shares(pattern.kept_mass, pattern, "'kept_mass'")
-    if pattern.importance:
-        _check_importance(pattern)
     for layer, kept in enumerate(pattern.kept):
-        if not pattern.mask(layer).sum(-1).max() <= kept <= pattern.shape[-1]:
+        if not pattern.mask(layer).sum(-1).max() <= kept <= layout.blocks:
             raise ValueError(f"layer {layer} of the pattern keeps another number of blocks than {kept}.")
-
-
-def _check_importance(pattern: TracePattern) -> None:
-    if len(pattern.importance) != len(pattern.layers):
-        raise ValueError("'layers' and 'importance' of the pattern must be of the same length.")
-    if len(pattern.layers) * math.prod(pattern.shape[1:]) > MOST_IMPORTANCES:
-        raise ValueError(f"the pattern has too many importances: at most {MOST_IMPORTANCES:,}.")
-    for layer in range(len(pattern.importance)):
-        pattern._codes(layer)

@@ -6,12 +6,13 @@ import gzip
 import io
 import json
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sparsed.config import FULL_ATTENTION, AttentionConfig
-from sparsed.trace.check import check_trace
+from sparsed.trace.check import check_sizes, check_trace
+from sparsed.trace.patterns import PatternText, from_text, to_text
 from sparsed.trace.types import FORMAT, VERSION, Trace
 from sparsed.typed_json import read_as
 
@@ -21,9 +22,11 @@ _MOST_BYTES = 256 * 2**20
 
 def save(trace: Trace, path: str | Path) -> None:
     """Writes the file; compressed if its name ends with ".gz"."""
-    record = {"format": FORMAT, "version": VERSION, **asdict(trace)}
+    bare = replace(trace, lanes={name: replace(lane, pattern=None) for name, lane in trace.lanes.items()})
+    record = {"format": FORMAT, "version": VERSION, **asdict(bare)}
     for name, lane in trace.lanes.items():
         record["lanes"][name]["attention"] = recorded_attention(lane.attention)
+        record["lanes"][name]["pattern"] = None if lane.pattern is None else asdict(to_text(lane.pattern))
     text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     path = Path(path)
     path.write_bytes(gzip.compress(text, compresslevel=6) if path.suffix == ".gz" else text)
@@ -57,6 +60,7 @@ def load(path: str | Path) -> Trace:
         raise ValueError(f"{path.name} is a trace of version {str(version)[:20]}; this program reads {VERSION}.")
     try:
         _read_attentions(raw.get("lanes"))
+        _read_patterns(raw.get("lanes"))
         trace: Trace = read_as(Trace, raw, "the trace")
         check_trace(trace)
     except ValueError as error:
@@ -84,3 +88,13 @@ def _read_attentions(lanes: Any) -> None:
             raise ValueError("'attention' must be one of 'dense'.")
         elif isinstance(told, dict):
             lane["attention"] = {**told, "method": told.get("pattern", "sparsed")}
+
+
+def _read_patterns(lanes: Any) -> None:
+    """Likewise each pattern, which becomes Masks. Raises ValueError for what is damaged or too large."""
+    found = [lane for lane in lanes.values() if isinstance(lane, dict)] if isinstance(lanes, dict) else []
+    found = [lane for lane in found if lane.get("pattern") is not None]
+    texts: list[PatternText] = [read_as(PatternText, lane["pattern"], "'pattern'") for lane in found]
+    check_sizes(texts)
+    for lane, text in zip(found, texts):
+        lane["pattern"] = from_text(text)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import sparsed
 from sparsed.answer_text import REPLACEMENT, groups
+from sparsed.attention.analysis import kept_mass
+from sparsed.attention.masks import Masks, coded
 from sparsed.config import same_importances
 from sparsed.machine import dtype_name, machine
 from sparsed.questions.build import Prompt
-from sparsed.trace.patterns import pack_pattern, rounded
+from sparsed.trace.check import MOST_IMPORTANCES
 from sparsed.trace.types import (
     WORDS_OF_BLOCK,
     Commit,
@@ -133,13 +135,28 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
         seconds=sum(step.seconds for step in run.steps),
         text=tuple(run.model.decode(row) for row in run.steps[-1].tokens),
         steps=tuple(steps),
-        pattern=None if run.pattern is None else pack_pattern(run, run.pattern, weights, importance),
+        pattern=None if run.pattern is None else _masks(run, run.pattern, weights, importance),
         probes=() if run.pattern is None else _probes(run, run.pattern),
     )
 
 
+def _masks(run: Run, pattern: Pattern, seen: tuple[Tensor, ...] | None, importance: bool) -> Masks:
+    masks = Masks.of(pattern)
+    weights = masks.importances if importance else ()
+    if len(weights) * masks.heads * masks.layout.blocks**2 > MOST_IMPORTANCES:
+        weights = ()
+    # What the public code ranks by are no shares of attention.
+    weighed = seen is not None and run.attention.selection != "reference"
+    mass = _rounded(kept_mass(replace(pattern, importance=seen))) if weighed else ()
+    return replace(masks, kept_mass=mass, importances=tuple(coded(layer[:1]) for layer in weights))
+
+
+def _rounded(shares: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(share, 4) for share in heads) for heads in shares.tolist())
+
+
 def _probes(run: Run, pattern: Pattern) -> tuple[TraceProbe, ...]:
-    return tuple(TraceProbe(step, rounded(fresh.overlap(pattern))) for step, fresh in sorted(run.probes.items()))
+    return tuple(TraceProbe(step, _rounded(fresh.overlap(pattern))) for step, fresh in sorted(run.probes.items()))
 
 
 def _words(runs: Iterable[Run]) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from sparsed.attention.masks import Masks
 from sparsed.config import ResolvedAttention, ResolvedSampler
-from sparsed.trace.patterns import TracePattern
 
 FORMAT, VERSION = "sparsed-trace", 1
 WORDS_OF_BLOCK = 48
@@ -88,7 +88,7 @@ class Lane:
     seconds: float
     text: tuple[str, ...]
     steps: tuple[TraceStep, ...]
-    pattern: TracePattern | None
+    pattern: Masks | None
     probes: tuple[TraceProbe, ...] = ()
     device: int = 0
 

@@ -10,12 +10,10 @@ manner whose download takes a second or two, one whose download never ends, one 
 
 from __future__ import annotations
 
-import base64
 import math
 import random
 import threading
 import time
-import zlib
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -23,6 +21,8 @@ import numpy as np
 
 from app.engine.cost import Shape, Speed
 from sparsed import trace as traces
+from sparsed.attention.layout import BlockLayout
+from sparsed.attention.masks import Masks
 from sparsed.config import SamplerConfig, select_step, switch_step
 from sparsed.models import LoadError
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
@@ -60,30 +60,16 @@ def ours(attention):
     return attention.method in ("dense", "sparsed")
 
 
-@dataclass(frozen=True)
-class Layout:
-    length: int
-    prompt_length: int
-    block_size: int
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.length // self.block_size)
-
-    @property
-    def prompt_blocks(self) -> int:
-        return min(-(-self.prompt_length // self.block_size), self.blocks - 1)
-
-
 class Pattern:
-    def __init__(self, layout: Layout, select: float, seed: int) -> None:
+    def __init__(self, layout: BlockLayout, select: float, seed: int) -> None:
         self.layout, self.select = layout, select
         rng = np.random.default_rng(seed)
         self._masks = rng.random((LAYERS, HEADS, layout.blocks, layout.blocks)) < select
         self._masks[..., -1] = True
         self.importance = None
         self.layers = [
-            SimpleNamespace(counts=masks.sum(-1), mask=lambda masks=masks: masks) for masks in self._masks[:, None]
+            SimpleNamespace(kept=layout.blocks, counts=masks.sum(-1), mask=lambda masks=masks: masks)
+            for masks in self._masks[:, None]
         ]
 
     def mask(self, layer: int, head: int, batch: int = 0) -> np.ndarray:
@@ -172,7 +158,7 @@ class Run:
         self._state = np.where(committed, self._answer, self._state)
         confidence = np.where(committed, 0.9, np.nan)
         if phase == "select":
-            layout = Layout(self.length, self.prompt_length, self.attention.block_size)
+            layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)
             seed = self.sampler.seed if ours(self.attention) else self.sampler.seed + 1
             self.pattern = Pattern(layout, self.attention.select, seed)
         Run.steps_made += 1
@@ -331,18 +317,8 @@ class FakeEngine:
             seconds=sum(step.seconds for step in run.steps),
             text=(self.read_answer(None, answer),),
             steps=tuple(steps),
-            pattern=None if run.pattern is None else self._pattern(run.pattern),
+            pattern=None if run.pattern is None else Masks.of(run.pattern),
         )
-
-    @staticmethod
-    def _pattern(pattern):
-        masks = [layer.mask() for layer in pattern.layers]
-        layers = (base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode() for mask in masks)
-        layout = pattern.layout
-        return traces.TracePattern(
-            layout.length, layout.prompt_length, layout.block_size, pattern.select, 1, HEADS, (layout.blocks,) * LAYERS,
-            tuple(layers),
-        )  # fmt: skip
 
     def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=()):
         written = (SEED_WORDS if "Mara Velin" in prompt else prompt).split()

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
 from app.engine import local  # noqa: E402
-from app.page import page, serving  # noqa: E402
+from app.page import serving, wiring  # noqa: E402
 from app.server import desk, limits, speed  # noqa: E402
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     async def lanes(_: Any) -> JSONResponse:
         return JSONResponse(log.written)
 
-    demo = page.build_page(here, default_length="short_context", default_kind="about")
+    demo = wiring.build_page(here, default_length="short_context", default_kind="about")
     given = serving.launch_options(here)
     answers = {"state": state, "mask": mask, "lanes": lanes}
     given["app_kwargs"]["routes"] += [Route(f"/test/{name}", answer) for name, answer in answers.items()]

@@ -424,13 +424,13 @@ def test_what_a_run_does_not_have_is_said(client: Client) -> None:
 
 def test_the_importances_come_along_where_the_run_has_kept_them(client: Client) -> None:
     recorded = opening()
-    assert recorded is not None and recorded.look is not None
+    assert recorded is not None and recorded.pattern is not None
     # The key that a fresh page offers its recorded run's files by.
     shown = re.search(r"sparsed-run/([\w-]+)/run\.json\.gz", json.dumps(client.config))
     assert shown is not None
     found = client.predict(run=shown[1], layer=2, head=3, api_name="/pattern")
-    assert found["kept"] == [row.nonzero()[0].tolist() for row in recorded.look.mask(2)[3]]
-    importance = recorded.look.importance_of(2, 3)
+    assert found["kept"] == [row.nonzero()[0].tolist() for row in recorded.pattern.mask(2)[0, 3]]
+    importance = recorded.pattern.importance(2, 3)
     assert importance is not None
     assert found["importance"] == [[pytest.approx(w, abs=1e-6) for w in row] for row in importance.tolist()]
     assert client.predict(run=shown[1], importance=False, api_name="/pattern")["importance"] is None

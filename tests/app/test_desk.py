@@ -13,14 +13,17 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
+from app.finished.animation import to_animation
 from app.finished.replay import replay_value
-from app.lanes import lanes_for
+from app.lanes import lanes_for, lanes_of
 from app.race.request import OWN_TEXT, parse
 from app.server.desk import Desk
 from app.server.journal import Journal
@@ -28,6 +31,7 @@ from app.server.limits import Limits
 from app.server.session import WARMING_UP, perform
 from app.server.shown import Shown
 from app.server.visits import Visit
+from sparsed.config import FULL_ATTENTION
 from sparsed.models import LoadError
 from sparsed.turns import seat
 
@@ -237,10 +241,10 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
 
     engine.denoise = noted
     seen = collect(desk, Visit(), asked)
-    (sampler, none, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
-    assert none is None and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
-    assert (ours.pattern, theirs.pattern) == ("sparsed", "random")
-    assert replace(ours, keep_importance=None, pattern=None) == replace(theirs, keep_importance=None, pattern=None)
+    (sampler, full, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
+    assert full.dense and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
+    assert (ours.method, theirs.method) == ("sparsed", "random") and ours.keep_importance
+    assert replace(ours, keep_importance=False, method="random") == theirs
     # Three canvases from the first picture on, each step once, and the verdicts of each lane.
     assert {tuple(lane["key"] for lane in shown.stage["lanes"]) for shown in seen} == {("dense", "sparse", "baseline")}
     last = seen[-1].stage
@@ -250,6 +254,38 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     assert sent == sorted((key, n + 1) for key in ("dense", "sparse", "baseline") for n in range(asked.steps))
     assert [line["name"] for line in seen[-1].timeline["data"][:3]] == ["Full attention", "SparseD", "Random blocks"]
     assert not len(desk.queue)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(4, 1), (5, 1), (5, 3)])
+def test_more_lanes_race_like_three(fake_engine: Any, count: int, devices: int, tmp_path: Path) -> None:
+    desk, visit = desk_of_two(fake_engine, devices, pace=0.002), Visit()
+    few = asked_of(desk)
+    others = [replace(few.attention, method=method) for method in ("random", "shared", "streaming_llm")]
+    asked = replace(few, lanes=lanes_of([FULL_ATTENTION, few.attention, *others][:count]))
+    loaded = desk.models.load("mini")
+    estimated = desk.speed.estimate(loaded, asked.resolve(250), 250)
+    assert estimated is not None and len(estimated.lanes) == count
+    assert len(desk.speed.places(loaded, asked, 250).copies) == devices
+    shown = collect(desk, visit, asked)
+    last, keys = shown[-1].stage, [lane.key for lane in asked.lanes]
+    assert last["state"] == "done"
+    assert all([lane["key"] for lane in one.stage["lanes"]] == keys for one in shown)
+    sent = sorted((one["lane"], one["step"]) for one in shown for one in one.stage["steps"])
+    assert sent == sorted((key, n + 1) for key in keys for n in range(asked.steps))
+    # Each is compared with full attention; the baselines of the stand-in get every third word wrong.
+    alike = [lane["same"] and lane["same"]["text"] == "100 %" for lane in last["lanes"]]
+    assert alike == [None, True, *[False] * (count - 2)]
+    assert [lane["speedup"] is None for lane in last["lanes"]] == [True, *[False] * (count - 1)]
+    assert len({lane["style"] for lane in last["lanes"]}) == len({lane["label"] for lane in last["lanes"]}) == count
+    assert len(shown[-1].timeline["data"]) == 2 * count
+    run = shown[-1].kept
+    assert run is not None and [lane.key for lane in run.lanes] == keys
+    value = replay_value(run.trace)
+    assert [lane["text"] for lane in value["lanes"]] == [lane["text"] for lane in last["lanes"]]
+    assert value["mode"] == last["mode"] and value["speedup"] == last["speedup"]
+    to_animation(run.trace, tmp_path / "race.webp", seconds=3)
+    with Image.open(tmp_path / "race.webp") as picture:
+        assert picture.width == 960 + 320 * (count - 2)
 
 
 def test_what_a_third_lane_cannot_do_ends_the_others(make_engine) -> None:

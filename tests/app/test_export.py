@@ -221,17 +221,18 @@ def test_step_k_of_the_slider_shows_exactly_state_k(open_file, made, race) -> No
         assert drawn(page, "sparse") == expected(made.slow_cells(runs["sparse"], step), step, step < 12)
 
 
-LENGTHS = [((9, 5), None), ((9, 5), 0.9), ((9, 5, 7), None), ((5, 6, 9), 0.9), ((12, 12, 12), None)]
+LENGTHS = [((9, 5), None), ((9, 5), 0.9), ((9, 5, 7), None), ((5, 6, 9), 0.9), ((12, 12, 12), None),
+           ((9, 5, 7, 6), None), ((12, 12, 12, 12, 12), None)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("steps", "threshold"), LENGTHS)
 def test_lanes_of_different_length(open_file, made, steps, threshold) -> None:
     """Stopped in the middle, or ended by a threshold: the shorter lane waits at its end."""
-    _, trace = made.make_race(21, 24, 12, steps, 0.1, threshold)
+    runs, trace = made.make_race(21, 24, 12, steps, 0.1, threshold)
     page = open_file(to_html(trace, judge=made.judge))
     for step in (0, 1, 4, 5, 6, 7, max(steps)):
         go(page, step)
-        at = {key: min(step, most) for key, most in zip(("dense", "sparse", "baseline"), steps, strict=False)}
+        at = {key: min(step, most) for key, most in zip(runs, steps, strict=True)}
         assert last_seen(page) == stage_after(trace, at, made.judge)
 
 

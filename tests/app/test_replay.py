@@ -107,13 +107,14 @@ def make_run(
 def make_race(
     seed: int, cells: int, total: int, made: tuple[int, ...], skip: float, threshold: float | None
 ) -> tuple[dict[str, Any], traces.Trace]:
-    """Its runs and its record. made: steps of full attention, of SparseD, and of a third lane if there is one."""
+    """Its runs and its record. made: steps of full attention, of SparseD, and of up to three other lanes."""
     runs = {
         "dense": make_run(seed, True, cells, total, made[0], skip, threshold),
         "sparse": make_run(seed + 1, False, cells, total, made[1], skip, threshold),
     }
-    if len(made) > 2:
-        runs["baseline"] = make_run(seed + 2, False, cells, total, made[2], skip, threshold, "shared")
+    others = {"baseline": "shared", "random": "random", "streaming_llm": "streaming_llm"}
+    for number, (key, method) in enumerate(list(others.items())[: len(made) - 2], start=2):
+        runs[key] = make_run(seed + number, False, cells, total, made[number], skip, threshold, method)
     return runs, traces.record(runs, prompt=PROMPT)
 
 
@@ -127,8 +128,10 @@ races = st.builds(
     st.one_of(
         st.just((12, 12)),
         st.just((12, 12, 12)),
+        st.just((12, 12, 12, 12, 12)),
         st.tuples(st.integers(1, 12), st.integers(1, 12)),
-        st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12)),
+        st.tuples(*[st.integers(1, 12)] * 3),
+        st.tuples(*[st.integers(1, 12)] * 4),
     ),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     st.sampled_from([None, None, 0.9]),

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-import torch
 
 import sparsed
 from app import texts
-from app.finished import files, patterns
+from app.finished import files
 from app.finished import views as looks
 from app.finished.replay import replay_value
 from app.finished.run import Kept, fits, keep, opened, opening, probe_steps
@@ -24,6 +23,7 @@ from app.server.desk import Desk
 from app.server.limits import Limits
 from app.tools import opening as recorder
 from sparsed import trace as traces
+from sparsed.attention.masks import Masks
 from sparsed.config import SamplerConfig, SparseDConfig
 
 STEPS = 8
@@ -62,17 +62,17 @@ def test_steps_that_are_tracked_lie_in_the_sparse_phase() -> None:
 
 
 def test_the_mask_and_the_importances_are_the_engine_s(runs, run) -> None:
-    pattern, look = runs["sparse"].pattern, run.look
+    pattern, look = runs["sparse"].pattern, run.pattern
     assert look is not None and (run.layers, run.heads) == (6, 4)
     for layer in range(6):
-        live = patterns.Selected(pattern)
+        live = Masks.of(pattern)
         for head in range(4):
             wanted = pattern.mask(layer, head).numpy()
-            assert np.array_equal(look.mask(layer)[head], wanted) and np.array_equal(live.mask(layer)[head], wanted)
+            for found in (look, live):
+                assert np.array_equal(found.mask(layer)[0, head], wanted)
             importance = pattern.importance[layer][0, head].float().numpy()
-            assert np.array_equal(look.importance_of(layer, head), importance)
-    layout = pattern.layout
-    assert (look.length, look.block_size, look.prompt_blocks) == (layout.length, 32, layout.prompt_blocks)
+            assert np.array_equal(look.importance(layer, head), importance)
+    assert look.layout == pattern.layout and look.layout.block_size == 32
 
 
 def test_every_view_of_a_run_is_a_figure(run) -> None:
@@ -87,7 +87,7 @@ def test_every_view_of_a_run_is_a_figure(run) -> None:
 
 
 def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
-    live = patterns.Selected(runs["sparse"].pattern)
+    live = Masks.of(runs["sparse"].pattern)
     overview, overlap, mass = looks.layer(live, 2)
     over = looks.layer(run, 2)
     assert overlap == over[1]
@@ -120,12 +120,12 @@ def test_a_baseline_can_be_looked_at_too(runs, three, run) -> None:
     assert shown.key == both.key and shown.trace is both.trace and both.showing("sparse") is both
     for layer in range(6):
         for head in range(4):
-            assert np.array_equal(both.look.mask(layer)[head], ours.mask(layer, head).numpy())
-            assert np.array_equal(shown.look.mask(layer)[head], theirs.mask(layer, head).numpy())
+            assert np.array_equal(both.pattern.mask(layer)[0, head], ours.mask(layer, head).numpy())
+            assert np.array_equal(shown.pattern.mask(layer)[0, head], theirs.mask(layer, head).numpy())
             # Both lanes have done the same until the select step, and see the same there.
             weights = theirs.importance[layer][0, head].float().numpy()
-            assert np.array_equal(shown.look.importance_of(layer, head), weights)
-            assert np.array_equal(both.look.importance_of(layer, head), weights)
+            assert np.array_equal(shown.pattern.importance(layer, head), weights)
+            assert np.array_equal(both.pattern.importance(layer, head), weights)
     # All heads keep the same; how much of their attention that is, is not.
     overview, overlap, bars = looks.layer(shown, 2)
     assert "share 100 %" in overlap["label"] and "share 100 %" not in looks.layer(both, 2)[1]["label"]
@@ -141,18 +141,18 @@ def test_a_baseline_that_selected_at_another_step_has_importances_of_its_own_or_
     path = tmp_path / "run.json"
     trace = traces.record(three, importance=True)
     lane = trace.lanes["baseline"]
-    bare = replace(lane, pattern=replace(lane.pattern, importance=()))
+    bare = replace(lane, pattern=replace(lane.pattern, importances=()))
     late = replace(bare, attention=replace(lane.attention, skip=0.5))
     for baseline, there in ((bare, True), (late, False)):
         traces.save(replace(trace, lanes={**trace.lanes, "baseline": baseline}), path)
         run = opened(path)
-        assert (run.showing("baseline").look.importance_of(1, 2) is not None) == there
-        assert run.look.importance_of(1, 2) is not None
+        assert (run.showing("baseline").pattern.importance(1, 2) is not None) == there
+        assert run.pattern.importance(1, 2) is not None
     # A record without SparseD shows what there is.
     traces.save(replace(trace, lanes={"dense": trace.lanes["dense"], "other": bare}), path)
     alone = opened(path)
-    assert alone.sparse is None and np.array_equal(alone.look.mask(2), three["baseline"].pattern.layers[2].mask()[0])
-    assert alone.look.importance_of(1, 2) is None and looks.timeline(alone) and looks.later(alone) is None
+    assert alone.sparse is None and np.array_equal(alone.pattern.mask(2), three["baseline"].pattern.layers[2].mask())
+    assert alone.pattern.importance(1, 2) is None and looks.timeline(alone) and looks.later(alone) is None
 
 
 def test_a_race_of_three_lanes_goes_into_a_file_and_comes_back(three, tmp_path) -> None:
@@ -161,21 +161,21 @@ def test_a_race_of_three_lanes_goes_into_a_file_and_comes_back(three, tmp_path) 
     path.write_bytes(files.download(run, "run.json.gz", lambda text, gold: (True, "")).content)
     again = opened(path)
     assert again.trace == run.trace
-    assert np.array_equal(again.showing("baseline").look.mask(1), run.showing("baseline").look.mask(1))
+    assert np.array_equal(again.showing("baseline").pattern.mask(1), run.showing("baseline").pattern.mask(1))
     names = [trace["name"] for trace in looks.timeline(again)["figure"]["data"]]
     assert names == 2 * ["Full attention", "SparseD", "One pattern for all heads"]
     assert "and One pattern for all heads, 8 steps" in looks.timeline(again)["label"]
     value = replay_value(again.trace)
     assert [lane["text"] for lane in value["lanes"]] == [lane.text[0] for lane in run.trace.lanes.values()]
     # Without importances of its own (a download has none), the choice is shown alone.
-    assert again.showing("baseline").look.importance_of(0, 0) is None
+    assert again.showing("baseline").pattern.importance(0, 0) is None
 
 
 def test_it_says_which_run_it_looks_at(runs, run) -> None:
     tokens = f"{run.trace.prompt.tokens:,} prompt tokens"
     assert looks.which(run).startswith(f"Your last run: {tokens}, ") and "blocks of 32" in looks.which(run)
     assert looks.which(run, before=True).startswith(looks.which(run)) and "select step" in looks.which(run, before=True)
-    assert looks.which(patterns.Selected(runs["sparse"].pattern)).startswith("Your run, which goes on")
+    assert looks.which(Masks.of(runs["sparse"].pattern)).startswith("Your run, which goes on")
     recorded = looks.which(Kept(run.trace, False))
     assert recorded.startswith("A recorded run of mini, on ")
     assert run.trace.created[:10] in recorded and tokens in recorded
@@ -184,7 +184,7 @@ def test_it_says_which_run_it_looks_at(runs, run) -> None:
 
 def test_a_run_without_a_pattern_has_nothing_to_look_at(runs) -> None:
     dense = keep({"dense": runs["dense"]}, None)
-    assert dense is not None and dense.look is None and dense.layers == 0
+    assert dense is not None and dense.pattern is None and dense.layers == 0
     assert looks.head(dense, 0, 0) is looks.layer(dense, 0) is looks.model(dense) is looks.later(dense) is None
     assert looks.timeline(dense) is not None
     assert looks.timeline(None) is looks.head(None, 0, 0) is looks.picture(None) is None
@@ -204,7 +204,7 @@ def test_a_record_opens_again(run, tmp_path) -> None:
     path.write_bytes(made.content)
     again = opened(path)
     assert not again.live and again.trace == run.trace and again.key != run.key
-    assert again.look is not None and np.array_equal(again.look.mask(3), run.look.mask(3))
+    assert again.pattern is not None and np.array_equal(again.pattern.mask(3), run.pattern.mask(3))
     assert made.name == "sparsed-mini-run.json.gz"
     with pytest.raises(KeyError):
         files.download(run, "../secret", lambda text, gold: (True, ""))
@@ -213,10 +213,10 @@ def test_a_record_opens_again(run, tmp_path) -> None:
 def test_a_recorded_importance_is_read_from_the_file(runs, tmp_path) -> None:
     path = tmp_path / "opening.json"
     traces.save(traces.record(runs, importance=True), path)
-    look = opened(path).look
+    look = opened(path).pattern
     wanted = runs["sparse"].pattern.importance[4][0, 1].float().numpy()
     assert look is not None
-    assert np.allclose(look.importance_of(4, 1), wanted, rtol=0.04, atol=1e-7)
+    assert np.allclose(look.importance(4, 1), wanted, rtol=0.04, atol=1e-7)
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch) -> None:
@@ -254,7 +254,7 @@ def test_files_have_their_types(run) -> None:
 
 
 def test_importances_are_kept_as_the_engine_made_them(run) -> None:
-    assert run.importance is not None and run.importance[0].dtype == torch.float16
+    assert run.importance is not None and run.importance[0].dtype == np.float16
 
 
 def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> None:
@@ -278,7 +278,7 @@ def test_the_page_begins_with_a_recorded_race_of_the_bundled_model() -> None:
     assert run is not None and not run.live and run.trace.model.name == "mini"
     assert set(run.trace.lanes) == {"dense", "sparse"} and all(lane.finished for lane in run.trace.lanes.values())
     # Everything that a live run shows afterwards is in the file.
-    assert run.pattern is not None and run.pattern.importance and run.pattern.kept_mass and run.trace.prompt.words
+    assert run.pattern is not None and run.pattern.importances and run.pattern.kept_mass and run.trace.prompt.words
     assert run.sparse is not None and len(run.sparse.probes) == 4 and run.trace.prompt.gold
     # It was made before files said how the lanes shared the machine; they took turns.
     assert replay_value(run.trace)["mode"] == {"name": "turns", "text": texts.IN_TURNS}
@@ -289,7 +289,7 @@ def test_recording_a_race(tmp_path, capsys) -> None:
     assert recorder.main(["--length", "short_context", "--steps", "5", "--out", str(path)]) == 0
     run = opened(path)
     assert {name: len(lane.steps) for name, lane in run.trace.lanes.items()} == {"dense": 5, "sparse": 5}
-    assert run.look is not None and run.look.importance_of(0, 0) is not None
+    assert run.pattern is not None and run.pattern.importance(0, 0) is not None
     third = ["--length", "short_context", "--steps", "5", "--third", "streaming_llm", "--out", str(path)]
     assert recorder.main(third) == 0
     run = opened(path)
@@ -298,7 +298,7 @@ def test_recording_a_race(tmp_path, capsys) -> None:
         run.trace.lanes["sparse"].attention, method="streaming_llm", keep_importance=False
     )
     # The importances in the file are those of the select step, which all lanes have alike.
-    shown = run.showing("baseline").look
-    assert shown is not None and np.array_equal(shown.importance_of(3, 1), run.look.importance_of(3, 1))
+    shown = run.showing("baseline").pattern
+    assert shown is not None and np.array_equal(shown.importance(3, 1), run.pattern.importance(3, 1))
     assert recorder.main(["--length", "17", "--steps", "5", "--out", str(path)]) == 2
     assert "error: " in capsys.readouterr().err

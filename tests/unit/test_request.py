@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl
 import pytest
 
 from app.race import links, request
-from app.race.request import FOLLOWING, MAX_CHARACTERS, OWN_TEXT, parse, unused
+from app.race.fields import FOLLOWING, MAX_CHARACTERS, OWN_TEXT
+from app.race.request import parse, unused
 from sparsed.config import ALGORITHMS, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
 

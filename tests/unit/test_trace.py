@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import sparsed
 from sparsed import trace
 from sparsed.attention import analysis
+from sparsed.attention.masks import Masks
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import FULL_ATTENTION, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.questions.build import Prompt
@@ -255,6 +256,11 @@ def test_a_64k_run_of_a_large_model_stays_below_40_mb(tmp_path: Path) -> None:
     assert trace.load(tmp_path / "a.json.gz") == recorded
 
 
+def importances(masks: Masks, layer: int) -> np.ndarray:
+    """Of all heads, [heads, query blocks, key blocks]."""
+    return np.stack([masks.importance(layer, head) for head in range(masks.heads)])
+
+
 def test_importances_come_back_within_the_stated_error(tmp_path: Path) -> None:
     """Every float16 from 0 to 1 there is."""
     known = np.arange(0x3C01, dtype=np.uint16).view(np.float16)
@@ -268,7 +274,7 @@ def test_importances_come_back_within_the_stated_error(tmp_path: Path) -> None:
     trace.save(trace.record(run, importance=True), tmp_path / "a.json")
     pattern = trace.load(tmp_path / "a.json").lanes["sparsed"].pattern
     assert pattern is not None
-    found, true = pattern.importance_of(0), shaped[0].numpy().astype(np.float64)
+    found, true = importances(pattern, 0), shaped[0].numpy().astype(np.float64)
     assert found.dtype == np.float32 and found.shape == (16, 31, 31)
     np.testing.assert_array_equal(found == 0, true == 0)
     some = true > 0
@@ -284,7 +290,7 @@ def test_importances_of_several_rows_are_those_of_the_first() -> None:
     run = fake_run(batch=2, keep_importance=True)
     pattern = trace.record(run, importance=True).lanes["sparsed"].pattern
     for layer, importance in enumerate(run.pattern.importance):
-        np.testing.assert_allclose(pattern.importance_of(layer), importance[0].numpy().astype(float), rtol=0.036)
+        np.testing.assert_allclose(importances(pattern, layer), importance[0].numpy().astype(float), rtol=0.036)
     assert pattern.to_pattern().importance is None
     only = replace(run.pattern, importance=tuple(layer[:1] for layer in run.pattern.importance))
     np.testing.assert_allclose(pattern.kept_mass, analysis.kept_mass(only), atol=5.1e-5)
@@ -293,24 +299,23 @@ def test_importances_of_several_rows_are_those_of_the_first() -> None:
 def test_importances_are_stored_where_they_are_asked_for_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = fake_run(keep_importance=True)
 
-    def pattern(run: Any, **flags: Any) -> trace.TracePattern:
+    def pattern(run: Any, **flags: Any) -> Masks:
         found = trace.record(run, **flags).lanes["sparsed"].pattern
         assert found is not None
         return found
 
-    assert len(pattern(kept, importance=True).importance) == 3
-    assert pattern(kept).importance == () and pattern(kept).kept_mass
-    with pytest.raises(ValueError, match="stored without importances"):
-        pattern(kept).importance_of(0)
+    assert len(pattern(kept, importance=True).importances) == 3
+    assert pattern(kept).importances == () and pattern(kept).kept_mass
+    assert pattern(kept).importance(0, 0) is None
     assert pattern(kept).to_pattern().importance is None
-    assert pattern(fake_run(), importance=True).importance == pattern(fake_run()).kept_mass == ()
+    assert pattern(fake_run(), importance=True).importances == pattern(fake_run()).kept_mass == ()
     # What "reference" ranks by adds up to more than the attention there is.
     kept.attention = replace(kept.attention, selection="reference")
-    assert pattern(kept, importance=True).kept_mass == () != pattern(kept, importance=True).importance
-    monkeypatch.setattr("sparsed.trace.patterns.MOST_IMPORTANCES", 3 * 2 * 4 * 4 - 1)
-    assert pattern(kept, importance=True).importance == ()
-    monkeypatch.setattr("sparsed.trace.patterns.MOST_IMPORTANCES", 3 * 2 * 4 * 4)
-    assert len(pattern(kept, importance=True).importance) == 3
+    assert pattern(kept, importance=True).kept_mass == () != pattern(kept, importance=True).importances
+    monkeypatch.setattr("sparsed.trace.recording.MOST_IMPORTANCES", 3 * 2 * 4 * 4 - 1)
+    assert pattern(kept, importance=True).importances == ()
+    monkeypatch.setattr("sparsed.trace.recording.MOST_IMPORTANCES", 3 * 2 * 4 * 4)
+    assert len(pattern(kept, importance=True).importances) == 3
 
 
 def test_kept_mass_is_stored_with_four_decimals() -> None:
@@ -425,7 +430,7 @@ def test_files_from_before_load_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps(raw))
     old = trace.load(tmp_path / "old.json")
     new = recorded.lanes["sparsed"]
-    bare = replace(new, probes=(), pattern=replace(new.pattern, kept_mass=(), importance=()))
+    bare = replace(new, probes=(), pattern=replace(new.pattern, kept_mass=(), importances=()))
     assert old == replace(recorded, prompt=replace(recorded.prompt, words=()), lanes={"sparsed": bare})
     # Fields that were always there may still not be missing.
     del lane["notes"]
@@ -465,7 +470,7 @@ def test_a_run_of_a_model_is_recorded_with_all_there_is_to_see(tiny: Any, tmp_pa
     for probe in lane.probes:
         np.testing.assert_allclose(probe.overlap, run.probes[probe.step].overlap(run.pattern), atol=5.1e-5)
     for layer, importance in enumerate(run.pattern.importance):
-        np.testing.assert_allclose(lane.pattern.importance_of(layer), importance[0].double(), rtol=0.036)
+        np.testing.assert_allclose(importances(lane.pattern, layer), importance[0].double(), rtol=0.036)
 
 
 def saved(tmp_path: Path) -> dict[str, Any]:
@@ -637,6 +642,41 @@ def test_patterns_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch: 
             trace.load(tmp_path / "good.json")
 
 
+def test_the_patterns_of_all_lanes_together_must_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = saved(tmp_path)
+    lanes = {"a": raw["lanes"]["sparsed"], "b": raw["lanes"]["sparsed"]}
+    (tmp_path / "two.json").write_text(json.dumps(raw | {"lanes": lanes}))
+    loaded = trace.load(tmp_path / "two.json")
+    size = sum(lane.pattern.nbytes for lane in loaded.lanes.values() if lane.pattern)
+    assert size == 2 * 3 * (2 * 4 * 4 // 8 + 2 * 4 * 4)
+    monkeypatch.setattr(check, "_MOST_BYTES", size)
+    assert trace.load(tmp_path / "two.json") == loaded
+    monkeypatch.setattr(check, "_MOST_BYTES", size - 1)
+    # Before anything is unpacked.
+    monkeypatch.setattr("sparsed.trace.file.from_text", None)
+    said = refusal(tmp_path / "bad.json", (tmp_path / "two.json").read_bytes())
+    assert f"too large: at most {size - 1} bytes in memory" in said
+
+
+def test_the_text_of_a_pattern_is_what_the_format_says(tmp_path: Path) -> None:
+    """docs/trace-format.md, read without our own code."""
+    run = fake_run(keep_importance=True)
+    raw = json.loads(json.dumps(saved(tmp_path)))["lanes"]["sparsed"]["pattern"]
+    layers = run.pattern.layers
+    bits = [np.packbits(layer.mask().numpy()).tobytes() for layer in layers]
+    assert raw["layers"] == [base64.b64encode(zlib.compress(one)).decode() for one in bits]
+    assert raw["kept"] == [layer.kept for layer in layers] and (raw["batch"], raw["heads"]) == (1, 2)
+    for text, weights in zip(raw["importance"], run.pattern.importance, strict=True):
+        codes = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(2, 4, 4)
+        true = weights[0].numpy().astype(np.float64)
+        assert np.array_equal(codes == 0, true == 0)
+        assert np.abs(255 + 10 * np.log2(true[true > 0]) - codes[true > 0]).max() <= 0.5 + 1e-6
+    keys = ["length", "prompt_length", "block_size", "select", "batch", "heads", "kept", "layers", "kept_mass"]
+    assert list(raw) == [*keys, "importance"]
+
+
 def test_a_canvas_too_large_for_memory_is_refused(tmp_path: Path) -> None:
     raw = saved(tmp_path) | {"gen_length": 2**40}
     assert "at most 16,777,216" in refusal(tmp_path / "bad.json", json.dumps(raw))
@@ -657,7 +697,7 @@ def test_loading_and_replaying_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from sparsed import trace; loaded = trace.load(sys.argv[1]); "
         "from sparsed.attention import analysis; pattern = loaded.lanes['sparsed'].pattern; "
-        "assert len(list(trace.replay(loaded))) == 4; pattern.mask(0); pattern.importance_of(0); "
+        "assert len(list(trace.replay(loaded))) == 4; pattern.mask(0); pattern.importance(0, 1); "
         "analysis.mask_overlap(pattern.mask(0)[0]); analysis.thumbnails(pattern.mask(0)[0]); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -206,7 +206,7 @@ def test_importances_come_back_as_they_were(desk: Desk) -> None:
     config = sparsed.SparseDConfig(keep_importance=True)
     own = sparsed.denoise(model, "Who is Ada?", sampler=sparsed.SamplerConfig(steps=12), attention=config)
     list(own)
-    back = pickle.loads(pickle.dumps(remote.Bits.of(own.pattern))).pattern()
+    back = pickle.loads(pickle.dumps(remote._sent(own.pattern))).to_pattern()
     assert all(torch.equal(a, b) for a, b in zip(back.importance, own.pattern.importance, strict=True))
     for one, other in zip(back.layers, own.pattern.layers, strict=True):
         assert torch.equal(one.mask(), other.mask()) and torch.equal(one.counts, other.counts)

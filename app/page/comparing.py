@@ -1,0 +1,80 @@
+"""Comparing prompt lengths: one race for each, the table, the chart, and what is pinned in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from app.lengths import comparison, forecast, pins, table
+from app.lengths.chart import chart, chart_label
+from app.lengths.pins import with_pins
+from app.page.inputs import Server, read
+from app.page.values import Values, as_json, one_line, toast
+from app.server.visits import Visit
+
+
+class Comparing:
+    """Handlers of the comparison. Holds nothing of any visit."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def foresee(self, lengths: Any, *values: Any) -> str:
+        """How long the comparison of these lengths will take here."""
+        try:
+            said = forecast.outlook(self.server.desk, self.server.asked(read(values)), lengths or ())
+        except ValueError as error:
+            said = str(error)
+        return one_line(said)
+
+    async def compare(self, http: gr.Request, lengths: Any, *values: Any) -> AsyncIterator[Values]:
+        """A race for each length, streamed row by row."""
+        desk = self.server.desk
+        visit = self.server.visit(http)
+        busy = (gr.update(interactive=False), gr.update(value="Stop", interactive=True), gr.update(interactive=False))
+        free = (gr.update(interactive=True), gr.update(value="Stop", interactive=False), gr.update(interactive=True))
+        try:
+            asked = self.server.asked(read(values))
+        except ValueError as error:
+            toast(str(error))
+            yield (gr.skip(), gr.skip(), *free)
+            return
+        started, rows_done = False, -1
+        async with contextlib.aclosing(comparison.compare(desk, visit, asked, lengths or ())) as stream:
+            async for value in stream:
+                if value["rows"]:
+                    visit.comparison = value
+                over = value["state"] != "running"
+                drawn = len(table.done(value["rows"]))
+                figure = gr.skip() if drawn == rows_done else _chart(value, visit.pins)
+                buttons = free if over else (gr.skip(),) * 3 if started else busy
+                if over and not started:
+                    # Refused: perhaps beside a run, whose buttons these are.
+                    buttons = (*free[:2], gr.skip())
+                started, rows_done = True, drawn
+                yield (as_json(with_pins(value, visit.pins)), figure, *buttons)
+
+    def pin(self, http: gr.Request) -> Values:
+        """Keeps the last comparison in the chart, beside those to come."""
+        visit = self.server.visit(http)
+        visit.pins = pins.pin(visit.pins, visit.comparison)
+        return _pinned(visit)
+
+    def unpin(self, http: gr.Request) -> Values:
+        """Lets go of all pinned comparisons."""
+        visit = self.server.visit(http)
+        visit.pins = ()
+        return _pinned(visit)
+
+
+def _pinned(visit: Visit) -> Values:
+    return as_json(with_pins(visit.comparison, visit.pins)), _chart(visit.comparison, visit.pins)
+
+
+def _chart(compared: dict[str, Any] | None, pinned: Any) -> str:
+    """The chart of a comparison and of the pinned ones."""
+    rows = compared["rows"] if compared else ()
+    return as_json({"figure": chart(rows, pinned), "label": chart_label(rows, pinned)})

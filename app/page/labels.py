@@ -1,0 +1,99 @@
+"""What the header and the dropdowns say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app import lanes, texts
+from app.engine import cost
+from app.finished.run import Kept
+from app.page.inputs import Server
+from app.page.values import as_json
+from app.race.request import Request
+from app.race.snapshot import before_run
+from app.server import limits
+from app.server.models import Loaded
+from sparsed.attention.masks import Masks
+
+Choices = list[tuple[str, str]]
+
+
+def length_label(server: Server, name: str, remark: str = "") -> str:
+    shown = name.replace("_", " ")
+    return f"{shown} · {remark}" if remark else f"{shown} · {server.lengths[name]:,} tokens"
+
+
+def length_choices(server: Server, asked: Request | None = None, loaded: Loaded | None = None) -> Choices:
+    """Every prompt length, with its tokens; for a model in memory with the time that the race of `asked` takes here, or
+    the reason why it is too long for this machine.
+    """
+    if asked is None or loaded is None:
+        return [(length_label(server, name), name) for name in server.lengths]
+    room = server.desk.speed.room(loaded)
+    choices = []
+    for name, tokens in server.lengths.items():
+        estimated = server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
+        reason = limits.reason(estimated, room, length=tokens + asked.gen_length)
+        remark = race_time(estimated, asked) if estimated else ""
+        choices.append((length_label(server, name, f"too long here: {reason}" if reason else remark), name))
+    return choices
+
+
+def race_time(estimated: cost.Estimate, asked: Request) -> str:
+    """How long the race takes, in words; with a threshold it may be over earlier."""
+    return cost.about(estimated.seconds) + (" at most" if asked.at_most else "")
+
+
+def model_label(server: Server, name: str, remark: str = "") -> str:
+    spec = server.models[name]
+    size = "" if spec.bundled else f"{spec.download_gb:.1f} GB download" if spec.parameters else "from the Hub"
+    return " · ".join(filter(None, (spec.label, remark or size)))
+
+
+def model_choices(server: Server) -> Choices:
+    """Every model, with what it takes to have it here, or the reason why it is too large for this machine."""
+    choices = []
+    for name in server.models:
+        reason = server.desk.models.too_large(name)
+        remark = f"too large here: {reason}" if reason else ""
+        if server.desk.models.loaded(name) and not server.models[name].bundled:
+            remark = "in memory"
+        choices.append((model_label(server, name, remark), name))
+    return choices
+
+
+def lane_choices(run: Kept | Masks | None) -> Choices:
+    """The lanes to choose between; SparseD's alone while a run goes on, and where there is nothing to choose."""
+    there = run.lanes if isinstance(run, Kept) and run.sparse is not None else {}
+    large = lanes.headline(there) or lanes.PAIR[1]
+    others = (lane for lane, made in there.items() if lane != large and not lane.full and made.pattern is not None)
+    return [(lane.label, lane.key) for lane in (large, *others)]
+
+
+def loading_header(server: Server, name: str, message: str) -> str:
+    return _header(f"loading {server.models[name].name}", message, busy=True)
+
+
+def model_header(server: Server, name: str) -> str:
+    loaded = server.desk.models.loaded(name)
+    if loaded is None:
+        return _header(server.models[name].name, "not in memory")
+    return _header(loaded.model.name, loaded.place, server.desk.engine.backend(loaded.model))
+
+
+def _header(*chips: str, busy: bool = False) -> str:
+    return as_json({"title": texts.TITLE, "tagline": texts.TAGLINE, "chips": chips, "busy": busy})
+
+
+def stage_before(server: Server, state: str = "idle", message: str = texts.START) -> dict[str, Any]:
+    """The stage before a run, as it would be with the settings that nobody has touched."""
+    defaults = server.desk.models.defaults(server.desk.models.default)
+    usual = defaults.resolve(defaults)
+    return before_run(
+        lanes.PAIR,
+        usual.gen_length,
+        usual.block_length,
+        total=usual.steps,
+        state=state,
+        message=message,
+    )

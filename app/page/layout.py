@@ -1,0 +1,228 @@
+"""Where everything stands on the page, and what it shows before anybody has done anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from app import texts
+from app.finished import views
+from app.finished.run import Kept, opening
+from app.lengths.chart import chart, chart_label
+from app.lengths.pins import with_pins
+from app.page.inputs import NAMES, Server
+from app.page.labels import lane_choices, length_choices, loading_header, model_label, stage_before
+from app.page.settings import Component, accordion, component
+from app.page.values import files_of, nothing, one_line, replay_of, view_of
+from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """The blocks that one head keeps, and which head that is."""
+
+    layer: gr.Slider
+    head: gr.Slider
+    # Whose pattern, where a run had more lanes with a pattern than one.
+    lane: gr.Dropdown
+    shades: gr.Dropdown
+    blocks: gr.HTML
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What the heads keep, beside each other, and what can be taken away."""
+
+    # Which run is looked at, in a sentence.
+    which: gr.HTML
+    # Buttons, one for each of the paper's observations.
+    observations: list[gr.Button]
+    tabs: gr.Tabs
+    layer_tab: gr.Tab
+    overview: gr.HTML
+    overlap: gr.HTML
+    mass: gr.HTML
+    atlas: gr.HTML
+    tracking: gr.HTML
+    files: gr.HTML
+    upload: gr.UploadButton
+    upload_said: gr.HTML
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The same race at several prompt lengths."""
+
+    chosen: gr.Dropdown
+    compare: gr.Button
+    stop: gr.Button
+    pin: gr.Button
+    unpin: gr.Button
+    said: gr.HTML
+    table: gr.HTML
+    chart: gr.HTML
+
+
+@dataclass(frozen=True)
+class Components:
+    """Everything on the page that a handler reads or changes."""
+
+    header: gr.HTML
+    # What can be set, by name, in the order of `app.page.inputs.NAMES`.
+    inputs: Mapping[str, Component]
+    # The names of those inputs that the visitor has set himself, with commas. It lives in the browser, so that a value
+    # set just before Run is pressed counts, however slow the server.
+    touched: gr.Textbox
+    another: gr.Button
+    run: gr.Button
+    stop: gr.Button
+    # What each sets: see `app.texts.EXAMPLES`.
+    examples: list[tuple[gr.Button, tuple[Any, ...]]]
+    panel: gr.HTML
+    stage: gr.HTML
+    replay: gr.HTML
+    timeline: gr.HTML
+    head: HeadView
+    explorer: Explorer
+    lengths: Lengths
+    picture: gr.HTML
+
+    @property
+    def all_inputs(self) -> list[Any]:
+        """What a handler is sent, and `app.page.inputs.read` takes."""
+        return [*self.inputs.values(), self.touched]
+
+
+def build(server: Server) -> Components:
+    """Makes the components, inside the `gr.Blocks` that is being built."""
+    desk, first = server.desk, opening()
+    header = view_of("header", loading_header(server, desk.models.default, "starting"), "sd-header")
+    with gr.Row(elem_id="sd-controls", equal_height=False):
+        questions = [(label, name) for name, label in server.kinds.items()] + [("Your own text", OWN_TEXT)]
+        wide: dict[str, Any] = {"min_width": 180, "scale": 3}
+        kind = component(BY_NAME["kind"], server.default_kind, choices=questions, **wide)
+        start = server.default_length or next(iter(server.lengths))
+        length = component(BY_NAME["length"], start, choices=length_choices(server), **wide)
+        another = gr.Button("Another question", elem_id="sd-another", min_width=150, scale=1)
+        run = gr.Button("Run", variant="primary", elem_id="sd-run", min_width=110, scale=1)
+        stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=90, scale=1)
+    with gr.Row(elem_id="sd-examples"):
+        gr.HTML("<span>Try</span>", apply_default_css=False, elem_classes="sd-try")
+        examples: list[tuple[gr.Button, tuple[Any, ...]]] = [
+            (gr.Button(label, size="sm", elem_classes="sd-example"), chosen)
+            for label, chosen in texts.EXAMPLES.items()
+            if chosen[0] in server.kinds and chosen[1] in server.lengths
+        ]
+    text = gr.Textbox(
+        label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=4, max_lines=12, max_length=MAX_CHARACTERS,
+        visible=False, elem_id="sd-text",
+    )  # fmt: skip
+    panel = view_of("prompt", {"state": "loading"}, "sd-prompt")
+    models = [(model_label(server, name), name) for name in server.models]
+    usual = server.models[desk.models.default].defaults
+    made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
+    made |= {"kind": kind, "length": length, "text": text}
+    stage = view_of("stage", stage_before(server), "sd-stage")
+    replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")
+    with gr.Row(elem_id="sd-charts", equal_height=False):
+        with gr.Column(scale=3, min_width=320, elem_classes="sd-card"):
+            gr.HTML("<h2>Time per step</h2>", apply_default_css=False)
+            timeline = view_of("chart", views.timeline(first) or nothing(texts.NO_TIMELINE), "sd-timeline")
+        with gr.Column(scale=2, min_width=320, elem_classes="sd-card"):
+            head = _head_view(first)
+    with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
+        explorer = _explorer(first)
+    with gr.Column(elem_id="sd-compare", elem_classes="sd-card"):
+        lengths = _lengths(server)
+    with gr.Accordion("How it works", open=False, elem_id="sd-how"):
+        gr.HTML(texts.HOW, apply_default_css=False)
+        picture = view_of("chart", views.picture(first) or nothing(texts.NO_PATTERN), "sd-picture")
+    gr.HTML(texts.FOOTER, apply_default_css=False)
+    touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
+    return Components(
+        header=header, inputs={name: made[name] for name in NAMES}, touched=touched, another=another, run=run,
+        stop=stop, examples=examples, panel=panel, stage=stage, replay=replay, timeline=timeline, head=head,
+        explorer=explorer, lengths=lengths, picture=picture,
+    )  # fmt: skip
+
+
+def _head_view(first: Kept | None) -> HeadView:
+    gr.HTML("<h2>Blocks kept by one head</h2>", apply_default_css=False)
+    layers, heads = (1, 1) if first is None else (max(1, first.layers - 1), max(1, first.heads - 1))
+    with gr.Row(elem_id="sd-head-choice"):
+        there = first is not None
+        layer = gr.Slider(
+            0, layers, value=min(1, layers), step=1, label="Layer", info="Counted from 0.", interactive=there,
+            elem_id="sd-layer", min_width=140,
+        )  # fmt: skip
+        head = gr.Slider(
+            0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there, elem_id="sd-head",
+            min_width=140,
+        )  # fmt: skip
+    seen = lane_choices(first)
+    lane = gr.Dropdown(
+        seen, value=seen[0][1], label="Lane", info="Whose blocks are shown.", elem_id="sd-seen", visible=len(seen) > 1
+    )
+    shades = gr.Dropdown(
+        [(label, name) for name, label in texts.SHADES.items()], value="both", label="Show",
+        info="What the colours of the cells stand for.", elem_id="sd-shades",
+    )  # fmt: skip
+    blocks = view_of("chart", views.head(first, 1, 0) or nothing(texts.NO_PATTERN), "sd-heatmap")
+    gr.HTML(texts.MASK_LEGEND, apply_default_css=False)
+    return HeadView(layer, head, lane, shades, blocks)
+
+
+def _explorer(first: Kept | None) -> Explorer:
+    gr.HTML("<h2>Look inside</h2>", apply_default_css=False)
+    which = gr.HTML(one_line(views.which(first)), apply_default_css=False, elem_id="sd-looking")
+    observations = []
+    with gr.Row(elem_id="sd-observations"):
+        for name, (claim, button) in texts.OBSERVATIONS.items():
+            with gr.Column(min_width=220, elem_classes="sd-observation"):
+                gr.HTML(f"<p>{claim}</p>", apply_default_css=False)
+                observations.append(gr.Button(button, size="sm", elem_id=f"sd-observe-{name}"))
+    with gr.Tabs(elem_id="sd-tabs") as tabs:
+        with gr.Tab("Heads of one layer", id="layer") as layer_tab:
+            heads, shared, kept = views.layer(first, 1) or (nothing(texts.NO_PATTERN),) * 3
+            overview = view_of("chart", heads, "sd-overview")
+            with gr.Row(equal_height=False):
+                with gr.Column(min_width=320):
+                    overlap = view_of("chart", shared, "sd-overlap")
+                with gr.Column(min_width=320):
+                    mass = view_of("chart", kept, "sd-mass")
+        with gr.Tab("Whole model", id="model"):
+            atlas = view_of("chart", views.model(first) or nothing(texts.NO_PATTERN), "sd-atlas")
+        with gr.Tab("Later steps", id="later"):
+            tracking = view_of("chart", views.later(first) or nothing(texts.NOT_TRACKED), "sd-tracking")
+        with gr.Tab("Take it away", id="takeaway"):
+            files = view_of("takeaway", files_of(first), "sd-takeaway")
+            upload = gr.UploadButton(
+                "Open a record (run.json.gz)", file_types=[".gz", ".json"], elem_id="sd-upload", size="sm"
+            )
+            said = gr.HTML("", apply_default_css=False, elem_id="sd-upload-said")
+    return Explorer(
+        which, observations, tabs, layer_tab, overview, overlap, mass, atlas, tracking, files, upload, said
+    )
+
+
+def _lengths(server: Server) -> Lengths:
+    gr.HTML("<h2>Compare prompt lengths</h2>", apply_default_css=False)
+    with gr.Row(equal_height=False):
+        chosen = gr.Dropdown(
+            length_choices(server), value=list(server.lengths)[:2], multiselect=True, label="Prompt lengths",
+            elem_id="sd-compare-lengths", min_width=260, scale=4,
+            info="The question and the settings above, one race for each length.",
+        )  # fmt: skip
+        compare = gr.Button("Compare", variant="primary", elem_id="sd-compare-run", min_width=110, scale=1)
+        stop = gr.Button("Stop", interactive=False, elem_id="sd-compare-stop", min_width=90, scale=1)
+        pin = gr.Button("Pin", elem_id="sd-compare-pin", min_width=90, scale=1)
+        unpin = gr.Button("Clear pins", elem_id="sd-compare-clear", min_width=110, scale=1)
+    said = gr.HTML("", apply_default_css=False, elem_id="sd-compare-said")
+    table = view_of("comparison", with_pins(None, ()), "sd-comparison")
+    drawn = {"figure": chart(()), "label": chart_label(())}
+    return Lengths(
+        chosen, compare, stop, pin, unpin, said, table, view_of("chart", drawn, "sd-comparison-chart")
+    )

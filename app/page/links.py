@@ -1,0 +1,36 @@
+"""A link to the page that brings settings with it."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from app.page.inputs import NAMES, Given, Server
+from app.page.settings import within
+from app.page.values import Values, toast
+from app.race.fields import FOLLOWING, usual
+from app.race.links import from_link
+
+
+class Links:
+    """The handler of a fresh page's address. Holds nothing of any visit."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def follow_link(self, http: gr.Request) -> Values:
+        """What a link's query sets; the rest stays as it is."""
+        server = self.server
+        values, problems = from_link(dict(http.query_params))
+        touched = frozenset(values) & {*FOLLOWING, "length"}
+        if values:
+            start = usual(server.desk.models.default, server.default_kind, next(iter(server.lengths)))
+            values = within(values, server.desk.models.defaults(server.desk.models.default))
+            try:
+                server.asked(Given({**start, **values}, touched))
+            except ValueError as error:
+                values = {}
+                problems = [f"This link cannot be followed. {error}"]
+        for problem in problems:
+            toast(problem)
+        updates = [gr.update(value=values[name]) if name in values else gr.skip() for name in NAMES]
+        return (*updates, ",".join(sorted(touched)) if values else gr.skip())

@@ -1,0 +1,156 @@
+"""Before a run: the prompt, what the run will cost, and the settings that follow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from app.engine import cost
+from app.engine.sentences import error_sentence
+from app.page.inputs import Given, Server, read
+from app.page.labels import length_choices, loading_header, model_choices, model_header, race_time
+from app.page.layout import Components
+from app.page.settings import follow as follow_settings
+from app.page.values import Updates, as_json
+from app.race.fields import OWN_TEXT
+from app.race.request import Request
+from app.server.material import EXPECTED, Material, gather, notes
+from app.server.models import Loaded, Loading
+from app.server.session import follow
+
+# A visitor presses Run to see what this is; the first run should not keep him waiting.
+FIRST_RUN_SECONDS = 30.0
+# Below this estimated speed-up the page says at which length there is more to see.
+WORTH_IT = 1.15
+
+
+class Preparing:
+    """Handlers of everything that changes what the next run will be. Holds nothing of any visit."""
+
+    def __init__(self, server: Server, components: Components) -> None:
+        self.server, self.components = server, components
+
+    async def open(self, http: gr.Request, *values: Any) -> AsyncGenerator[Updates, None]:
+        """A fresh page: like `prepare`, with the prompt length that suits this machine."""
+        given = read(values)
+        fresh = self.server.default_length is None and "length" not in given.touched
+        async for updates in self._prepare(http, given, fresh=fresh):
+            yield updates
+
+    async def prepare(self, http: gr.Request, *values: Any) -> AsyncGenerator[Updates, None]:
+        """Shows the prompt, its length, what the run will cost, and moves what the visitor has not set. A model that
+        is here already is loaded meanwhile, which is shown too.
+        """
+        async for updates in self._prepare(http, read(values)):
+            yield updates
+
+    async def _prepare(
+        self, http: gr.Request, given: Given, *, fresh: bool = False
+    ) -> AsyncGenerator[Updates, None]:
+        desk, at = self.server.desk, self.components
+        visit = self.server.visit(http)
+        visit.latest = mine = object()
+        name, job = given["model"], None
+        if isinstance(name, str) and name in self.server.models:
+            job = desk.models.loading(name) if desk.models.at_once(name) else desk.models.under_way(name)
+        if job is not None:
+            async for message, new in follow(job):
+                if visit.latest is not mine:
+                    break
+                if new:
+                    panel = {"state": "loading", "message": f"{job.label} · {message}"}
+                    yield {at.header: loading_header(self.server, name, message), at.panel: as_json(panel)}
+        updates: Updates = {}
+        if visit.latest is mine:
+            updates = await asyncio.to_thread(self._prepared, given, job, fresh)
+        # Who did something else meanwhile gets to see that. Something must be yielded: from a generator that
+        # yields nothing gradio makes an empty value for every output.
+        yield updates if visit.latest is mine else {at.header: gr.skip()}
+
+    def _prepared(self, given: Given, job: Loading | None = None, fresh: bool = False) -> Updates:
+        """What a preparation shows, for the model as it is now: in memory, on offer, or failed.
+
+        job: its loading, which is over. fresh: choose the prompt length for this machine.
+        """
+        server, at = self.server, self.components
+        length = gr.update(visible=not given.own)
+        updates: Updates = {
+            at.another: gr.update(visible=not given.own), at.inputs["text"]: gr.update(visible=given.own),
+        }  # fmt: skip
+        try:
+            asked = server.asked(given.but(kind=server.default_kind) if given.empty else given)
+            updates[at.inputs["model"]] = gr.update(choices=model_choices(server))
+            updates |= self._following(asked.resolve(server.lengths[asked.length]), given)
+            updates[at.header] = model_header(server, asked.model)
+            loaded = job.result() if job is not None and job.over else server.desk.models.loaded(asked.model)
+            if loaded is not None and fresh:
+                asked = replace(asked, length=server.desk.speed.longest(loaded, asked, FIRST_RUN_SECONDS))
+                length["value"] = asked.length
+            # How long a model takes that is not here, nobody knows.
+            length["choices"] = length_choices(server, asked, loaded)
+            if given.empty:
+                panel: dict[str, Any] = {"state": "empty"}
+            elif loaded is None:
+                panel = self._offer(asked)
+            else:
+                material = gather(server.desk, asked, loaded)
+                updates |= self._following(material.asked, given)
+                panel = self._ready(material, loaded)
+        except EXPECTED as error:
+            if not isinstance(error, ValueError):
+                server.desk.journal.error(error)
+            panel = {"state": "problem", "problem": error_sentence(error)}
+        return {at.panel: as_json(panel), at.inputs["length"]: length, **updates}
+
+    def _following(self, asked: Request, given: Given) -> Updates:
+        return follow_settings(self.components.inputs, asked, given.values, given.touched)
+
+    def _ready(self, material: Material, loaded: Loaded) -> dict[str, Any]:
+        """The prompt of a model in memory, and what the run will cost. Raises what the engine raises."""
+        estimated = material.estimated
+        said: list[str] = []
+        if not material.refused:
+            said = [*notes(self.server.desk, material, loaded), *self._where_it_pays(material, loaded)]
+        return {
+            "state": "ready",
+            "question": material.question,
+            "text": material.text,
+            "tokens": material.tokens,
+            "gold": material.gold is not None,
+            "estimate": f"{race_time(estimated, material.asked)} on this machine" if estimated else "",
+            "ends": f"ended after {cost.span(material.most_seconds)} at the latest" if estimated else "",
+            "refused": material.refused or "",
+            "notes": said,
+        }
+
+    def _where_it_pays(self, material: Material, loaded: Loaded) -> list[str]:
+        """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
+        asked, here, lane = material.asked, material.estimated, material.asked.headline.key
+        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain(lane) >= WORTH_IT:
+            return []
+        for name, tokens in self.server.lengths.items():
+            there = self.server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
+            if tokens > material.tokens and there is not None and there.gain(lane) >= WORTH_IT:
+                return [
+                    f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
+                    f"it pays off from {name} on ({race_time(there, asked)})."
+                ]
+        return []
+
+    def _offer(self, asked: Request) -> dict[str, Any]:
+        """What Run will do first for a model that is not in memory."""
+        spec, reason = self.server.models[asked.model], self.server.desk.models.too_large(asked.model)
+        size = f"{spec.download_gb:.1f} GB, " if spec.parameters else ""
+        first = (
+            f"{spec.label} is not in memory: Run downloads it first ({size}if it is not here already). The prompt is "
+            "made with its own tokenizer then."
+        )
+        return {
+            "state": "offer",
+            "offer": "" if reason else first,
+            "refused": f"{spec.label} is too large for this machine: {reason}." if reason else "",
+        }

@@ -1,0 +1,88 @@
+"""A run: Run, what is streamed meanwhile, Stop, and the tab that is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from app.finished import views
+from app.page.inputs import Server, read
+from app.page.labels import loading_header, model_header, stage_before
+from app.page.layout import Components
+from app.page.looking import Looking
+from app.page.values import Updates, Values, as_json, one_line
+from app.race.links import link
+from app.server.session import perform
+
+# Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
+TIMELINE_SECONDS = 0.4
+
+
+class Running:
+    """Handlers of a run from Run to its end. Holds nothing of any visit."""
+
+    def __init__(self, server: Server, components: Components, looking: Looking) -> None:
+        self.server, self.components, self.looking = server, components, looking
+
+    def begin(self, http: gr.Request) -> Values:
+        """Run pressed; a Stop from now on counts, be the run on its way yet."""
+        self.server.visit(http).stopping = False
+        return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
+
+    async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
+        """One race, streamed: the first value says that it is being prepared, the last how it ended."""
+        server, at = self.server, self.components
+        try:
+            asked = server.asked(read(values))
+        except ValueError as error:
+            yield {at.stage: as_json(stage_before(server, "refused", str(error)))}
+            return
+        visit = server.visit(http)
+        waiting, next_timeline = False, 0.0
+        async with contextlib.aclosing(perform(server.desk, visit, asked)) as stream:
+            async for shown in stream:
+                # A model that was loaded changes what the page says of it: its view asks for that.
+                updates: Updates = {at.stage: as_json({**shown.stage, "loaded": shown.loaded is not None})}
+                if shown.timeline is not None and (shown.over or time.monotonic() >= next_timeline):
+                    updates[at.timeline] = as_json({"figure": shown.timeline, "label": _timeline_label(shown.stage)})
+                    next_timeline = time.monotonic() + TIMELINE_SECONDS
+                if shown.loading:
+                    updates[at.header] = loading_header(server, asked.model, shown.loading)
+                    waiting = True
+                elif shown.loaded is not None:
+                    waiting = False
+                elif shown.over and waiting:
+                    updates[at.header] = model_header(server, asked.model)
+                yield updates
+
+    def over(self, http: gr.Request, *values: Any) -> Updates:
+        """A run has ended, or did not begin: everything that shows the last run."""
+        at, given = self.components, read(values)
+        free = {
+            at.run: gr.update(value="Run", interactive=True), at.stop: gr.update(value="Stop", interactive=False),
+        }  # fmt: skip
+        visit = self.server.visit(http)
+        if not visit.unseen or visit.kept is None:
+            run = self.looking.looked_at(visit)
+            head = gr.skip() if run is None else self.looking.head(run, visit)
+            return {**free, at.head.blocks: head, at.explorer.which: one_line(views.which(run))}
+        visit.unseen, visit.seen = False, ""
+        return {**free, **self.looking.everything(visit.kept, visit, link(given.values, given.touched))}
+
+    def stop(self, http: gr.Request) -> Any:
+        """Stop pressed: the running step is the last."""
+        self.server.desk.visits.stop(http.session_hash)
+        return gr.update(value="Stopping …", interactive=False)
+
+
+def _timeline_label(snapshot: dict[str, Any]) -> str:
+    parts = [
+        f"{lane['label']}: {lane['step']} of {lane['total']} steps, {lane['ms_per_step']} milliseconds per step"
+        for lane in snapshot["lanes"]
+        if lane["ms_per_step"] is not None
+    ]
+    return "Line chart of the time per step. " + "; ".join(parts)

@@ -1,0 +1,160 @@
+"""Who listens to what: the page is put together here.
+
+Inputs → a `Request` (once) → a race → snapshots and figures → the components. Those that change while a run goes on are
+`gr.HTML` with a JSON value that assets/page/ draws with textContent: text from a visitor or a model never becomes HTML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from app import texts
+from app.api import endpoints
+from app.page import layout
+from app.page.comparing import Comparing
+from app.page.inputs import Server
+from app.page.layout import Components
+from app.page.links import Links
+from app.page.looking import Looking
+from app.page.preparing import Preparing
+from app.page.running import Running
+from app.race.fields import FOLLOWING
+from app.server.desk import Desk
+from app.server.gradio_internals import forget_session, look_for_work_every
+
+# How often gradio looks whether there is something to do.
+QUEUE_SECONDS = 0.02
+# What visitors uploaded is deleted after so long.
+UPLOADS_SECONDS = 3600
+# Runs in the browser: adds a name to those of the settings that the visitor has set himself.
+_TOUCH = """(names) => [...new Set([...(names ?? "").split(","), "%s"])].filter(Boolean).sort().join(",")"""
+# What comes from the browser may be anything. `request.parse` and the handlers check it, in sentences of ours;
+# gradio's own checks would refuse what a link has set, and every event after it.
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+# At once, past the line of events that wait.
+_AT_ONCE: dict[str, Any] = {"queue": False, **_QUIET}
+_LOOK: dict[str, Any] = {"trigger_mode": "always_last", **_AT_ONCE}
+# A preparation may wait for a model, and a run for the device; nobody else's may wait for it.
+_LONG: dict[str, Any] = {"concurrency_limit": None, **_QUIET}
+
+
+def build_page(desk: Desk, *, default_kind: str, default_length: str | None = None) -> gr.Blocks:
+    """The whole page around `desk`. Call `launch(**serving.launch_options(desk))` on what it returns.
+
+    default_length: the prompt length of a fresh page; None takes the longest whose race is done within
+    `preparing.FIRST_RUN_SECONDS` on this machine.
+    """
+    server = Server(desk, default_kind, default_length)
+    with gr.Blocks(
+        title=texts.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(UPLOADS_SECONDS, UPLOADS_SECONDS)
+    ) as page:
+        components = layout.build(server)
+        endpoints.add(desk)
+        preparing, looking = Preparing(server, components), Looking(server, components)
+        running = Running(server, components, looking)
+        _before_a_run(page, components, preparing, Links(server))
+        _a_run(components, preparing, running, looking)
+        _looking(components, preparing, running, looking)
+        _comparing(components, running, Comparing(server))
+
+        def leave(http: gr.Request) -> None:
+            """The tab was closed."""
+            desk.visits.leave(http.session_hash)
+            forget_session(http.session_hash, page)
+
+        page.unload(leave)
+    # No event is run past the queue.
+    page.queue(api_open=False)
+    look_for_work_every(QUEUE_SECONDS, page)
+    return page
+
+
+def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: Links) -> None:
+    listed, prepared = at.inputs, _shows_the_next_run(at)
+    page.load(links.follow_link, None, at.all_inputs, **_LONG).then(preparing.open, at.all_inputs, prepared, **_LONG)
+    prepare = (preparing.prepare, at.all_inputs, prepared)
+    # A value the visitor has set himself is not moved when the model or the prompt length changes.
+    for name in FOLLOWING:
+        listed[name].input(
+            None, at.touched, at.touched, js=_TOUCH % name, trigger_mode="multiple", **_AT_ONCE
+        ).then(*prepare, **_LONG)
+    changes = [listed[name].input for name in ("kind", "length", "question")]
+    changes.append(listed["text"].change)  # its input event misses what is pasted or deleted
+    changes += [listed[name].input for name in ("skip", "selection", "backend", "third")]
+    gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
+    # Another choice ends the waiting for the model chosen before.
+    listed["model"].input(*prepare, trigger_mode="multiple", **_LONG)
+    number = listed["question"]
+    at.another.click(None, number, number, js="(number) => (number ?? 0) + 1", **_AT_ONCE).then(*prepare, **_LONG)
+    for button, values in at.examples:
+        sets = [listed[name] for name in ("kind", "length", "question", "third")][: len(values)]
+        button.click(None, None, sets, js=f"() => {json.dumps(values)}", **_AT_ONCE).then(*prepare, **_LONG)
+
+
+def _shows_the_next_run(at: Components) -> list[Any]:
+    moved = [at.inputs[name] for name in ("text", "model", *FOLLOWING)]
+    return [at.header, at.panel, at.inputs["length"], at.another, *moved]
+
+
+def _race(after: Callable[..., Any], at: Components, running: Running) -> None:
+    """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the stream:
+    gradio makes each output's component anew for each value, which takes the engine's time.
+    """
+    buttons = [at.run, at.stop]
+    after(running.begin, None, buttons, **_AT_ONCE).then(
+        running.run, at.all_inputs, [at.stage, at.timeline, at.header], **_LONG
+    ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG)
+
+
+def _shows_a_pattern(at: Components) -> list[Any]:
+    see, head = at.explorer, at.head
+    return [head.blocks, head.layer, head.head, head.lane, see.overview, see.overlap, see.mass, see.which]
+
+
+def _shows_a_run(at: Components) -> list[Any]:
+    return [*_shows_a_pattern(at), at.replay, at.explorer.atlas, at.explorer.tracking, at.explorer.files, at.picture]
+
+
+def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
+    _race(at.run.click, at, running)
+    # The stage's view tells these three: the first step was made, the pattern is there, a model was loaded.
+    at.stage.play(looking.started, None, [at.head.blocks, at.explorer.which], **_AT_ONCE)
+    at.stage.select(looking.select_step, None, _shows_a_pattern(at), **_AT_ONCE)
+    at.stage.load(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
+    at.stop.click(running.stop, None, at.stop, **_AT_ONCE)
+
+
+def _looking(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
+    see, head = at.explorer, at.head
+    place, layers = [head.layer, head.head], [see.overview, see.overlap, see.mass]
+    gr.on([head.layer.input, head.head.input], looking.show_head, place, head.blocks, **_LOOK)
+    head.shades.input(looking.show_shades, head.shades, head.blocks, **_LOOK)
+    head.lane.input(looking.show_lane, head.lane, [head.blocks, *layers, see.atlas], **_LOOK)
+    head.layer.input(looking.show_layer, head.layer, layers, **_LOOK)
+    see.layer_tab.select(looking.show_layer, head.layer, layers, **_LOOK)
+    gr.on(
+        [see.overview.click, see.atlas.click], looking.show_clicked, None, [*place, head.blocks, *layers], **_LOOK
+    )
+    differ, stay, early = see.observations
+    differ.click(lambda: gr.update(selected="layer"), None, see.tabs, **_AT_ONCE)
+    stay.click(looking.observe_later, None, [see.tabs, see.tracking, at.inputs["track"]], **_AT_ONCE)
+    skipped = early.click(None, None, at.inputs["skip"], js="() => 0", **_AT_ONCE)
+    ready = skipped.then(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
+    _race(ready.then, at, running)
+    # But for a file: gradio sees to it that it is one that was uploaded.
+    sent = {**_LONG, "preprocess": True}
+    see.upload.upload(looking.open_file, see.upload, [*_shows_a_run(at), at.timeline, see.upload_said], **sent)
+
+
+def _comparing(at: Components, running: Running, comparing: Comparing) -> None:
+    of = at.lengths
+    shown, asked = [of.table, of.chart], [of.chosen, *at.all_inputs]
+    of.compare.click(comparing.compare, asked, [*shown, of.compare, of.stop, at.run], **_LONG)
+    of.stop.click(running.stop, None, of.stop, **_AT_ONCE)
+    of.pin.click(comparing.pin, None, shown, **_AT_ONCE)
+    of.unpin.click(comparing.unpin, None, shown, **_AT_ONCE)
+    of.chosen.input(comparing.foresee, asked, of.said, **_LOOK)

@@ -1,0 +1,209 @@
+"""The one table of what a visitor can set: requests, links, the page's components and the API are made from it.
+
+A new setting of the sampler or of the attention is a field in sparsed/config.py and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app import texts
+from app.race.checks import check_choice, check_number, check_whole
+from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, METHOD_LABELS, SELECTIONS
+from sparsed.options import ATTENTION, SAMPLER
+
+OWN_TEXT = "own"
+MAX_STEPS = 1024
+MAX_GENERATION = 1024
+MAX_CHARACTERS = 600_000
+MAX_NUMBER = 2**31 - 1
+CPU_BACKENDS = ("auto", "gather")
+BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
+# The methods that a third lane may use, and no third lane.
+BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
+NO_BASELINE = "none"
+
+_GENERATIONS = (16, 32, 64, 128, 256)
+_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting."""
+
+    name: str
+    # "choice": one of some names; "whole", "number": within low … high; "switch": yes or no.
+    kind: Literal["choice", "whole", "number", "text", "switch"]
+    # What the page says above it and below it, and what programs read of it.
+    label: str
+    help: str
+    doc: str
+    # What a sentence calls it; "" takes the label.
+    called: str = ""
+    # Whose setting it is: one of SamplerConfig, one of AttentionConfig, or one of the race itself.
+    home: Literal["sampler", "attention", "race"] = "race"
+    # What a number must lie between, both ends included.
+    low: float = 0
+    high: float = MAX_NUMBER
+    # All that it may be → as people read it; None where only the running page knows (models, questions, lengths).
+    choices: Mapping[Any, str] | None = None
+    # Numbers that the page has to choose from, of all that it may be.
+    offers: tuple[float, ...] = ()
+    # Or its slider there: from, to, step.
+    slider: tuple[float, float, float] | None = None
+    # What it is until somebody sets it; None where that depends on the page, or on what it follows.
+    usual: Any = None
+    # It follows the model and the prompt length until the visitor sets it himself.
+    follows: bool = False
+    # The value that stands for "without it": None in the request.
+    off: Any = None
+    # Where not every algorithm has it: a value to ask the engine with, and what is said where it does not.
+    trial: Any = None
+    lacking: str = ""
+    # Whether programs can set it.
+    in_api: bool = True
+
+    def check(self, value: Any, choices: Collection[str] | None = None) -> Any:
+        """The value as a request holds it; None, where it may be, is left to the defaults.
+
+        choices: what a choice may be, where the table does not know it. Raises ValueError, one sentence.
+        """
+        called = self.called or self.label[0].lower() + self.label[1:]
+        if value is None and (self.follows or self.home == "attention" or self.off is not None):
+            return None
+        if self.kind == "choice":
+            value = check_choice(called, value, choices or self.choices or ())
+        elif self.kind == "whole":
+            value = check_whole(called, value, int(self.low), int(self.high))
+        elif self.kind == "number":
+            value = check_number(called, value, self.low, self.high)
+        elif self.kind == "switch":
+            value = bool(value)
+        return None if value == self.off else value
+
+
+_KINDS = {int: "whole", float: "number", str: "choice", bool: "switch"}
+
+
+def _of_engine(name: str, label: str, help: str, doc: str, **more: Any) -> Field:
+    """The row of a setting of the engine: whose it is and what kind of value it takes stand in its config."""
+    kind: Any = _KINDS[(SAMPLER | ATTENTION)[name].metadata["kind"]]
+    return Field(name, kind, label, help, doc, home="sampler" if name in SAMPLER else "attention", **more)
+
+
+FIELDS = (
+    Field(
+        "model", "choice", "Model", "Choosing one downloads nothing: that begins when you press Run.",
+        "Which model answers; /models lists them. One that is not in memory is loaded first, perhaps downloaded.",
+    ),
+    Field(
+        "kind", "choice", "Question", "What the model is asked.",
+        "A kind of question; own, where it is allowed, stands for the prompt in text (a text alone is enough).",
+    ),
+    Field(
+        "length", "choice", "Prompt length", "The longer, the more SparseD saves.",
+        "Prompt length of a question, in tokens as its name says; short_context is up to 256.",
+    ),
+    Field(
+        "question", "whole", "Question number", "Each number makes another prompt.",
+        f"Number of the question, 0 to {MAX_NUMBER}: each number makes another prompt.", usual=0,
+    ),
+    Field(
+        "text", "text", "Your own text",
+        "Sent to the model as one message. Mini only knows its own small world of invented documents.",
+        f"A prompt of your own instead of a question, up to {MAX_CHARACTERS:,} characters.", usual="",
+    ),
+    _of_engine(
+        "steps", "Denoising steps", "More steps, fewer tokens each.",
+        f"Denoising steps, 1 to {MAX_STEPS}; a multiple of the number of blocks. Default: the model's.",
+        called="steps", low=1, high=MAX_STEPS, slider=(8, 256, 8), follows=True,
+    ),
+    _of_engine(
+        "gen_length", "Generation length", "Tokens the answer may have.",
+        f"Tokens to generate, 1 to {MAX_GENERATION}. Default: the model's.",
+        low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
+    ),
+    _of_engine(
+        "block_length", "Semi-autoregressive block length",
+        "Blocks of the answer are finished from left to right.",
+        "Semi-autoregressive block length in tokens; divides gen_length. Default: the model's.",
+        low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
+        trial=1, lacking="Dream's algorithms unmask the whole at once.",
+    ),
+    _of_engine(
+        "algorithm", "Algorithm", "Which tokens each step commits.",
+        "Which tokens each step commits: LLaDA's two, then Dream's four. Default: the model's.",
+        choices={name: texts.ALGORITHMS[name] for name in ALGORITHMS}, follows=True,
+    ),
+    _of_engine(
+        "temperature", "Temperature", "0 takes the likeliest token.",
+        "0 takes the likeliest token; up to 10. Default: the model's.",
+        high=10, slider=(0.0, 2.0, 0.05), follows=True,
+    ),
+    _of_engine(
+        "threshold", "Confidence threshold", "Commits every token surer than this; ends a run early.",
+        "Commit every token surer than this, 0 to 1 (0 is off); ends a run early. Default: the model's.",
+        high=1, offers=_THRESHOLDS, follows=True, off=0,
+        trial=0.9, lacking="Not with {algorithm}, whose confidence is no probability.",
+    ),
+    _of_engine(
+        "cfg_scale", "Guidance (CFG scale)", "0 is off; above, each step costs twice.",
+        "Guidance scale, 0 (off) to 100; above 0 each step costs twice. Default: the model's.",
+        called="CFG scale", high=100, slider=(0.0, 4.0, 0.25), follows=True,
+    ),
+    _of_engine(
+        "top_p", "Top-p", "Draws from the likeliest; 1 is off.",
+        "Draw from the likeliest tokens of this sum, 0.01 to 1 (off); Dream's only. Default: the model's.",
+        low=0.01, high=1, slider=(0.05, 1.0, 0.05), follows=True,
+        trial=0.5, lacking="Only Dream's algorithms have it.",
+    ),
+    _of_engine(
+        "skip", "Skip", "Share of steps before the switch.",
+        "Share of the steps that use full attention before SparseD's switch, 0 to 1.",
+        high=1, slider=(0.0, 1.0, 0.05), usual=DEFAULT_SKIP,
+    ),
+    _of_engine(
+        "select", "Select", "Share of key blocks a head keeps.",
+        "Share of the key blocks that a head keeps, 0.01 to 1. Default: 0.5 below 4000 tokens, else 0.3.",
+        low=0.01, high=1, slider=(0.05, 1.0, 0.05), follows=True,
+    ),
+    _of_engine(
+        "block_size", "Attention block size", "Tokens per block of queries and keys.",
+        "Attention block size in tokens. Default: 32 below 4000 tokens, else 128.",
+        low=min(BLOCK_SIZES), high=max(BLOCK_SIZES),
+        choices={size: str(size) for size in BLOCK_SIZES}, follows=True,
+    ),
+    _of_engine(
+        "selection", "Selection", "How the blocks to keep are ranked.",
+        "How the blocks to keep are ranked: as the paper says, or as its public code does it.",
+        choices={name: texts.SELECTIONS[name] for name in SELECTIONS}, usual="paper",
+    ),
+    _of_engine(
+        "seed", "Sampler seed", "All lanes use the same.",
+        f"Seed of the sampler, 0 to {MAX_NUMBER}, the same for all lanes.",
+        called="seed", usual=0,
+    ),
+    Field(
+        "backend", "choice", "Sparse attention backend", "auto: the fastest on this machine.",
+        "What computes the sparse attention; auto is the fastest here.",
+        called="backend", choices={name: name for name in BACKENDS}, usual="auto",
+    ),
+    Field(
+        "track", "switch", "Track the pattern", "Selects afresh at four later steps, outside the clock.",
+        "", usual=False, in_api=False,
+    ),
+    Field(
+        "third", "choice", "Third lane", "A simpler pattern that keeps as many blocks.",
+        "A simpler pattern that keeps as many blocks, in a third lane.",
+        choices={NO_BASELINE: "none", **BASELINES}, usual=NO_BASELINE, off=NO_BASELINE,
+    ),
+)  # fmt: skip
+BY_NAME = {field.name: field for field in FIELDS}
+FOLLOWING = tuple(field.name for field in FIELDS if field.follows)
+
+
+def usual(model: str, kind: str, length: str) -> dict[str, Any]:
+    """Every setting by name, as it is where nobody has set any; None for what follows the model and the length."""
+    return {**{field.name: field.usual for field in FIELDS}, "model": model, "kind": kind, "length": length}

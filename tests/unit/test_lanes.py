@@ -1,0 +1,112 @@
+"""The lanes of a race as data: their keys, labels and styles, and a race of five of them with the real engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sparsed
+from app.engine.copies import line_up
+from app.engine.local import SparsedEngine
+from app.finished import views
+from app.finished.replay import final_snapshot
+from app.finished.run import keep, opened, recorded
+from app.lanes import MOST_LANES, OFFERED, PAIR, LaneSpec, headline, lanes_for, lanes_of, pair, reference, watched
+from app.race.canvas import Canvas
+from app.race.lane_view import LaneView
+from app.race.race import Lane, Race
+from app.race.snapshot import Stage
+from sparsed import trace as traces
+from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, SamplerConfig, SparseDConfig
+
+FIVE = ("dense", "sparsed", "sliding_window", "streaming_llm", "random")
+
+
+def lanes_with(*methods: str, **settings: Any) -> tuple[LaneSpec, ...]:
+    return lanes_of(FULL_ATTENTION if one == "dense" else AttentionConfig(one, **settings) for one in methods)
+
+
+def test_the_lanes_that_are_offered_keep_their_keys() -> None:
+    lanes = lanes_for(SparseDConfig(skip=0.1), "random")
+    assert tuple(lane.key for lane in lanes) == OFFERED == ("dense", "sparse", "baseline")
+    assert [lane.label for lane in lanes] == ["Full attention", "SparseD", "Random blocks"]
+    assert [lane.name for lane in lanes] == ["full attention", "SparseD", "random blocks"]
+    assert [lane.style for lane in lanes] == [1, 2, 3] and lanes[:2] == lanes_for(SparseDConfig(skip=0.1))
+    assert lanes[2].attention == replace(lanes[1].attention, method="random")
+    assert [lane.switch_step(20) for lane in lanes] == [None, 3, 3]
+    assert pair(lanes) == lanes[:2] and [lane.key for lane in PAIR] == ["dense", "sparse"]
+
+
+def test_up_to_five_lanes_have_keys_labels_and_styles_of_their_own() -> None:
+    for methods in (FIVE, ("sparsed",) * 5, ("dense", "random", "random", "dense", "sparsed")):
+        lanes = lanes_with(*methods)
+        for what in ("key", "label", "style"):
+            assert len({getattr(lane, what) for lane in lanes}) == len(lanes) == MOST_LANES
+        assert all(lane.label.startswith(METHOD_LABELS[one]) for lane, one in zip(lanes, methods, strict=True))
+    assert [lane.key for lane in lanes_with(*FIVE)] == ["dense", "sparse", "baseline", "streaming_llm", "random"]
+    with pytest.raises(ValueError, match="^A race has 5 lanes at most.$"):
+        lanes_with(*FIVE, "shared")
+
+
+def test_the_reference_is_full_attention_that_comes_first_and_the_headline_is_sparsed() -> None:
+    lanes = lanes_with(*FIVE)
+    assert reference(lanes) is lanes[0] and headline(lanes) is lanes[1]
+    assert reference(lanes[1:]) is None and headline(lanes[2:]) is None and reference(()) is None
+    seen = watched(lanes, True, (4, 7))
+    assert [lane.probe_steps for lane in seen] == [(), (4, 7), (), (), ()]
+    assert [lane.attention.keep_importance for lane in seen] == [None, True, None, None, None]
+    assert watched(lanes[2:], True, (4,)) == lanes[2:]
+
+
+def test_five_lanes_of_the_real_engine_race_are_kept_and_open_again(tmp_path: Path) -> None:
+    model = sparsed.load("mini", device="cpu", dtype="float32")
+    sampler = SamplerConfig(steps=8, gen_length=32, block_length=32)
+    prompt = "Every word of this prompt is one of many. " * 12
+    lanes = watched(lanes_with(*FIVE, skip=0.25, select=0.4, block_size=32), True, (5,))
+    runs = line_up(SparsedEngine(), (model,), prompt, sampler, lanes, "gather")
+    stage = Stage(
+        [
+            LaneView(
+                lane,
+                Canvas(32, model.tokens_text, model.end_ids),
+                total=run.total,
+                switch_step=run.switch_step,
+                backend=run.backend,
+                parallel=32,
+            )
+            for lane, run in zip(lanes, runs.values(), strict=True)
+        ],
+        end_ids=model.end_ids,
+    )
+    for update in Race([Lane(key, run) for key, run in runs.items()]):
+        live = stage.apply(update)
+    assert live["state"] == "done" and (live["reference"], live["headline"]) == ("dense", "sparse")
+    # Every lane but the reference has its factor and its agreement, and the headline's are SparseD's.
+    assert [lane["speedup"] is None for lane in live["lanes"]] == [True, False, False, False, False]
+    assert [lane["same"] is None for lane in live["lanes"]] == [True, False, False, False, False]
+    for lane, run in zip(live["lanes"][1:], list(runs.values())[1:], strict=True):
+        spent = [sum(step.seconds for step in one.steps) for one in (runs["dense"], run)]
+        assert lane["speedup"]["ratio"] == pytest.approx(spent[0] / spent[1], abs=1e-4)
+        tokens = [one.result().tokens[0].tolist()[-32:] for one in (runs["dense"], run)]
+        same, compared = lane["same"]["same"], lane["same"]["compared"]
+        assert same == sum(a == b for a, b in zip(*(row[:compared] for row in tokens), strict=True))
+    assert live["speedup"] == live["lanes"][1]["speedup"]
+    assert live["agreement"]["same"] == live["lanes"][1]["same"]["same"]
+    kept = keep(runs, prompt)
+    assert kept is not None
+    traces.save(kept.trace, tmp_path / "five.json.gz")
+    again = opened(tmp_path / "five.json.gz")
+    assert [lane.key for lane in recorded(again.trace)] == [lane.key for lane in lanes] == list(runs)
+    shown = final_snapshot(again.trace)
+    for lane, one in zip(shown["lanes"], live["lanes"], strict=True):
+        for what in ("key", "label", "style", "cells", "speedup", "same", "phases"):
+            assert lane[what] == one[what]
+    for lane in lanes[1:]:
+        mask = runs[lane.key].pattern.mask(1, 2).numpy()
+        assert (again.showing(lane.key).pattern.mask(1)[0, 2] == mask).all()
+    lines = views.timeline(again)["figure"]["data"][:5]
+    assert [line["name"] for line in lines] == [lane.label for lane in lanes]
+    assert len({line["line"]["color"] for line in lines}) == 5
