@@ -47,6 +47,18 @@ BUTTONS = {
     "sd-compare-clear": "Takes the pinned comparisons out of the chart.",
 }
 
+# What runs a lane. torch SDPA: scaled_dot_product_attention, whichever kernel it picks.
+BACKEND_WORDS = {
+    "sdpa": "torch SDPA",
+    "cudnn": "cuDNN",
+    "flash": "FlashAttention-2",
+    "flash4": "flash-attn-4",
+    "flex": "FlexAttention",
+    "triton": "Triton",
+}
+OWN_QUESTION = "your own text"
+STOPPED = "Stopped. What was written so far stays here."
+NOT_KEPT = "This run could not be recorded: it cannot be played again."
 START = "Press Run. Every step is timed alone, so each clock shows its own lane's work."
 
 # What stands where there is nothing to draw yet.

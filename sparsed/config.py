@@ -311,7 +311,7 @@ class AttentionConfig:
             )
         for name in _given(self) if self.dense else ():
             if name != "method":
-                raise ValueError(f"{name} belongs to sparse attention: leave it out with full attention.")
+                raise ValueError(f"{name} belongs to sparse attention: leave it out with attention=dense.")
 
     @property
     def dense(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.engine.interface import Engine, Listener
+from app.engine.interface import Engine, Listener, M, RunLike
 from app.lanes import OFFERED, LaneSpec
 from sparsed.config import SamplerConfig
 from sparsed.turns import seat
@@ -17,12 +17,12 @@ ROOM_TOKENS, ROOM_GENERATED, ROOM_BLOCK = 4224, 128, 128
 
 
 def line_up(
-    engine: Engine, copies: Sequence[Any], prompt: str, sampler: SamplerConfig, lanes: Sequence[LaneSpec], backend: str
-) -> dict[str, Any]:
+    engine: Engine[M], copies: Sequence[M], prompt: str, sampler: SamplerConfig, lanes: Sequence[LaneSpec], backend: str
+) -> dict[str, RunLike]:
     """The runs of a race by lane, ready for their first step. copies: of the model, one for each device that the lanes
     have (`sparsed.turns.seat`). Raises what `Engine.denoise` raises; nothing is left open then.
     """
-    runs: dict[str, Any] = {}
+    runs: dict[str, RunLike] = {}
     try:
         for number, lane in enumerate(lanes):
             model = copies[seat(number, len(copies))]

@@ -17,6 +17,8 @@ SELECT_ATTENTIONS = 2.0
 # A sampler's work on one row of logits: float32 and float64 copies, noise, sorting; bytes per entry.
 LOGIT_BYTES = 32
 GIB = 2**30
+# The part of the free memory that a race may take.
+MEMORY_SHARE = 0.9
 # Seconds of a dense step from which on lanes run at the same time where they can. Shorter steps are spent launching
 # kernels from Python, where two threads of one process hold each other up, and no clock would be honest. Measured on
 # two H200, 2 to 4 ms a step: more than 3 % of a step of 110 ms, at most 0.6 % of one of 600 ms.

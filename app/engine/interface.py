@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from app.engine.cost import Shape, Speed
 from app.lanes import LaneSpec
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.trace.types import Trace
+
+if TYPE_CHECKING:
+    from sparsed.attention.pattern import Pattern
+    from sparsed.attention.state import Phase
 
 # How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
 Listener = Callable[[Any], None]
@@ -28,8 +32,123 @@ def check_name(name: str) -> None:
         raise ValueError(f"The model {name[:80]!r} is none of {listed}, no Hub id (owner/name) and no model's folder.")
 
 
-class Engine(Protocol):
-    """What a page needs: models, prompts with known answers, and runs. The types are those of `sparsed`."""
+class Row(Protocol):
+    """Values by position."""
+
+    def tolist(self) -> list[Any]: ...
+
+
+class Rows(Protocol):
+    """Values by batch row and position: a tensor, or what is like one."""
+
+    def __getitem__(self, row: int, /) -> Row: ...
+
+
+class StepLike(Protocol):
+    """One denoising step, as `sparsed.Step`."""
+
+    @property
+    def index(self) -> int:
+        """Counted from 0."""
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run, at most."""
+
+    @property
+    def phase(self) -> Phase:
+        """Full attention, the step that also selects, or sparse."""
+
+    @property
+    def tokens(self) -> Rows:
+        """Token ids [batch, generation], masks included."""
+
+    @property
+    def committed(self) -> Rows:
+        """Bool, same shape: the positions unmasked in this step."""
+
+    @property
+    def confidence(self) -> Rows:
+        """Of the tokens committed in this step; NaN elsewhere."""
+
+    @property
+    def seconds(self) -> float:
+        """Device time of this step alone."""
+
+
+class ModelLike(Protocol):
+    """A loaded model, as `sparsed.Model`: what a page reads of it. The rest is its engine's business."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def end_ids(self) -> Sequence[int]:
+        """Every token that ends an answer."""
+
+    @property
+    def defaults(self) -> SamplerConfig:
+        """The sampler's settings."""
+
+
+class PromptLike(Protocol):
+    """A prompt with a known answer, as `sparsed.questions.build.Prompt`."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole prompt, the chat template included."""
+
+
+class RunLike(Protocol):
+    """A denoising run, as `sparsed`'s Run: an iterator of steps that can be closed."""
+
+    @property
+    def model(self) -> ModelLike: ...
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run, at most."""
+
+    @property
+    def switch_step(self) -> int | None:
+        """The first sparse step, counted from 0; None if there is none."""
+
+    @property
+    def backend(self) -> str:
+        """What runs its attention."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences a user should see; they may become more."""
+
+    @property
+    def steps(self) -> Sequence[StepLike]:
+        """Those made so far."""
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """None until the select step was made."""
+
+    def __next__(self) -> StepLike: ...
+
+    def close(self) -> None:
+        """No step is made any more. Any number of times."""
+
+
+M = TypeVar("M", bound=ModelLike)
+
+
+class Engine(Protocol[M]):
+    """What a page needs: models, prompts with known answers, and runs."""
 
     # Races that its device takes at the same time.
     at_once: int
@@ -52,36 +171,36 @@ class Engine(Protocol):
     def weights(self, name: str) -> int:
         """Bytes of the model's weights in the smallest dtype that the device here takes; 0 where unknown."""
 
-    def memory(self, model: Any = None) -> int | None:
+    def memory(self, model: M | None = None) -> int | None:
         """Bytes free on the model's device, or on the one that a new model would get; None where unknown."""
 
     def fetch(self, name: str, progress: Listener) -> None:
         """Brings the model's files to this machine; may take an hour. Raises ValueError or OSError."""
 
-    def load(self, name: str, progress: Listener) -> Any:
+    def load(self, name: str, progress: Listener) -> M:
         """The model; takes seconds once its files are here. Raises ValueError, OSError or RuntimeError."""
 
-    def copies(self, model: Any) -> Sequence[Any]:
+    def copies(self, model: M) -> Sequence[M]:
         """The model, and the same on other devices, where lanes can run at the same time: at most one for each lane.
         They are freed with the model.
         """
 
-    def shape(self, model: Any) -> Shape:
+    def shape(self, model: M) -> Shape:
         """The sizes that decide what a run costs."""
 
-    def speed(self, model: Any) -> Speed | None:
+    def speed(self, model: M) -> Speed | None:
         """What is known of its speed without measuring it; None where it can be measured."""
 
-    def place(self, model: Any) -> str:
+    def place(self, model: M) -> str:
         """Where the model runs, for people: "CPU · float32"."""
 
-    def backend(self, model: Any) -> str:
+    def backend(self, model: M) -> str:
         """What runs the sparse lane here; "auto" where that depends on the run."""
 
-    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
-        """A prompt with .text, .question, .answer, .tokens. Raises ValueError where none can be made."""
+    def build_prompt(self, model: M, length: str, kind: str, seed: int) -> PromptLike:
+        """Raises ValueError where none can be made."""
 
-    def count(self, model: Any, text: str) -> int:
+    def count(self, model: M, text: str) -> int:
         """Tokens of `text` with the chat template."""
 
     def verdict(self, text: str, gold: str) -> tuple[bool, str]:
@@ -89,25 +208,25 @@ class Engine(Protocol):
 
     def denoise(
         self,
-        model: Any,
+        model: M,
         prompt: str,
         sampler: SamplerConfig,
         attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
-    ) -> Any:
+    ) -> RunLike:
         """A run. probe_steps: select afresh there, for comparison."""
 
     def lend(
         self,
-        model: Any,
+        model: M,
         prompt: str,
         sampler: SamplerConfig,
         lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, RunLike] | None:
         """The runs of a race by lane, on a device that has to be borrowed for it; None where the device is always here
         and `denoise` makes the runs. Waits for the device, which is given back when the runs are closed.
 
@@ -115,13 +234,15 @@ class Engine(Protocol):
         is lent.
         """
 
-    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
+    def record(
+        self, runs: Mapping[str, RunLike], *, prompt: PromptLike | str, devices: Mapping[str, int]
+    ) -> Trace | None:
         """What runs by lane did, each of one step or more; None where nothing is recorded. prompt: what `build_prompt`
         made, or a visitor's own text. devices: the number of the one that each lane had.
         """
 
-    def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
+    def decode_tokens(self, model: M, tokens: Sequence[int]) -> str:
         """The text of some tokens as it stands in the answer, spaces kept."""
 
-    def read_answer(self, model: Any, tokens: Sequence[int]) -> str:
+    def read_answer(self, model: M, tokens: Sequence[int]) -> str:
         """The answer's text, up to the first end token."""

@@ -6,28 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import sparsed
 from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
-from app.engine.cost import Shape, Speed, lanes_take_turns, memory_needed
-from app.engine.interface import Listener, check_name
+from app.engine.cost import MEMORY_SHARE, Shape, Speed, lanes_take_turns, memory_needed
+from app.engine.interface import Listener, PromptLike, RunLike, check_name
 from app.lanes import LaneSpec
-from app.server.limits import Limits
 from sparsed import trace
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
 from sparsed.models.hub import locate
-from sparsed.questions.build import build_prompt
+from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS, token_budget
 from sparsed.questions.score import exact_match, facts_right
 from sparsed.questions.world import KINDS
 from sparsed.trace.types import Trace
 
 if TYPE_CHECKING:
+    from sparsed.denoising.run import Run
+    from sparsed.models.model import Model
     from sparsed.parallel.team import Team
+
 
 class SparsedEngine:
     """The engine of this repository. extra_model: one that is listed beside the catalogue. any_model: `admit` takes
@@ -50,7 +52,7 @@ class SparsedEngine:
         self._turns = lanes_take_turns() or team is not None
         self._team = team
         # Model → the others of its copies.
-        self._others: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+        self._others: WeakKeyDictionary[Model, tuple[Model, ...]] = WeakKeyDictionary()
 
     def models(self) -> Mapping[str, ModelSpec]:
         # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
@@ -90,7 +92,7 @@ class SparsedEngine:
         whole = self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
         return whole if self._team is None else whole // self._team.size
 
-    def memory(self, model: Any = None) -> int | None:
+    def memory(self, model: Model | None = None) -> int | None:
         from sparsed.models.devices import pick_device  # needs torch
 
         device = pick_device(None) if model is None else model.device
@@ -99,15 +101,15 @@ class SparsedEngine:
     def fetch(self, name: str, progress: Listener) -> None:
         locate(name, progress=progress)
 
-    def load(self, name: str, progress: Listener) -> Any:
+    def load(self, name: str, progress: Listener) -> Model:
         model = sparsed.load(name, progress=progress, team=self._team)
         self._others[model] = () if self._turns else self._elsewhere(name, model, progress)
         return model
 
-    def copies(self, model: Any) -> Sequence[Any]:
+    def copies(self, model: Model) -> Sequence[Model]:
         return (model, *self._others.get(model, ()))
 
-    def _elsewhere(self, name: str, model: Any, progress: Listener) -> tuple[Any, ...]:
+    def _elsewhere(self, name: str, model: Model, progress: Listener) -> tuple[Model, ...]:
         """The model once more on other GPUs, as far as it fits. Only on those of the same kind: on another kind a lane
         would win or lose by its GPU.
         """
@@ -118,21 +120,21 @@ class SparsedEngine:
         shape, kind = self.shape(model), torch.cuda.get_device_name(model.device)
         needed = shape.weight_bytes + memory_needed(shape, ROOM_TOKENS, ROOM_BLOCK, ROOM_GENERATED)
         alike = [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.get_device_name(gpu) == kind]
-        found: list[Any] = []
+        found: list[Model] = []
         for gpu in alike:
             if gpu == model.device.index or len(found) == MOST_COPIES - 1:
                 continue
             hear = partial(hear_copy, progress, len(found) + 2)
             try:
                 free = device_memory("cuda", gpu)
-                if free is not None and needed <= Limits.memory_share * free:
+                if free is not None and needed <= MEMORY_SHARE * free:
                     found.append(sparsed.load(name, device=f"cuda:{gpu}", dtype=model.dtype, progress=hear))
             # Somebody else has that GPU or its memory. The model is here all the same, and its lanes take turns.
             except (ValueError, OSError, RuntimeError):
                 continue
         return tuple(found)
 
-    def shape(self, model: Any) -> Shape:
+    def shape(self, model: Model) -> Shape:
         config = model.network.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return Shape(
@@ -147,10 +149,10 @@ class SparsedEngine:
             processes=model.processes,
         )
 
-    def speed(self, model: Any) -> Speed | None:
+    def speed(self, model: Model) -> Speed | None:
         return None
 
-    def place(self, model: Any) -> str:
+    def place(self, model: Model) -> str:
         device = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}.get(model.device.type, model.device.type)
         if (copies := len(self.copies(model))) > 1:
             device = f"{copies} GPUs"
@@ -158,14 +160,14 @@ class SparsedEngine:
             device = f"{held} GPUs" if model.device.type == "cuda" else f"CPU, {held} processes"
         return f"{device} · {dtype_name(model.dtype)}"
 
-    def backend(self, model: Any) -> str:
+    def backend(self, model: Model) -> str:
         # On a GPU the kernels are tried out for each shape, when a run begins.
         return "auto" if model.device.type == "cuda" else "gather"
 
-    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
+    def build_prompt(self, model: Model, length: str, kind: str, seed: int) -> Prompt:
         return build_prompt(model, length, kind, seed)
 
-    def count(self, model: Any, text: str) -> int:
+    def count(self, model: Model, text: str) -> int:
         return int(model.encode(text).shape[1])
 
     def verdict(self, text: str, gold: str) -> tuple[bool, str]:
@@ -176,13 +178,13 @@ class SparsedEngine:
 
     def denoise(
         self,
-        model: Any,
+        model: Model,
         prompt: str,
         sampler: SamplerConfig,
         attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
-    ) -> Any:
+    ) -> RunLike:
         return sparsed.denoise(
             model,
             prompt,
@@ -194,23 +196,27 @@ class SparsedEngine:
 
     def lend(
         self,
-        model: Any,
+        model: Model,
         prompt: str,
         sampler: SamplerConfig,
         lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, RunLike] | None:
         return None
 
-    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
-        return trace.record(runs, prompt=prompt, devices=devices)
+    def record(
+        self, runs: Mapping[str, RunLike], *, prompt: PromptLike | str, devices: Mapping[str, int]
+    ) -> Trace | None:
+        # Whoever makes runs in another way gives those that a record needs.
+        made = cast("Mapping[str, Run]", runs)
+        return trace.record(made, prompt=cast("Prompt | str", prompt), devices=devices)
 
-    def decode_tokens(self, model: Any, tokens: Sequence[int]) -> str:
+    def decode_tokens(self, model: Model, tokens: Sequence[int]) -> str:
         return str(model.tokens_text(tokens))
 
-    def read_answer(self, model: Any, tokens: Sequence[int]) -> str:
+    def read_answer(self, model: Model, tokens: Sequence[int]) -> str:
         import torch
 
         return str(model.decode(torch.tensor(list(tokens), dtype=torch.int64)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from sparsed.attention.masks import Masks
 from sparsed.config import SamplerConfig
 from sparsed.machine import machine
 from sparsed.turns import whose_turn
+
+if TYPE_CHECKING:
+    from sparsed.denoising.run import Run
+    from sparsed.models.model import Model
 
 # Operations a second of the half of an H200 that ZeroGPU lends: LLaDA-8B's dense steps reach 5.7e14 on the whole one.
 BORROWED_FLOPS = 2.4e14
@@ -73,7 +77,7 @@ class Broke:
 
 
 def lent_race(
-    models: Mapping[str, Any],
+    models: Mapping[str, Model],
     name: str,
     prompt: str,
     sampler: SamplerConfig,
@@ -88,11 +92,11 @@ def lent_race(
 
     # The threads that torch had on the CPU did not come along when this process was forked.
     torch.set_num_threads(1)
-    runs: dict[str, Any] = {}
+    runs: dict[str, Run] = {}
     lane: str | None = None
     try:
         model = models[name]
-        runs = line_up(SparsedEngine(), (model,), prompt, sampler, lanes, backend)
+        runs = cast("dict[str, Run]", line_up(SparsedEngine(), (model,), prompt, sampler, lanes, backend))
         one = next(iter(runs.values()))
         yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), machine())
         keys, clocks, running = list(runs), [0.0] * len(runs), set(range(len(runs)))

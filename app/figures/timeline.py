@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from app.figures.base import LEGEND_ABOVE, Figure, base_layout
 from app.figures.palette import INK, style_of
-from app.lanes import LaneSpec, headline, reference
+from app.lanes import headline, reference
 from app.phrases import gain
+from app.race.snapshot import StepTimes
 
 
-def timeline(
-    lanes: Sequence[LaneSpec],
-    times: Mapping[str, Sequence[float]],
-    phases: Mapping[str, Sequence[str]],
-    *,
-    total: int,
-    switch_step: int | None,
-    at_most: bool = False,
-) -> Figure:
+def timeline(made: StepTimes) -> Figure:
     """Milliseconds per denoising step of each lane, with a line where full attention ends, and below each lane's clock.
 
-    times: lane's key → seconds of each step so far. phases: lane's key → phase of each step so far. total: steps of a
-    run. switch_step: the engine's first sparse step, counted from 0, or None. On the page steps count from 1, so the
-    line stands at switch_step + 0.5, between the select step and the first sparse one. at_most: the runs may end before
-    `total`, so the axis reaches only a little beyond the steps that were made.
+    On the page steps count from 1, so the line stands at switch_step + 0.5, between the select step and the first
+    sparse one. Where runs may end before `total`, the axis reaches only a little beyond the steps that were made.
     """
-    if at_most:
-        made = max(map(len, times.values()), default=0)
-        total = min(total, max(made + made // 4, (switch_step or 0) + 2, 8))
+    lanes, times, phases, total, switch_step = made.lanes, made.seconds, made.phases, made.total, made.switch_step
+    if made.at_most:
+        longest = max(map(len, times.values()), default=0)
+        total = min(total, max(longest + longest // 4, (switch_step or 0) + 2, 8))
     steps_made, whole = [], []
     for lane in lanes:
         style, seconds = style_of(lane), times[lane.key]
@@ -68,7 +60,7 @@ def timeline(
     apart = first and large and _gain_so_far(times[first.key], times[large.key], phases[large.key])
     if apart and switch_step is not None:
         annotations.append(apart)
-    longest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
+    slowest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
     most = max((sum(seconds) for seconds in times.values()), default=0.0)
     return {
         "data": [*steps_made, *whole],
@@ -81,7 +73,7 @@ def timeline(
             },
             yaxis={
                 "title": {"text": "ms per step"},
-                "range": [0, 1100 * longest if longest else 1],
+                "range": [0, 1100 * slowest if slowest else 1],
                 "rangemode": "tozero",
                 "domain": [0.44, 1],
             },

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from app.engine.interface import StepLike
 from app.finished.run import recorded
 from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot, made_ranges
 from app.race.race import Update
 from app.race.snapshot import Stage, mode, speedup
-from app.server.material import BACKEND_WORDS
-from app.server.session import OWN_QUESTION, STOPPED
-from app.texts import held_together, straight
+from app.texts import BACKEND_WORDS, OWN_QUESTION, STOPPED, held_together, straight
 from sparsed import trace as traces
 
 Judge = Callable[[str, str], tuple[bool, str]]
@@ -148,7 +147,7 @@ def _reader(text: str) -> Callable[[Sequence[int]], str]:
     return lambda _: text
 
 
-def _steps(lane: LaneView, steps: Iterable[Any]) -> dict[str, list[Any]]:
+def _steps(lane: LaneView, steps: Iterable[StepLike]) -> dict[str, list[Any]]:
     """Gives the lane every step; what each of them changed in its canvas, and the lane's frames."""
     shown = lane.snapshot("running")
     changes, frames = [], [shown]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from app.engine.interface import PromptLike, RunLike
 from app.lanes import LaneSpec, headline, lanes_of
 from sparsed import trace as traces
 from sparsed.attention.masks import Masks
@@ -96,7 +96,7 @@ class Kept:
 
 
 def keep(
-    runs: dict[str, Any], prompt: Any, record: Callable[..., Trace | None] = traces.record
+    runs: Mapping[str, RunLike], prompt: PromptLike | str, record: Callable[..., Trace | None] = traces.record
 ) -> Kept | None:
     """What stays of live runs by lane, finished or stopped; None where none has a step. record: `Engine.record`."""
     made = {key: run for key, run in runs.items() if run.steps}

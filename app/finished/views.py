@@ -14,6 +14,7 @@ from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
 from app.finished.replay import origin
 from app.finished.run import Kept
+from app.race.snapshot import StepTimes
 from app.texts import Shades
 from sparsed.attention.analysis import mask_overlap, thumbnails
 from sparsed.attention.masks import Masks
@@ -27,15 +28,16 @@ def timeline(run: Kept | None) -> Value | None:
         return None
     lanes = run.lanes
     total = max(made.total for made in lanes.values())
-    figure = timeline_figure.timeline(
-        list(lanes),
+    times = StepTimes(
+        tuple(lanes),
         {lane.key: [step.seconds for step in made.steps] for lane, made in lanes.items()},
         {lane.key: [step.phase for step in made.steps] for lane, made in lanes.items()},
-        total=total,
-        switch_step=None if run.sparse is None else run.sparse.switch_step,
-        at_most=run.trace.sampler.threshold is not None,
+        total,
+        None if run.sparse is None else run.sparse.switch_step,
+        run.trace.sampler.threshold is not None,
     )
     labels = " and ".join(lane.label for lane in lanes)
+    figure = timeline_figure.timeline(times)
     return {"figure": figure, "label": f"Line chart of the time per step of {labels}, {total} steps."}
 
 

@@ -13,7 +13,8 @@ from app.lengths.forecast import NOTHING_CHOSEN, OWN_HAS_ONE, foresee, in_order
 from app.lengths.table import Comparison, Row, Table, done, is_shown, lengths_in, row_of
 from app.race.request import OWN_TEXT, Request
 from app.server.desk import Desk
-from app.server.session import Measured, perform
+from app.server.observer import Measured
+from app.server.session import perform
 from app.server.shown import Shown
 from app.server.visits import Visit
 

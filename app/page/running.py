@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.figures import timeline
 from app.finished import views
 from app.page.inputs import Server, read
 from app.page.labels import loading_header, model_header, stage_before
@@ -47,8 +48,9 @@ class Running:
             async for shown in stream:
                 # A model that was loaded changes what the page says of it: its view asks for that.
                 updates: Updates = {at.stage: as_json({**shown.stage, "loaded": shown.loaded is not None})}
-                if shown.timeline is not None and (shown.over or time.monotonic() >= next_timeline):
-                    updates[at.timeline] = as_json({"figure": shown.timeline, "label": _timeline_label(shown.stage)})
+                if shown.times is not None and (shown.over or time.monotonic() >= next_timeline):
+                    figure = timeline.timeline(shown.times)
+                    updates[at.timeline] = as_json({"figure": figure, "label": _timeline_label(shown.stage)})
                     next_timeline = time.monotonic() + TIMELINE_SECONDS
                 if shown.loading:
                     updates[at.header] = loading_header(server, asked.model, shown.loading)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from app.engine.interface import StepLike
 from sparsed.answer_text import cell_texts
 
 Decode = Callable[[Sequence[int]], str]
@@ -46,7 +47,7 @@ class Canvas:
         """Token ids by position; None where the cell is masked."""
         return list(self._tokens)
 
-    def apply(self, step: Any, row: int = 0) -> None:
+    def apply(self, step: StepLike, row: int = 0) -> None:
         """Take over the cells that `step` committed in batch row `row`."""
         tokens = step.tokens[row].tolist()
         confidences = step.confidence[row].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from app.engine.interface import StepLike
 from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
@@ -46,7 +47,7 @@ class LaneView:
         self.text: str | None = None
         self.verdict: tuple[bool, str] | None = None
 
-    def apply(self, step: Any) -> None:
+    def apply(self, step: StepLike) -> None:
         """Take over one step of this lane."""
         self.canvas.apply(step)
         self.phase = step.phase

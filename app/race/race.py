@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
+from app.engine.interface import RunLike, StepLike
 from sparsed.turns import whose_turn
 
 UPDATES_PER_SECOND = 8.0
@@ -29,14 +30,6 @@ GRACE_SECONDS = 30.0
 State = Literal["running", "done", "stopped", "failed", "overdue"]
 # How the lanes of one device ended, the one that tells most of the whole race last.
 _WORST: tuple[State, ...] = ("done", "stopped", "overdue", "failed")
-
-
-class RunLike(Protocol):
-    """What the race needs of a `sparsed` Run: an iterator of steps that can be closed."""
-
-    def __next__(self) -> Any: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class LaneStep:
     """One denoising step of one lane."""
 
     lane: str
-    step: Any
+    step: StepLike
 
 
 @dataclass(frozen=True)

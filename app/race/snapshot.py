@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from app.lanes import LaneSpec, headline, reference
 from app.phrases import clock, gain, steps_in_words
@@ -49,6 +50,18 @@ def speedup(
         "words": words if finished else f"{words} so far",
         "detail": f"{over}: {clock(a)}{made[0]} with {names[0]}, {clock(b)}{made[1]} with {names[1]}",
     }
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """How long each step took so far: what the figure of the time per step is drawn from."""
+
+    lanes: tuple[LaneSpec, ...]
+    seconds: Mapping[str, Sequence[float]]  # lane's key → of each step so far
+    phases: Mapping[str, Sequence[str]]  # lane's key → of each step so far
+    total: int  # steps of a run
+    switch_step: int | None  # the engine's first sparse step, counted from 0
+    at_most: bool = False  # the runs may end before `total`
 
 
 class Stage:
@@ -117,6 +130,19 @@ class Stage:
     def finished(self) -> bool:
         """True when every lane has reached its end."""
         return all(lane.finished for lane in self.lanes.values())
+
+    def step_times(self) -> StepTimes:
+        """The seconds of every step so far; later steps do not change it."""
+        views = self.lanes.values()
+        large = self.headline or next(iter(views))
+        return StepTimes(
+            tuple(view.lane for view in views),
+            {view.key: tuple(view.times) for view in views},
+            {view.key: tuple(view.phases) for view in views},
+            large.total,
+            large.switch_step,
+            large.at_most,
+        )
 
     def speedup(self, lane: LaneView | None) -> Snapshot | None:
         """How much faster a lane is than the reference, once they do not do the same any more."""

@@ -7,11 +7,10 @@ import threading
 import time
 from collections import OrderedDict
 from functools import partial
-from typing import Any
 from weakref import WeakSet
 
 import sparsed
-from app.engine.interface import Engine
+from app.engine.interface import Engine, PromptLike
 from app.race.line import DeviceQueue
 from app.race.race import Race
 from app.server.health import Metrics, State, Status
@@ -58,10 +57,10 @@ class Desk:
         self._active: set[Visit] = set()
         self._races: WeakSet[Race] = WeakSet()
         self._lock = threading.Lock()
-        self._prompts: OrderedDict[tuple[str, str, str, int], Any] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, str, str, int], PromptLike] = OrderedDict()
         self._building = threading.Lock()
 
-    def prompt(self, loaded: Loaded, length: str, kind: str, seed: int) -> Any:
+    def prompt(self, loaded: Loaded, length: str, kind: str, seed: int) -> PromptLike:
         """The engine's prompt; the last few are remembered, since a long one takes a second to build.
 
         Raises ValueError when there is no such question at this length.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.engine.cost import GIB, Estimate, about, span
+from app.engine.cost import GIB, MEMORY_SHARE, Estimate, about, span
 from app.engine.gpu import gpu_is_borrowed
 
 # The longest race where strangers share a machine, and where the GPU is borrowed from a pool.
@@ -26,7 +26,7 @@ class Limits:
     max_seconds: float = 3600.0
     max_tokens: int = 66_560
     memory: int | None = None
-    memory_share: float = 0.9
+    memory_share: float = MEMORY_SHARE
     max_waiting: int = 32
     public: bool = False
 

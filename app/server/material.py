@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from app.engine import cost
+from app.engine.interface import PromptLike
 from app.race.request import OWN_TEXT, Request
 from app.server import limits
 from app.server.desk import Desk
@@ -13,45 +13,38 @@ from app.server.models import Loaded
 from app.server.speed import Places
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
-# What runs a lane, in words. torch SDPA: scaled_dot_product_attention, whichever kernel it picks.
-BACKEND_WORDS = {
-    "sdpa": "torch SDPA",
-    "cudnn": "cuDNN",
-    "flash": "FlashAttention-2",
-    "flash4": "flash-attn-4",
-    "flex": "FlexAttention",
-    "triton": "Triton",
-}
-NOT_KEPT = "This run could not be recorded: it cannot be played again."
 
 
 @dataclass(frozen=True)
 class Material:
-    """The prompt of a request, and what it will cost. gold: None for a visitor's own text. prompt: what the engine
-    built, or that text. most_seconds: a watchdog ends the race then. places: where the lanes run.
-    """
+    """The prompt of a request, and what it will cost."""
 
     text: str
-    question: str
+    question: str  # empty for a visitor's own text
     tokens: int
-    gold: str | None
-    prompt: Any
-    asked: Request
-    estimated: cost.Estimate | None
-    refused: str | None
-    most_seconds: float
+    gold: str | None  # None for a visitor's own text
+    prompt: PromptLike | str  # what the engine built, or that text
+    asked: Request  # resolved for so many tokens
+    estimated: cost.Estimate | None  # None while this machine's speed is not known
+    refused: str | None  # why it may not run here, in a sentence
+    most_seconds: float  # a watchdog ends the race then
     places: Places
+
+    @property
+    def expected(self) -> float | None:
+        """Seconds of the race; None where nobody knows."""
+        return None if self.estimated is None else self.estimated.seconds
 
 
 def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     """Builds the prompt and checks it against the limits of this machine. Raises what the engine raises."""
     if asked.kind == OWN_TEXT:
-        prompt: Any = asked.text
+        prompt: PromptLike | str = asked.text
         text, question, gold = asked.text, "", None
         tokens = desk.engine.count(loaded.model, text)
     else:
-        prompt = desk.prompt(loaded, asked.length, asked.kind, asked.question)
-        text, question, gold, tokens = prompt.text, prompt.question, prompt.answer, prompt.tokens
+        prompt = built = desk.prompt(loaded, asked.length, asked.kind, asked.question)
+        text, question, gold, tokens = built.text, built.question, built.answer, built.tokens
     asked = asked.resolve(tokens)
     places = desk.speed.places(loaded, asked, tokens)
     estimated = desk.speed.estimate(loaded, asked, tokens, places)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.engine.cost import Shape, Speed
-from app.engine.interface import Engine
+from app.engine.interface import Engine, ModelLike
 from app.engine.sentences import out_of_memory
 from app.server.journal import Journal
 from sparsed.config import SamplerConfig
@@ -27,7 +27,7 @@ class Loaded:
     name: str
     label: str  # for people
     place: str  # where it runs, for people
-    model: Any
+    model: ModelLike
     shape: Shape
     speed: Speed | None  # None while it is not known
 

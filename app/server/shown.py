@@ -5,32 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from app.figures import base
 from app.finished.run import Kept
 from app.race.lane_view import Snapshot
 from app.race.request import Request
-from app.race.snapshot import before_run
+from app.race.snapshot import StepTimes, before_run
 from app.server.models import Loaded
 from sparsed.attention.masks import Masks
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows next. timeline: None while there is no step. selected: set once, at the select
-    step. kept: what stays of the run, with its last value. loading: how far the model is, in words, while it is being
-    loaded. loaded: the model, once, where this run had to wait for it. position, wait: runs before this one while it
-    waits for the device, and about how many seconds, None where nobody knows.
-    """
+    """What the page shows next."""
 
     stage: Snapshot
-    timeline: base.Figure | None = None
-    selected: Masks | None = None
-    kept: Kept | None = None
-    over: bool = False
-    loading: str = ""
-    loaded: Loaded | None = None
-    position: int = 0
-    wait: float | None = None
+    times: StepTimes | None = None  # None before the race
+    selected: Masks | None = None  # SparseD's pattern; set once, at the select step
+    kept: Kept | None = None  # what stays of the run, with its last value
+    over: bool = False  # the last value
+    loading: str = ""  # how far the model is, in words, while it is being loaded
+    loaded: Loaded | None = None  # the model, once, where this run had to wait for it
+    position: int = 0  # runs before this one, while it waits for the device
+    wait: float | None = None  # seconds until then, about; None where nobody knows
 
 
 def shown_as(asked: Request, state: str, message: str, **more: Any) -> Shown:

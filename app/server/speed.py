@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 from app.engine.cost import SHORTEST_TOGETHER, Estimate, Speed, estimate, fit_speed
-from app.engine.interface import Engine
+from app.engine.interface import Engine, ModelLike
 from app.race.line import DeviceQueue
 from app.race.request import Request
 from app.server.limits import Limits
@@ -29,7 +28,7 @@ FASTER = 0.8
 class Places:
     """Where the lanes of a race run."""
 
-    copies: tuple[Any, ...]  # of the model, one for each device that the lanes have (`sparsed.turns.seat`)
+    copies: tuple[ModelLike, ...]  # of the model, one for each device that the lanes have (`sparsed.turns.seat`)
     why: str = ""  # the sentence for lanes that take turns although there are other devices
 
 
@@ -120,7 +119,7 @@ class Forecaster:
         roomy = [copy for copy in others if self._fits(alone, copy)][: len(request.lanes) - 1]
         return Places((first, *roomy), "" if roomy else NO_ROOM)
 
-    def _fits(self, estimated: Estimate, model: Any) -> bool:
+    def _fits(self, estimated: Estimate, model: ModelLike) -> bool:
         """Is there room for a race on the device of this model?"""
         free = self._engine.memory(model)
         return free is None or estimated.memory <= self.limits.memory_share * free

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -24,6 +25,9 @@ from app.race.race import Lane, Race
 from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.questions.build import build_prompt
+
+if TYPE_CHECKING:
+    from sparsed.denoising.run import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         prompt = build_prompt(model, given.length, given.kind, given.question)
         sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
         lanes = lanes_for(SparseDConfig(), given.third)
-        probes = probe_steps(sampler.steps, lanes[1].switch_step(sampler.steps))
-        runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, watched(lanes, True, probes), "auto")
+        lanes = watched(lanes, True, probe_steps(sampler.steps, lanes[1].switch_step(sampler.steps)))
+        runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, lanes, "auto")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{made.lane}: step {step.index + 1} of {step.total}, {clock(step.seconds)}", flush=True)
         if update.error is not None:
             raise update.error
-    trace.save(trace.record(runs, prompt=prompt, importance=True), given.out)
+    trace.save(trace.record(cast("dict[str, Run]", runs), prompt=prompt, importance=True), given.out)
     spent = {key: sum(step.seconds for step in run.steps) for key, run in runs.items()}
     print(f"{given.out}: {given.out.stat().st_size:,} bytes; {' and '.join(map(clock, spent.values()))}")
     return 0

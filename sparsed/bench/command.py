@@ -18,9 +18,9 @@ from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
 from sparsed.bench.shapes import SHAPES, load_or_make
 from sparsed.bench.table import device_of, print_machine, print_table, tell
-from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.machine import dtype_name, machine
 from sparsed.models.devices import check_dtype, pick_device, pick_dtype
+from sparsed.options import ATTENTION, SAMPLER, add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.parallel.crew import Crew
 from sparsed.parallel.launch import Launch
 from sparsed.questions.lengths import token_budget
@@ -76,8 +76,7 @@ def _measurements(
     options: argparse.Namespace, asked: Sequence[tuple[str | None, str]], team: Team | None
 ) -> Iterator[Measurement]:
     """Each (dtype, length) measured, one after another; a model is loaded once for each dtype."""
-    sampler = SamplerConfig(steps=options.steps, gen_length=options.gen_length)
-    attention = SparseDConfig(skip=options.skip, select=options.select, block_size=options.block_size)
+    sampler, attention = sampler_of(options), attention_of(options)
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
         model = load_or_make(options, dtype, team)
         print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
@@ -136,7 +135,7 @@ def _measure_missing(
 def _plan(options: argparse.Namespace, about: dict[str, Any], device: str) -> dict[str, Any]:
     """What is the same for all rows of one table."""
     settings = (
-        "shape", "random_tokens", "kind", "prompt_seed", "steps", "gen_length", "skip", "select", "block_size",
+        "shape", "random_tokens", "kind", "prompt_seed", *SAMPLER, *(name for name in ATTENTION if name != "method"),
         "backend", "dense_backend", "no_fuse", "repeats", "compose",
     )  # fmt: skip
     facts = ("cpu", "gpu", "torch") if device == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
@@ -165,11 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--random-tokens", action="store_true", help="random token ids as the prompt")
     parser.add_argument("--kind", default="about", help="kind of question in the prompt")
     parser.add_argument("--prompt-seed", type=int, default=0, help="which of the built prompts")
-    parser.add_argument("--steps", type=int, default=64, help="denoising steps")
-    parser.add_argument("--gen-length", type=int, help="generated tokens (default: the model's)")
-    parser.add_argument("--skip", type=float, default=0.2, help="share of the steps before the selection")
-    parser.add_argument("--select", type=float, default=0.3, help="share of key blocks kept on each side")
-    parser.add_argument("--block-size", type=int, default=128, help="attention block size: 32, 64 or 128")
+    add_sampler_options(parser.add_argument_group("sampler (default: 64 steps, else the model's own)"))
+    group = parser.add_argument_group("SparseD (default: skip 0.2, select 0.3, attention block size 128)")
+    add_attention_options(group, without=["method"])
+    parser.set_defaults(steps=64, skip=0.2, select=0.3, block_size=128)
     parser.add_argument("--backend", default="auto", help="sparse backend")
     parser.add_argument("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsed.config import METHODS, SamplerConfig, SparseDConfig
+from sparsed.config import METHODS
 from sparsed.evaluation.answers import evaluate
 from sparsed.evaluation.observe import observe
 from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, method_name, parse_method
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import table
+from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.parallel.crew import Crew
 from sparsed.results_folder import Folder
 
@@ -50,10 +51,8 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
 
     plan = Plan(
         model=args.model,
-        sampler=SamplerConfig(steps=args.steps, gen_length=args.gen_length, block_length=args.block_length),
-        attention=SparseDConfig(
-            skip=args.skip, select=args.select, block_size=args.block_size, selection=args.selection
-        ),
+        sampler=sampler_of(args),
+        attention=attention_of(args),
         depths=tuple(args.depths) or None,
     )
     methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
@@ -93,13 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         "time (skip, select, attention block size, without reuse, without isolated selection)")  # fmt: skip
     add("--observe", action="store_true", help="instead of answers: how alike the masks of two heads are, and of the "
         "switch and later steps")  # fmt: skip
-    add("--steps", type=int, help="denoising steps; default the model's")
-    add("--gen-length", type=int, help="tokens to generate; default the model's")
-    add("--block-length", type=int, help="semi-autoregressive block length; default the model's")
-    add("--skip", type=float, help="share of the steps with full attention")
-    add("--select", type=float, help="share of the key blocks kept; default by length")
-    add("--block-size", type=int, help="attention block size; default by length")
-    add("--selection", help="paper or reference")
+    add_sampler_options(parser.add_argument_group("sampler (default: the model's own)"))
+    group = parser.add_argument_group("sparse methods (default: as published for the length)")
+    add_attention_options(group, without=["method"])
     add("--out", type=Path, default=Path("runs/eval"), help="folder of records; what is there is not asked again")
     add("--shard", help="i/n: every n-th question from the i-th (accelerate launch shares the work by itself)")
     add("--batch-tokens", type=int, default=0, help="run equal lengths together up to so many tokens")

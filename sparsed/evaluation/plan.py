@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.options import ATTENTION, reader
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 
@@ -64,8 +65,8 @@ class Plan:
 def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:
     """A method as it is written on the command line: one of METHODS, with settings of its own but for "dense".
 
-    "sparsed:skip=0", "sliding_window:select=0.1,block_size=64"; settings: skip, select, block_size, selection,
-    isolated, reuse (yes or no). What is not given is `base`'s. Raises ValueError for anything else.
+    "sparsed:skip=0", "sliding_window:select=0.1,reuse=no". What is not given is `base`'s. Raises ValueError for
+    anything else.
     """
     name, colon, said = method.partition(":")
     if method == "dense":
@@ -76,7 +77,7 @@ def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:
     for part in said.split(",") if colon else ():
         key, _, value = part.partition("=")
         try:
-            values[key] = _SETTINGS[key](value)
+            values[key] = reader(_SETTINGS[key])(value)
         except (KeyError, ValueError):
             raise ValueError(
                 f"Method {method!r}: {part!r} is no setting; write one of {', '.join(_SETTINGS)} as name=value."
@@ -84,13 +85,7 @@ def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:
     return replace(base, method=name, **values)
 
 
-def _yes_or_no(value: str) -> bool:
-    return {"yes": True, "no": False}[value]
-
-
-_SETTINGS: dict[str, Any] = {
-    "skip": float, "select": float, "block_size": int, "selection": str, "isolated": _yes_or_no, "reuse": _yes_or_no,
-}  # fmt: skip
+_SETTINGS = {name: row for name, row in ATTENTION.items() if name != "method"}
 
 
 def default_cells(lengths: Iterable[str], types: Iterable[str], questions: int | None = None) -> list[Cell]:

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -29,13 +29,13 @@ from sparsed.config import DREAM_ALGORITHMS, METHODS, AttentionConfig, ResolvedS
 from sparsed.denoising import denoise
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
 from sparsed.models.loading import load
+from sparsed.options import ATTENTION, SAMPLER
 
 _log = logging.getLogger(__name__)
 
-_SAMPLER = tuple(field.name for field in fields(SamplerConfig))
-_SPARSE = ("skip", "select", "block_size")
+_SPARSE = tuple(name for name in ATTENTION if name != "method")
 _OWN = ("attention", "mc_num", "batch_size", "device", "dtype", "backend", "dense_backend", "max_length")
-ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *_SAMPLER)
+ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *SAMPLER)
 # The harness passes them to every model. Nothing here runs remote code; a batch is as large as was said.
 _IGNORED = ("trust_remote_code", "max_batch_size")
 # What the harness's command line says where its user said nothing.
@@ -47,8 +47,9 @@ class SparsedLM(TemplateLM):
     """A diffusion language model for lm-evaluation-harness; its arguments are those of ``--model_args``.
 
     pretrained (or model): a name of the catalogue, a Hub id or a folder (default "mini"). attention: "sparsed"
-    (default), a baseline (`sparsed.config.METHODS`) or "dense"; skip, select, block_size (attention block
-    size) belong to all but "dense". backend, dense_backend, device, dtype: as for `sparsed.denoise` and `sparsed.load`.
+    (default), a baseline (`sparsed.METHODS`) or "dense"; skip, select, block_size (attention block size) and what else
+    `sparsed.AttentionConfig` has belong to all but "dense". backend, dense_backend, device, dtype: as for
+    `sparsed.denoise` and `sparsed.load`.
     batch_size: the most canvases of one forward. mc_num: Monte-Carlo draws of a likelihood (default 128). The rest is
     the sampler's, see `sparsed.SamplerConfig`.
 
@@ -88,7 +89,7 @@ class SparsedLM(TemplateLM):
     ) -> None:
         super().__init__()
         self._said: set[str] = set()
-        unknown = [name for name in settings if name not in (*_SPARSE, *_SAMPLER, *_IGNORED)]
+        unknown = [name for name in settings if name not in (*_SPARSE, *SAMPLER, *_IGNORED)]
         if unknown:
             raise ValueError(f"The model argument {unknown[0]!r} is unknown; there are {', '.join(ARGUMENTS)}.")
         if pretrained is not None and model is not None:
@@ -96,7 +97,7 @@ class SparsedLM(TemplateLM):
         self.mc_num = _whole("mc_num", mc_num)
         self._batch_size = _whole("batch_size", batch_size)
         self._max_length = None if max_length is None else _whole("max_length", max_length, least=2)
-        self._given = SamplerConfig(**{name: settings.get(name) for name in _SAMPLER})
+        self._given = SamplerConfig(**{name: settings.get(name) for name in SAMPLER})
         if attention not in METHODS:
             raise ValueError(f"attention must be one of {', '.join(map(repr, METHODS))}, not {attention!r}.")
         self.attention = AttentionConfig(attention, **{name: settings.get(name) for name in _SPARSE})
@@ -309,12 +310,12 @@ class SparsedLM(TemplateLM):
         tokens = wanted.pop("max_gen_toks")
         if not wanted.pop("do_sample", None):
             wanted["temperature"] = 0.0
-        values = {name: getattr(self._given, name) for name in _SAMPLER}
+        values = {name: getattr(self._given, name) for name in SAMPLER}
         dream = (values["algorithm"] or wanted.get("algorithm") or defaults.algorithm) in DREAM_ALGORITHMS
         for name, value in wanted.items():
             if name == "until":
                 continue
-            if name not in _SAMPLER or (name in ("top_p", "top_k") and not dream):
+            if name not in SAMPLER or (name in ("top_p", "top_k") and not dream):
                 self._say(name, f"{name} of the generation_kwargs is no setting of this model's sampler: left out.")
             elif values[name] is None:
                 values[name] = value

@@ -34,7 +34,8 @@ from app.page.serving import SCRIPTS, STYLES
 from app.race.request import OWN_TEXT, parse
 from app.server.desk import Desk
 from app.server.limits import Limits
-from app.server.session import Measured, perform
+from app.server.observer import Measured
+from app.server.session import perform
 from app.server.visits import Visit
 from sparsed.models import LoadError
 
@@ -579,7 +580,7 @@ def test_memory_is_taken_before_the_device_is_free_for_others(engine: Noting, mo
             told.append(self)
 
     told: list[Told] = []
-    monkeypatch.setattr("app.server.session.Peak", Told)
+    monkeypatch.setattr("app.server.observer.Peak", Told)
     desk = desk_of(engine)
     end = collect(desk, Visit(), asked_of(desk), ["short_context", "1k"])[-1]
     # Begun once and noted once, when no step runs any more and the place in the line is still taken.

@@ -21,6 +21,7 @@ from PIL import Image
 
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
+from app.figures import timeline
 from app.finished.animation import to_animation
 from app.finished.replay import replay_value
 from app.lanes import lanes_for, lanes_of
@@ -252,7 +253,8 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     assert [lane["right"] for lane in last["lanes"]] == [True, True, False] and last["lanes"][2]["same"] is not None
     sent = sorted((one["lane"], one["step"]) for shown in seen for one in shown.stage["steps"])
     assert sent == sorted((key, n + 1) for key in ("dense", "sparse", "baseline") for n in range(asked.steps))
-    assert [line["name"] for line in seen[-1].timeline["data"][:3]] == ["Full attention", "SparseD", "Random blocks"]
+    lines = timeline.timeline(seen[-1].times)["data"][:3]
+    assert [line["name"] for line in lines] == ["Full attention", "SparseD", "Random blocks"]
     assert not len(desk.queue)
 
 
@@ -277,7 +279,7 @@ def test_more_lanes_race_like_three(fake_engine: Any, count: int, devices: int, 
     assert alike == [None, True, *[False] * (count - 2)]
     assert [lane["speedup"] is None for lane in last["lanes"]] == [True, *[False] * (count - 1)]
     assert len({lane["style"] for lane in last["lanes"]}) == len({lane["label"] for lane in last["lanes"]}) == count
-    assert len(shown[-1].timeline["data"]) == 2 * count
+    assert len(timeline.timeline(shown[-1].times)["data"]) == 2 * count
     run = shown[-1].kept
     assert run is not None and [lane.key for lane in run.lanes] == keys
     value = replay_value(run.trace)
@@ -327,7 +329,7 @@ def test_warming_up_is_shown_where_kernels_are_compiled(make_engine, place: str,
     assert seen[-1].stage["state"] == "done"
     if times:
         # Before any step was made.
-        assert all(shown.timeline is None for shown in seen[: messages.index(WARMING_UP) + 1])
+        assert all(shown.times is None for shown in seen[: messages.index(WARMING_UP) + 1])
 
 
 def test_a_closed_tab_keeps_its_place_until_the_device_is_warm(make_engine) -> None:
@@ -401,7 +403,7 @@ def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
     assert seen[-1].stage["state"] == "done" and (dense["step"], dense["total"]) == (11, 64)
     assert sparse["phases"] == [["dense", 1, 11]]
     assert seen[-1].stage["notes"] == ["This run never became sparse: it was done after 11 steps."]
-    assert seen[-1].timeline is not None and seen[-1].timeline["layout"]["shapes"] == []
+    assert timeline.timeline(seen[-1].times)["layout"]["shapes"] == []
 
 
 def test_the_engines_protocol_is_what_the_page_uses(make_engine) -> None:
@@ -456,7 +458,7 @@ def test_every_run_leaves_one_line_that_says_how_it_ended(make_engine) -> None:
     collect(desk, Visit(), asked_of(desk))
     collect(desk, Visit(), own_text(desk, "a secret kaboom"))
     visit = Visit()
-    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.timeline else None)
+    collect(desk, visit, asked_of(desk), lambda shown: visit.stop() if shown.times else None)
     collect(desk, Visit(), asked_of(desk, "slowpoke"))
     desk.speed.limits = replace(desk.speed.limits, max_tokens=100)
     collect(desk, Visit(), asked_of(desk))
@@ -522,7 +524,7 @@ def test_a_server_that_is_stopped_ends_its_runs_and_says_why(fake_engine: Any) -
     told: list[Shown] = []
 
     def act(shown: Shown) -> None:
-        if shown.timeline is not None and not desk.closing:
+        if shown.times is not None and not desk.closing:
             waiting.start()
             while len(desk.queue) < 2:
                 time.sleep(0.01)

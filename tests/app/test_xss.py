@@ -19,8 +19,8 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from app.figures.shared import LONGEST_WORDS
-from app.race.links import _LINKED
-from app.server.session import OWN_QUESTION
+from app.race.fields import FIELDS
+from app.texts import OWN_QUESTION
 from sparsed import trace as traces
 from sparsed.config import FULL_ATTENTION, SamplerConfig, SparseDConfig
 
@@ -378,7 +378,7 @@ def test_a_links_own_text_stays_text(trap: Trap, fake: Any) -> None:
     assert prompt_text(page) == text
 
 
-@pytest.mark.parametrize("name", [name for name, read in _LINKED.items() if read is str and name != "text"])
+@pytest.mark.parametrize("name", [field.name for field in FIELDS if field.kind == "choice"])
 def test_a_word_of_a_link_stays_text(trap: Trap, fake: Any, name: str) -> None:
     """A link that cannot be followed says why, and what it says holds the word."""
     word = TEXTS[1]
@@ -388,7 +388,7 @@ def test_a_word_of_a_link_stays_text(trap: Trap, fake: Any, name: str) -> None:
 
 
 def test_the_numbers_of_a_link_stay_text(trap: Trap, fake: Any) -> None:
-    numbers = [name for name, read in _LINKED.items() if read in (int, float)]
+    numbers = [field.name for field in FIELDS if field.kind in ("whole", "number")]
     page = trap.page(fake, "?" + urlencode({name: TEXTS[n] for n, name in enumerate(numbers)}))
     said = " ".join(toasts(page))
     page.wait_for_function("n => document.querySelectorAll('[data-testid=toast-text]').length >= 1", arg=1)

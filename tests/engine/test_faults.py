@@ -31,7 +31,8 @@ from app.race.race import Race
 from app.race.request import OWN_TEXT, Request, parse
 from app.server.desk import Desk
 from app.server.limits import Limits
-from app.server.session import Measured, perform
+from app.server.observer import Measured, Observer
+from app.server.session import VISITOR, perform
 from app.server.shown import Shown
 from app.server.visits import Visit
 from sparsed.attention.backends import dense, gather
@@ -168,12 +169,12 @@ class Page:
             | settings
         )  # fmt: skip
 
-    def race(self, measured: Measured | None = None, visit: Visit | None = None) -> list[Shown]:
+    def race(self, observer: Observer = VISITOR, visit: Visit | None = None) -> list[Shown]:
         """Everything that one race shows. The visit is the same one each time, as that of a page that stays open."""
 
         async def collect() -> list[Shown]:
             used = self.visit if visit is None else visit
-            return [shown async for shown in perform(self.desk, used, self.asked, measured)]
+            return [shown async for shown in perform(self.desk, used, self.asked, observer)]
 
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(asyncio.run, collect()).result(timeout=60)
@@ -215,7 +216,7 @@ def tokens(page: Page) -> dict[str, list[tuple[int, int, int]]]:
 
 @pytest.fixture
 def injector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Injector]:
-    monkeypatch.setattr("app.server.session.Race", partial(Race, updates_per_second=60))
+    monkeypatch.setattr("app.server.start.Race", partial(Race, updates_per_second=60))
     # What torch and transformers hold need not be gone through again each time.
     gc.collect()
     gc.freeze()

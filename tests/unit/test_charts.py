@@ -10,6 +10,7 @@ import pytest
 
 from app.figures import base, timeline
 from app.lanes import lanes_for
+from app.race.snapshot import StepTimes
 from sparsed.config import SparseDConfig
 
 TWO = lanes_for(SparseDConfig())
@@ -23,7 +24,7 @@ def figure_of(lanes: dict[str, int], switch_step: int | None = 3, total: int = 1
         ]
         for lane, steps in lanes.items()
     }
-    return timeline.timeline(TWO, times, phases, total=total, switch_step=switch_step)
+    return timeline.timeline(StepTimes(TWO, times, phases, total=total, switch_step=switch_step))
 
 
 def test_plotly_accepts_every_figure() -> None:
@@ -74,12 +75,12 @@ def test_below_it_each_lane_s_clock_and_how_far_they_are_apart() -> None:
     assert figure["layout"]["annotations"][1]["text"] == "1.00× after 4 steps"
     times = {"dense": [3.0, 3.0], "sparse": [3.0, 1.0]}
     phases = {"dense": ["dense"] * 2, "sparse": ["select", "sparse"]}
-    said = timeline.timeline(TWO, times, phases, total=4, switch_step=1)["layout"]["annotations"]
+    said = timeline.timeline(StepTimes(TWO, times, phases, total=4, switch_step=1))["layout"]["annotations"]
     assert said[1]["text"] == "1.50× after 2 steps" and (said[1]["x"], said[1]["y"]) == (2, 6.0)
     # As the stage says it: slower lanes, and those that are as good as equal.
     for last, words in ((5.0, "1.33× slower after 2 steps"), (3.05, "0.99× after 2 steps")):
         slow = {"dense": [3.0, 3.0], "sparse": [3.0, last]}
-        found = timeline.timeline(TWO, slow, phases, total=4, switch_step=1)["layout"]["annotations"]
+        found = timeline.timeline(StepTimes(TWO, slow, phases, total=4, switch_step=1))["layout"]["annotations"]
         assert found[1]["text"] == words
     # Before a lane is sparse a factor would be noise.
     assert len(figure_of({"dense": 3, "sparse": 3})["layout"]["annotations"]) == 1
@@ -108,25 +109,26 @@ def test_figures_are_cheap_enough_to_build_beside_a_running_engine() -> None:
     times = {"dense": [0.1] * 1024, "sparse": [0.1] * 1024}
     phases = {"dense": ["dense"] * 1024, "sparse": ["sparse"] * 1024}
     start = time.perf_counter()
-    timeline.timeline(TWO, times, phases, total=1024, switch_step=205)
+    timeline.timeline(StepTimes(TWO, times, phases, total=1024, switch_step=205))
     assert time.perf_counter() - start < 0.5
 
 
 def test_the_axis_of_a_run_that_may_end_early_follows_the_steps() -> None:
     times = {"dense": [0.1] * 20, "sparse": [0.1] * 16}
     phases = {key: ["dense"] * len(seconds) for key, seconds in times.items()}
-    short = timeline.timeline(TWO, times, phases, total=128, switch_step=None, at_most=True)
+    short = timeline.timeline(StepTimes(TWO, times, phases, total=128, switch_step=None, at_most=True))
     assert short["layout"]["xaxis"]["range"] == [0, 26] and short["layout"]["shapes"] == []
-    ahead = timeline.timeline(TWO, times, phases, total=128, switch_step=27, at_most=True)
+    ahead = timeline.timeline(StepTimes(TWO, times, phases, total=128, switch_step=27, at_most=True))
     assert ahead["layout"]["xaxis"]["range"][1] > 27.5
-    near = timeline.timeline(TWO, times, phases, total=21, switch_step=None, at_most=True)
+    near = timeline.timeline(StepTimes(TWO, times, phases, total=21, switch_step=None, at_most=True))
     assert near["layout"]["xaxis"]["range"] == [0, 22]
 
 
 def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> None:
     times = {"dense": [3.0, 3.0, 3.0], "sparse": [3.0, 1.0], "baseline": [1.0]}
     phases = {"dense": ["dense"] * 3, "sparse": ["select", "sparse"], "baseline": ["select"]}
-    figure = timeline.timeline(lanes_for(SparseDConfig(), "streaming_llm"), times, phases, total=4, switch_step=1)
+    three = lanes_for(SparseDConfig(), "streaming_llm")
+    figure = timeline.timeline(StepTimes(three, times, phases, total=4, switch_step=1))
     go.Figure(figure)
     assert [line["name"] for line in figure["data"]] == 2 * ["Full attention", "SparseD", "StreamingLLM"]
     assert [len(line["x"]) for line in figure["data"]] == 2 * [3, 2, 1]
@@ -136,5 +138,5 @@ def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> No
     # Over the steps that full attention and SparseD both have.
     assert figure["layout"]["annotations"][1]["text"] == "1.50× after 2 steps"
     without = {lane: times[lane] for lane in ("dense", "sparse")}
-    two = timeline.timeline(TWO, without, phases, total=4, switch_step=1)
+    two = timeline.timeline(StepTimes(TWO, without, phases, total=4, switch_step=1))
     assert two["layout"] == figure["layout"] and two["data"] == [*figure["data"][:2], *figure["data"][3:5]]

@@ -6,11 +6,12 @@ from dataclasses import fields
 from typing import Any
 from urllib.parse import parse_qsl
 
+import gradio as gr
 import pytest
 
 from app.page.inputs import NAMES, read
-from app.page.settings import ROWS, within
-from app.race.fields import BY_NAME, FIELDS, FOLLOWING, NO_BASELINE, usual
+from app.page.settings import accordion, within
+from app.race.fields import BY_NAME, FIELDS, FOLLOWING, OWN_TEXT, usual
 from app.race.links import from_link, link
 from app.race.request import Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
@@ -80,9 +81,12 @@ def test_the_inputs_are_read_by_name() -> None:
         read([*sent[:-1], ""])
 
 
-def test_every_row_names_settings_of_the_table_once() -> None:
-    placed = [name for rows in ROWS.values() for row in rows for name in row]
-    assert len(placed) == len(set(placed)) and set(placed) == set(BY_NAME) - {"kind", "length", "text"}
+def test_every_setting_has_a_component_of_its_name() -> None:
+    with gr.Blocks():
+        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+    assert set(made) == set(BY_NAME) - {"kind", "length", "text"}  # these stand above the accordion
+    for name, component in made.items():
+        assert (component.label, component.elem_id) == (BY_NAME[name].label, f"sd-{name.replace('_', '-')}")
 
 
 def test_sliders_take_what_lies_beyond_them_at_their_ends() -> None:
@@ -92,12 +96,7 @@ def test_sliders_take_what_lies_beyond_them_at_their_ends() -> None:
 
 
 def test_every_setting_can_be_linked() -> None:
-    given = {
-        "model": "mini", "kind": "own", "length": "4k", "question": 3, "text": "a & b", "steps": 16, "gen_length": 32,
-        "block_length": 16, "algorithm": "random", "temperature": 0.5, "threshold": 0.9, "cfg_scale": 1.5,
-        "top_p": 0.9, "skip": 0.1, "select": 0.4, "block_size": 64, "selection": "reference", "seed": 5,
-        "backend": "gather", "track": True, "third": "random",
-    }  # fmt: skip
-    assert set(given) == set(BY_NAME) and given["third"] != NO_BASELINE
+    kinds = {"choice": "mini", "whole": 7, "number": 0.25, "text": "a & b", "switch": True}
+    given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in FIELDS} | {"kind": OWN_TEXT}
     query = dict(parse_qsl(link(given, FOLLOWING).removeprefix("?")))
     assert from_link(query) == (given, [])
