@@ -160,6 +160,7 @@
       // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above.
       draw(lane, other, scored) {
         setAttribute(root, "class", `sd-lane lane-${lane.style}`);
+        setAttribute(root, "style", `--lane: var(--lane-${lane.style}); --lane-soft: var(--lane-${lane.style}-soft)`);
         setAttribute(root, "data-state", lane.state);
         setText(title, lane.label);
         setText(backend, lane.backend);

@@ -38,6 +38,7 @@ from app.server.shown import Shown
 from app.server.visits import Visit
 from sparsed.attention.backends import dense, gather
 from sparsed.config import DEFAULT_SKIP, select_step
+from sparsed.denoising.forward import LocalForward
 from sparsed.denoising.run import Run
 
 TEXT = "Mara Velin was born in Tolm in 1911 and worked as a glassblower. She lived in Orlin, near the river Sava. " * 3
@@ -94,8 +95,8 @@ class Injector:
         self._now = ("", -1)
         self._layer = 0
         patch.setattr(Run, "__init__", self._noted(Run.__init__))
-        patch.setattr(Run, "_make_step", self._placed(Run._make_step))
-        patch.setattr(Run, "_logits", self._logits(Run._logits))
+        patch.setattr(Run, "__next__", self._placed(Run.__next__))
+        patch.setattr(LocalForward, "logits", self._logits(LocalForward.logits))
         # Looked up by the engine whenever it is called, or when a run chooses its backend.
         patch.setattr(dense, "scaled_dot_product_attention", self._attention(dense.scaled_dot_product_attention))
         patch.setattr(gather, "gather_attention", self._attention(gather.gather_attention))
@@ -108,11 +109,11 @@ class Injector:
         return init
 
     def _placed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def make_step(run: Run, index: int, *given: Any) -> Any:
+        def make_step(run: Run) -> Any:
             lane = run.attention.method
-            self._now, self._layer = (lane, index), 0
+            self._now, self._layer = (lane, len(run.steps)), 0
             try:
-                return original(run, index, *given)
+                return original(run)
             finally:
                 self._now = ("", -1)
 

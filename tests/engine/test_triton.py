@@ -19,8 +19,11 @@ from sparsed import SparseDConfig  # noqa: E402
 from sparsed.attention.backends import triton as triton_backend  # noqa: E402
 from sparsed.attention.backends.dense import DenseAttention, dense_attention  # noqa: E402
 from sparsed.attention.backends.registry import load_backend  # noqa: E402
+from sparsed.attention.kernels import Kernels  # noqa: E402
 from sparsed.attention.pattern import BlockLayout, LayerPattern  # noqa: E402
-from sparsed.attention.state import AttentionState  # noqa: E402
+from sparsed.attention.policy import AttentionPolicy  # noqa: E402
+from sparsed.attention.state import RunAttention  # noqa: E402
+from sparsed.cache.rows import ALL  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,16 +123,17 @@ def test_a_selecting_and_a_sparse_step_with_the_kernels(length: int) -> None:
     config = SparseDConfig(select=0.4, block_size=32).resolve(length)
     layout = BlockLayout(length, length - 40, 32)
     dense = DenseAttention("test", dense_attention, with_lse)
+    policy = AttentionPolicy(config, layout, 8)
     states = [
-        AttentionState("select", config, layout, load_backend(name), dense=dense, fused=name == "triton")
+        RunAttention(policy, Kernels(dense, load_backend(name), fused=name == "triton"), phase="select")
         for name in ("triton", "gather")
     ]
-    assert torch.equal(*(state.attend(0, q, k, v, scale) for state in states))
+    assert torch.equal(*(state.attend(0, q, k, v, scale, ALL) for state in states))
     ours, theirs = (state.pattern() for state in states)
     assert torch.equal(ours.layers[0].indices, theirs.layers[0].indices)
     for state in states:
         state.phase = "sparse"
-    got, wanted = (state.attend(0, q, k, v, scale) for state in states)
+    got, wanted = (state.attend(0, q, k, v, scale, ALL) for state in states)
     assert torch.allclose(got, wanted, atol=1e-5)
 
 
