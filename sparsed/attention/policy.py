@@ -70,7 +70,9 @@ class AttentionPolicy:
         return "select" if step == self.select_step else "sparse"
 
     def selects(self, phase: Phase) -> bool:
-        """Whether a step of that phase makes patterns; without `reuse` the sparse ones do too."""
+        """Whether a step of that phase makes patterns; without `reuse` the sparse ones do too. Such a step computes all
+        rows.
+        """
         return phase == "select" or (phase == "sparse" and not self.config.reuse)
 
     @property

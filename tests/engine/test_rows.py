@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sparsed
 from sparsed import SamplerConfig, SparseDConfig
 from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
@@ -190,6 +191,13 @@ def test_two_runs_on_one_set_of_weights_have_stores_of_their_own(model_of) -> No
     together = list(zip(*zip(steps(1), steps(5))))
     for one, other in zip(alone, together):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("attention", ["dense", None])
+def test_a_run_computes_every_row(model_of, attention: Any) -> None:
+    model = model_of("qwen3", **SHAPES["qwen3"])
+    run = sparsed.denoise(model, torch.arange(2, 62), sampler=SamplerConfig(4, 8), attention=attention)
+    assert [step.rows for step in run] == [68] * 4
 
 
 def test_the_store_writes_rows_where_they_belong() -> None:
