@@ -5,7 +5,6 @@ Under torchrun the first process serves the page; the others hold their shares o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -25,7 +24,21 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 # reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from app import options
 from app.engine.gpu import gpu_is_borrowed
+from sparsed.parallel.launch import Launch
+
+if __name__ == "__main__":
+    # What is asked for is read before gradio is imported, which takes seconds: --help and a wrong value are answered at
+    # once. Of several processes the first one reads it, and says what is wrong.
+    try:
+        LAUNCH = Launch.here()
+        if LAUNCH.kind == "data":
+            raise ValueError("accelerate launch is for evaluations and sweeps: start the page with python or torchrun.")
+        GIVEN = options.read() if LAUNCH.rank == 0 else None
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 # On a ZeroGPU Space this stands in for CUDA, and must come before everything that uses it.
 if gpu_is_borrowed():
@@ -34,12 +47,10 @@ if gpu_is_borrowed():
 # `gradio app.py` binds the name `app` to this script afterwards: a later `from app.x import y` would look for it in
 # here, so every import of the package stands at the top of its module.
 from app import texts
-from app.engine import borrowed, interface, local
+from app.engine import borrowed, local
 from app.page import serving, wiring
-from app.server import desk, limits
-from app.server.journal import Journal
+from app.server import desk
 from app.server.signals import Signals
-from sparsed.parallel.launch import Launch
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -54,50 +65,20 @@ STEP_SECONDS, TELL_SECONDS = 20.0, 1.0
 SAME_SIGNAL_SECONDS = 3.0
 
 
-def options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python app.py", description="Full attention and SparseD, side by side."
-    )
-    parser.add_argument(
-        "--host", default=None, help="address to listen on (default 127.0.0.1, or GRADIO_SERVER_NAME)"
-    )
-    parser.add_argument(
-        "--port",
-        type=int,
-        default=None,
-        help="port (default GRADIO_SERVER_PORT, or the first free from 7860)",
-    )
-    parser.add_argument(
-        "--model", default="mini", help="a model of the catalogue, or a folder (default: mini)"
-    )
-    parser.add_argument(
-        "--allow-any-model",
-        action="store_true",
-        help="visitors may type any Hub id or folder; not where strangers come (on a Space, or with SPARSED_PUBLIC=1)",
-    )
-    return parser.parse_args(arguments)
+def build(given: options.Options | None = None, team: Team | None = None) -> tuple[desk.Desk, gr.Blocks]:
+    """The desk (nothing loaded yet, but for the models of a ZeroGPU Space) and the page around it. given: the usual
+    ones unless said otherwise. team: the processes that hold every model together.
 
-
-def build(
-    model: str = "mini", any_model: bool = False, team: Team | None = None
-) -> tuple[desk.Desk, gr.Blocks]:
-    """The desk (nothing loaded yet, but for the models of a ZeroGPU Space) and the page around it. team: the processes
-    that hold every model together.
-
-    Raises ValueError for a bad environment variable or option, and what loading raises on a ZeroGPU Space.
+    Raises ValueError for a bad environment variable, and what loading raises on a ZeroGPU Space.
     """
-    interface.check_name(model)
-    bounds, journal = limits.Limits.here(), Journal.here()
-    if any_model and bounds.public:
-        raise ValueError("--allow-any-model is not for a public page: leave it out, or set SPARSED_PUBLIC=0.")
+    given = given or options.read([])
     if gpu_is_borrowed():
-        names = borrowed.placed(default=model)
-        here = desk.Desk(borrowed.ZeroEngine(names, spaces.GPU), names[0], bounds, journal)
+        names = borrowed.placed(default=given.model)
+        here = desk.Desk(borrowed.ZeroEngine(names, spaces.GPU), names[0], given.limits, given.journal)
         here.models.place(names)
     else:
-        used = local.SparsedEngine(model, any_model=any_model, team=team)
-        here = desk.Desk(used, model, bounds, journal, any_model=any_model)
+        used = local.SparsedEngine(given.model, any_model=given.any_model, team=team)
+        here = desk.Desk(used, given.model, given.limits, given.journal, any_model=given.any_model)
     return here, wiring.build_page(here, default_kind=DEFAULT_KIND)
 
 
@@ -113,23 +94,20 @@ def stop(here: desk.Desk) -> None:
         time.sleep(TELL_SECONDS)
 
 
-def main() -> int:
-    """Serve the page until it is interrupted; the model loads meanwhile."""
+def main(launch: Launch, given: options.Options | None) -> int:
+    """Serve the page until it is interrupted; the model loads meanwhile. given: None in a follower."""
     team: Team | None = None
     try:
-        launch = Launch.here()
-        if launch.kind == "data":
-            raise ValueError("accelerate launch is for evaluations and sweeps: start the page with python or torchrun.")
         if launch.kind == "tensor":
-            # The followers stay in there: one process reads the options, and says what is wrong with them.
+            # The followers stay in there.
             from sparsed.parallel.meeting import join
 
             team = join(launch)
-        given = options()
-        here, demo = build(given.model, given.allow_any_model, team)
+        here, demo = build(given, team)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    assert given is not None, "the process that serves has read its options"
     # The first line on standard output is the address; gradio would write of its MCP server before.
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -142,8 +120,7 @@ def main() -> int:
             )
     except (OSError, OverflowError):
         # gradio asks for a port that nobody uses, and says in its own words that there is none.
-        wanted = f"port {given.port}" if given.port is not None else "any port that it tried"
-        print(f"error: The page cannot listen on {wanted}: choose another one with --port.", file=sys.stderr)
+        print(f"error: {options.cannot_listen(given.port)}", file=sys.stderr)
         return 2
     if address is None:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the
@@ -170,4 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(LAUNCH, GIVEN))

@@ -26,6 +26,43 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>")
 
 
+# In this order the groups begin, so that the long ones are not left for the end; every other file is one of its own.
+# "timed" holds all tests that look at a clock: they never run beside each other.
+GROUPS = ("timed", "page")
+TIMED_FIXTURES, PAGE_FIXTURES = {"real", "double", "dream"}, {"fake", "keeping", "chromium"}
+TIMED_FILES = {"test_team", "test_team_page", "test_load"}
+
+
+def group(item: pytest.Item) -> str:
+    """Tests of one group run in one worker, one after the other: those that share a server, those that measure time,
+    those of the GPU. A mark `xdist_group` goes before.
+    """
+    mark = item.get_closest_marker("xdist_group")
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if mark is not None:
+        return str(mark.args[0])
+    if "gpu" in item.path.parts:
+        return "gpu"
+    if fixtures & TIMED_FIXTURES or item.path.stem in TIMED_FILES:
+        return "timed"
+    return "page" if fixtures & PAGE_FIXTURES else item.path.stem
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)), append=False)
+    items.sort(key=lambda item: GROUPS.index(group(item)) if group(item) in GROUPS else len(GROUPS))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small models lose by threads, and workers would fight for the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     """Random weights (bf16, tied) and a tokenizer of single bytes, in the format of mini's folder."""
     import torch

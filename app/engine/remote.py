@@ -114,7 +114,8 @@ def lent_race(
             new = {at: _sent(pattern) for at, pattern in run.probes.items() if at not in seen[lane]}
             seen[lane] |= set(new)
             arrays = {name: getattr(step, name).numpy() for name in ("tokens", "committed", "confidence")}
-            told = {"index": step.index, "total": step.total, "phase": step.phase, "seconds": step.seconds, **arrays}
+            facts = {name: getattr(step, name) for name in ("index", "total", "phase", "rows", "seconds")}
+            told = {**facts, **arrays}
             pattern = _sent(run.pattern) if before is None and run.pattern is not None else None
             yield Made(lane, Facts.of(run), told, pattern, new)
     except Exception as error:  # noqa: BLE001 (whatever it is, it must come back as a sentence)

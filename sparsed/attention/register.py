@@ -1,12 +1,15 @@
-"""How transformers' attention modules reach a run's attention state."""
+"""How transformers' attention modules reach a run's attention: its pass comes with the forward's keyword arguments."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sparsed.attention.state import AttentionState
+from sparsed.attention.backends.dense import dense_attention
+
+if TYPE_CHECKING:
+    from sparsed.denoising.forward import Pass
 
 NAME = "sparsed"
 
@@ -18,19 +21,20 @@ def sparsed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    sparsed_state: AttentionState | None = None,
+    pass_: Pass | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [batch, heads, length, head_dim] in, [batch, length, heads,
+    """transformers' attention interface: [batch, heads, n, head_dim] of the computed rows in, [batch, n, heads,
     head_dim] out.
 
-    Without a state (a forward outside a run) it is dense and bidirectional.
+    Without a pass (a forward outside a run) it is dense and bidirectional.
     """
     if attention_mask is not None:
         raise ValueError("SparseD attention takes no attention mask: every token sees the whole sequence.")
-    state = sparsed_state if sparsed_state is not None else AttentionState()
+    if pass_ is None:
+        return dense_attention(query, key, value, scaling).transpose(1, 2), None
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return state.attend(layer, query, key, value, scaling).transpose(1, 2), None
+    return pass_.attend(layer, query, key, value, scaling).transpose(1, 2), None
 
 
 def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsed.attention.backends.registry import load_backend
-from sparsed.attention.pattern import BlockLayout, LayerPattern
-from sparsed.attention.selection.importance import block_importance, fused_importance
+from sparsed.attention.kernels import Kernels
+from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.selection.isolated import select_blocks
-from sparsed.attention.state import AttentionState
 from sparsed.bench.numbers import AttentionTimes, Spread
+from sparsed.cache.rows import ALL
 from sparsed.config import AttentionConfig, SamplerConfig
-from sparsed.denoising import denoise
-from sparsed.denoising.forward import look, synchronize
+from sparsed.denoising.forward import Pass, synchronize
+from sparsed.denoising.predictor import Predictor
 from sparsed.models.model import Model
-
-
-class _Recorder(AttentionState):
-    """Attention that stays dense and keeps what one layer was given."""
-
-    def __init__(self, layer: int) -> None:
-        super().__init__("dense")
-        self.layer = layer
-        self.given: tuple[Tensor, Tensor, Tensor, float] | None = None
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if layer == self.layer:
-            self.given = (q, k, v, scale)
-        return super().attend(layer, q, k, v, scale)
 
 
 @torch.inference_mode()
@@ -48,34 +36,27 @@ def attention_times(
 
     Dense, sparse and selection take turns, so that noise meets all three.
     """
-    run = denoise(
-        model, prompt, sampler=sampler, attention=attention, backend=backend, dense_backend=dense_backend
-    )
-    run.warm_up()
-    settings, full = run.attention, run.dense
-    assert full is not None, "the run has warmed up"
-    select, block_size = settings.select, settings.block_size
-    layout = BlockLayout(run.length, run.prompt_length, block_size)
     ids = model.encode(prompt)
-    canvas = torch.cat([ids, ids.new_full((len(ids), run.length - run.prompt_length), model.mask_id)], dim=1)
-    recorder = _Recorder(model.network.config.num_hidden_layers // 2)
-    look(model, canvas, recorder)
-    assert recorder.given is not None, "the model has this layer"
-    q, k, v, scale = recorder.given
-    sparse = load_backend(run.backend)
+    settings = sampler.resolve(model.defaults)
+    length = ids.shape[1] + settings.gen_length
+    predictor = Predictor(model, ids.shape[1], settings, attention.resolve(length), backend, dense_backend)
+    predictor.choose_kernels(len(ids))
+    kernels, policy = predictor.kernels, predictor.policy
+    assert kernels is not None and kernels.sparse is not None, "this lane is not dense"
+    full, sparse, layout, block_size = kernels.dense, kernels.sparse, policy.layout, policy.layout.block_size
+    canvas = torch.cat([ids, ids.new_full((len(ids), settings.gen_length), model.mask_id)], dim=1)
+    q, k, v, scale = _given(predictor, canvas, model.network.config.num_hidden_layers // 2)
 
     # The select step's own attention gives the log-sum-exp, where its kernel does.
-    lse = full.with_lse(q, k, v, scale)[1] if full.with_lse is not None and run.fused else None
+    lse = kernels.dense_with_lse(q, k, v, scale)[1]
 
     def choose() -> LayerPattern:
-        if lse is None:
-            return select_blocks(block_importance(q, k, scale, block_size), layout, select)
-        return select_blocks(fused_importance(q, k, lse, scale, block_size), layout, select)
+        return select_blocks(kernels.importance(q, k, lse, scale, block_size), layout, policy.config.select)
 
     pattern = choose()
     timed: dict[str, Callable[[], object]] = {
         "dense": lambda: full.attend(q, k, v, scale),
-        "sparse": lambda: sparse(q, k, v, pattern.lists(None, layout), scale),
+        "sparse": lambda: sparse.attend(q, k, v, pattern.lists(None, layout), scale),
         "selection": choose,
     }
     seconds: dict[str, list[float]] = {name: [] for name in timed}
@@ -100,3 +81,21 @@ def attention_times(
         speedup=round(middle["dense"] / middle["sparse"], 3),
         selection_in_dense=round(middle["selection"] / middle["dense"], 3),
     )
+
+
+def _given(predictor: Predictor, canvas: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The queries, keys, values and scale that a layer's attention is given in a dense forward."""
+    attention = predictor.attention()
+    full, layers = attention.kernels.dense, itertools.count()
+    found: list[tuple[Tensor, Tensor, Tensor, float]] = []
+
+    def attend(*given: Any) -> Tensor:
+        if next(layers) == layer:
+            found.append(given)
+        return full.attend(*given)
+
+    attention.kernels = Kernels(replace(full, attend=attend))
+    nobody = torch.empty(0, dtype=torch.int64, device=canvas.device)
+    predictor.forward.hidden(canvas, Pass(ALL, nobody, attention))
+    [only] = found
+    return only

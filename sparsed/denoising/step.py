@@ -7,27 +7,24 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsed.attention.pattern import Pattern
-from sparsed.attention.state import Phase
+from sparsed.attention.policy import Phase
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One denoising step, after it was made.
 
-    index: counted from 0. total: steps of the whole run, at most. phase: "dense", "select" (dense, and the pattern was
-    made) or "sparse". tokens: int64 [batch, gen_length] on the CPU, masks included. committed: bool, same
-    shape, the positions unmasked in this step. confidence: float32, same shape, the confidence of the
-    committed tokens, NaN elsewhere. seconds: wall time of the forward and the sampler alone, the device
-    synchronised before and after.
+    Tensors are [batch, gen_length] on the CPU.
     """
 
-    index: int
-    total: int
-    phase: Phase
-    tokens: Tensor
-    committed: Tensor
-    confidence: Tensor
-    seconds: float
+    index: int  # counted from 0
+    total: int  # steps of the whole run, at most
+    phase: Phase  # "dense", "select" (dense, and the pattern was made) or "sparse"
+    rows: int  # positions of a sequence that were computed
+    tokens: Tensor  # int64, masks included
+    committed: Tensor  # bool: unmasked in this step
+    confidence: Tensor  # float32: of the committed tokens, NaN elsewhere
+    seconds: float  # wall time of the forward and the sampler alone, the device synchronised before and after
 
 
 @dataclass(frozen=True, eq=False)

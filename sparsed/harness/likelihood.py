@@ -23,10 +23,11 @@ from torch import Tensor
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
-from sparsed.attention.state import Phase
+from sparsed.attention.policy import Phase
+from sparsed.attention.state import RunAttention
 from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig
 from sparsed.denoising import attention_of, denoise
-from sparsed.denoising.run import Run
+from sparsed.denoising.predictor import Predictor
 from sparsed.machine import dtype_name
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def log_likelihoods(
             cfg_scale=cfg_scale,
             seed=seed,
         ).resolve(model.defaults)
-        estimate = _Estimate(model, contexts, settings, attention, backend, dense_backend)
+        estimate = _Estimate(model, contexts.shape[1], settings, attention, backend, dense_backend)
         values, greedy = estimate.of(group, seed, batch_size)
         if length > 1:
             greedy = _greedy(model, contexts, group, estimate, settings)
@@ -170,23 +171,26 @@ def _groups(
             yield questions[first : first + batch_size]
 
 
-class _Estimate(Run):
-    """The draws for a group of questions of one shape, as the steps of a run that is never iterated."""
+class _Estimate:
+    """The draws for a group of questions of one shape."""
 
     def __init__(
         self,
         model: Model,
-        contexts: Tensor,
+        prompt_length: int,
         settings: ResolvedSampler,
         attention: AttentionConfig,
         backend: str,
         dense_backend: str,
     ) -> None:
         dense.check(dense_backend, model.device)
-        resolved = attention.resolve(contexts.shape[1] + settings.gen_length)
+        resolved = attention.resolve(prompt_length + settings.gen_length)
         check_backend(backend, model.device, None if resolved.dense else resolved.block_size)
-        super().__init__(model, contexts, settings, resolved, backend, (), dense_backend)
-        self._owners: list[int] = []
+        self.model = model
+        self.predictor = Predictor(model, prompt_length, settings, resolved, backend, dense_backend)
+        self._policy = self.predictor.policy
+        self._attention: RunAttention | None = None  # once kernels are chosen
+        self._owners: list[int] = []  # the questions that the rows of its patterns belong to
 
     def of(self, group: list[_Question], seed: int, batch_size: int) -> tuple[list[list[float]], list[list[bool]]]:
         """For every answer of every question its mean over the draws and, where answers are one token, whether it is
@@ -205,21 +209,22 @@ class _Estimate(Run):
                 logits = self._look(group, batch, phase, made)
                 for draw, part in zip(batch, logits.split([int(draw.masked.sum()) for draw in batch])):
                     answers = group[draw.question].answers[:, draw.masked]
-                    weight = draw.times * len(draw.masked) / int(draw.masked.sum()) / self.total
+                    weight = draw.times * len(draw.masked) / int(draw.masked.sum()) / self._policy.steps
                     totals[draw.question] += weight * _log_probability(part, answers)
                     if len(draw.masked) == 1 and not greedy[draw.question]:
                         greedy[draw.question] = (part.argmax(-1).cpu() == answers).all(-1).tolist()
-            if phase == "select" and self._state is not None:
-                made = dict(self._state.layers)
+            if phase == "select" and self._attention is not None:
+                made = dict(self._attention.layers)
         return [total.tolist() for total in totals], greedy
 
     def _plan(self, group: list[_Question], seed: int) -> tuple[list[_Draw], list[_Draw], list[_Draw]]:
         """The draws of all questions with full attention, those that make patterns, and those that use them."""
         plan: tuple[list[_Draw], list[_Draw], list[_Draw]] = ([], [], [])
-        select = None if self.switch_step is None else self.switch_step - 1
+        # A pattern that no draw uses need not be made.
+        select = None if self._policy.switch_step is None else self._policy.select_step
         for number, question in enumerate(group):
             length = question.answers.shape[1]
-            masks = draw_masks(length, self.total, 0 if length == 1 else _seed(seed, question))
+            masks = draw_masks(length, self._policy.steps, 0 if length == 1 else _seed(seed, question))
             if select is None:
                 plan[0].extend(_different(number, masks))
                 continue
@@ -232,26 +237,26 @@ class _Estimate(Run):
 
     def _look(self, group: list[_Question], batch: list[_Draw], phase: Phase, made: dict[int, LayerPattern]) -> Tensor:
         """Logits [masked positions of the batch, vocabulary], row by row."""
-        state, device = self._state, self.model.device
-        assert state is not None, "the run is open"
-        if self.dense is None:
-            self._choose_backends(state, len(batch))
+        device = self.model.device
+        if self._attention is None:
+            self.predictor.choose_kernels(len(batch))
+            self._attention = self.predictor.attention()
+        attention = self._attention
         masked = torch.stack([draw.masked for draw in batch])
         answers = torch.stack([group[draw.question].answers[0] for draw in batch])
         contexts = torch.stack([group[draw.question].context for draw in batch])
         canvas = torch.cat([contexts, answers.masked_fill(masked, self.model.mask_id)], dim=1).to(device)
-        state.phase = phase
+        attention.phase = phase
         owners = [draw.question for draw in batch]
         if phase == "select":
-            state.layers = {}
+            attention.layers = {}
         elif phase == "sparse" and owners != self._owners:
             # One set of layers as long as the rows stay the same: a backend keeps what it derived from them.
-            rows = owners if not self.sampler.cfg_scale else owners + [owner + len(group) for owner in owners]
+            rows = owners if not self.predictor.guidance else owners + [owner + len(group) for owner in owners]
             chosen = torch.tensor(rows, device=device)
-            state.layers = {layer: _rows_of(pattern, chosen) for layer, pattern in made.items()}
+            attention.layers = {layer: _rows_of(pattern, chosen) for layer, pattern in made.items()}
             self._owners = owners
-        with torch.inference_mode():
-            logits = self._logits(canvas, masked.to(device), state)
+        logits = self.predictor.logits(canvas, masked.to(device), attention)
         if not bool(logits.amax(-1).isfinite().all()):
             dtype = dtype_name(self.model.dtype)
             raise RuntimeError(
@@ -294,15 +299,15 @@ def _greedy(
 ) -> list[list[bool]]:
     """Whether decoding one token a step, the surest first, gives each question's answer."""
     answers = torch.cat([question.answers for question in group])
-    backend = "auto" if estimate.attention.dense else estimate.backend
-    assert estimate.dense is not None, "an estimate was made"
+    config, kernels = estimate.predictor.policy.config, estimate.predictor.kernels
+    assert kernels is not None, "an estimate was made"
     run = denoise(
         model,
         contexts,
         sampler=replace(settings, steps=answers.shape[1]),
-        attention=estimate.attention,
-        backend=backend,
-        dense_backend=estimate.dense.name,
+        attention=config,
+        backend="auto" if config.dense else kernels.name,
+        dense_backend=kernels.dense.name,
     )
     still = torch.ones(len(answers), dtype=torch.bool)
     for step in run:

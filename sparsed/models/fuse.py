@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sparsed.models import reason
-from sparsed.models.layer import hidden_rows
 from sparsed.models.network import input_device
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def fuse(network: PreTrainedModel) -> str | None:
             for length in (96, 160):
                 ids = torch.zeros(1, length, dtype=torch.int64, device=input_device(network))
                 if layers[0].share is None:
-                    hidden_rows(network, ids, None, None)
+                    network.model(input_ids=ids, use_cache=False)
                 else:
                     _try_share(network, ids, *fused)
     except Exception as error:  # compilers fail in many ways; the network works without them

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsed.attention import register
-from sparsed.attention.state import AttentionState
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from sparsed.denoising.forward import Pass
+
 
 class Float32Rotation(nn.Module):
     """A rotary embedding with cosines and sines in float32, so that queries and keys are rotated in float32.
@@ -61,11 +61,10 @@ class Layer(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        wanted_rows: Tensor | None = None,
-        sparsed_state: AttentionState | None = None,
+        pass_: Pass | None = None,
         **_: Any,
     ) -> Tensor:
-        """[batch, length, width]; from the last layer [n, width] for wanted_rows, int64 [n] into batch · length."""
+        """[batch, n, width] for the n rows that the pass computes; from the last layer [m, width], those it wants."""
         attention: Any = self.self_attn
         project, finish = self._parts if self.fused is None else self.fused
         if self.fused is not None:
@@ -74,16 +73,17 @@ class Layer(nn.Module):
                 torch._dynamo.maybe_mark_dynamic(tensor, 1)
         query, key, value = project(self, hidden_states, *position_embeddings)
         seen, _weights = register.sparsed_attention(
-            attention, query, key, value, attention_mask, attention.scaling, sparsed_state
+            attention, query, key, value, attention_mask, attention.scaling, pass_
         )
         seen = seen.flatten(2)
+        wanted = None if pass_ is None or not self.last else pass_.wanted.to(seen.device)
         if self.share is not None:
-            return self._finish_share(self.share, hidden_states, seen, wanted_rows, finish)
+            return self._finish_share(self.share, hidden_states, seen, wanted, finish)
         if self.fused is not None:
             torch._dynamo.maybe_mark_dynamic(seen, 1)
-        if self.last and wanted_rows is not None:
+        if wanted is not None:
             # Few rows, another number in every step: nothing to gain from fusing.
-            hidden_states, seen = hidden_states.flatten(0, 1)[wanted_rows], seen.flatten(0, 1)[wanted_rows]
+            hidden_states, seen = hidden_states.flatten(0, 1)[wanted], seen.flatten(0, 1)[wanted]
             return after_attention(self, hidden_states, seen)
         done: Tensor = finish(self, hidden_states, seen)
         return done
@@ -94,7 +94,7 @@ class Layer(nn.Module):
         return before_attention, after_attention if self.share is None else between_sums
 
     def _finish_share(
-        self, share: Share, hidden: Tensor, seen: Tensor, wanted_rows: Tensor | None, finish: Callable[..., Any]
+        self, share: Share, hidden: Tensor, seen: Tensor, wanted: Tensor | None, finish: Callable[..., Any]
     ) -> Tensor:
         """`after_attention` where both projections give parts of sums. Rows go piece by piece: while the sum of one
         travels, another one is computed.
@@ -102,10 +102,10 @@ class Layer(nn.Module):
         shape: Sequence[int] = hidden.shape
         hidden, seen = hidden.flatten(0, 1), seen.flatten(0, 1)
         pieces = share.pieces(len(hidden))
-        if self.last and wanted_rows is not None:
-            hidden, seen, shape = hidden[wanted_rows], seen[wanted_rows], (len(wanted_rows), *shape[2:])
+        if wanted is not None:
+            hidden, seen, shape = hidden[wanted], seen[wanted], (len(wanted), *shape[2:])
             # Few rows, another number in every step: nothing to gain from fusing.
-            pieces, finish = [len(wanted_rows)], between_sums
+            pieces, finish = [len(wanted)], between_sums
         attention: Any = self.self_attn
         sums = [(part, share.sum(part)) for part in map(attention.o_proj, seen.split(pieces))]
         waiting = []
@@ -160,15 +160,3 @@ def between_sums(layer: Any, hidden: Tensor, attended: Tensor) -> tuple[Tensor, 
 
 
 Parts = tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Any]]
-
-
-def hidden_rows(
-    network: PreTrainedModel, ids: Tensor, state: AttentionState | None, rows: Tensor | None
-) -> Tensor:
-    """The last hidden states of one forward over ids [batch, length]: [n, width] for rows int64 [n] into batch ·
-    length, all [batch, length, width] for None.
-    """
-    hidden: Tensor = network.model(
-        input_ids=ids, use_cache=False, sparsed_state=state, wanted_rows=rows
-    ).last_hidden_state
-    return hidden

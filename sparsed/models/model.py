@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sparsed.attention.backends.registry import Problem
 from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
 from sparsed.models.chat import batch_of_messages, is_message
@@ -18,9 +19,7 @@ from sparsed.models.chat import batch_of_messages, is_message
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sparsed.attention.pattern import Pattern
-    from sparsed.attention.state import AttentionState
-    from sparsed.parallel.share import Share
+    from sparsed.denoising.forward import Forward
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -28,14 +27,11 @@ _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class ModelTeam(Protocol):
     """The processes that hold a network together, as the first of them sees them; see `sparsed.parallel.team.Team`."""
 
-    share: Share
     size: int
 
     def turn(self) -> AbstractContextManager[None]: ...
 
-    def logits(self, network: PreTrainedModel, ids: Tensor, state: AttentionState, rows: Tensor) -> Tensor: ...
-
-    def pattern(self, state: AttentionState) -> Pattern: ...
+    def forward(self, network: PreTrainedModel) -> Forward: ...
 
     def peaks(self, reset: bool = False) -> list[int]: ...
 
@@ -83,6 +79,21 @@ class Model:
     def processes(self) -> int:
         """How many hold the network together."""
         return 1 if self.team is None else self.team.size
+
+    def problem(self, batch: int, length: int) -> Problem:
+        """What a forward over so many sequences of `length` positions asks of attention in this process."""
+        config: Any = self.network.config
+        heads = config.num_attention_heads
+        return Problem(
+            device=self.device,
+            dtype=self.dtype,
+            batch=batch,
+            # Where several processes hold the model, each attends for its own heads.
+            heads=heads // self.processes,
+            key_heads=config.num_key_value_heads // self.processes,
+            length=length,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
 
     def peak_bytes(self, reset: bool = False) -> list[int]:
         """`sparsed.machine.peak_bytes` of every process; empty where the system does not say."""

@@ -15,15 +15,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsed.attention.masks import Masks
-from sparsed.attention.state import AttentionState
+from sparsed.attention.state import RunAttention
+from sparsed.cache.store import RowStore
+from sparsed.denoising.forward import Pass, hidden_rows
 from sparsed.machine import peak_bytes
-from sparsed.models.layer import hidden_rows
 from sparsed.models.shares import load_share, random_network
-from sparsed.parallel.messages import AttentionMessage, sentence_of
+from sparsed.parallel.messages import PassMessage, sentence_of
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 def end_process(sentence: str) -> None:
     print(f"error: {sentence}", file=sys.stderr, flush=True)
@@ -37,7 +39,7 @@ class Follower:
         self._share, self._line = share, line
         self._orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._networks: dict[int, PreTrainedModel] = {}
-        self._states: dict[int, AttentionState] = {}
+        self._runs: dict[int, tuple[RunAttention, RowStore]] = {}  # by the key of the driver's attention
 
     def serve(self) -> NoReturn:
         """Ends this process with the driver's last order."""
@@ -52,7 +54,7 @@ class Follower:
                 os._exit(0)
             *given, forgotten = given
             for kind, number in forgotten:
-                (self._networks if kind == "network" else self._states).pop(number, None)
+                (self._networks if kind == "network" else self._runs).pop(number, None)
             try:
                 answer = True, getattr(self, name)(*given)
             except Exception as error:  # noqa: BLE001 (whatever it is, the driver says it)
@@ -79,45 +81,34 @@ class Follower:
         self._networks[number], problem = random_network(raw, dtype, share.device, fusing, share)
         return problem
 
-    def logits(self, number: int, attention: AttentionMessage, ids: Any, rows: Any) -> None:
-        share, key = self._share, attention.key
-        state = self._states.get(key)
-        new = attention.state(share)
-        if state is not None:
-            new.layers, new.importance = state.layers, state.importance
-        self._states[key] = new
-        device = share.device
-        share_logits(
-            self._networks[number], torch.from_numpy(ids).to(device), new, torch.from_numpy(rows).to(device), share
-        )
+    def logits(self, number: int, message: PassMessage, ids: Any) -> None:
+        share, device = self._share, self._share.device
+        if message.run not in self._runs:
+            self._runs[message.run] = message.attention(share), RowStore()
+        pass_ = message.open(*self._runs[message.run], device)
+        share_logits(self._networks[number], torch.from_numpy(ids).to(device), pass_, share)
         if device.type == "cuda":
             # What failed on the device is said now; and the driver's clock sees the slowest of all.
             torch.cuda.synchronize(device)
 
     def pattern(self, key: int) -> Masks:
-        return Masks.of(self._states[key].pattern())
+        return Masks.of(self._runs[key][0].pattern())
 
     def peak(self, reset: bool) -> int | None:
         return peak_bytes(self._share.device, reset)
 
 
-def share_logits(
-    network: PreTrainedModel, ids: Tensor, state: AttentionState, rows: Tensor, share: Share
-) -> Tensor | None:
+def share_logits(network: PreTrainedModel, ids: Tensor, pass_: Pass, share: Share) -> Tensor | None:
     """One process's part of `Team.logits`; the logits come out in the first one. A process that fails here takes part
     in what the others do to the end, and raises its error then.
     """
     failed: Exception | None = None
     part: Tensor | None = None
-    masks = 0
-    if state.phase == "select" and state.config is not None and state.config.method == "shared":
-        assert state.layout is not None, "a run that selects has a layout"
-        masks = len(ids) * state.layout.blocks**2
-    share.begin(network, ids, rows, masks)
+    share.begin(network, ids, pass_)
     with torch.inference_mode():
         try:
             head: Any = network.lm_head
-            part = head(hidden_rows(network, ids, state, rows))
+            part = head(hidden_rows(network, ids, pass_))
         except Exception as error:  # noqa: BLE001
             # Its frames hold tensors, and memory may be what is missing.
             failed = error.with_traceback(None)
@@ -126,7 +117,7 @@ def share_logits(
             if share.device.type == "cuda":
                 # Sums that nobody waited for still write into memory that is free by now.
                 torch.cuda.synchronize(share.device)
-        part = share.gather(network, part, len(rows))
+        part = share.gather(network, part, len(pass_.wanted))
     if failed is not None:
         raise failed
     return part

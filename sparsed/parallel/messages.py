@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sparsed.attention.backends import dense
-from sparsed.attention.backends.registry import load_backend
-from sparsed.attention.layout import BlockLayout
-from sparsed.attention.state import AttentionState, Phase
-from sparsed.config import ResolvedAttention
+import torch
+
+from sparsed.attention.kernels import KernelNames, Kernels
+from sparsed.attention.policy import AttentionPolicy, Phase
+from sparsed.attention.state import RunAttention
+from sparsed.cache.rows import ALL, Rows
+from sparsed.cache.store import RowStore
+from sparsed.denoising.forward import Pass
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -23,34 +26,34 @@ MadeNetwork = tuple["PreTrainedModel", "str | None"]
 
 
 @dataclass(frozen=True)
-class AttentionMessage:
-    """What a follower must know of an `AttentionState` to do as the driver's does."""
+class PassMessage:
+    """A `Pass` as it travels. Tensors go as numpy arrays; patterns and stores do not: each process has its own."""
 
-    key: int
+    run: int  # the key of the run's attention
     phase: Phase
-    config: ResolvedAttention | None
-    layout: BlockLayout | None
-    backend: str | None
-    dense: str
-    fused: bool
-    scaled_by_heads: bool
-    seed: int
+    policy: AttentionPolicy
+    kernels: KernelNames
+    positions: Any  # of the rows, or None
+    wanted: Any
+    stored: bool
 
     @classmethod
-    def of(cls, state: AttentionState) -> AttentionMessage:
+    def of(cls, pass_: Pass) -> PassMessage:
+        attention, positions = pass_.attention, pass_.rows.positions
         return cls(
-            state.key, state.phase, state.config, state.layout, state.backend_name, state.dense.name, state.fused,
-            state.scaled_by_heads, state.seed,
+            attention.key, attention.phase, attention.policy, attention.kernels.names,
+            None if positions is None else positions.cpu().numpy(), pass_.wanted.cpu().numpy(), pass_.store is not None,
         )  # fmt: skip
 
-    def state(self, share: Share) -> AttentionState:
-        """A new state that does the same."""
-        backend = None if self.backend is None else load_backend(self.backend)
-        return AttentionState(
-            self.phase, self.config, self.layout, backend, scaled_by_heads=self.scaled_by_heads,
-            dense=dense.named(self.dense, share.device), fused=self.fused, seed=self.seed, share=share,
-            backend_name=self.backend,
-        )  # fmt: skip
+    def attention(self, share: Share) -> RunAttention:
+        """A new run's attention that does as the driver's."""
+        return RunAttention(self.policy, Kernels.named(self.kernels, share.device), share)
+
+    def open(self, attention: RunAttention, store: RowStore, device: torch.device) -> Pass:
+        """The same pass with this process's attention and store."""
+        attention.phase = self.phase
+        rows = ALL if self.positions is None else Rows(torch.from_numpy(self.positions).to(device))
+        return Pass(rows, torch.from_numpy(self.wanted).to(device), attention, store if self.stored else None)
 
 
 def sentence_of(error: BaseException) -> str:

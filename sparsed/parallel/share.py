@@ -24,6 +24,8 @@ from sparsed.models import LoadError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sparsed.denoising.forward import Pass
+
 # On a GPU the rows are cut into pieces: while the sum of one travels, the next one is computed. Smaller pieces than
 # this are not worth their kernels.
 _PIECES, _LEAST_ROWS = 4, 4096
@@ -60,19 +62,19 @@ class Share:
                     f"{number}."
                 )
 
-    def begin(self, network: PreTrainedModel, ids: Tensor, rows: Tensor, masks: int = 0) -> None:
-        """A forward over ids [batch, length] begins, which ends with `rows` of batch · length. masks: block pairs of
-        the layer's mean importance over all heads that is summed in every layer, 0 for none.
-        """
+    def begin(self, network: PreTrainedModel, ids: Tensor, pass_: Pass) -> None:
+        """A forward over ids [batch, length] begins: the sums that it makes are those of the pass's rows."""
         config: Any = network.config
         model: Any = network.model
         width, numbers = config.hidden_size, model.norm.weight.dtype
-        pieces = [((count, width), numbers) for count in self.pieces(ids.numel())]
-        last = [((len(rows), width), numbers)] if len(rows) else []
-        importance = [((masks,), torch.float32)] if masks else []
+        computed, wanted = len(ids) * pass_.rows.count(ids.shape[1]), len(pass_.wanted)
+        pieces = [((count, width), numbers) for count in self.pieces(computed)]
+        last = [((wanted, width), numbers)] if wanted else []
+        pairs = len(ids) * pass_.attention.summed_pairs
+        importance = [((pairs,), torch.float32)] if pairs else []
         self._left.clear()
         if isinstance(model.embed_tokens, SharedEmbedding):
-            self._left.append(((ids.numel(), width), numbers))
+            self._left.append(((computed, width), numbers))
         for layer in range(config.num_hidden_layers):
             # The attention output, then the MLP's.
             self._left.extend([*importance, *2 * (last if layer == config.num_hidden_layers - 1 else pieces)])

@@ -32,12 +32,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsed.attention.pattern import LayerPattern, Pattern
-from sparsed.attention.state import AttentionState
+from sparsed.attention.state import RunAttention
+from sparsed.denoising.forward import Pass
 from sparsed.machine import peak_bytes
 from sparsed.models.shares import load_share, random_network
 from sparsed.parallel.follower import end_process, share_logits
 from sparsed.parallel.launch import TeamError, TeamLost
-from sparsed.parallel.messages import AttentionMessage, MadeNetwork
+from sparsed.parallel.messages import MadeNetwork, PassMessage
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Team:
         self._turn = threading.RLock()
         self._closed = False
         self._forgotten: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-        self._states: set[int] = set()
+        self._runs: set[int] = set()  # keys of attentions that the others know
         self._networks = 0
         self._numbers: weakref.WeakKeyDictionary[PreTrainedModel, int] = weakref.WeakKeyDictionary()
         for rank in lines:
@@ -108,23 +109,29 @@ class Team:
         weakref.finalize(network, self._forgotten.put, ("network", number))
         return network, next((one for one in (problem, *others) if one is not None), None)
 
-    def logits(self, network: PreTrainedModel, ids: Tensor, state: AttentionState, rows: Tensor) -> Tensor:
-        """A forward over ids int64 [batch, length]: logits [n, vocabulary] for rows int64 [n] into batch · length.
-        Raises TeamError where another process failed, TeamLost where one is gone.
+    def forward(self, network: PreTrainedModel) -> TeamForward:
+        """The forward of a network that this team has made."""
+        return TeamForward(self, network)
+
+    def logits(self, network: PreTrainedModel, ids: Tensor, pass_: Pass) -> Tensor:
+        """A forward over ids int64 [batch, length]: logits [m, vocabulary] of the wanted positions. Raises TeamError
+        where another process failed, TeamLost where one is gone.
         """
         with self._turn:
-            if state.key not in self._states:
-                self._states.add(state.key)
-                weakref.finalize(state, self._forgotten.put, ("state", state.key))
-            message = AttentionMessage.of(state)
-            order = ("logits", self._numbers[network], message, ids.cpu().numpy(), rows.cpu().numpy())
-            made: Tensor = self._order(order, lambda: share_logits(network, ids, state, rows, self.share))
+            attention = pass_.attention
+            if attention.key not in self._runs:
+                self._runs.add(attention.key)
+                weakref.finalize(attention, self._forgotten.put, ("run", attention.key))
+            order = ("logits", self._numbers[network], PassMessage.of(pass_), ids.cpu().numpy())
+            made: Tensor = self._order(order, lambda: share_logits(network, ids, pass_, self.share))
         return made
 
-    def pattern(self, state: AttentionState) -> Pattern:
-        """The pattern of all heads after a "select" forward, on the CPU; takes the importances as `state.pattern`."""
+    def pattern(self, attention: RunAttention) -> Pattern:
+        """The pattern of all heads after a "select" forward, on the CPU; takes the importances as
+        `RunAttention.pattern`.
+        """
         with self._turn:
-            own, others = self._order(("pattern", state.key), state.pattern, answers=True)
+            own, others = self._order(("pattern", attention.key), attention.pattern, answers=True)
         parts = [own, *(part.to_pattern() for part in others)]
         layers = tuple(LayerPattern.joined(layer) for layer in zip(*(part.layers for part in parts)))
         importance = None
@@ -165,7 +172,7 @@ class Team:
         forgotten = []
         while not self._forgotten.empty():
             forgotten.append(self._forgotten.get())
-        self._states -= {number for kind, number in forgotten if kind == "state"}
+        self._runs -= {number for kind, number in forgotten if kind == "run"}
         with self._uninterrupted():
             for line in self._lines.values():
                 with suppress(OSError):  # whoever listens to it says that it is gone
@@ -233,3 +240,18 @@ class Team:
         if not self._busy:
             raise KeyboardInterrupt
         self._interrupted = True
+
+
+class TeamForward:
+    """A network that a team holds; see `sparsed.denoising.forward.Forward`."""
+
+    def __init__(self, team: Team, network: PreTrainedModel) -> None:
+        self.share: Share | None = team.share
+        self.pattern = team.pattern
+        self._team, self._network = team, network
+
+    def logits(self, ids: Tensor, pass_: Pass) -> Tensor:
+        return self._team.logits(self._network, ids, pass_)
+
+    def hidden(self, ids: Tensor, pass_: Pass) -> None:
+        self._team.logits(self._network, ids, pass_)

@@ -36,10 +36,6 @@ class Sampler(ABC):
     mask_id: int
 
     @abstractmethod
-    def candidates(self, masked: Tensor, step: int) -> Tensor:
-        """Bool like masked [batch, gen_length]: the masked positions that the published sampler considers."""
-
-    @abstractmethod
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens int64 [n] for logits [n, vocabulary], and the confidence in each, float32 [n]."""
 
@@ -50,16 +46,30 @@ class Sampler(ABC):
     def eligible(self, generation: Tensor, step: int) -> Tensor:
         """Bool [batch, gen_length]: the positions whose logits `commit` needs at this step.
 
-        With a threshold: the masked positions of each row's first block that is not done.
+        Masked ones up to the end of the current block: what was given the mask token stays eligible in later blocks.
+        (With a threshold there are none before the current block.)
         """
-        masked = generation == self.mask_id
+        _start, end = self.block(generation, step)
+        position = torch.arange(generation.shape[1], device=generation.device)
+        return (generation == self.mask_id) & (position < end)
+
+    def block(self, generation: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The current semi-autoregressive block of each row: its first position, and one past its last, both int64
+        [batch, 1] within the generation.
+
+        Each block has its share of the steps. With a threshold it is the row's first block that is not done, so that
+        rows may differ; of a row that is done, an empty one at the end.
+        """
+        batch, gen_length = generation.shape
+        steps, block_length = self.config.steps, self.config.block_length
+        blocks = gen_length // block_length
         if self.config.threshold is None:
-            return self.candidates(masked, step)
-        block_length = self.config.block_length
-        blocks = masked.view(len(masked), -1, block_length)
-        undone = blocks.any(-1)
-        first = undone & (undone.cumsum(-1) == 1)
-        return (blocks & first[..., None]).view_as(masked)
+            number = torch.full((batch, 1), step * blocks // steps, device=generation.device)
+        else:
+            done = (generation != self.mask_id).view(batch, blocks, block_length).all(-1)
+            number = done.long().cumprod(-1).sum(-1, keepdim=True)
+        start = number * block_length
+        return start, (start + block_length).clamp(max=gen_length)
 
     def commit(
         self, generation: Tensor, eligible: Tensor, logits: Tensor, step: int, generator: torch.Generator

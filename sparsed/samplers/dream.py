@@ -81,10 +81,6 @@ def draw(weights: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
 class DreamSampler(Sampler):
     """Dream's sampler for one resolved config."""
 
-    def candidates(self, masked: Tensor, step: int) -> Tensor:
-        """All masked positions."""
-        return masked
-
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The most likely tokens at temperature 0, else a draw; confidence as the algorithm defines it."""
         config = self.config

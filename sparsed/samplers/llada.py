@@ -61,13 +61,6 @@ class LLaDASampler(Sampler):
         steps, gen_length, block_length = self.config.steps, self.config.gen_length, self.config.block_length
         return steps, gen_length, block_length
 
-    def candidates(self, masked: Tensor, step: int) -> Tensor:
-        """Masked positions up to the end of the step's semi-autoregressive block."""
-        steps, gen_length, block_length = self._settings()
-        block = step * (gen_length // block_length) // steps
-        position = torch.arange(gen_length, device=masked.device)
-        return masked & (position < (block + 1) * block_length)
-
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `propose_tokens` and `confidence_of`."""
         tokens = propose_tokens(logits, self.config.temperature, generator)

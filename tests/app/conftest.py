@@ -1,25 +1,16 @@
-"""A real browser against a real server. One Chromium for all tests, and a server for each engine: a stand-in, one that
-leaves records of its runs, the real one.
-"""
+"""A real browser against a real server: one Chromium, and one server for each engine that tests look at."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-SERVE = Path(__file__).with_name("serve.py")
+from servers import ROOT, Server
 
 # Records every picture of the stage and every message of the stream, before the page's own script runs.
 RECORDER = """
@@ -57,94 +48,62 @@ window.fetch = async (...given) => {
 """
 
 
-class Server:
-    """A running page; `state()`, `mask()` and `lanes()` ask the engine behind it."""
+class Servers:
+    """The session's servers by what serve.py is asked for, each started once."""
 
-    def __init__(self, which: str, log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self.log = log
-        self._output = log.open("w")
-        self._process = subprocess.Popen(
-            [sys.executable, str(SERVE), str(self.port), which],
-            cwd="/",
-            stdout=self._output,
-            stderr=self._output,
-        )
-        for _ in range(400):
-            try:
-                self.get("test/state")
-                return
-            except OSError:
-                if self._process.poll() is not None:
-                    raise RuntimeError(log.read_text()) from None
-                time.sleep(0.1)
-        raise RuntimeError(f"no page after 40 s: {log.read_text()}")
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._started: dict[str, Server] = {}
 
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-            return json.load(answer)
-
-    def state(self) -> dict[str, Any]:
-        return self.get("test/state")
-
-    def mask(self, layer: int, head: int) -> list[list[int]]:
-        return self.get(f"test/mask?layer={layer}&head={head}")
-
-    def lanes(self) -> dict[str, list[list[str | None]]]:
-        """"dense" or the pattern → the text of each cell after each step of the last such run."""
-        return self.get("test/lanes")
-
-    def idle(self) -> None:
-        """Wait until no run holds the device."""
-        deadline = time.monotonic() + 60
-        while self.state()["waiting"]:
-            assert time.monotonic() < deadline, "a run still holds the device after 60 s"
-            time.sleep(0.1)
+    def start(self, which: str) -> Server:
+        if which not in self._started:
+            self._started[which] = Server.watched(self._folders.mktemp("server"), which)
+        return self._started[which]
 
     def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._output.close()
+        for server in self._started.values():
+            server.close()
 
 
 @pytest.fixture(scope="session")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page over the stand-in engine."""
-    server = Server("fake", tmp_path_factory.mktemp("fake") / "log")
-    yield server
-    server.close()
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    made = Servers(tmp_path_factory)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
-def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def keeping(servers: Servers) -> Server:
     """The page over a stand-in engine that leaves a record of its runs."""
-    server = Server("keeping", tmp_path_factory.mktemp("keeping") / "log")
-    yield server
-    server.close()
+    return ready(servers.start("keeping"))
 
 
 @pytest.fixture(scope="session")
-def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def fake(keeping: Server) -> Server:
+    """The same, for tests that need no record."""
+    return keeping
+
+
+@pytest.fixture(scope="session")
+def double(servers: Servers) -> Server:
     """The page over a stand-in engine with two devices, which leaves a record of its runs."""
-    server = Server("double", tmp_path_factory.mktemp("double") / "log")
-    yield server
-    server.close()
+    return ready(servers.start("double"))
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+def real(servers: Servers, request: pytest.FixtureRequest) -> Server:
     """The page over the real engine and the bundled model (random weights where it has not been made yet)."""
     bundled = ROOT / "assets" / "mini" / "model.safetensors"
-    which = "mini" if bundled.exists() else str(request.getfixturevalue("tiny_folder"))
-    server = Server(which, tmp_path_factory.mktemp("real") / "log")
-    yield server
-    server.close()
+    server = servers.start("mini" if bundled.exists() else str(request.getfixturevalue("tiny_folder")))
+    # One worker has all tests that measure time (tests/conftest.py): what else they need starts meanwhile.
+    if any("double" in item.fixturenames for item in request.session.items):
+        servers.start("double")
+    return ready(server)
+
+
+def ready(server: Server) -> Server:
+    server.ready()
+    return server
 
 
 def load_module(path: Path) -> ModuleType:
@@ -166,25 +125,24 @@ def fake_engine() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def dream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def dream(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Server:
     """The page over the real engine and a small random checkpoint in Dream's format."""
     writers = load_module(ROOT / "tests" / "engine" / "checkpoints.py").WRITERS
     folder = tmp_path_factory.mktemp("dream") / "tiny-dream"
     # The mask token is never the likeliest: every step commits what it writes.
     writers["dream"](folder, mask_predicted=False)
-    server = Server(str(folder), tmp_path_factory.mktemp("real-dream") / "log")
-    yield server
-    server.close()
+    return ready(servers.start(str(folder)))
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-    headless = load_module(Path(__file__).with_name("headless.py"))
-    if headless.executable() is None:
+    from app.tools import browser
+
+    if browser.executable() is None:
         pytest.skip("no Chromium or Chrome on the PATH")
-    with headless.chromium() as browser:
-        yield browser
+    with browser.chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -220,7 +178,7 @@ def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
             context = cached
         page = context.new_page()
         opened.insert(0, page)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("request", note_request)
         page.on("console", note_console)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))

@@ -1,8 +1,9 @@
-"""Serves the page for the browser tests: `python serve.py PORT fake`, `… keeping`, `… double` or `… MODEL`.
+"""Serves the page for the browser tests: `python serve.py --port PORT keeping`, `… double` or `… MODEL`.
 
-"keeping" is the stand-in that leaves a record of its runs, "double" the same with two devices; MODEL is what
+"keeping" is the stand-in, which leaves a record of its runs, "double" the same with two devices; MODEL is what
 `sparsed.load` takes. Beside the page it answers /test/state (what the engine did), /test/mask (what the last pattern
-is) and /test/lanes (what the last run of each kind wrote), so that a test can compare the page with the engine itself.
+is) and /test/lanes (what the last run of each kind wrote), so that a test can compare the page with the engine itself;
+/test/hold lets steps wait, so that a test need not be faster than they are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Watched:
 
     def __init__(self, run: Any, log: Log, lane: str, read: Callable[[int], str | None]) -> None:
         self._run, self._log, self._lane, self._read = run, log, lane, read
+        self._made = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
@@ -48,7 +50,9 @@ class Watched:
             log.overlaps += log.working
             log.working += 1
         try:
+            log.hold(self._made)
             step = next(self._run)
+            self._made = step.index + 1
             if step.index == 0:
                 log.written[self._lane] = []
             log.written[self._lane].append([self._read(token) for token in step.tokens[0].tolist()])
@@ -65,26 +69,48 @@ class Log:
     def __init__(self) -> None:
         # Lanes with devices of their own step in threads of their own.
         self.lock = threading.Lock()
+        self.first_held: int | None = None
+        self.changed = threading.Condition()
         self.began: list[float] = []
         self.stopped_at: float | None = None
+        self.stops = 0
         self.working = 0
         self.overlaps = 0
         self.pattern: Any = None
         # "dense" or the pattern → the text of each cell after each step; None where it is masked.
         self.written: dict[str, list[list[str | None]]] = {}
 
+    def hold(self, step: int) -> None:
+        """Waits until this step may be made."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.first_held is None or step < self.first_held)
+
+    def hold_from(self, step: int) -> None:
+        """Steps from this one on wait; below 0 none does."""
+        with self.changed:
+            self.first_held = None if step < 0 else step
+            self.changed.notify_all()
+
     def state(self) -> dict[str, Any]:
         stop = self.stopped_at
         after = 0 if stop is None else sum(began > stop for began in self.began)
-        return {"steps": len(self.began), "after_stop": after, "overlaps": self.overlaps}
+        return {"steps": len(self.began), "stops": self.stops, "after_stop": after, "overlaps": self.overlaps}
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone, however that went."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def main() -> None:
-    port, which = int(sys.argv[1]), sys.argv[2]
-    if which in ("fake", "keeping", "double"):
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    port, which = int(sys.argv[2]), sys.argv[3]
+    if which in ("keeping", "double"):
         from fake_engine import FakeEngine
 
-        used: Any = FakeEngine(keeps=which != "fake")
+        used: Any = FakeEngine(keeps=True)
         if which == "double":
             # At this pace steps are short at the shortest prompt length alone: its steps are quicker than a model's.
             speed.SHORTEST_TOGETHER = 0.02
@@ -105,13 +131,17 @@ def main() -> None:
     stop = here.visits.stop
 
     def noted_stop(visit: str | None) -> None:
-        log.stopped_at = time.monotonic()
+        log.stopped_at, log.stops = time.monotonic(), log.stops + 1
         stop(visit)
 
     here.visits.stop = noted_stop  # type: ignore[method-assign]
 
     async def state(_: Any) -> JSONResponse:
         return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": len(here.visits)})
+
+    async def hold(http: Any) -> JSONResponse:
+        log.hold_from(int(http.query_params["step"]))
+        return JSONResponse({})
 
     async def mask(http: Any) -> JSONResponse:
         """The kept key blocks of every query block, read from the engine's own indices."""
@@ -128,7 +158,7 @@ def main() -> None:
 
     demo = wiring.build_page(here, default_length="short_context", default_kind="about")
     given = serving.launch_options(here)
-    answers = {"state": state, "mask": mask, "lanes": lanes}
+    answers = {"state": state, "hold": hold, "mask": mask, "lanes": lanes}
     given["app_kwargs"]["routes"] += [Route(f"/test/{name}", answer) for name, answer in answers.items()]
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **given)
     here.models.open()

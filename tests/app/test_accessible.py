@@ -104,7 +104,7 @@ def test_the_tab_key_reaches_every_control(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
     page.wait_for_selector("#sd-seed input")
-    page.wait_for_timeout(500)
+    page.wait_for_function(f"() => ({CONTROLS})().length > 50")
     controls = page.evaluate(CONTROLS)
     assert len(controls) > 50
     page.evaluate("() => { window.reached = new Set(); document.activeElement.blur(); window.scrollTo(0, 0); }")

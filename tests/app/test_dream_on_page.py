@@ -25,7 +25,7 @@ def run_to_end(page: Any) -> str:
 def test_a_dream_checkpoint_from_a_folder(visit, dream) -> None:
     page = visit(dream)
     page.click("#sd-settings button")
-    page.wait_for_timeout(300)
+    page.wait_for_selector("#sd-seed input")
     assert page.inner_text(".sd-chips").split("\n")[0] == "tiny-dream"
     assert page.locator("#sd-algorithm input").input_value().startswith("Dream · maskgit_plus")
     assert page.input_value("#sd-steps input[type=number]") == "128"
@@ -39,7 +39,6 @@ def test_a_dream_checkpoint_from_a_folder(visit, dream) -> None:
     page.wait_for_function("() => document.querySelector('.sd-prompt .sd-notes').textContent.includes('Speed only')")
     page.fill("#sd-steps input[type=number]", "16")
     page.keyboard.press("Tab")
-    page.wait_for_timeout(500)
     assert run_to_end(page) == "done"
     assert "Speed only: trained to 512 positions" in page.inner_text(".sd-stage .sd-notes")
     phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def load() -> ModuleType:
-    """The module load.py."""
-    spec = importlib.util.spec_from_file_location("tests_app_load", HERE / "load.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+import visitors
+from servers import ROOT
 
 
-def test_ten_visitors_at_once_get_their_own_answers(load: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
-    if not (HERE.parents[1] / "assets" / "mini" / "model.safetensors").exists():
+def test_ten_visitors_at_once_get_their_own_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    if not (ROOT / "assets" / "mini" / "model.safetensors").exists():
         pytest.skip("mini has not been made yet")
     # So few visitors cannot tell growth from noise.
-    assert load.load(10, 20.0, growth=None) == []
+    assert visitors.load(10, 8.0, growth=None, warm_up=3) == []
     assert "accepted, done" in capfd.readouterr().out
 
 
-def test_the_visitors_are_of_every_kind_and_the_same_each_time(load: ModuleType) -> None:
-    made = load.plans(50, 120.0, 0)
-    assert made == load.plans(50, 120.0, 0) and made != load.plans(50, 120.0, 1)
+def test_the_visitors_are_of_every_kind_and_the_same_each_time() -> None:
+    made = visitors.plans(50, 120.0, 0)
+    assert made == visitors.plans(50, 120.0, 0) and made != visitors.plans(50, 120.0, 1)
     assert [plan.number for plan in made] == list(range(50)) and made[-1].at < 120
     fates = [plan.fate for plan in made]
     assert (fates.count("closes"), fates.count("bad"), fates.count("stays")) == (10, 5, 35)
@@ -42,18 +27,19 @@ def test_the_visitors_are_of_every_kind_and_the_same_each_time(load: ModuleType)
     assert len({(plan.question, plan.text) for plan in made}) == 50
 
 
-def test_the_judgement_sees_what_is_wrong(load: ModuleType) -> None:
-    plan = replace(load.plans(1, 1.0, 0)[0], way="tab", fate="stays")
+def test_the_judgement_sees_what_is_wrong() -> None:
+    plan = replace(visitors.plans(1, 1.0, 0)[0], way="tab", fate="stays")
     right = {"dense": (["a", " b"], "a b"), "sparse": (["a", " c"], "a c")}
-    good = load.Seen(plan, "done", answers={"dense": ["a", " b"], "sparse": ["a", " c"]}, received=f"… {plan.mark} …")
+    answers = {"dense": ["a", " b"], "sparse": ["a", " c"]}
+    good = visitors.Seen(plan, "done", answers=answers, received=f"… {plan.mark} …")
 
     def wrong(seen: object) -> str:
-        return " ".join(load.judge(seen, right))
+        return " ".join(visitors.judge(seen, right))
 
     assert wrong(good) == ""
     assert "alone it writes" in wrong(replace(good, answers={**good.answers, "sparse": ["a", " b"]}))
     assert "alone it writes" in wrong(replace(good, answers={"dense": ["a", " b"]}))
-    assert "the text of visitors ['0007']" in wrong(replace(good, received=load.mark(7)))
+    assert "the text of visitors ['0007']" in wrong(replace(good, received=visitors.mark(7)))
     assert "received 'Traceback'" in wrong(replace(good, received="Traceback (most recent call last)"))
     assert "ended in the state 'failed'" in wrong(replace(good, state="failed", message="No."))
     assert "ended in the state 'none'" in wrong(replace(good, state="none"))
@@ -65,9 +51,10 @@ def test_the_judgement_sees_what_is_wrong(load: ModuleType) -> None:
     assert wrong(replace(bad, state="refused", message="No such model.")) == ""
 
 
-def test_differences_are_put_together(load: ModuleType) -> None:
+def test_differences_are_put_together() -> None:
     old = {"a": [1, {"b": "x"}]}
     changes = [["append", ["a", 1, "b"], "yz"], ["add", ["a", 0], 0], ["replace", ["a", 1], 5], ["add", ["c"], 2]]
-    assert load.changed(old, changes) == {"a": [0, 5, {"b": "xyz"}], "c": 2}
-    assert load.changed("ab", [["append", [], "c"]]) == "abc" and load.changed("ab", [["replace", [], "c"]]) == "c"
-    assert load.changed([1, 2], [["delete", [0], None]]) == [2] and old == {"a": [1, {"b": "x"}]}
+    assert visitors.changed(old, changes) == {"a": [0, 5, {"b": "xyz"}], "c": 2}
+    assert visitors.changed("ab", [["append", [], "c"]]) == "abc"
+    assert visitors.changed("ab", [["replace", [], "c"]]) == "c"
+    assert visitors.changed([1, 2], [["delete", [0], None]]) == [2] and old == {"a": [1, {"b": "x"}]}

@@ -6,18 +6,7 @@ import re
 import time
 from typing import Any
 
-import pytest
-
-HOSTILE = [
-    "<img src=x onerror=\"document.title='owned'\">",
-    "<script>document.title='owned'</script>",
-    "<svg onload=document.title='owned'>",
-    "{{constructor.constructor('document.title=1')()}}",
-    "${document.title='owned'}",
-    "<a href=javascript:alert(1)>link</a>",
-    "</pre></details><h1>big</h1>",
-    "\u202eltr\u200b\ufeff zero 🦊 é",
-]
+from playwright.sync_api import TimeoutError
 
 
 def state(page: Any) -> str:
@@ -131,12 +120,14 @@ def test_the_heads_can_be_looked_at_while_the_run_goes_on(visit, fake) -> None:
     page = visit(fake)
     said = "() => document.querySelector('#sd-looking').textContent.trim()"
     assert page.evaluate(said).startswith("A recorded run of ")
-    run(page)
-    page.wait_for_function(f"() => ({said})().includes('comes here at its select step')")
-    page.wait_for_function(f"() => ({said})().startsWith('Your run, which goes on')")
-    assert state(page) == "running"
-    heads = "() => document.querySelector('#sd-overview .sd-plot').data.filter((trace) => trace.meta).length"
-    page.wait_for_function(f"() => ({heads})() === 2")  # of the stand-in; the recorded model has more
+    with fake.held(8) as hold:
+        run(page)
+        page.wait_for_function(f"() => ({said})().includes('comes here at its select step')")
+        hold(40)
+        page.wait_for_function(f"() => ({said})().startsWith('Your run, which goes on')")
+        heads = "() => document.querySelector('#sd-overview .sd-plot').data.filter((trace) => trace.meta).length"
+        page.wait_for_function(f"() => ({heads})() === 2")  # of the stand-in; the recorded model has more
+        assert state(page) == "running"
 
 
 def test_a_value_set_just_before_run_counts(visit, fake) -> None:
@@ -245,9 +236,11 @@ def set_slider(page, element: str, value: str) -> None:
     for _ in range(5):
         page.fill(f"#{element} input[type=number]", value)
         page.keyboard.press("Tab")
-        page.wait_for_timeout(500)
-        if page.evaluate(slider):
+        try:
+            page.wait_for_function(f"() => {slider}", timeout=2000)
             return
+        except TimeoutError:
+            pass
     raise AssertionError(f"#{element} does not take {value}")
 
 
@@ -273,25 +266,6 @@ def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None
     page.click("#sd-run")
     wait_for(page, "refused")
     assert "must be a multiple" in page.inner_text(".sd-message")
-
-
-def test_text_is_shown_as_text(visit, fake) -> None:
-    page = visit(fake)
-    count = (
-        "[...document.querySelectorAll('img, script, svg, a, h1')].filter(e => !e.closest('.js-plotly-plot')"
-        " && !(e.src || '').includes('plotly.js')).length"
-    )
-    own_text(page, "nothing special")
-    page.click(".sd-preview summary")
-    before = page.evaluate(count)
-    for hostile in HOSTILE:
-        text = f"say {hostile} twice"
-        own_text(page, text)
-        page.wait_for_function("text => document.querySelector('.sd-prompt-text').textContent === text", arg=text)
-        run_to_end(page)
-        cells = page.locator('[data-lane="dense"] .sd-cell:not([data-state="end"])').all_text_contents()
-        assert "".join(cells) == " ".join(text.split())
-        assert page.title() == "SparseD live" and page.evaluate(count) <= before
 
 
 def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
@@ -354,9 +328,7 @@ def test_the_list_of_models_says_what_each_takes(visit, fake) -> None:
 def test_settings_follow_the_model_and_loading_shows_its_progress(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
-    page.wait_for_timeout(300)
-    page.fill("#sd-temperature input[type=number]", "0.5")
-    page.keyboard.press("Tab")
+    set_slider(page, "sd-temperature", "0.5")
     choose(page, "sd-model", "Dreamer-7B")
     shows(page, "sd-steps", "128")
     shows(page, "sd-gen-length", "128")
@@ -397,19 +369,17 @@ def test_settings_follow_the_model_and_loading_shows_its_progress(visit, fake) -
 
 def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
     page, other = visit(fake), visit(fake)
-    choose(other, "sd-length", "4k")
-    other.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
-    run(other)
     page.click("#sd-settings button")
     choose(page, "sd-model", "Broken-7B")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('Broken-7B')")
-    page.click("#sd-run")
-    wait_for(page, "refused")
+    with fake.held(2):
+        run(other)
+        page.click("#sd-run")
+        wait_for(page, "refused")
+        assert state(other) == "running"
     assert page.inner_text(".sd-message") == "Broken-7B could not be downloaded: no connection to the Hub."
     assert page.inner_text(".sd-chips").split("\n") == ["broken", "not in memory"]
-    assert state(other) == "running"
-    other.click("#sd-stop")
-    wait_for(other, "stopped")
+    wait_for(other, "done")
     choose(page, "sd-model", "mini")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
     run_to_end(page)
@@ -463,14 +433,13 @@ def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
 
 def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
     first, second = visit(fake), visit(fake)
-    choose(first, "sd-length", "4k")
-    first.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
-    run(first)
-    second.click("#sd-run")
-    wait_for(second, "waiting")
     said = r"Waiting for the device: one run is before yours, (about \d+ s|a moment)\."
-    assert re.fullmatch(said, second.inner_text(".sd-message"))
-    first.click("#sd-stop")
+    with fake.held(2):
+        run(first)
+        second.click("#sd-run")
+        wait_for(second, "waiting")
+        assert re.fullmatch(said, second.inner_text(".sd-message"))
+        first.click("#sd-stop")
     wait_for(first, "stopped")
     wait_for(second, "done")
     assert fake.state()["overlaps"] == 0
@@ -478,30 +447,27 @@ def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
 
 def test_who_waits_can_stop_waiting(visit, fake) -> None:
     first, second = visit(fake), visit(fake)
-    choose(first, "sd-length", "4k")
-    first.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
-    run(first)
-    second.click("#sd-run")
-    wait_for(second, "waiting")
-    second.click("#sd-stop")
-    wait_for(second, "stopped")
-    second.wait_for_selector("#sd-run:not([disabled])")
-    assert state(first) == "running"
+    with fake.held(2):
+        run(first)
+        second.click("#sd-run")
+        wait_for(second, "waiting")
+        second.click("#sd-stop")
+        wait_for(second, "stopped")
+        second.wait_for_selector("#sd-run:not([disabled])")
+        assert state(first) == "running"
 
 
 def test_closing_the_tab_ends_the_run_and_frees_the_device(visit, fake) -> None:
     page = visit(fake)
     choose(page, "sd-length", "4k")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    before = fake.state()["steps"]
     run(page)
     page.close()
-    deadline = time.monotonic() + 10
-    while fake.state()["waiting"] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    made = fake.state()
-    assert made["waiting"] == 0
+    fake.idle()
+    made = fake.state()["steps"] - before
     time.sleep(0.5)
-    assert fake.state()["steps"] == made["steps"]
+    assert fake.state()["steps"] - before == made < 2 * 64
 
 
 def test_the_design_follows_the_system_and_the_button(visit, fake) -> None:
@@ -521,46 +487,6 @@ def test_the_design_follows_the_system_and_the_button(visit, fake) -> None:
     assert page.evaluate(colour) == light
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_enough_contrast(visit, fake, scheme: str) -> None:
-    """At least 4.5 to 1 for every text of ours against the background it stands on (WCAG 2.1, 1.4.3)."""
-    page = visit(fake, color_scheme=scheme)
-    page.click("#sd-how button")
-    page.click("#sd-settings button")
-    run_to_end(page)
-    low = page.evaluate(CONTRAST)
-    assert low == []
-
-
-CONTRAST = """
-() => {
-  const channel = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  const parse = (text) => {
-    const n = text.match(/[\\d.]+/g).map(Number);
-    return { rgb: n.slice(0, 3), a: n[3] ?? 1 };
-  };
-  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const background = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.a > 0.99) return colour.rgb;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const node of document.querySelectorAll(".gradio-container *")) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!own || !node.checkVisibility() || node.closest("[disabled], .js-plotly-plot, .sd-hidden")) continue;
-    const style = getComputedStyle(node);
-    const [front, back] = [luminance(parse(style.color).rgb), luminance(background(node))];
-    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-    if (ratio < 4.5) found.push(`${node.className} ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
-  }
-  return found;
-}
-"""
-
-
 def test_a_phone_shows_everything_without_scrolling_sideways(visit, fake) -> None:
     page = visit(fake, viewport={"width": 390, "height": 844})
     run_to_end(page)
@@ -568,27 +494,3 @@ def test_a_phone_shows_everything_without_scrolling_sideways(visit, fake) -> Non
     dense, sparse = (page.locator(f'[data-lane="{lane}"]').bounding_box() for lane in ("dense", "sparse"))
     assert sparse["y"] >= dense["y"] + dense["height"] and dense["x"] == sparse["x"]
     assert page.is_hidden("#sd-steps")
-
-
-def test_a_run_can_be_made_with_the_keyboard_alone(visit, fake) -> None:
-    page = visit(fake)
-    for _ in range(12):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "sd-run":
-            break
-    assert page.evaluate("document.activeElement.id") == "sd-run"
-    page.keyboard.press("Enter")
-    wait_for(page, "done")
-
-
-def test_every_control_has_a_name(visit, fake) -> None:
-    page = visit(fake)
-    page.click("#sd-settings button")
-    page.wait_for_timeout(300)
-    unnamed = page.evaluate(
-        """() => [...document.querySelectorAll('input, select, textarea, button, [tabindex="0"]')]
-        .filter((e) => e.checkVisibility())
-        .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length || e.title
-          || e.getAttribute('aria-labelledby') || e.placeholder)).map((e) => e.outerHTML.slice(0, 120))"""
-    )
-    assert unnamed == []

@@ -25,7 +25,6 @@ def prepare(page: Any, length: str, steps: int) -> None:
     page.wait_for_function(
         "text => document.querySelector('.sd-facts').textContent.startsWith(text)", arg=tokens
     )
-    page.wait_for_timeout(300)
 
 
 def stream_of(page: Any) -> list[dict[str, Any]]:

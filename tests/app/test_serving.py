@@ -2,83 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gradio_client import Client
+from servers import ROOT, Server
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Door:
-    """`python app.py` in a process of its own."""
-
-    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            # Of an option that is given twice the last one counts.
-            command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), *options]
-            self.process = subprocess.Popen(
-                command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
-            )
-
-    def answer(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def ready(self) -> dict[str, Any]:
-        """What /healthz says once a model is in memory."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                status, said = self.answer("/healthz")
-                if status == 200 and json.loads(said)["state"] == "ok" and json.loads(said)["models"]:
-                    return json.loads(said)
-            except OSError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(self.log.read_text())
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+from app.options import read
 
 
 @pytest.fixture
-def doors(tmp_path: Path) -> Iterator[list[Door]]:
-    made: list[Door] = []
-    yield made
-    for door in made:
-        door.process.kill()
-        door.process.wait(10)
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a page with these options and this environment."""
+    made: list[Server] = []
+
+    def started(*options: str, **environment: str) -> Server:
+        made.append(Server(tmp_path, *options, **environment))
+        return made[-1]
+
+    yield started
+    for server in made:
+        server.close()
 
 
 def test_a_server_that_is_told_to_stop_ends_its_run_tells_its_client_and_goes(
-    doors: list[Door], tmp_path: Path
+    start: Callable[..., Server],
 ) -> None:
-    door = Door(tmp_path)
-    doors.append(door)
+    door = start()
     assert door.ready()["models"] == ["mini"]
     job = Client(door.url, verbose=False).submit(length="1k", steps=96, api_name="/compare")
     last: dict[str, Any] = {}
@@ -94,16 +50,14 @@ def test_a_server_that_is_told_to_stop_ends_its_run_tells_its_client_and_goes(
     told = [event["event"] for event in door.events()]
     assert told[-2:] == ["stopping", "run"] or told[-2:] == ["run", "stopping"]
     assert "Traceback" not in door.log.read_text()
-    assert door.process.stdout is not None
-    assert door.process.stdout.read().splitlines() == [f"SparseD live: {door.url}/"]
+    assert door.out.read_text().splitlines() == [f"SparseD live: {door.url}"]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
 def test_a_server_that_is_told_to_stop_while_it_measures_the_machine_goes_in_good_order(
-    doors: list[Door], tmp_path: Path, seconds: float
+    start: Callable[..., Server], seconds: float
 ) -> None:
-    door = Door(tmp_path)
-    doors.append(door)
+    door = start()
     door.ready()
     time.sleep(seconds)
     door.process.send_signal(signal.SIGTERM)
@@ -112,9 +66,8 @@ def test_a_server_that_is_told_to_stop_while_it_measures_the_machine_goes_in_goo
     assert len(door.log.read_text().splitlines()) == 1
 
 
-def test_a_space_serves_and_gives_no_file_away(doors: list[Door], tmp_path: Path) -> None:
-    door = Door(tmp_path, SPACE_ID="owner/name", SYSTEM="spaces")
-    doors.append(door)
+def test_a_space_serves_and_gives_no_file_away(start: Callable[..., Server]) -> None:
+    door = start(SPACE_ID="owner/name", SYSTEM="spaces")
     door.ready()
     weights = str(ROOT / "assets/mini/model.safetensors")
     for path in ("/etc/passwd", str(ROOT / "app.py"), "app.py", "../app.py", weights):
@@ -128,22 +81,31 @@ def test_a_space_serves_and_gives_no_file_away(doors: list[Door], tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "environment", "says"),
     [
-        (["--allow-any-model"], {"SPARSED_PUBLIC": "1"}, "error: --allow-any-model is not for a public page"),
-        (["--model", "nonsense"], {}, "error: The model 'nonsense' is none of mini, "),
-        (["--port", "99999"], {}, "error: The page cannot listen on port 99999"),
-        (["--allow-any-model"], {"SPACE_ID": "owner/name"}, "error: --allow-any-model is not for a public page"),
-        ([], {"SPARSED_MAX_WAITING": "none"}, "error: SPARSED_MAX_WAITING is 'none'; it must be a number from 1 to"),
-        ([], {"SPARSED_LOG_PROMPTS": "maybe"}, "error: SPARSED_LOG_PROMPTS"),
-        ([], {"SPARSED_LANES": "two"}, "error: SPARSED_LANES is 'two'; it must be 'auto' or 'turns'."),
+        (["--allow-any-model"], {"SPARSED_PUBLIC": "1"}, "--allow-any-model is not for a public page"),
+        (["--model", "nonsense"], {}, "The model 'nonsense' is none of mini, "),
+        (["--port", "99999"], {}, "The page cannot listen on port 99999"),
+        (["--allow-any-model"], {"SPACE_ID": "owner/name"}, "--allow-any-model is not for a public page"),
+        ([], {"SPARSED_MAX_WAITING": "none"}, "SPARSED_MAX_WAITING is 'none'; it must be a number from 1 to"),
+        ([], {"SPARSED_LOG_PROMPTS": "maybe"}, "SPARSED_LOG_PROMPTS"),
+        ([], {"SPARSED_LANES": "two"}, "SPARSED_LANES is 'two'; it must be 'auto' or 'turns'."),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(
-    doors: list[Door], tmp_path: Path, options: list[str], environment: dict[str, str], says: str
-) -> None:
-    door = Door(tmp_path, *options, **environment)
-    doors.append(door)
-    assert door.process.wait(60) == 2
-    assert door.log.read_text().startswith(says) and len(door.log.read_text().splitlines()) == 1
+def test_a_wrong_setting_is_one_sentence(options: list[str], environment: dict[str, str], says: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        read(options, environment)
+    said = str(refused.value)
+    assert said.startswith(says) and said.endswith(".") and "\n" not in said
+
+
+def test_a_wrong_setting_ends_the_process_with_that_sentence_before_the_page_is_imported() -> None:
+    code = (
+        "import runpy, sys\nsys.argv = ['app.py', '--port', '99999']\n"
+        f"try:\n    runpy.run_path({str(ROOT / 'app.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n    print(end.code, {'gradio', 'torch', 'plotly'} & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 set()\n"
+    assert done.stderr == "error: The page cannot listen on port 99999: choose another one with --port.\n"
 
 
 def test_a_visit_is_forgotten_soon_after_its_tab_is_closed(chromium: Any, keeping: Any) -> None:

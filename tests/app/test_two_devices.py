@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -20,24 +21,25 @@ ASKED = 2 * (STEPS + 1)
 def run_to_end(page: Any, server: Any, length: str) -> tuple[int, int]:
     """Runs the question at this prompt length; returns the steps asked for, and how many began within another."""
     server.idle()
-    page.click("#sd-length input")
-    page.get_by_role("option", name=re.compile(f"^{length}")).first.click()
     page.click("#sd-settings button")
-    # What follows the model and the length may still be on its way to a slow page.
-    steps = page.locator("#sd-steps input[type=number]")
-    for _ in range(20):
-        page.wait_for_timeout(600)
-        if steps.input_value() == str(STEPS):
-            break
-        steps.fill(str(STEPS))
-        page.keyboard.press("Tab")
+    # Before the length: what follows that leaves alone what a visitor has set.
+    page.fill("#sd-steps input[type=number]", str(STEPS))
+    page.keyboard.press("Tab")
     page.click("#sd-settings button")
+    choose_length(page, length)
     before = server.state()
     page.evaluate("window.seen.length = 0")
     page.click("#sd-run")
     page.wait_for_function("() => window.seen.length && window.seen.at(-1).state === 'done'", timeout=60_000)
     after = server.state()
     return after["steps"] - before["steps"], after["overlaps"] - before["overlaps"]
+
+
+def choose_length(page: Any, length: str) -> None:
+    page.click("#sd-length input")
+    page.get_by_role("option", name=re.compile(f"^{length}")).first.click()
+    tokens = "4," if length == "4k" else "2"
+    page.wait_for_function("text => document.querySelector('.sd-facts').textContent.startsWith(text)", arg=tokens)
 
 
 def mode(page: Any) -> tuple[str, str]:
@@ -73,12 +75,16 @@ def test_lanes_with_long_steps_run_at_the_same_time(visit, double, tmp_path) -> 
 def test_a_stop_ends_both_lanes_within_their_steps(visit, double) -> None:
     double.idle()
     page = visit(double)
-    page.click("#sd-length input")
-    page.get_by_role("option", name=re.compile("^4k")).first.click()
-    page.wait_for_timeout(600)
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
-    page.click("#sd-stop")
+    choose_length(page, "4k")
+    before = double.state()["stops"]
+    with double.held(4):
+        page.click("#sd-run")
+        page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
+        page.click("#sd-stop")
+        deadline = time.monotonic() + 60
+        while double.state()["stops"] == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
     # The steps that run when Stop arrives had begun before it.
     assert double.state()["after_stop"] <= 2

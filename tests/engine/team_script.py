@@ -1,4 +1,5 @@
-"""What the tests of teams start with torchrun: `team_script.py SCENARIO OUT FOLDER…`, one JSON object written to OUT.
+"""What the tests of teams start with torchrun: `team_script.py SCENARIO OUT FOLDER…`, one JSON object written to OUT
+(of several scenarios, `equal+fail`: one for each).
 
 equal: every folder's model, held by the team and whole in the first process, asked the same things. fail: a process
 fails in the middle of a forward, in each of several places; the next run must be as if nothing had been. lost: a
@@ -20,8 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import sparsed
-from sparsed import SamplerConfig, SparseDConfig
-from sparsed.attention.state import AttentionState
+from sparsed import AttentionConfig, SamplerConfig
+from sparsed.attention.state import RunAttention
+from sparsed.cache.rows import ALL, Rows
+from sparsed.cache.store import RowStore
+from sparsed.denoising.forward import Pass, forward_of
+from sparsed.denoising.predictor import Predictor
 from sparsed.models import layer
 from sparsed.parallel import follower, meeting, team
 
@@ -33,9 +38,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
     "blocks of 64": ({"steps": 8, "seed": 3, "temperature": 0.8}, {"block_size": 64, "select": 0.3}, ()),
     "guided": ({"steps": 8, "cfg_scale": 0.5}, {}, (4,)),
     "reference": ({"steps": 8}, {"selection": "reference", "select": 0.3}, ()),
-    "shared": ({"steps": 8}, {"pattern": "shared", "select": 0.3}, ()),
-    "random": ({"steps": 8}, {"pattern": "random", "select": 0.3}, ()),
-    "streaming": ({"steps": 8}, {"pattern": "streaming_llm", "select": 0.3}, ()),
+    "shared": ({"steps": 8}, {"method": "shared", "select": 0.3}, ()),
+    "shared afresh": ({"steps": 8}, {"method": "shared", "select": 0.3, "reuse": False}, ()),
+    "random": ({"steps": 8}, {"method": "random", "select": 0.3}, ()),
+    "streaming": ({"steps": 8}, {"method": "streaming_llm", "select": 0.3}, ()),
     "afresh": ({"steps": 8}, {"reuse": False}, ()),
 }
 
@@ -51,7 +57,7 @@ def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
         model,
         prompt_of(model, batch),
         sampler=SamplerConfig(gen_length=32, **({} if model.family == "dream" else {"block_length": 16}), **sampler),
-        attention=attention if attention == "dense" else SparseDConfig(**attention),
+        attention=attention if attention == "dense" else AttentionConfig(**attention),
         probe_steps=probes,
         backend=backend,
     )
@@ -93,6 +99,21 @@ def weights(network: Any) -> int:
     return sum(weight.numel() for name, weight in network.named_parameters() if "embed_tokens" not in name)
 
 
+def few_rows(model: Any) -> list[torch.Tensor]:
+    """Logits of passes over all rows, which make a pattern, then over some rows of other canvases."""
+    config = AttentionConfig(select=0.4, block_size=32).resolve(332)
+    predictor = Predictor(model, 300, SamplerConfig(steps=8, gen_length=32).resolve(model.defaults), config)
+    predictor.choose_kernels(2)
+    attention, store = predictor.attention(), RowStore()
+    some, more = (Rows(torch.arange(first, end)[None]) for first, end in ((300, 316), (290, 332)))
+    passes = (("select", ALL), ("dense", some), ("sparse", more))
+    made = []
+    for seed, (attention.phase, rows) in enumerate(passes):
+        ids = torch.randint(2, 290, (2, 332), generator=torch.Generator().manual_seed(seed))
+        made.append(forward_of(model).logits(ids, Pass(rows, torch.tensor([301, 310, 332 + 305]), attention, store)))
+    return made
+
+
 def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in folders:
@@ -109,6 +130,8 @@ def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
                 next(run)
         runs[2].close()
         alone = [run_of(whole, name, 1).result().steps[-1].tokens for name in ("sparse", "blocks of 64")]
+        pairs = zip(few_rows(shared), few_rows(whole), strict=True)
+        found[name]["rows"] = max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
         found[name]["turns"] = all(torch.equal(run.steps[-1].tokens, other) for run, other in zip(runs, alone))
     return found
 
@@ -187,8 +210,8 @@ def sabotage() -> None:
 
         setattr(owner, attribute, call)
 
-    failing(AttentionState, "attend", "attend")
-    failing(AttentionState, "_select", "_select")
+    failing(RunAttention, "attend", "attend")
+    failing(RunAttention, "_select", "_select")
     failing(layer, "between_sums", "between")
     failing(follower, "hidden_rows", "forward")
 
@@ -203,13 +226,15 @@ def lost(ours: team.Team, folders: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    scenario, out, *folders = sys.argv[1:]
+    names, out, *folders = sys.argv[1:]
     torch.set_num_threads(1)
-    if scenario in ("fail", "lost"):
+    known = {"equal": equal, "fail": fail, "lost": lost, "backends": backends}
+    scenarios = names.split("+")
+    if "FAIL" in os.environ:
         sabotage()
     with meeting.join() as ours:
-        found = {"equal": equal, "fail": fail, "lost": lost, "backends": backends}[scenario](ours, folders)
-        Path(out).write_text(json.dumps(found))
+        found = {name: known[name](ours, folders) for name in scenarios}
+        Path(out).write_text(json.dumps(found if len(found) > 1 else found[names]))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sparsed.attention.pattern import BlockLayout
 from sparsed.attention.selection.importance import block_importance
 from sparsed.attention.selection.isolated import select_blocks
 from sparsed.config import ResolvedAttention
+from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.run import Run
 
 TEXT = "The old library of Orlin stands by the river, and nobody knows who built it. " * 2
@@ -479,13 +480,13 @@ def test_the_sliding_window_keeps_as_much_without_looking(tiny, calls) -> None:
 
 
 def test_seconds_are_the_steps_own(tiny, monkeypatch) -> None:
-    real = Run._probe
+    real = Predictor.select
 
-    def slow_probe(self, canvas, state):
+    def slow_probe(self, canvas):
         time.sleep(0.05)
-        return real(self, canvas, state)
+        return real(self, canvas)
 
-    monkeypatch.setattr(Run, "_probe", slow_probe)
+    monkeypatch.setattr(Predictor, "select", slow_probe)
     start = time.perf_counter()
     run = sparsed.denoise(tiny, TEXT, sampler=SamplerConfig(steps=4, gen_length=8), probe_steps=range(4))
     for step in run:
@@ -566,7 +567,7 @@ def test_a_closed_run_is_over_and_frees_its_state(tiny) -> None:
     run = sparsed.denoise(tiny, TEXT)
     for _ in range(7):
         next(run)
-    state, pattern = weakref.ref(run._state), run.pattern
+    state, pattern = weakref.ref(run._attention), run.pattern
     gc.disable()
     try:
         run.close()
@@ -578,7 +579,7 @@ def test_a_closed_run_is_over_and_frees_its_state(tiny) -> None:
         # Without close: the last reference frees it all, no cycle keeps it alive.
         run = sparsed.denoise(tiny, TEXT)
         next(run)
-        state, alive = weakref.ref(run._state), weakref.ref(run)
+        state, alive = weakref.ref(run._attention), weakref.ref(run)
         del run
         assert state() is None and alive() is None
     finally:

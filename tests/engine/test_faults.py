@@ -1,15 +1,16 @@
 """Faults inside a race, and what is left of them: one sentence for the visitor, and nothing else.
 
 The real engine with small random checkpoints, driven as the page drives it (`app.server.session.perform` with a
-`Desk`), but
-without a browser. Memory runs out or a kernel fails inside the attention of one lane, or its logits are not finite, at
-a step drawn from a seed; after each fault the same race, undisturbed, must write what it wrote before the first one.
+`Desk`), but without a browser. Memory runs out or a kernel fails inside the attention of one lane, or its logits are
+not finite, at some step; after each fault the same race, undisturbed, must write what it wrote before the first one.
+tests/evidence draws a hundred faults from a seed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import random
 import threading
@@ -36,11 +37,14 @@ from app.server.session import VISITOR, perform
 from app.server.shown import Shown
 from app.server.visits import Visit
 from sparsed.attention.backends import dense, gather
+from sparsed.config import DEFAULT_SKIP, select_step
+from sparsed.denoising.forward import LocalForward
 from sparsed.denoising.run import Run
 
 TEXT = "Mara Velin was born in Tolm in 1911 and worked as a glassblower. She lived in Orlin, near the river Sava. " * 3
-FAULTS = 100
-SEED = 20261122
+LANES = ("dense", "sparsed", "random")
+STEPS = 16
+SELECT = select_step(STEPS, DEFAULT_SKIP)
 NOT_FINITE = "not finite"
 
 
@@ -91,8 +95,8 @@ class Injector:
         self._now = ("", -1)
         self._layer = 0
         patch.setattr(Run, "__init__", self._noted(Run.__init__))
-        patch.setattr(Run, "_make_step", self._placed(Run._make_step))
-        patch.setattr(Run, "_logits", self._logits(Run._logits))
+        patch.setattr(Run, "__next__", self._placed(Run.__next__))
+        patch.setattr(LocalForward, "logits", self._logits(LocalForward.logits))
         # Looked up by the engine whenever it is called, or when a run chooses its backend.
         patch.setattr(dense, "scaled_dot_product_attention", self._attention(dense.scaled_dot_product_attention))
         patch.setattr(gather, "gather_attention", self._attention(gather.gather_attention))
@@ -105,11 +109,11 @@ class Injector:
         return init
 
     def _placed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def make_step(run: Run, index: int, *given: Any) -> Any:
+        def make_step(run: Run) -> Any:
             lane = run.attention.method
-            self._now, self._layer = (lane, index), 0
+            self._now, self._layer = (lane, len(run.steps)), 0
             try:
-                return original(run, index, *given)
+                return original(run)
             finally:
                 self._now = ("", -1)
 
@@ -160,7 +164,7 @@ class Page:
         return parse(
             **{
                 "model": self.name, "kind": OWN_TEXT, "length": "short_context", "question": 0, "text": TEXT,
-                "steps": 16, "gen_length": 32, "block_length": 32, "block_size": 32, "seed": 5, "backend": "auto",
+                "steps": STEPS, "gen_length": 32, "block_length": 32, "block_size": 32, "seed": 5, "backend": "auto",
                 "third": "random",
                 "defaults": self.desk.models.defaults(self.name), "models": engine.models(), "kinds": engine.kinds(),
                 "lengths": engine.lengths(),
@@ -244,13 +248,23 @@ def drawn(layers: int, count: int, seed: int) -> list[Fault]:
     return [
         Fault(
             what=kinds[number % len(kinds)],
-            lane=rng.choice(["dense", "sparsed", "random"]),
-            step=rng.randrange(16),
+            lane=rng.choice(LANES),
+            step=rng.randrange(STEPS),
             layer=rng.randrange(layers),
             value=rng.choice([float("nan"), float("inf")]),
         )
         for number in range(count)
     ]
+
+
+def each() -> list[Fault]:
+    """Every kind in every lane, at the first, the select, the last and other steps; and every kind at a select step."""
+    kinds = [*RAISED, NOT_FINITE]
+    steps = itertools.cycle([0, SELECT - 1, SELECT, SELECT + 1, STEPS - 1])
+    values = itertools.cycle([float("nan"), float("inf")])
+    places = [(what, lane, next(steps)) for what, lane in itertools.product(kinds, LANES)]
+    places += [(what, LANES[1 + number % 2], SELECT) for number, what in enumerate(kinds)]
+    return [Fault(*place, layer=number % 2, value=next(values)) for number, place in enumerate(places)]
 
 
 def check_sentence(message: str, fault: Fault) -> None:
@@ -288,16 +302,21 @@ def weather(page: Page, faults: list[Fault], injector: Injector) -> list[str]:
     return struck
 
 
-def test_a_hundred_faults_are_a_hundred_sentences_and_hurt_no_later_run(
+def test_each_fault_in_each_lane_is_a_sentence_and_hurts_no_later_run(
     llama_page: Page, dream_page: Page, injector: Injector, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    mine, theirs = drawn(3, 60, SEED), drawn(2, FAULTS - 60, SEED + 1)
-    struck = weather(llama_page, mine, injector) + weather(dream_page, theirs, injector)
-    assert len(struck) == FAULTS
-    # The draw reaches dense and sparse attention and the logits.
-    assert min(struck.count(name) for name in ("scaled_dot_product_attention", "gather_attention", "logits")) >= 15
+    faults = each()
+    assert len(faults) == 24
+    assert {page.asked.attention.skip for page in (llama_page, dream_page)} <= {None, DEFAULT_SKIP}
+    for lane in LANES:
+        steps = {fault.step for fault in faults if fault.lane == lane}
+        assert {0, SELECT, STEPS - 1} <= steps
+    struck = weather(llama_page, faults[::2], injector) + weather(dream_page, faults[1::2], injector)
+    assert len(struck) == len(faults)
+    # They reach dense and sparse attention and the logits.
+    assert min(struck.count(name) for name in ("scaled_dot_product_attention", "gather_attention", "logits")) >= 4
     # Whoever runs the page finds in the log where each came from.
-    assert capfd.readouterr().err.count('"event": "error"') == FAULTS
+    assert capfd.readouterr().err.count('"event": "error"') == len(faults)
 
 
 def test_a_fault_in_one_of_several_races_leaves_nothing_either(

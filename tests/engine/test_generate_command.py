@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import sparsed
 from sparsed import trace
 from sparsed.__main__ import main
 from sparsed.answer_text import cell_texts
+from sparsed.denoising.forward import LocalForward
 from sparsed.denoising.run import Run
 from sparsed.generation import command, terminal
 from sparsed.options import attention_of, sampler_of
@@ -273,14 +275,14 @@ def test_no_canvas_where_it_is_not_wanted(tell: Any, monkeypatch: pytest.MonkeyP
 def test_ctrl_c_prints_what_there_is(
     tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
 ) -> None:
-    real = Run._make_step
+    real, steps = LocalForward.logits, count()
 
-    def make_step(self: Run, index: int, *arguments: Any) -> Any:
-        if index == interrupted:
+    def logits(self: LocalForward, *given: Any) -> Any:
+        if next(steps) % (interrupted + 1) == interrupted:
             raise KeyboardInterrupt
-        return real(self, index, *arguments)
+        return real(self, *given)
 
-    monkeypatch.setattr(Run, "_make_step", make_step)
+    monkeypatch.setattr(LocalForward, "logits", logits)
     flags = ("--prompt", "Hi", "--steps", "8", "--gen-length", "16", "--save-trace", str(tmp_path / "t.json"))
     code, out, _ = tell(*flags)
     assert code == 130 and f"stopped after {interrupted} of 8 steps" in out and "answer" not in out

@@ -24,7 +24,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional ex
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 
-from sparsed.denoising import run  # noqa: E402
+from sparsed.denoising.forward import LocalForward  # noqa: E402
 from sparsed.harness.model import SparsedLM  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,17 +94,17 @@ def test_answers_are_those_of_generate(harness_of, family: str, attention: str) 
 def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two semi-autoregressive blocks; what the first one holds is enough for a stop string in it."""
     lm = harness_of("qwen3", steps=16, gen_length=16, block_length=8, attention="dense")
-    steps: list[int] = []
-    real = run.Run._make_step
+    steps: list[str] = []
+    real = LocalForward.logits
 
-    def counted(self: Any, index: int, *rest: Any) -> Any:
-        steps.append(index)
-        return real(self, index, *rest)
+    def counted(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        steps.append(pass_.attention.phase)
+        return real(self, ids, pass_)
 
-    monkeypatch.setattr(run.Run, "_make_step", counted)
+    monkeypatch.setattr(LocalForward, "logits", counted)
     prompt = "some text"
     [whole] = lm.generate_until(asked("generate_until", (prompt, STOPS)), disable_tqdm=True)
-    assert steps == list(range(16)) and len(whole) > 8
+    assert steps == ["dense"] * 16 and len(whole) > 8
     for stop in (whole[2], whole[3:5], ["not in it", whole[4]], "", [], "not in it"):
         steps.clear()
         request = asked("generate_until", (prompt, STOPS | {"until": stop}))

@@ -13,6 +13,7 @@ import torch
 
 import sparsed
 from sparsed import METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.denoising.forward import LocalForward
 from sparsed.harness.likelihood import _groups, _seed, draw_masks, log_likelihoods
 
 FAMILIES = ("llada", "dream", "qwen3")
@@ -256,16 +257,14 @@ def test_greedy_under_sparsed_is_a_run_of_as_many_steps(model_of) -> None:
 
 def test_one_token_answers_share_their_forwards(model_of, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four choices after one context: one dense forward; with SparseD one that selects (dense) and one sparse."""
-    import sparsed.denoising
-
     model, rows = model_of("llada"), []
-    real = sparsed.models.layer.hidden_rows
+    real = LocalForward.logits
 
-    def counted(network: Any, ids: torch.Tensor, state: Any, wanted: Any) -> torch.Tensor:
-        rows.append((state.phase, len(ids)))
-        return real(network, ids, state, wanted)
+    def counted(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        rows.append((pass_.attention.phase, len(ids)))
+        return real(self, ids, pass_)
 
-    monkeypatch.setattr(sparsed.denoising, "hidden_rows", counted)
+    monkeypatch.setattr(LocalForward, "logits", counted)
     pairs = [(tokens(90, 1), [choice]) for choice in (65, 66, 67, 68)]
     found(model, pairs, draws=128, attention="dense")
     assert rows == [("dense", 1)]

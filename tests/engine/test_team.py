@@ -21,7 +21,10 @@ from sparsed.parallel.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("team_script.py")
-EVERYWHERE = ("dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh")
+EVERYWHERE = (
+    "dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh",
+    "shared afresh",
+)  # fmt: skip
 SECONDS = 5.0
 
 
@@ -60,14 +63,28 @@ def folders(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [base / path.name for path in made]
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_a_team_gives_what_one_process_gives(processes: int, folders: list[Path], tmp_path: Path) -> None:
-    """float32: every step's tokens, every pattern and probe; with mini, which answers a question, too."""
-    found = scenario(processes, "equal", tmp_path / "out.json", *folders, ROOT / "assets" / "mini")
+def test_a_team_gives_what_one_process_gives_and_a_failure_of_one_ends_the_run_on_all(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """float32: every step's tokens, every pattern and probe; with mini, which answers a question, too. Then failures,
+    and after each a run that is whole.
+    """
+    plan = str(tmp_path / "plan")
+    found = scenario(2, "equal+fail", tmp_path / "out.json", *folders, ROOT / "assets" / "mini", FAIL=plan)
+    check_equal(found["equal"], 2)
+    failures = found["fail"]["failures"]
+    assert len(failures) == 10
+    for rank, place, said, seconds, same in failures:
+        assert "no room here" in said, (rank, place, said)
+        assert said.startswith("MemoryError" if rank == 0 else "TeamError: Process 2 of 2 failed: MemoryError"), said
+        assert seconds < SECONDS and same, (rank, place, seconds)
+
+
+def check_equal(found: dict[str, Any], processes: int) -> None:
     assert set(found) == {"llada", "dream", "qwen3", "mini"}
     for name, settings in found.items():
         assert settings["share"] < 1 / processes + 0.02, f"{name}: a process holds {settings['share']:.2f} of it"
-        assert settings["turns"], name
+        assert settings["turns"] and settings["rows"] < 1e-4, (name, settings["rows"])
         for setting in EVERYWHERE:
             one = settings[setting]
             assert one["tokens"] and one["steps"] and one["text"], (name, setting, one)
@@ -80,30 +97,23 @@ def test_a_team_gives_what_one_process_gives(processes: int, folders: list[Path]
         assert settings["random"]["density"] == pytest.approx(settings["shared"]["density"])
 
 
-def test_a_failure_of_one_process_ends_the_run_on_all_and_the_next_run_is_whole(
-    folders: list[Path], tmp_path: Path
-) -> None:
-    found = scenario(2, "fail", tmp_path / "out.json", folders[0], FAIL=str(tmp_path / "plan"))
-    assert len(found["failures"]) == 10
-    for rank, place, said, seconds, same in found["failures"]:
-        assert "no room here" in said, (rank, place, said)
-        assert said.startswith("MemoryError" if rank == 0 else "TeamError: Process 2 of 2 failed: MemoryError"), said
-        assert seconds < SECONDS and same, (rank, place, seconds)
-
-
 def test_a_process_that_is_gone_ends_all_with_a_sentence(folders: list[Path], tmp_path: Path) -> None:
+    lost(2, folders[0], tmp_path)
+
+
+def lost(processes: int, folder: Path, out: Path) -> None:
+    """The last process is gone in the middle of a run."""
     process = start(
-        4, str(SCRIPT), "lost", str(tmp_path / "out.json"), str(folders[0]),
-        FAIL=str(tmp_path / "plan"), FAIL_HOW="gone",
-    )  # fmt: skip
+        processes, str(SCRIPT), "lost", str(out / "out.json"), str(folder), FAIL=str(out / "plan"), FAIL_HOW="gone"
+    )
     try:
-        out, said = process.communicate(timeout=120)
+        said, told = process.communicate(timeout=120)
     finally:
         ended = time.time()
         with_group(process, signal.SIGKILL)
-    assert process.returncode != 0 and not (tmp_path / "out.json").exists()
-    assert "error: Process 4 of 4, which held a share of the model, is gone" in said, said
-    assert ended - float(out.split()[1]) < SECONDS
+    assert process.returncode != 0 and not (out / "out.json").exists()
+    assert f"error: Process {processes} of {processes}, which held a share of the model, is gone" in told, told
+    assert ended - float(said.split()[1]) < SECONDS
 
 
 def with_group(process: subprocess.Popen[str], number: int) -> None:

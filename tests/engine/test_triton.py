@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,13 @@ from sparsed import SparseDConfig  # noqa: E402
 from sparsed.attention.backends import triton as triton_backend  # noqa: E402
 from sparsed.attention.backends.dense import DenseAttention, dense_attention  # noqa: E402
 from sparsed.attention.backends.registry import load_backend  # noqa: E402
+from sparsed.attention.kernels import Kernels  # noqa: E402
 from sparsed.attention.pattern import BlockLayout, LayerPattern  # noqa: E402
-from sparsed.attention.state import AttentionState  # noqa: E402
+from sparsed.attention.policy import AttentionPolicy  # noqa: E402
+from sparsed.attention.state import RunAttention  # noqa: E402
+from sparsed.cache.rows import ALL  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs the kernels for real"
@@ -116,16 +123,17 @@ def test_a_selecting_and_a_sparse_step_with_the_kernels(length: int) -> None:
     config = SparseDConfig(select=0.4, block_size=32).resolve(length)
     layout = BlockLayout(length, length - 40, 32)
     dense = DenseAttention("test", dense_attention, with_lse)
+    policy = AttentionPolicy(config, layout, 8)
     states = [
-        AttentionState("select", config, layout, load_backend(name), dense=dense, fused=name == "triton")
+        RunAttention(policy, Kernels(dense, load_backend(name), fused=name == "triton"), phase="select")
         for name in ("triton", "gather")
     ]
-    assert torch.equal(*(state.attend(0, q, k, v, scale) for state in states))
+    assert torch.equal(*(state.attend(0, q, k, v, scale, ALL) for state in states))
     ours, theirs = (state.pattern() for state in states)
     assert torch.equal(ours.layers[0].indices, theirs.layers[0].indices)
     for state in states:
         state.phase = "sparse"
-    got, wanted = (state.attend(0, q, k, v, scale) for state in states)
+    got, wanted = (state.attend(0, q, k, v, scale, ALL) for state in states)
     assert torch.allclose(got, wanted, atol=1e-5)
 
 
@@ -208,19 +216,37 @@ for dtype, dim in (("bf16", 128), ("fp16", 64)):
 """
 
 
-def ahead(code: str, cache: Path) -> list[list[int]]:
+@pytest.fixture
+def ahead(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], list[list[int]]]:
+    """What a code prints, from pytest's cache while it, all that it compiles and Triton are what they were."""
+    sources = sorted((ROOT / "sparsed" / "attention" / "backends").glob("*.py"))
+    said = b"\0".join([triton.__version__.encode(), *(file.read_bytes() for file in sources)])
+
+    def lines(code: str) -> list[list[int]]:
+        key = f"sparsed/ahead-{hashlib.sha256(said + code.encode()).hexdigest()}"
+        cache = getattr(request.config, "cache", None)  # without it, all is compiled every time
+        found: list[list[int]] | None = cache.get(key, None) if cache else None
+        if found is None:
+            found = compiled_ahead(code, tmp_path)
+            if cache:
+                cache.set(key, found)
+        return found
+
+    return lines
+
+
+def compiled_ahead(code: str, cache: Path) -> list[list[int]]:
     """What the code printed, each line as JSON; in a process that compiles, with nothing compiled before."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_hopper_kernel_compiles_ahead(tmp_path: Path) -> None:
-    lines = ahead(AHEAD_ON_HOPPER, tmp_path)
+def test_the_hopper_kernel_compiles_ahead(ahead: Callable[[str], list[list[int]]]) -> None:
+    lines = ahead(AHEAD_ON_HOPPER)
     assert len(lines) == 2
     for shared, products, registers in lines:
         assert shared <= 227 * 1024
@@ -228,10 +254,10 @@ def test_the_hopper_kernel_compiles_ahead(tmp_path: Path) -> None:
         assert products > 0 and registers > 0
 
 
-def test_kernels_compile_ahead_for_every_generation(tmp_path: Path) -> None:
+def test_kernels_compile_ahead_for_every_generation(ahead: Callable[[str], list[list[int]]]) -> None:
     """The first choice of tiles, which has to fit everywhere; shared memory within what the generation has."""
     room = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-    lines = ahead(AHEAD, tmp_path)
+    lines = ahead(AHEAD)
     assert len(lines) == 14 and {capability for capability, _, _ in lines} == set(room)
     for capability, _block, shared in lines:
         assert shared <= room[capability] * 1024

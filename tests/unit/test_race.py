@@ -35,14 +35,15 @@ class Runner:
         self.steps, self.seconds, self.sleep, self.fail_at = steps, seconds, sleep, fail_at
         self.made = 0
         self.closed = 0
-        self.thread: int | None = None
+        self.thread: threading.Thread | None = None
 
     def __next__(self) -> Tick:
         if self.made == self.steps:
             raise StopIteration
         if self.made == self.fail_at:
             raise RuntimeError("kernel error")
-        self.thread = threading.get_ident()
+        # Not its number, which the system may give again.
+        self.thread = threading.current_thread()
         began = time.perf_counter()
         time.sleep(self.sleep)
         self.made += 1
@@ -88,7 +89,7 @@ def test_lanes_never_run_at_the_same_time_and_not_in_the_pages_thread() -> None:
         ticks += [item.step for item in update.steps]
     ticks.sort(key=lambda tick: tick.began)
     assert all(before.ended <= after.began for before, after in pairwise(ticks))
-    assert runners[0].thread == runners[1].thread != threading.get_ident()
+    assert runners[0].thread is runners[1].thread is not threading.current_thread()
 
 
 def test_every_step_comes_exactly_once_and_at_most_eight_updates_a_second() -> None:
@@ -389,7 +390,7 @@ def test_lanes_of_two_devices_step_at_the_same_time() -> None:
     steps = [(item.lane, item.step.index) for update in updates for item in update.steps]
     assert sorted(steps) == [(lane, index) for lane in "ab" for index in range(6)]
     threads = {runner.thread for runner in runners}
-    assert len(threads) == 2 and threading.get_ident() not in threads
+    assert len(threads) == 2 and threading.current_thread() not in threads
     assert ends.made == [[6, 6]] and [runner.closed for runner in runners] == [1, 1]
 
 
@@ -400,7 +401,7 @@ def test_lanes_of_one_device_do_not_however_it_is_called() -> None:
     assert last.state == "failed" and isinstance(last.error, threading.BrokenBarrierError)
     alike = [Lane("a", Runner(4, 3.0), "gpu"), Lane("b", Runner(6, 2.0), "gpu")]
     assert order(Race(alike)) == ["a", "b", "b", "a", "b", "a", "b", "b", "a", "b"]
-    assert alike[0].run.thread == alike[1].run.thread
+    assert alike[0].run.thread is alike[1].run.thread is not None
 
 
 def test_on_each_device_its_lanes_take_turns() -> None:
@@ -410,7 +411,7 @@ def test_on_each_device_its_lanes_take_turns() -> None:
     # As without the first lane.
     assert [item.lane for item in items if item.lane != "a"] == list("bccbcbccbc")
     assert [item.step.index for item in items if item.lane == "a"] == [0, 1, 2]
-    assert alone.thread != b.thread == c.thread
+    assert alone.thread is not b.thread is c.thread is not None
     ticks = [item.step for item in items if item.lane != "a"]
     assert all(before.ended <= after.began for before, after in pairwise(ticks))
     begins = [[item.lane for update in Race(lanes_again(), first=first) for item in update.steps] for first in (1, 2)]

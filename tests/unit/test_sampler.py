@@ -230,3 +230,26 @@ def test_another_default_dtype_changes_nothing(algorithm: str) -> None:
         assert masked_after_every_step() == expected
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_current_block_is_that_of_the_step(seed: int) -> None:
+    steps, gen_length, block_length = shapes(random.Random(2000 + seed))
+    sampler = make_sampler(resolved(steps=steps, gen_length=gen_length, block_length=block_length), MASK)
+    canvas = torch.full((2, gen_length), MASK)
+    each = steps // (gen_length // block_length)
+    for step in range(steps):
+        first = step // each * block_length
+        start, end = sampler.block(canvas, step)
+        assert start.tolist() == [[first]] * 2 and end.tolist() == [[first + block_length]] * 2
+
+
+def test_with_a_threshold_the_current_block_is_each_rows_first_undone_one() -> None:
+    sampler = make_sampler(resolved(steps=12, gen_length=12, block_length=4, threshold=0.5), MASK)
+    canvas = torch.ones(4, 12, dtype=torch.int64)
+    for row, positions in enumerate([[0, 11], [6], [8, 9], []]):
+        canvas[row, positions] = MASK
+    start, end = sampler.block(canvas, 7)
+    # The last row is done: an empty block at the end.
+    assert start.flatten().tolist() == [0, 4, 8, 12] and end.flatten().tolist() == [4, 8, 12, 12]
+    assert sampler.eligible(canvas, 7).nonzero().tolist() == [[0, 0], [1, 6], [2, 8], [2, 9]]

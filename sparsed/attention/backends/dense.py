@@ -22,9 +22,9 @@ AttendWithLse = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 class DenseAttention:
     """One implementation of bidirectional attention over all keys.
 
-    attend: (q, k, v, scale) → [batch, query_heads, length, head_dim]. with_lse: the same and each row's log-sum-exp of
-    scale · q kᵀ, float32 [batch, query_heads, length]; None where the implementation does not give it. q: [batch,
-    query_heads, length, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a multiple of key_heads.
+    attend: (q, k, v, scale) → [batch, query_heads, n, head_dim]. with_lse: the same and each row's log-sum-exp of
+    scale · q kᵀ, float32 [batch, query_heads, n]; None where the implementation does not give it. q: [batch,
+    query_heads, n, head_dim]; k, v: [batch, key_heads, length, head_dim], query_heads a multiple of key_heads.
     """
 
     name: str

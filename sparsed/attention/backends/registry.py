@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,14 @@ from sparsed.attention.pattern import BlockLayout, BlockLists, LayerPattern, Pat
 # query_heads a multiple of key_heads; any length, batch and (as far as a backend does not say otherwise) strides. out:
 # [batch, query_heads, n, head_dim] in v's dtype; rows that see no key give zeros. For inference: no gradient flows.
 SparseAttention = Callable[[Tensor, Tensor, Tensor, BlockLists, float], Tensor]
+
+
+class SparseBackend(NamedTuple):
+    """A backend and its name."""
+
+    name: str
+    attend: SparseAttention
+
 
 # name → (module, function, attention block sizes). A module is imported when a run asks for it; it may say why it is
 # `unavailable`.
@@ -83,11 +92,10 @@ def unavailable(name: str, device: torch.device) -> str | None:
     return None if says is None else says(device)
 
 
-def load_backend(name: str) -> SparseAttention:
+def load_backend(name: str) -> SparseBackend:
     """The backend of a name that `check_backend` takes."""
     module, function, _sizes = _BACKENDS[name]
-    attend: SparseAttention = getattr(import_module(module), function)
-    return attend
+    return SparseBackend(name, getattr(import_module(module), function))
 
 
 def executed_density(name: str, pattern: Pattern) -> float:
@@ -129,7 +137,7 @@ def choose_backend(problem: Problem, block_size: int, kept: int) -> Choice:
             continue
         q, k, lists = trial = trial if trial is not None else random_trial(problem, block_size, kept)
         try:
-            work = partial(load_backend(name), q, k, k, lists, problem.head_dim**-0.5)
+            work = partial(load_backend(name).attend, q, k, k, lists, problem.head_dim**-0.5)
             times[name] = device_milliseconds(problem.device, work)
         except torch.OutOfMemoryError:
             # That may be otherwise the next time; what is raised is not remembered.

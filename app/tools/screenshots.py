@@ -1,4 +1,4 @@
-"""Makes the pictures of README from a real run: `python tests/app/screenshots.py [--length 4k]`.
+"""Makes the pictures of README from a real run: `python -m app.tools.screenshots [--length 4k]`.
 
 Starts the page, runs one race in a headless Chromium, and writes to assets/pictures/: screenshot-light.png (in the
 middle of the run), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a
@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from headless import ROOT, chromium, served
+from playwright.sync_api import Browser, Page
 
-LIMIT = 500_000
+from app.tools.browser import chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 500_000  # bytes of a picture
 
 
 def main() -> int:
@@ -30,7 +36,22 @@ def main() -> int:
     return 0
 
 
-def take(browser, address: str, given: argparse.Namespace) -> None:
+@contextmanager
+def served(port: int) -> Iterator[str]:
+    """`python app.py` until the end of the block: its address."""
+    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = re.search(r"http\S+", server.stdout.readline())
+        assert address is not None, "app.py prints its address when it serves"
+        yield address.group()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def take(browser: Browser, address: str, given: argparse.Namespace) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(1_200_000)
@@ -62,8 +83,9 @@ def take(browser, address: str, given: argparse.Namespace) -> None:
     save(page, given.out / "screenshot-phone.png", height=1900)
 
 
-def save(page, path: Path, height: int | None = None) -> None:
+def save(page: Page, path: Path, height: int | None = None) -> None:
     whole = page.evaluate("document.documentElement.scrollHeight")
+    assert page.viewport_size is not None
     width = page.viewport_size["width"]
     page.screenshot(
         path=path, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(height or whole, whole)}

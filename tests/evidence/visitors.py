@@ -1,4 +1,4 @@
-"""Many visitors at once: python tests/app/load.py [--visitors 50] [--seconds 120]
+"""Many visitors at once: python tests/evidence/visitors.py [--visitors 50] [--seconds 120]
 
 Starts the page (`python app.py`, mini, on 127.0.0.1) and lets visitors come, spread over the time. Most are tabs and
 speak the page's own protocol: a heartbeat, the events of Run one after the other, the stream of their values. Some are
@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import random
 import re
 import secrets
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +32,10 @@ from typing import Any, Literal
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "app")]
+
+from servers import Server  # noqa: E402
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Way = Literal["tab", "program"]
@@ -134,69 +134,11 @@ def expected(some: Sequence[Plan], dtype: str) -> dict[int, dict[str, tuple[list
 # ---------------------------------------------------------------- the server
 
 
-class Server:
-    """`python app.py` on a free port of 127.0.0.1, until the end of the block."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "log"
-        environment = {**os.environ, "SPARSED_MAX_WAITING": "64", "SPARSED_PUBLIC": "1", "SPARSED_MAX_MINUTES": "5"}
-        self._output = self.log.open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(self.port)],
-            stdout=self._output, stderr=self._output, cwd="/", env=environment,
-        )  # fmt: skip
-
-    def __enter__(self) -> Server:
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.HTTPError):
-                state = self.health()
-                if state["state"] == "ok" and state["models"] and not state["running"]:
-                    return self
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.25)
-        self.__exit__()
-        raise RuntimeError(f"The page does not serve:\n{self.log.read_text()[-3000:]}")
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self._output.close()
-
-    def health(self) -> dict[str, Any]:
-        return httpx.get(f"{self.url}/healthz", timeout=20).json()
-
-    def idle(self, seconds: float = 60) -> dict[str, Any]:
-        """Waits until nobody runs, waits or visits; returns the last state."""
-        deadline = time.monotonic() + seconds
-        while True:
-            state = self.health()
-            if not (state["running"] or state["waiting"] or state["visits"]) or time.monotonic() > deadline:
-                return state
-            time.sleep(0.5)
-
-    def memory(self) -> int | None:
-        """Bytes of the server that are in memory; None where the system does not say."""
-        try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
-        except OSError:
-            return None
-        return 1024 * int(status.split("VmRSS:")[1].split()[0])
-
-
 class Wiring:
     """The page's events of a run, and their inputs on a fresh page, as a browser reads them from its config."""
 
     def __init__(self, url: str) -> None:
-        config = httpx.get(f"{url}/config", timeout=60).json()
+        config = httpx.get(f"{url}config", timeout=60).json()
         parts = {part["id"]: part["props"] for part in config["components"]}
         ids = {props.get("elem_id"): number for number, props in parts.items()}
         made = config["dependencies"]
@@ -463,27 +405,33 @@ def gather(visits: Coroutine[Any, Any, list[Seen]]) -> list[Seen]:
         return alone.submit(asyncio.run, visits).result()
 
 
-def load(visitors: int, seconds: float, seed: int = 0, growth: float | None = GROWTH) -> list[str]:
-    """The whole test; prints the table and returns what is wrong. growth: None does not judge the memory."""
+def load(
+    visitors: int, seconds: float, seed: int = 0, growth: float | None = GROWTH, warm_up: int = WARM_UP
+) -> list[str]:
+    """The whole test; prints the table and returns what is wrong. growth: None does not judge the memory. warm_up:
+    visitors before them.
+    """
     coming = plans(visitors, seconds, seed)
     asked = [plan for plan in coming if plan.fate != "bad"]
     # Which numbers are faster the server tries out when it starts; where a text means nothing they decide for a token.
     rights = [expected(asked, dtype) for dtype in ("float32", "bfloat16")]
-    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
-        wiring = Wiring(server.url)
-        first = [plan for plan in plans(WARM_UP, 4.0, seed + 1)]
-        gather(crowd(server.url, wiring, first))
-        server.idle()
-        before = server.memory()
-        seen = gather(crowd(server.url, wiring, coming))
-        state = server.idle()
-        after = server.memory()
-        log = server.log.read_text(errors="replace")
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), SPARSED_MAX_WAITING="64", SPARSED_PUBLIC="1", SPARSED_MAX_MINUTES="5")
+        try:
+            server.ready()
+            wiring = Wiring(server.url)
+            gather(crowd(server.url, wiring, plans(warm_up, warm_up / 3, seed + 1)))
+            server.idle(visits=True)
+            before = server.memory()
+            seen = gather(crowd(server.url, wiring, coming))
+            server.idle(visits=True)
+            after = server.memory()
+            log = server.log.read_text(errors="replace")
+        finally:
+            server.close()
     # All of them must be right in the same numbers.
     judged = [[one for each in seen for one in judge(each, right.get(each.plan.number))] for right in rights]
     wrong = min(judged, key=len)
-    if state["running"] or state["waiting"] or state["visits"]:
-        wrong.append(f"at the end the server says {state}")
     if "Traceback" in log:
         wrong.append(f"a trace in the log: {log[log.index('Traceback') :][:3000]}")
     if before and after and growth is not None and after > growth * before:

@@ -1,18 +1,14 @@
-"""A Chromium without a window, and a page for it: for the tests and for the scripts beside them."""
+"""A Chromium without a window: for the pictures of this repository and for the tests of the page."""
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -34,19 +30,3 @@ def chromium() -> Iterator[Browser]:
         browser = driver.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
-
-
-@contextmanager
-def served(port: int, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """`python app.py` until the end of the block: its address."""
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), "--port", str(port)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert server.stdout is not None
-        address = re.search(r"http\S+", server.stdout.readline())
-        assert address is not None, "app.py prints its address when it serves"
-        yield address.group()
-    finally:
-        server.terminate()
-        server.wait()

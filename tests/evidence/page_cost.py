@@ -1,4 +1,4 @@
-"""What the page costs: `python tests/app/page_cost.py [--length 4k] [--rounds 3]`.
+"""What the page costs: `python tests/evidence/page_cost.py [--length 4k] [--rounds 3]`.
 
 The median step time of races on the page, watched by a headless Chromium in another process, against that of
 `python -m sparsed generate` alone: both in turns, torch on one thread, so that the second core is the client's.
@@ -15,19 +15,25 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlencode
 
 import psutil
-from headless import ROOT, chromium, served
 from playwright.sync_api import Page
 
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "app")]
 
+from servers import Server  # noqa: E402
+
+from app.tools.browser import chromium  # noqa: E402
 from sparsed import trace  # noqa: E402
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+ENVIRONMENT = {**os.environ, **THREADS}
 PHASES = ("dense", "sparse")
 
 Times = dict[str, list[float]]
@@ -41,7 +47,7 @@ def main() -> int:
     given = parser.parse_args()
     alone: list[Times] = []
     watched: list[Times] = []
-    with served(7898, ENVIRONMENT) as address, chromium() as browser, tempfile.TemporaryDirectory() as folder:
+    with serving() as address, chromium() as browser, tempfile.TemporaryDirectory() as folder:
         page = browser.new_page()
         page.set_default_timeout(1_200_000)
         for turn in range(given.rounds):
@@ -64,6 +70,18 @@ def main() -> int:
         share, rate = streaming(page)
         print(f"browser: {100 * share:.0f} % of a core at {rate:.1f} updates a second")
     return 0
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """`python app.py` until the end of the block: its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), **THREADS)
+        try:
+            server.ready()
+            yield server.url
+        finally:
+            server.close()
 
 
 def generate(given: argparse.Namespace, folder: Path) -> Times:

@@ -1,0 +1,69 @@
+"""What computes a run's attention on this machine: dense, sparse, and the importances that blocks are ranked by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.backends import dense
+from sparsed.attention.backends.dense import SDPA, DenseAttention
+from sparsed.attention.backends.registry import Problem, SparseBackend, choose_backend, load_backend
+from sparsed.attention.policy import AttentionPolicy
+from sparsed.attention.selection.importance import block_importance, fused_importance, fusible
+
+# The names of dense and sparse attention, and `Kernels.fused`.
+KernelNames = tuple[str, "str | None", bool]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions that a run's layers call."""
+
+    dense: DenseAttention = SDPA
+    sparse: SparseBackend | None = None  # None for a run that stays dense
+    fused: bool = False  # a kernel makes the importances from the dense attention's log-sum-exp
+
+    @property
+    def name(self) -> str:
+        """What runs the sparse phase; of a dense run, every phase."""
+        return self.dense.name if self.sparse is None else self.sparse.name
+
+    def dense_with_lse(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        """Dense attention and, where a kernel makes the importances from it, the rows' log-sum-exp."""
+        if self.dense.with_lse is None or not self.fused:
+            return self.dense.attend(q, k, v, scale), None
+        return self.dense.with_lse(q, k, v, scale)
+
+    def importance(self, q: Tensor, k: Tensor, lse: Tensor | None, scale: float, block_size: int) -> Tensor:
+        """`block_importance`, with the log-sum-exp that `dense_with_lse` gave."""
+        if lse is None:
+            return block_importance(q, k, scale, block_size)
+        return fused_importance(q, k, lse, scale, block_size)
+
+    @classmethod
+    def choose(
+        cls, problem: Problem, policy: AttentionPolicy, backend: str = "auto", dense_backend: str = "auto"
+    ) -> tuple[Kernels, list[str]]:
+        """Those asked for, or the fastest for the problem; and sentences about backends that had to be left out."""
+        full = dense.pick(dense_backend, problem)
+        if policy.config.dense:
+            return cls(full), []
+        size, notes = policy.layout.block_size, []
+        if backend == "auto":
+            choice = choose_backend(problem, size, policy.kept)
+            backend = choice.name
+            notes = [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
+        return cls(full, load_backend(backend), full.with_lse is not None and fusible(problem, size)), notes
+
+    @property
+    def names(self) -> KernelNames:
+        """What another process of the same machine finds the same kernels by."""
+        return self.dense.name, None if self.sparse is None else self.sparse.name, self.fused
+
+    @classmethod
+    def named(cls, names: KernelNames, device: torch.device) -> Kernels:
+        """The kernels of those `names`."""
+        full, sparse, fused = names
+        return cls(dense.named(full, device), None if sparse is None else load_backend(sparse), fused)
