@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     loaded = Tokenizer.from_file(str(args.tokenizer))
     if args.command == "train":
+        # It brings torch.
         from sparsed.training.recipe import CURRICULUM, Recipe, last_stages, shortened
         from sparsed.training.trainer import Trainer  # torch
 

@@ -91,3 +91,45 @@ def test_every_public_name_exists_and_others_do_not() -> None:
         assert getattr(sparsed, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         sparsed.missing  # noqa: B018
+
+
+def own_late_imports(file: Path) -> Iterator[tuple[int, bool]]:
+    """(line, whether a comment there, or above it in its block of imports, says why) of ours inside functions."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    inside = (inner for node in ast.walk(ast.parse(text)) if isinstance(node, FUNCTIONS) for inner in ast.walk(node))
+    for node in inside:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        if {name.partition(".")[0] for name in names} & {"app", "sparsed"}:
+            first = node.lineno - 1
+            while lines[first - 1].strip().startswith(("from ", "import ", "#")) or not lines[first - 1].strip():
+                first -= 1
+            yield node.lineno, any("#" in line for line in lines[first : node.lineno])
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_an_import_that_waits_says_why() -> None:
+    found = [(name, *one) for name, file in MODULES.items() for one in own_late_imports(file)]
+    assert len(found) > 10
+    assert [(name, line) for name, line, said in found if not said] == []
+
+
+def test_no_file_is_longer_than_can_be_read() -> None:
+    parts = [path for part in ("app", "sparsed", "assets") for path in (ROOT / part).rglob("*")]
+    code = [path for path in [*parts, ROOT / "app.py"] if path.suffix in (".py", ".js", ".css")]
+    assert {path.suffix for path in code} == {".py", ".js", ".css"} and len(code) > 100
+    lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in code}
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
+def test_the_engine_imports_nothing_of_the_page() -> None:
+    for name, file in MODULES.items():
+        if name.partition(".")[0] == "sparsed":
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            froms = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+            assert not {one.partition(".")[0] for one in froms | plain} & {"app", "gradio", "plotly"}, name

@@ -89,6 +89,7 @@ def check(name: str, device: torch.device) -> None:
     if device.type != "cuda":
         raise ValueError(f"The dense backend {name!r} needs a CUDA GPU, not {device.type}.")
     if name == "flash4" and not _flash4(device):
+        # Of use on some GPUs alone.
         from sparsed.attention.backends import flash4
 
         raise ValueError(f"The dense backend 'flash4' cannot run here: {flash4.unavailable(device, sparse=False)}")
@@ -127,6 +128,7 @@ def fastest(problem: Problem) -> DenseAttention:
 
 def _flash4(device: torch.device) -> tuple[DenseAttention, ...]:
     """flash-attn-4's dense forward, where it is installed."""
+    # Of use on some GPUs alone.
     from sparsed.attention.backends import flash4
 
     if flash4.unavailable(device, sparse=False) is not None:

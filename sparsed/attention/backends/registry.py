@@ -107,6 +107,7 @@ def executed_density(name: str, pattern: Pattern) -> float:
     if name == "gather":
         return pattern.executed_density
     if name == "flex":
+        # It brings torch's flex_attention.
         from sparsed.attention.backends import flex
 
         return sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers) / len(pattern.layers)

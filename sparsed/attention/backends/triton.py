@@ -108,6 +108,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, ti
     """The kernel on queries that lie in the lists' tiles."""
     if tiles.hopper:
         return _attend_on_hopper(q, k, v, lists, scale, tiles)
+    # It brings Triton.
     from sparsed.attention.backends.triton_kernels import block_sparse_forward
 
     batch, heads, length, dim = q.shape
@@ -128,6 +129,7 @@ def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale:
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+    # It brings Triton.
     from sparsed.attention.backends import gluon_kernels
 
     batch, heads, length, dim = q.shape
@@ -154,6 +156,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _means(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int, tiles: Tiles) -> Tensor:
+    # It brings Triton.
     from sparsed.attention.backends.triton_kernels import block_means
 
     batch, heads, length, dim = q.shape

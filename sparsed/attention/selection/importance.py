@@ -68,6 +68,7 @@ def fusible(problem: Problem, block_size: int) -> bool:
     """Can `fused_importance` run for such queries? Its kernels are compiled and its tiles chosen on the way."""
     if problem.device.type != "cuda" or problem.dtype not in (torch.bfloat16, torch.float16):
         return False
+    # Of use on a GPU alone.
     from sparsed.attention.backends import triton
 
     if triton.unavailable(problem.device) is not None or problem.head_dim not in triton.HEAD_DIMS:
@@ -83,6 +84,7 @@ def fusible(problem: Problem, block_size: int) -> bool:
 
 def fused_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int) -> Tensor:
     """`block_importance` in one pass on a GPU, given the rows' log-sum-exp; see `triton_backend.triton_importance`."""
+    # Of use on a GPU alone.
     from sparsed.attention.backends.triton import triton_importance
 
     return triton_importance(q, k, lse, scale, block_size)
