@@ -248,7 +248,8 @@ def test_a_run_that_never_becomes_sparse_is_announced(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
     set_slider(page, "sd-skip", "1")
-    page.wait_for_function("() => document.querySelector('.sd-prompt .sd-notes')?.textContent.includes('never becomes')")
+    said = "document.querySelector('.sd-prompt .sd-notes')?.textContent"
+    page.wait_for_function(f"() => {said}.includes('never becomes')")
     assert "never becomes sparse" in page.inner_text(".sd-prompt .sd-notes")
     run_to_end(page)
     assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–64"]
