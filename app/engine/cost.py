@@ -12,7 +12,7 @@ from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
 GATHER_OVERHEAD = 1.25
-# The select step computes the attention scores twice more (issue: "not slower than two dense attentions").
+# The select step computes the attention scores twice more (it is to be no slower than two dense attentions).
 SELECT_ATTENTIONS = 2.0
 # A sampler's work on one row of logits: float32 and float64 copies, noise, sorting; bytes per entry.
 LOGIT_BYTES = 32

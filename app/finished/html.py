@@ -10,7 +10,7 @@ from app.assets import together
 from app.finished.replay import Judge, origin, replay_value
 from sparsed import trace as traces
 
-# Those of the page (app/serving.py) that have something to draw here: the stage and the bar, below a heading.
+# Those of the page (app/page/serving.py) that have something to draw here: the stage and the bar, below a heading.
 STYLES = (
     "colours.css", "base.css", "header.css", "prompt.css", "lanes.css", "stage.css", "replay.css", "phone.css",
 )  # fmt: skip

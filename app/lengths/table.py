@@ -43,9 +43,9 @@ def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
     """A length before its race.
 
     tokens: of the prompt, None before it is made; budget: the most it may have. state: "waiting", "preparing",
-    "running", "done", "refused", "failed" or "stopped"; message: the same as a sentence. step, total: of both lanes
-    together. The numbers of a race that is not done are None: seconds of each lane, speed-up and agreement as in
-    `app.stage`, right and verdict (also None where nobody knows the answer), peak memory in bytes.
+    "running", "done", "refused", "failed" or "stopped"; message: the same as a sentence. step, total: of all
+    lanes together. The numbers of a race that is not done are None: seconds of each lane, speed-up and agreement as in
+    `app.race.snapshot`, right and verdict (also None where nobody knows the answer), peak memory in bytes.
     """
     figures = None
     if paper is not None:

@@ -1,1 +1,1 @@
-"""What stands between the page and the machine: the log, the health check, the guard before every request, the stop."""
+"""What stands between the page and the machine: desk, models, visits, sessions, limits, log, health, guard, stop."""

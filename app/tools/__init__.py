@@ -1,1 +1,1 @@
-"""What a developer runs now and then: `python -m app.tools.NAME`. Nothing here is used by the page."""
+"""What a developer runs now and then, as in `python -m app.tools.opening`. Nothing here is used by the page."""

@@ -1,4 +1,4 @@
-/* How numbers are said. `clock` is that of app/stage.py, case by case (tests/unit/test_format.py). */
+/* How numbers are said. `clock` is that of app/phrases.py, case by case (tests/unit/test_format.py). */
 (() => {
   "use strict";
 

@@ -1,5 +1,5 @@
 /* A run that is over, played again: what the stage showed at an earlier step, and the two ways through the steps. The
-   value is that of app/replay.py. */
+   value is that of app/finished/replay.py. */
 (() => {
   "use strict";
 

@@ -1,1 +1,1 @@
-"""Attention: dense, block importance and selection, patterns, sparse backends, and the dispatch."""
+"""Attention: importance and selection of blocks, patterns, backends; and a run's policy, kernels and state."""

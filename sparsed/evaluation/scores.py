@@ -1,4 +1,4 @@
-"""Scores of an evaluation: shares with Wilson intervals, differences paired by question, and tables of them."""
+"""Scores of an evaluation: shares with Wilson intervals, and differences paired by question."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Float32Rotation(nn.Module):
     """A rotary embedding with cosines and sines in float32, so that queries and keys are rotated in float32.
 
-    The attention function casts them back (`sparsed.attention.dispatch`), as LLaDA does. Frequencies are made on the
+    The attention function casts them back (`sparsed.attention.register`), as LLaDA does. Frequencies are made on the
     device that uses them, also as LLaDA does: a GPU's powers differ from a CPU's in the last place, which bfloat16
     logits would show.
     """

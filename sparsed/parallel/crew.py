@@ -1,7 +1,7 @@
-"""Work that is kept as it gets done: a folder of JSON lines for one plan, and the processes that share the work.
+"""Processes that share work (accelerate launch), each with a whole model: who does which part, and what they agree on.
 
-`python -m sparsed eval` keeps answers in such a folder, `python -m sparsed bench --out` measurements. What is there is
-not done again, whoever did it and however it ended.
+`python -m sparsed eval` and `python -m sparsed bench` deal their work out so. What is done is kept in a folder
+(`sparsed.results_folder`).
 """
 
 from __future__ import annotations

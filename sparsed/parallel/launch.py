@@ -1,7 +1,7 @@
 """How this process was started: alone, as one of several that hold a model together, or that share a pile of work.
 
-`torchrun` starts processes that hold one model together (tensor parallelism, see `sparsed.team`); `accelerate launch`
-starts processes that each hold a whole model and take a share of the questions or measurements. No torch here.
+`torchrun` starts processes that hold one model together (tensor parallelism, see `sparsed.parallel.team`); `accelerate
+launch` starts processes that each hold a whole model and take a share of the questions or measurements. No torch here.
 """
 
 from __future__ import annotations

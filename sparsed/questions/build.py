@@ -1,6 +1,6 @@
 """Demo prompts: documents filled up to a number of tokens, a question about them, and its only right answer.
 
-Made of names that the bundled model never saw in training (see sparsed.world), deterministic by seed.
+Made of names that the bundled model never saw in training (see `sparsed.questions.world`), deterministic by seed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Time runs from 1 down to eps in equal steps; of the positions still masked at time t, the share 1 − s/t is
 committed on the way to time s, the next one. Logits come in already shifted (position i is predicted by
-i − 1): that belongs to the model, see `sparsed.models.model.Model.shift`. As in LLaDA's sampler, a position
+i − 1): that belongs to the model, see `shift` of `sparsed.models.model.Model`. As in LLaDA's sampler, a position
 that is given the mask token stays masked.
 """
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sparsed.attention.masks import Masks
 from sparsed.trace.patterns import PatternText
-from sparsed.trace.types import WORDS_OF_BLOCK, Lane, Trace
+from sparsed.trace.types import CHARACTERS_OF_BLOCK, Lane, Trace
 
 _MOST_CELLS = 2**24
 _MOST_PAIRS = 2**26
@@ -72,8 +72,8 @@ def _check_words(trace: Trace) -> None:
     sizes = [lane.attention.block_size for lane in trace.lanes.values() if not lane.attention.dense]
     if not sizes or len(words) != -(-(trace.prompt.tokens + trace.gen_length) // sizes[0]):
         raise ValueError(f"the number of 'words', {len(words)}, is not that of the attention blocks.")
-    if max(map(len, words)) > WORDS_OF_BLOCK:
-        raise ValueError(f"an entry of 'words' has more than {WORDS_OF_BLOCK} characters.")
+    if max(map(len, words)) > CHARACTERS_OF_BLOCK:
+        raise ValueError(f"an entry of 'words' has more than {CHARACTERS_OF_BLOCK} characters.")
 
 
 def _check_probes(lane: Lane) -> None:

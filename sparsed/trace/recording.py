@@ -18,7 +18,7 @@ from sparsed.machine import dtype_name, machine
 from sparsed.questions.build import Prompt
 from sparsed.trace.check import MOST_IMPORTANCES
 from sparsed.trace.types import (
-    WORDS_OF_BLOCK,
+    CHARACTERS_OF_BLOCK,
     Commit,
     Lane,
     Trace,
@@ -173,10 +173,10 @@ def _beginning(model: Model, block: list[int]) -> str:
     once = {model.mask_id, *model.end_ids}
     told = [token for before, token in zip([None, *block], block) if token != before or token not in once]
     # The ends of a block may cut a character in two.
-    text = " ".join(model.tokens_text(told[:WORDS_OF_BLOCK]).split()).strip(REPLACEMENT + " ")
-    if len(text) <= WORDS_OF_BLOCK:
+    text = " ".join(model.tokens_text(told[:CHARACTERS_OF_BLOCK]).split()).strip(REPLACEMENT + " ")
+    if len(text) <= CHARACTERS_OF_BLOCK:
         return text
-    return text[: WORDS_OF_BLOCK + 1].rpartition(" ")[0] or text[:WORDS_OF_BLOCK]
+    return text[: CHARACTERS_OF_BLOCK + 1].rpartition(" ")[0] or text[:CHARACTERS_OF_BLOCK]
 
 
 def _prompt(prompt: Prompt | str | None, tokens: int, store_text: bool) -> TracePrompt:

@@ -12,7 +12,7 @@ from sparsed.attention.masks import Masks
 from sparsed.config import ResolvedAttention, ResolvedSampler
 
 FORMAT, VERSION = "sparsed-trace", 1
-WORDS_OF_BLOCK = 48
+CHARACTERS_OF_BLOCK = 48
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The page over the real engine: the race as the issue asks for it."""
+"""The page over the real engine: a race of mini, from Run to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/ name files, links, commands and options that are there."""
+"""README, CONTRIBUTING, docs/ and the code's own comments name files, links, commands and options that are there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import re
 import runpy
 import sys
+import tokenize
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,6 +30,8 @@ CODE = re.compile(r"`([^`]+)`")
 FILE = re.compile(r"(?<![\w/.@-])(?:app|sparsed|assets|prompts|docs|tests)/[\w/.*-]*[\w/*]")
 COMMAND = re.compile(r"(?:^|[\s(])(?:python|launch.*?|torchrun.*?) -m ([\w.]+)(.*)")
 NAME = re.compile(r"(?<![\w./-])(?:sparsed|app)(?:\.(?!py\b)[A-Za-z_]\w*)+")
+# A comment of a script or a stylesheet.
+SAID = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--\w[\w-]*")
 
 
@@ -91,6 +94,27 @@ def test_every_path_and_every_name_exists(page: str) -> None:
     spans = [re.sub(r"from ([\w.]+) import (\w+)", r"\1.\2", span) for span in CODE.findall(prose(page))]
     names = {name for span in spans for name in NAME.findall(span)}
     assert not [name for name in names if not there(name)]
+
+
+def said(file: Path) -> str:
+    """The docstrings and comments of a file of ours."""
+    source = file.read_text(encoding="utf-8")
+    if file.suffix != ".py":
+        return "\n".join(SAID.findall(source))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    kept = (tokenize.COMMENT, tokenize.STRING)
+    return "\n".join(token.string for token in tokens if token.type in kept and token.string.startswith(("#", '"""')))
+
+
+def test_every_path_and_every_name_in_docstrings_and_comments_exists() -> None:
+    parts = [path for part in ("app", "sparsed", "assets/page") for path in (ROOT / part).rglob("*")]
+    texts = {path: said(path) for path in parts if path.suffix in (".py", ".js", ".css")}
+    paths = {(path, name) for path, of in texts.items() for name in FILE.findall(of)}
+    names = {(path, name) for path, of in texts.items() for name in NAME.findall(of)}
+    assert len(paths) > 20 and len(names) > 20
+    gone = {name for name in {name for _, name in paths} if not any(ROOT.glob(name))}
+    gone |= {name for name in {name for _, name in names} if not there(name)}
+    assert [(str(path.relative_to(ROOT)), name) for path, name in sorted(paths | names) if name in gone] == []
 
 
 # A command that a test has imported already is run once more.

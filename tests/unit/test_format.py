@@ -1,4 +1,4 @@
-"""Times on the page are said by app/stage.py and, while a run goes on, by assets/page/format.js: the same text."""
+"""Times on the page are said by app/phrases.py and, while a run goes on, by assets/page/format.js: the same text."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_process_alone_does_everything_and_waits_for_nobody(monkeypatch: pytes
 
 
 def test_processes_that_hold_one_model_share_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun: rank 0 leads the others through all of it (`sparsed.team`)."""
+    """torchrun: rank 0 leads the others through all of it (`sparsed.parallel.team`)."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with Crew.here() as crew:

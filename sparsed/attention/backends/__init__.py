@@ -1,1 +1,1 @@
-"""What computes sparse attention: one function signature, several backends."""
+"""What computes attention: the sparse backends, of one function signature, and the fastest dense attention."""

@@ -1,4 +1,4 @@
-"""Dense attention: the fastest that this machine has, for both lanes' dense steps."""
+"""Dense attention: the fastest that this machine has, for the dense steps of every lane."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def unavailable(device: torch.device | str, *, sparse: bool = True) -> str | Non
 
 @torch.no_grad()
 def flash4_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
-    """A sparse backend (see `backends.SparseAttention`) for float16 or bfloat16 and a head_dim that is a multiple of 8
+    """A sparse backend (see `registry.SparseAttention`) for float16 or bfloat16 and a head_dim that is a multiple of 8
     up to 128, the last dimension contiguous. The result is a view of [batch, n, query_heads, head_dim].
 
     Raises ValueError for another block size than 128, another dtype or head_dim.

@@ -41,7 +41,7 @@ def unavailable(device: torch.device | str) -> str | None:
 
 @torch.no_grad()
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
-    """A sparse backend (see `backends.SparseAttention`).
+    """A sparse backend (see `registry.SparseAttention`).
 
     On a GPU the kernel is compiled on its first use for a shape. On a CPU nothing is compiled and every score is
     computed: right, but of use for checking only.

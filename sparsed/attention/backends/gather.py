@@ -35,7 +35,7 @@ class _Rectangle(NamedTuple):
 
 @torch.no_grad()
 def gather_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
-    """A sparse backend (see `backends.SparseAttention`) for any block size and strides."""
+    """A sparse backend (see `registry.SparseAttention`) for any block size and strides."""
     q = lists.into_tiles(q)
     batch, heads, length, dim = q.shape
     queries, keys, values = (_tiled(x, lists.tile) for x in (q, k, v))

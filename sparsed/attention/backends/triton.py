@@ -76,7 +76,7 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def triton_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float) -> Tensor:
-    """A sparse backend (see `backends.SparseAttention`) for head_dim 32, 64 or 128; ValueError for another.
+    """A sparse backend (see `registry.SparseAttention`) for head_dim 32, 64 or 128; ValueError for another.
 
     The result is laid out as [batch, n, query_heads, head_dim].
     """

@@ -1,7 +1,7 @@
 """Patterns to compare SparseD with, at the density SparseD has.
 
 Each keeps, for every query block, as many key blocks as SparseD does with the same `select`: k_p of the prompt
-blocks and k_g of the generation blocks (see `selection.blocks_to_keep`), k = k_p + k_g together. The paper names the
+blocks and k_g of the generation blocks (see `isolated.blocks_to_keep`), k = k_p + k_g together. The paper names the
 first two (section 4.1) without defining them for attention that looks both ways; where there is a choice, these take
 the reading that is better for the baseline.
 """

@@ -83,7 +83,7 @@ def fusible(problem: Problem, block_size: int) -> bool:
 
 
 def fused_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int) -> Tensor:
-    """`block_importance` in one pass on a GPU, given the rows' log-sum-exp; see `triton_backend.triton_importance`."""
+    """`block_importance` in one pass on a GPU, given the rows' log-sum-exp; see `backends.triton.triton_importance`."""
     # Of use on a GPU alone.
     from sparsed.attention.backends.triton import triton_importance
 
