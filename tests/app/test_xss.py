@@ -456,7 +456,7 @@ def hostile_record(fake_engine: ModuleType) -> traces.Trace:
     for run in runs.values():
         for _ in run:
             pass
-    made = engine.record(runs, prompt)
+    made = engine.record(runs, prompt=prompt, devices=dict.fromkeys(runs, 0))
     blocks = -(-(made.prompt.tokens + TOKENS) // 32)
     words = short(48)
     return replace(

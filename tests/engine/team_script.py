@@ -105,12 +105,13 @@ def few_rows(model: Any) -> list[torch.Tensor]:
     predictor = Predictor(model, 300, SamplerConfig(steps=8, gen_length=32).resolve(model.defaults), config)
     predictor.choose_kernels(2)
     attention, store = predictor.attention(), RowStore()
-    some, more = (Rows(torch.arange(first, end)[None]) for first, end in ((300, 316), (290, 332)))
+    some, more = (Rows(torch.arange(first, end, device=model.device)[None]) for first, end in ((300, 316), (290, 332)))
     passes = (("select", ALL), ("dense", some), ("sparse", more))
+    wanted = torch.tensor([301, 310, 332 + 305], device=model.device)
     made = []
     for seed, (attention.phase, rows) in enumerate(passes):
         ids = torch.randint(2, 290, (2, 332), generator=torch.Generator().manual_seed(seed))
-        made.append(forward_of(model).logits(ids, Pass(rows, torch.tensor([301, 310, 332 + 305]), attention, store)))
+        made.append(forward_of(model).logits(ids.to(model.device), Pass(rows, wanted, attention, store)))
     return made
 
 

@@ -707,7 +707,7 @@ def test_a_repository_without_safetensors_is_refused(folder_of, tmp_path, monkey
 
 
 def test_too_little_memory_is_said_before_anything_is_read(folder_of, monkeypatch) -> None:
-    monkeypatch.setattr("sparsed.models.checkpoint.device_memory", lambda *_: 1000)
+    monkeypatch.setattr("sparsed.models.devices.device_memory", lambda *_: 1000)
     reports: list = []
     assert "memory" in refusal(folder_of("llada"), progress=reports.append)
     assert not reports

@@ -177,7 +177,7 @@ def test_a_script_that_joins_a_team_ends_well(folders: list[Path], tmp_path: Pat
     """As docs/python.md says it, without a word about the end; what follows runs in the first process alone."""
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport sparsed\nfrom sparsed.team import join\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport sparsed\nfrom sparsed.parallel.meeting import join\n"
         f"model = sparsed.load({str(folders[0])!r}, team=join())\n"
         "print('made', sparsed.generate(model, 'Hello!', sampler=sparsed.SamplerConfig(steps=4)).steps[-1].index)\n"
     )
