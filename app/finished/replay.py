@@ -29,14 +29,14 @@ def replay_value(
     trace: traces.Trace,
     *,
     run: int = 0,
-    recorded: bool = False,
+    of_record: bool = False,
     autoplay: bool = False,
     way: Literal["step", "clock"] = "step",
     judge: Judge | None = None,
 ) -> dict[str, Any]:
     """What the replay view draws, from row 0 of a trace.
 
-    run: the stage's number of this run. recorded: say on the page that this is a record, of which machine, day and
+    run: the stage's number of this run. of_record: say on the page that this is a record, of which machine, day and
     model. autoplay: begin to play at once. way: all lanes at the same step, or each by its own clock, until the
     visitor chooses. judge: (text, gold) → (right or not, in words).
 
@@ -56,7 +56,7 @@ def replay_value(
     final = played.stage.snapshot()
     return {
         "run": run,
-        "recorded": origin(trace) if recorded else None,
+        "recorded": origin(trace) if of_record else None,
         "autoplay": autoplay,
         "way": way,
         "question": final["question"],

@@ -74,7 +74,7 @@ def replay_of(run: Kept | None, judge: Judge) -> Any:
         return None
     old = not run.live
     way: Literal["step", "clock"] = "clock" if old else "step"
-    return replay_value(run.trace, recorded=old, autoplay=old, way=way, judge=judge)
+    return replay_value(run.trace, of_record=old, autoplay=old, way=way, judge=judge)
 
 
 def files_of(run: Kept | None, link: str = "") -> Any:

@@ -13,7 +13,7 @@ from sparsed.answer_text import agreement, answer_length
 from sparsed.config import AttentionConfig
 from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method
 from sparsed.evaluation.reading import read_records
-from sparsed.evaluation.scores import Record
+from sparsed.evaluation.scores import Answer
 from sparsed.parallel.crew import ALONE, Crew
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import token_budget
@@ -146,7 +146,7 @@ def _answer(
     plan: Plan,
     known: dict[int, dict[str, list[int]]],
     backend: str,
-) -> Iterator[Record]:
+) -> Iterator[Answer]:
     # Needs torch, as what follows: a table of kept answers is made without.
     import torch
 
@@ -159,7 +159,7 @@ def _answer(
         dense = known[index].get("dense") if method != "dense" else None
         exact = exact_match(text, prompt.answer)
         right, facts, invented = facts_right(text, prompt.answer)
-        yield Record(
+        yield Answer(
             type=cell.type,
             length=cell.length,
             index=index,

@@ -16,8 +16,8 @@ SETTLED = 16_384
 
 
 @dataclass(frozen=True)
-class Record:
-    """One answer.
+class Answer:
+    """An answer to one question of the grid, and how right it is; a line of records-*.jsonl.
 
     Attributes:
         type, kind: question type of the grid, and the question kind of `sparsed.questions`.
@@ -79,7 +79,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
 
 
-def summarise(records: Sequence[Record], observations: Sequence[Observation] = ()) -> dict[str, Any]:
+def summarise(records: Sequence[Answer], observations: Sequence[Observation] = ()) -> dict[str, Any]:
     """Scores of every method, as plain values for JSON.
 
     Returns a dict of lists of rows: "cells" by length and question type, "lengths" over the types, "depths" by length
@@ -90,8 +90,8 @@ def summarise(records: Sequence[Record], observations: Sequence[Observation] = (
     # Dense, SparseD, the baselines; the settings of a method in the order in which they were asked.
     asked = sorted(dict.fromkeys(record.method for record in records), key=_place)
 
-    def rows(*keys: str, only: Callable[[Record], bool] = lambda _: True) -> list[dict[str, Any]]:
-        groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    def rows(*keys: str, only: Callable[[Answer], bool] = lambda _: True) -> list[dict[str, Any]]:
+        groups: dict[tuple[Any, ...], list[Answer]] = defaultdict(list)
         for record in records:
             if only(record):
                 groups[tuple(getattr(record, key) for key in keys)].append(record)
@@ -130,7 +130,7 @@ def _place(method: str) -> tuple[int, bool]:
     return METHODS.index(plain) if plain in METHODS else len(METHODS), bool(settings)
 
 
-def _score(records: Sequence[Record], dense: dict[tuple[str, int], Record]) -> dict[str, Any]:
+def _score(records: Sequence[Answer], dense: dict[tuple[str, int], Answer]) -> dict[str, Any]:
     """Questions, right, accuracy with its interval (shares), facts right (share), invented sentences, seconds a
     question, yes/no as [right, asked]; for others than dense the paired difference in accuracy with its 95 % interval
     (normal) and the mean token agreement, over the questions that dense has answered too.

@@ -347,7 +347,7 @@ def test_a_recorded_run_says_so_and_plays_by_itself_unless_motion_is_unwanted(op
     _, trace = race
     page = open_file(to_html(trace), reduced_motion=motion)
     page.evaluate("window.seen.length = 0")
-    page.evaluate(MOUNT, replay_value(trace, run=0, recorded=True, autoplay=True, judge=made.judge))
+    page.evaluate(MOUNT, replay_value(trace, run=0, of_record=True, autoplay=True, judge=made.judge))
     page.wait_for_selector(".sd-stage[data-run='0']")
     badge = page.inner_text("#second .sd-recorded")
     assert re.fullmatch(r"Recorded · .+ · \d{4}-\d\d-\d\d · Fake", badge)

@@ -342,7 +342,7 @@ def test_a_record_says_where_it_comes_from() -> None:
     _, trace = make_race(1, 5, 4, (4, 4), 0.2, None)
     trace = replace(trace, created="2026-11-22T09:30:00+00:00", machine={"cpu": "Chip", "cores": 4, "gpu": "Card"})
     assert replay_value(trace)["recorded"] is None
-    assert replay_value(trace, recorded=True)["recorded"] == {
+    assert replay_value(trace, of_record=True)["recorded"] == {
         "machine": "Chip, 4 cores",
         "date": "2026-11-22",
         "model": "Fake",

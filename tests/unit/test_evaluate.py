@@ -15,19 +15,19 @@ from sparsed.evaluation.answers import own_share, token_agreement
 from sparsed.evaluation.command import main
 from sparsed.evaluation.plan import ABLATIONS, Plan, default_cells, parse_method
 from sparsed.evaluation.reading import read_observations, read_records
-from sparsed.evaluation.scores import Observation, Record, summarise, wilson
+from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
 from sparsed.evaluation.tables import table
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 from sparsed.results_folder import Folder
 
 
-def record(index: int, method: str, exact: bool, **more: object) -> Record:
+def record(index: int, method: str, exact: bool, **more: object) -> Answer:
     values: dict[str, object] = dict(
         type="lookup", length="1k", index=index, kind="fact", method=method, exact=exact, right=int(exact), facts=1,
         invented=0, verdict="", depth=0.5, agreement=None if method == "dense" else 0.75, seconds=2.0, tokens=[5, 0],
     )  # fmt: skip
-    return Record(**{**values, **more})  # type: ignore[arg-type]
+    return Answer(**{**values, **more})  # type: ignore[arg-type]
 
 
 class FakeCrew(Crew):

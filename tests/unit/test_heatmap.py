@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.tools.depth_chart import heatmap, main, name
-from sparsed.evaluation.scores import Record, summarise
+from sparsed.evaluation.scores import Answer, summarise
 
 
-def record(index: int, method: str, length: str, depth: float | None, exact: bool) -> Record:
-    return Record("lookup", length, index, "fact", method, exact, 1, 1, 0, "", depth, None, 1.0, [0])
+def record(index: int, method: str, length: str, depth: float | None, exact: bool) -> Answer:
+    return Answer("lookup", length, index, "fact", method, exact, 1, 1, 0, "", depth, None, 1.0, [0])
 
 
 RECORDS = [
