@@ -237,6 +237,8 @@ def test_a_record_loads_back_into_the_same_page(raced, visit, real, tmp_path) ->
     other.wait_for_function("() => document.querySelector('.sd-recorded')?.textContent.startsWith('Recorded')")
     # A recorded run plays by its lanes' own clocks; the slider counts steps when both lanes go in step.
     other.get_by_label("in step").check()
+    # The page began with another recorded run, of more steps.
+    other.wait_for_function("n => Number(document.querySelector('#sd-replay input[type=range]').max) === n", arg=STEPS)
     scrub(other, STEPS)
     scrub(page, STEPS)
     assert canvases(other) == canvases(page)
@@ -317,10 +319,16 @@ def test_a_stopped_run_keeps_what_was_there(visit, real) -> None:
     real.idle()
     page = visit(real)
     prepare(page)
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 3))")
-    page.click("#sd-stop")
-    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    # The fourth step waits until the stop is there, however fast the machine is.
+    with real.held(4) as hold:
+        page.click("#sd-run")
+        page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 3))")
+        before = real.state()["stops"]
+        page.click("#sd-stop")
+        while real.state()["stops"] == before:
+            page.wait_for_timeout(20)
+        hold(5)
+        page.wait_for_selector('.sd-stage[data-state="stopped"]')
     page.wait_for_selector("#sd-replay input[type=range]:visible")
     shown = canvases(page)
     made = int(page.get_attribute("#sd-replay input[type=range]", "max"))
