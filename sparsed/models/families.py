@@ -143,7 +143,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
     config.use_cache = False
     ends = [raw.get("eos_token_id"), raw.get("pad_token_id")]
     about = _about(raw.get("sparsed"), where)
-    known = (*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS) if family == "llada" else [f.name for f in fields(config)]
+    own = (*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS) if family == "llada" else tuple(f.name for f in fields(config))
     return Checkpoint(
         family=family,
         network=f"{_CLASSES[backbone]}ForCausalLM",
@@ -155,7 +155,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         end_ids=token_ids(*ends),
         trained_length=about.get("trained_length", _trained_length(family, config)),
         defaults=_defaults(family, about, where),
-        notes=tuple(unknown(raw, (*known, *ROPE, "partial_rotary_factor", "use_mrope"), where)),
+        notes=tuple(unknown(raw, (*own, *ROPE, "partial_rotary_factor", "use_mrope"), where)),
         about=about,
     )
 

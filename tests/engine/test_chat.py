@@ -63,7 +63,7 @@ def test_messages_of_a_text(system, history, roles: str) -> None:
     [
         (None, {"role": "user"}, "The history must be a list of messages, not {'role': 'user'}."),
         (None, "text", "The history must be a list of messages, not 'text'."),
-        (None, ["text"], "Message 1 of the history must be an object with 'role' and 'content', both text, not 'text'."),
+        (None, ["text"], "Message 1 of the history must be an object with 'role' and 'content', both text, not"),
         (None, [USER, {"role": "assistant"}], "Message 2 of the history must be an object with"),
         (None, [{"role": "user", "content": ["x"]}, ANSWER], "Message 1 of the history must be an object with"),
         (None, [USER, {**ANSWER, "tool_calls": []}], "Message 2 of the history has 'tool_calls' beside"),
