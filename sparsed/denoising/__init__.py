@@ -34,11 +34,11 @@ def denoise(
 
     prompt: a string or chat messages, or token ids [length] or [batch, length], used as they are. chat: whether a
     string or messages go through the tokenizer's chat template; None, wherever it has one. sampler: what is None takes
-    the model's defaults, by the rules of `SamplerConfig.resolve`; what that changes is the run's first note. attention: None is SparseD as published for the
-    length, "dense" full attention throughout. backend: "auto" or the name of a sparse backend (a dense run does not
-    use it). dense_backend: likewise for dense attention: "sdpa", or on a GPU "cudnn", "flash" or "flash4".
-    probe_steps: after each of these steps, counted from 0, the pattern is selected afresh for comparison,
-    outside every clock (`Run.probes`).
+    the model's defaults, by the rules of `SamplerConfig.resolve`; what that changes is the run's first note. attention:
+    None is SparseD as published for the length, "dense" full attention throughout. backend: "auto" or the name of a
+    sparse backend (a dense run does not use it). dense_backend: likewise for dense attention: "sdpa", or on a GPU
+    "cudnn", "flash" or "flash4". probe_steps: after each of these steps, counted from 0, the pattern is selected afresh
+    for comparison, outside every clock (`Run.probes`).
 
     Raises ValueError for settings out of range or that do not fit together, an empty prompt, or an unknown
     backend.
