@@ -7,6 +7,7 @@ import gc
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsed import files
+from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
 from sparsed.bench.shapes import SHAPES, load_or_make
 from sparsed.bench.table import device_of, print_machine, print_table, tell
+from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
 from sparsed.models.devices import check_dtype, pick_device, pick_dtype
 from sparsed.options import ATTENTION, SAMPLER, add_attention_options, add_sampler_options, attention_of, sampler_of
@@ -44,32 +48,65 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
     for length in options.lengths:
         token_budget(length)
+    if options.json is not None:
+        files.check(options.json, "--json")
+    if options.json is not None or options.out is not None:
+        go_on()
     with Crew.here() as crew:
         if crew.size > 1 and options.out is None:
             raise ValueError("Several processes share the measurements by way of a folder: name one with --out.")
         options.device = crew.device(options.device)
         about = machine()
-        if crew.rank == 0:
-            print_machine(about)
-        if options.out is None:
-            asked: list[tuple[str | None, str]] = [
-                (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
-            ]
-            results = list(_measurements(options, asked, team))
-        else:
-            _measure_missing(options, about, crew, team)
-            crew.wait()
-    if crew.rank != 0:
-        return 0
+        results: list[Measurement] = []
+        try:
+            if crew.rank == 0:
+                print_machine(about)
+            with nullcontext() if crew.size > 1 or team is not None else heeding_sigterm():
+                if options.out is None:
+                    for result in _measurements(options, _asked(options), team):
+                        results.append(result)
+                        # At once: what comes next may take hours, and may not end well.
+                        _write(options, about, results, finished=False)
+                else:
+                    _measure_missing(options, about, crew, team)
+                    crew.wait()
+        except BaseException as error:
+            # A wrong value says nothing of what the folder holds; it may be of other settings.
+            if crew.rank == 0 and not (options.out is not None and isinstance(error, ValueError)):
+                _report(options, about, results, finished=False)
+            if isinstance(error, KeyboardInterrupt) and options.out is not None:
+                kept = f"What {options.out} holds stays; the same command goes on from there."
+                raise type(error)(kept) from None
+            raise
+    if crew.rank == 0:
+        _report(options, about, results, finished=True)
+    return 0
+
+
+def _asked(options: argparse.Namespace) -> list[tuple[str | None, str]]:
+    return [(dtype, length) for dtype in options.dtype or [None] for length in options.lengths]
+
+
+def _report(options: argparse.Namespace, about: dict[str, Any], results: list[Measurement], finished: bool) -> None:
+    """The table of what there is, and the same as a file."""
     if options.out is not None:
         results = _kept(options.out)
+    if not results:
+        return
     print()
     print_table(results)
-    if options.json:
-        record = {"machine": about, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not finished:
+        print("This is what was measured before the end.")
+    if options.json is not None:
+        _write(options, about, results, finished)
         print(f"\nwritten to {options.json}")
-    return 0
+
+
+def _write(options: argparse.Namespace, about: dict[str, Any], results: list[Measurement], finished: bool) -> None:
+    """finished: false, and nothing else, says that there was more to measure."""
+    if options.json is not None:
+        record = {"machine": about, "finished": finished, "results": [asdict(result) for result in results]}
+        files.write(options.json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _measurements(
@@ -77,10 +114,13 @@ def _measurements(
 ) -> Iterator[Measurement]:
     """Each (dtype, length) measured, one after another; a model is loaded once for each dtype."""
     sampler, attention = sampler_of(options), attention_of(options)
+    done = 0
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
         model = load_or_make(options, dtype, team)
         print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
         for length in [length for number, length in asked if number == dtype]:
+            later = asked[done + 1 :]
+            say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
             yield measure(
                 model,
                 random_prompt(model, length, options),
@@ -91,8 +131,10 @@ def _measurements(
                 dense_backend=options.dense_backend,
                 repeats=options.repeats,
                 compose=options.compose,
-                say=partial(tell, f"{length}, {dtype_name(model.dtype)}"),
+                say=say,
+                look=Estimate(2 * options.repeats, length, [name for _, name in later], say).look,
             )
+            done += 1
         del model
         gc.collect()
 
