@@ -19,7 +19,7 @@ from sparsed.models.catalogue import GENERIC_DEFAULTS
 
 # What the engine has and the page does not offer: Dream's finer settings, what a lane stands for, what a study sets.
 NOT_ON_THE_PAGE = {
-    "sampler": {"top_k", "alg_temp", "eps"},
+    "sampler": {"top_k", "alg_temp", "eps", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop"},
     "attention": {"method", "keep_importance", "on_no_gain", "isolated", "reuse"},
 }
 KNOWN: dict[str, Any] = {
