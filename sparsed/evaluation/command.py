@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from sparsed.config import METHODS
 from sparsed.evaluation.answers import evaluate
 from sparsed.evaluation.observe import observe
-from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, method_name, parse_method
-from sparsed.evaluation.reading import read_observations, read_records
+from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, parse_method
+from sparsed.evaluation.reading import doubts, read_observations, read_records
 from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import table
 from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.parallel.crew import Crew
-from sparsed.results_folder import Folder
+from sparsed.results_folder import check, key_there
 
 if TYPE_CHECKING:
     from sparsed.parallel.team import Team
@@ -36,9 +36,10 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
         return
     records = read_records(args.out)
     observations = read_observations(args.out)
+    said = doubts(args.out)
     if not records and not observations:
-        raise ValueError(f"{args.out} holds no answers yet.")
-    summary = summarise(records, observations)
+        raise ValueError(" ".join([f"{args.out} holds no answers yet.", *said]))
+    summary = {"key": key_there(args.out), **summarise(records, observations, said)}
     print(table(summary))
     if args.json:
         args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
@@ -46,21 +47,23 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
 
 def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team: Team | None) -> None:
     """Answers, or observes, what the folder lacks."""
-    from sparsed.models.devices import pick_device, pick_dtype  # needs torch
+    from sparsed.evaluation.key import key_before  # these need torch
+    from sparsed.models.devices import check_dtype, pick_device, pick_dtype
     from sparsed.models.loading import load
 
     plan = Plan(
-        model=args.model,
         sampler=sampler_of(args),
         attention=attention_of(args),
+        backend=args.backend,
         depths=tuple(args.depths) or None,
     )
     methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
     for method in methods:
         parse_method(method, plan.attention)
     cells = default_cells(args.lengths, args.types, args.questions)
-    Folder(args.out, plan.record(), method_name(shard, crew))
-    device, dtype = crew.device(args.device), args.dtype
+    # Nothing is loaded for a folder that is another's, as far as that can be told.
+    device, dtype = crew.device(args.device), check_dtype(args.dtype)
+    check(args.out, key_before(plan, team.share.device if team else pick_device(device), dtype))
     if dtype is None and crew.size > 1:
         # On a CPU a trial decides, and could decide otherwise in another process.
         dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
@@ -68,10 +71,7 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
     if args.observe:
         observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
     else:
-        evaluate(
-            model, cells, methods, args.out,
-            plan=plan, shard=shard, crew=crew, batch_tokens=args.batch_tokens, backend=args.backend,
-        )  # fmt: skip
+        evaluate(model, cells, methods, args.out, plan=plan, shard=shard, crew=crew, batch_tokens=args.batch_tokens)
 
 
 def _parser() -> argparse.ArgumentParser:

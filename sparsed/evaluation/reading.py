@@ -7,7 +7,7 @@ from pathlib import Path
 from sparsed.evaluation.plan import TYPES
 from sparsed.evaluation.scores import Answer, Observation
 from sparsed.questions.lengths import token_budget
-from sparsed.results_folder import read_lines
+from sparsed.results_folder import key_there, read_lines, strangers
 
 
 def read_records(folder: Path) -> list[Answer]:
@@ -20,6 +20,22 @@ def read_observations(folder: Path) -> list[Observation]:
     """All observations of a folder, of all processes, by question; one that was made twice counts once."""
     observations = (Observation(**entry) for entry in read_lines(folder, "observations"))
     return sorted({(o.type, o.length, o.index): o for o in observations}.values(), key=question_of)
+
+
+def doubts(folder: Path) -> list[str]:
+    """Sentences about what the entries of a folder do not say, and about entries that do not belong to it."""
+    said = []
+    if key_there(folder) is None:
+        said.append(
+            "These results are of an earlier version: with which weights, dtype, device and versions they were made, "
+            "and how many of their steps were sparse, is not known."
+        )
+    for kind in ("records", "observations"):
+        said += [
+            f"{file} holds {count} {kind} of another plan than plan.json: they are left out."
+            for file, count in strangers(folder, kind).items()
+        ]
+    return said
 
 
 def question_of(entry: Answer | Observation) -> tuple[int, int, int]:
