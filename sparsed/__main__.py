@@ -25,7 +25,7 @@ _COMMANDS = {
 
 # Those that take a team; their main is main(argv, team). And those that share their work among processes.
 _TEAM = ("bench", "eval", "generate")
-_SHARED = ("bench", "eval")
+_SHARED = ("bench", "eval", "lm_eval")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -102,10 +102,15 @@ def notes_of(runs: Iterable[tuple[str, RunRecord | None]]) -> list[dict[str, Any
         if run is None:
             continue
         of[label] += 1
-        for key, note in {(label, re.sub(r"\d[\d.,]*", "#", note)): note for note in run["notes"]}.items():
+        for key, note in {(label, kind_of(note)): note for note in run["notes"]}.items():
             found[key] += 1
             words.setdefault(key, note)
     return [{"note": words[key], "label": key[0], "times": count, "of": of[key[0]]} for key, count in found.items()]
+
+
+def kind_of(note: str) -> str:
+    """A note without its numbers."""
+    return re.sub(r"\d[\d.,]*", "#", note)
 
 
 def settings_of(runs: Iterable[tuple[Mapping[str, Any], RunRecord | None]]) -> list[dict[str, Any]]:
