@@ -14,7 +14,7 @@ import pytest
 from sparsed.config import AttentionConfig, SparseDConfig
 from sparsed.denoising.info import RunInfo
 from sparsed.evaluation.answers import own_share, token_agreement
-from sparsed.evaluation.command import main
+from sparsed.evaluation.command import _parser, main, without_effect
 from sparsed.evaluation.plan import ABLATIONS, default_cells, parse_method
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
@@ -293,11 +293,41 @@ def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> N
         (["--shard", "2/2"], "--shard must be i/n"),
         (["--skip", "2"], "skip must lie between 0 and 1"),
         (["--report"], "holds no answers yet"),
+        (["--batch-tokens", "-1"], "--batch-tokens must be 0 or above, not -1"),
+        (["--questions", "0"], "--questions must be at least 1, not 0"),
+        (["--ablations", "--methods", "dense"], "leave one of --ablations and --methods out"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, options: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         main(["--model", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--methods dense --skip 0.3 --backend gather", "--backend, --skip without effect: no sparse method is asked"),
+        ("--methods dense sparsed --skip 0.3", ""),
+        ("--observe --batch-tokens 500 --methods dense --skip 0.3", "--batch-tokens, --methods without effect"),
+        ("--types arithmetic --depths 0.5", "--depths without effect: word problems need no document"),
+        ("--types arithmetic lookup --depths 0.5", ""),
+        ("--report --steps 5 --json x.json", "--steps without effect: --report only reads"),
+    ],
+)
+def test_settings_without_effect_are_said(options: str, said: str) -> None:
+    parser = _parser()
+    args = parser.parse_args(options.split())
+    given = {action.dest for action in parser._actions if getattr(args, action.dest, None) != action.default}
+    found = without_effect(args, given)
+    assert len(found) == bool(said) and said in "".join(found)
+
+
+def test_entries_of_another_version_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    line = {**asdict(record(0, "dense", True)), "mood": "good"}
+    del line["facts"]
+    Folder(tmp_path, {}).add("records", line)
+    with pytest.raises(ValueError, match=r"holds answers of another version of this program \(unlike in facts, mood\)"):
+        read_records(tmp_path)
 
 
 def test_shares_by_hand_and_by_themselves_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
