@@ -23,7 +23,7 @@ _COMMANDS = {
 
 # Those that take a team; their main is main(argv, team). And those that share their work among processes.
 _TEAM = ("bench", "eval", "generate")
-_SHARED = ("bench", "eval")
+_SHARED = ("bench", "eval", "lm_eval")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = " What --out holds stays; the same command goes on from there." if command in _SHARED else ""
+        kept = " What --out holds stays; the same command goes on from there." if command in ("bench", "eval") else ""
         print(f"stopped.{kept}", file=sys.stderr)
         return 130  # what a shell expects of a program that Ctrl-C ended
     except BrokenPipeError:

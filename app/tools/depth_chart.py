@@ -15,9 +15,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sparsed.config import METHOD_LABELS
-from sparsed.evaluation.reading import read_records
+from sparsed.evaluation.reading import doubts, read_records
 from sparsed.evaluation.scores import summarise
+from sparsed.evaluation.tables import heading
 from sparsed.questions.lengths import token_budget
 
 # Shades of one hue, dark for right: read without colour too. Every cell also carries its number.
@@ -39,7 +39,7 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
     figure = make_subplots(
         rows=down,
         cols=across,
-        subplot_titles=[name(method) for method in methods],
+        subplot_titles=[heading(method, rows) for method in methods],
         shared_yaxes=True,
         horizontal_spacing=0.04,
         vertical_spacing=0.28 / down,
@@ -81,13 +81,6 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def name(method: str) -> str:
-    """A method in words; the settings of its own after a comma."""
-    plain, _, settings = method.partition(":")
-    said = (part.replace("=", " ") for part in settings.split(",") if part)
-    return ", ".join([METHOD_LABELS.get(plain, plain), *said])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m app.tools.depth_chart", description=__doc__)
@@ -96,13 +89,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("depth.html"), help="the page to write")
     given = parser.parse_args(arguments)
     try:
-        rows = summarise(read_records(given.folder))["depths"]
+        summary = summarise(read_records(given.folder), doubts=doubts(given.folder))
+        rows = summary["depths"]
         figure = heatmap([row for row in rows if given.methods is None or row["method"] in given.methods])
         # plotly.js inside: the page works without a network.
         figure.write_html(given.out, include_plotlyjs=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for doubt in summary["doubts"]:
+        print(f"note: {doubt}", file=sys.stderr)
     print(f"{given.out}: {len(figure.data)} heatmaps")
     return 0
 

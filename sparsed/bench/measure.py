@@ -7,6 +7,7 @@ import gc
 import statistics
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
 from sparsed.config import AttentionConfig, SamplerConfig, switch_step
 from sparsed.denoising import denoise
 from sparsed.denoising.forward import synchronize
+from sparsed.denoising.run import Run
 from sparsed.machine import dtype_name
 from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
@@ -47,16 +49,24 @@ def measure(
     sparsed_runs: list[float] = []
     steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
     same = 1.0
+    told: set[tuple[str, str]] = set()
+    runs: dict[str, list[dict[str, Any]]] = {"dense": [], "SparseD": []}
+
+    def tell(label: str, run: Run) -> None:
+        for note in run.notes:
+            if (label, note) not in told:
+                told.add((label, note))
+                say(f"note ({label}): {note}")
+
     for repeat in range(repeats):
         dense = denoise(model, prompt, sampler=sampler, attention="dense", dense_backend=dense_backend)
         sparsed = denoise(
             model, prompt, sampler=sampler, attention=attention, backend=backend, dense_backend=dense_backend
         )
-        if repeat == 0:
-            for note in sparsed.notes:
-                say(f"note: {note}")
+        lanes = {"dense": dense, "SparseD": sparsed}
         start = perf_counter()
-        for run in (dense, sparsed):
+        for label, run in lanes.items():
+            tell(label, run)
             run.warm_up()
         if model.device.type != "cpu" and repeat == 0:
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
@@ -73,6 +83,9 @@ def measure(
             used = sparsed.attention
             say(f"skip {used.skip}, select {used.select}, block {used.block_size}; {sparsed.total} steps")
         say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
+        for label, run in lanes.items():
+            tell(label, run)
+            runs[label].append(run.info.record())
     settings = sparsed.attention
     pattern = sparsed.pattern
     dense_step = Spread.of(steps["dense lane"])
@@ -125,6 +138,8 @@ def measure(
         composed=tuple(composed),
         processes=model.processes,
         peak_memory_each=tuple(peaks),
+        dense=tuple(runs["dense"]),
+        sparsed=tuple(runs["SparseD"]),
     )
 
 

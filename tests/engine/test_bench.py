@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +19,11 @@ import torch
 from sparsed.bench import command, numbers
 from sparsed.bench import measure as measure_module
 from sparsed.bench.command import _kept, main
+from sparsed.bench.table import print_table
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.parallel import crew
 from sparsed.turns import take_turns
+from sparsed.typed_json import read_as
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = (
@@ -73,12 +77,63 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
     assert (result.prompt_tokens, result.steps, result.switch_step) == (100, 8, 3)
     assert len(result.dense_run) == len(result.sparsed_run) == 2
     assert said[0] == "skip 0.2, select 0.3, block 32; 8 steps"
-    assert [line.partition(":")[0] for line in said[1:]] == ["run 1 of 2", "run 2 of 2"]
+    lines = [line.partition(":")[0] for line in said[1:]]
+    assert [line for line in lines if not line.startswith("note")] == ["run 1 of 2", "run 2 of 2"]
     assert result.dense_step.count == 16
     assert result.select_step is not None and result.select_step.count == 2
     assert result.sparse_step is not None and result.sparse_step.count == 10
     assert result.requested_density == pytest.approx(3 / 5)  # 2 of 4 prompt blocks, 1 of 1 of the generation
     assert 0 < result.attention.speedup and 0 <= result.same_tokens <= 1
+    for runs, phases in ((result.dense, (8, 0, 0)), (result.sparsed, (2, 1, 5))):
+        assert [tuple(run["phases"].values()) for run in runs] == [phases] * 2
+        assert all(run["forwards"] == 8 and run["sampler"]["steps"] == 8 for run in runs)
+    assert [run["switch_step"] for run in (result.dense[0], result.sparsed[0])] == [None, 3]
+    assert result.dense[0]["attention"] == {"method": "dense"} and result.sparsed[0]["attention"]["block_size"] == 32
+    head, dtype = (line.split("  ")[-1].strip() for line in _lines([result])[1:3])
+    assert (head, dtype) == ("100 (100)", "float32")
+    again = read_as(numbers.Measurement, json.loads(json.dumps(asdict(result))), "it")
+    assert json.dumps(asdict(again)) == json.dumps(asdict(result)), "as a folder keeps it"
+
+
+def _lines(results: list[numbers.Measurement]) -> list[str]:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        print_table(results)
+    return said.getvalue().splitlines()
+
+
+def test_a_lane_that_never_was_sparse_is_called_so(tiny: Any) -> None:
+    said: list[str] = []
+    attention = SparseDConfig(skip=1, block_size=32)
+    result = measure_module.measure(tiny, torch.arange(80), "80", SamplerConfig(steps=4), attention, say=said.append)
+    assert said[0].startswith("note (SparseD): This run never becomes sparse"), "before hours of work"
+    lines = _lines([result])
+    assert lines[1].split("  ")[-1].strip() == "80 (80), never sparse"
+    assert any(line.startswith("steps of SparseD: dense / select / sparse") and "4 / 0 / 0" in line for line in lines)
+    [note] = (line for line in lines if "never becomes sparse" in line)
+    assert note.startswith("note (SparseD, 1 of 1 runs): ")
+    assert any(line.startswith("sampler: steps 4, gen_length 32, ") for line in lines)
+
+
+def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
+    """A trained length is passed by both; what on_no_gain decides is known at the end of a run."""
+    said: list[str] = []
+    slow = replace(tiny, max_positions=50)
+    attention = SparseDConfig(skip=0, block_size=32, on_no_gain="dense")
+    ticks = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        # Every step takes a second, so no sparse step is faster than a dense one.
+        patch.setattr("sparsed.denoising.run.perf_counter", lambda: next(ticks))
+        sampler = SamplerConfig(steps=8)
+        attention = replace(attention, skip=0.2)
+        result = measure_module.measure(slow, torch.arange(80), "80", sampler, attention, repeats=2, say=said.append)
+    for runs in (result.dense, result.sparsed):
+        assert all(any("trained to 50" in note for note in run["notes"]) for run in runs)
+    assert all(tuple(run["phases"].values()) == (4, 1, 3) for run in result.sparsed)
+    assert all("from step 7 on this run is dense again" in run["notes"][-1] for run in result.sparsed)
+    assert sum("trained to 50" in line for line in said) == 2 and sum("dense again" in line for line in said) == 1
+    lines = _lines([result])
+    assert lines[1].split("  ")[-1].strip() == "80 (80), dense again"
+    assert "note (dense, 2 of 2 runs): Speed only: trained to 50" in "\n".join(lines)
 
 
 def test_runs_that_end_early_are_measured(tiny: Any) -> None:
@@ -86,6 +141,8 @@ def test_runs_that_end_early_are_measured(tiny: Any) -> None:
     attention = SparseDConfig(skip=0.2, block_size=32)
     result = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention)
     assert result.steps == 32 and 0 < result.dense_step.count < 32 and result.sparse_step is None
+    assert result.dense[0]["forwards"] == result.dense_step.count and not result.sparsed[0]["phases"]["sparse"]
+    assert any("never became sparse" in note for note in result.sparsed[0]["notes"])
 
 
 def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,20 +247,79 @@ def test_a_folder_keeps_what_was_measured_before_an_interruption(
     assert _kept(tmp_path)[1:] == kept
 
 
-@pytest.mark.parametrize("options", [["--steps", "5"], ["--select", "0.5"], ["--random-tokens"], ["--repeats", "2"]])
-def test_a_folder_of_another_plan_is_refused_before_anything_is_loaded(
-    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
-) -> None:
-    def load(*_: Any) -> None:
-        raise AssertionError("nothing is to be loaded")
+# Another value of every option that all measurements of a folder have alike.
+KEY = {
+    "shape": "qwen3-0.6b", "random_tokens": None, "kind": "fact", "prompt_seed": "1", "backend": "gather",
+    "dense_backend": "sdpa", "no_fuse": None, "repeats": "2", "compose": "64", "threads": "2",
+    "steps": "5", "gen_length": "64", "block_length": "16", "algorithm": "random", "temperature": "0.5", "seed": "1",
+    "top_p": "0.5", "top_k": "5", "alg_temp": "0.5", "eps": "0.01", "cfg_scale": "1", "threshold": "0.9",
+    "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
+    "skip": "0.3", "select": "0.5", "block_size": "64", "selection": "reference", "keep_importance": "yes",
+    "on_no_gain": "dense", "isolated": "no", "reuse": "no",
+}  # fmt: skip
+# Rows say what they were; a model counts by its weights. Of these no measurement depends.
+APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json"}
 
-    monkeypatch.setattr("sparsed.bench.command.load_or_make", load)
-    plan = [*SWEEP, "--lengths", "200", "--out", str(tmp_path)]
-    with pytest.raises(AssertionError):
-        main(plan)
-    name = options[0].removeprefix("--").replace("-", "_")
-    with pytest.raises(ValueError, match=rf"belongs to another plan \({name} is .* there, .* here\); choose another"):
-        main([*plan, *options])
+
+def test_every_option_is_part_of_the_key_or_kept_apart_or_without_influence() -> None:
+    assert {action.dest for action in command._parser()._actions} == KEY.keys() | APART | WITHOUT
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_of_torch: None) -> Path:
+    """One measurement is in it; measured is no more."""
+    main([*SWEEP, "--lengths", "200", "--out", str(tmp_path)])
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr("sparsed.bench.command.measure", refuse)
+    return tmp_path
+
+
+def test_another_value_of_any_option_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, loaded = command.load_or_make, []
+    monkeypatch.setattr("sparsed.bench.command.load_or_make", lambda *given: loaded.append(given) or real(*given))
+    for name, value in KEY.items():
+        options = [*SWEEP, "--lengths", "250", "--out", str(folder), f"--{name.replace('_', '-')}"]
+        said = rf"belongs to another plan \(.*\b{name} is .* there, .* here.*\); choose another"
+        with pytest.raises(ValueError, match=said):
+            main([*options, *([] if value is None else [value])])
+        # Only what a length asked for becomes is not known without the model.
+        assert bool(loaded) == (name == "gen_length"), name
+        loaded.clear()
+
+
+def test_another_value_anywhere_in_the_key_is_refused_by_name(folder: Path) -> None:
+    said = (folder / "plan.json").read_text("utf-8")
+    whole = json.loads(said)["key"]
+    places = [(name,) for name in whole if not isinstance(whole[name], dict)]
+    places += [(name, inner) for name in whole if isinstance(whole[name], dict) for inner in whole[name]]
+    assert {("weights",), ("versions", "torch"), ("machine", "cpu"), ("prompts",), ("device",)} <= set(places)
+    for place in places:
+        plan = json.loads(said)
+        (plan["key"] if len(place) == 1 else plan["key"][place[0]])[place[-1]] = "another"
+        (folder / "plan.json").write_text(json.dumps(plan), "utf-8")
+        with pytest.raises(ValueError, match=rf'{".".join(place)} is "another" there, .* here'):
+            main([*SWEEP, "--lengths", "250", "--out", str(folder)])
+
+
+def test_measurements_of_another_folder_are_told_and_left_out(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.loads((folder / "measurements-0-of-1.jsonl").read_text("utf-8"))
+    (folder / "measurements-1-of-2.jsonl").write_text(json.dumps({**line, "key": "0", "length": "300"}), "utf-8")
+    main([*SWEEP, "--lengths", "200", "--out", str(folder)])
+    said = capsys.readouterr()
+    assert "measurements-1-of-2.jsonl holds 1 measurements of another plan: they are left out" in said.err
+    assert "300 (300)" not in said.out
+
+
+def test_its_own_defaults_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], threads_of_torch: None) -> None:
+    main([*SWEEP, "--lengths", "200"])
+    assert "bench's own defaults: skip 0.2, select 0.3; what else" in capsys.readouterr().out
+    bounded = command._parser().parse_args(["--threshold", "0.9", "--skip", "0.1"])
+    assert command._fill_in(bounded) == "select 0.3, block_size 128" and bounded.steps is None
 
 
 def test_processes_that_share_the_work_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
