@@ -15,9 +15,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sparsed.edge import go_on, program
 from sparsed.evaluation.reading import doubts, read_records
 from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import heading
+from sparsed.files import check, write
 from sparsed.questions.lengths import token_budget
 
 # Shades of one hue, dark for right: read without colour too. Every cell also carries its number.
@@ -83,24 +85,25 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
+    return program(lambda: _draw(arguments))
+
+
+def _draw(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.depth_chart", description=__doc__)
     parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote")
     parser.add_argument("--methods", nargs="+", help="only these; default every method of the evaluation")
     parser.add_argument("--out", type=Path, default=Path("depth.html"), help="the page to write")
     given = parser.parse_args(arguments)
-    try:
-        summary = summarise(read_records(given.folder), doubts=doubts(given.folder))
-        rows = summary["depths"]
-        figure = heatmap([row for row in rows if given.methods is None or row["method"] in given.methods])
-        # plotly.js inside: the page works without a network.
-        figure.write_html(given.out, include_plotlyjs=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    go_on()
+    check(given.out, "--out")
+    summary = summarise(read_records(given.folder), doubts=doubts(given.folder))
+    rows = summary["depths"]
+    figure = heatmap([row for row in rows if given.methods is None or row["method"] in given.methods])
+    # plotly.js inside: the page works without a network.
+    write(given.out, figure.to_html(include_plotlyjs=True))
     for doubt in summary["doubts"]:
         print(f"note: {doubt}", file=sys.stderr)
     print(f"{given.out}: {len(figure.data)} heatmaps")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsed import files
+from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
 from sparsed.bench.shapes import SHAPES, load_or_make
-from sparsed.bench.table import device_of, print_machine, print_table, tell
+from sparsed.bench.table import Report, device_of, print_machine, tell
+from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
 from sparsed.models.devices import check_dtype, pick_device, pick_dtype
 from sparsed.models.model import Model
@@ -50,6 +53,10 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
     for length in options.lengths:
         token_budget(length)
+    if options.json is not None:
+        files.check(options.json, "--json")
+    if options.json is not None or options.out is not None:
+        go_on()
     with Crew.here() as crew:
         if crew.size > 1 and options.out is None:
             raise ValueError("Several processes share the measurements by way of a folder: name one with --out.")
@@ -60,24 +67,28 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
             print_machine(about)
             if own:
                 print(f"bench's own defaults: {own}; what else was not said is the model's", flush=True)
-        if options.out is None:
-            asked: list[tuple[str | None, str]] = [
-                (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
-            ]
-            results = list(_measurements(options, asked, team))
-        else:
-            _measure_missing(options, about, crew, team)
-            crew.wait()
-    if crew.rank != 0:
-        return 0
-    if options.out is not None:
-        results = _kept(options.out)
-    print()
-    print_table(results)
-    if options.json:
-        record = {"machine": about, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"\nwritten to {options.json}")
+        report = Report(options.json, about, show=crew.rank == 0)
+        try:
+            with nullcontext() if crew.size > 1 or team is not None else heeding_sigterm():
+                if options.out is None:
+                    asked: list[tuple[str | None, str]] = [
+                        (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
+                    ]
+                    for result in _measurements(options, asked, team):
+                        report.add(result)
+                else:
+                    _measure_missing(options, about, crew, team)
+                    crew.wait()
+        except ValueError:  # a wrong value says nothing of what the folder holds, which may be of other settings
+            report.end(finished=False)
+            raise
+        except BaseException as error:
+            report.end(finished=False, kept=None if options.out is None else _kept(options.out))
+            if isinstance(error, KeyboardInterrupt) and options.out is not None:
+                kept = f"What {options.out} holds stays; the same command goes on from there."
+                raise type(error)(kept) from None
+            raise
+        report.end(finished=True, kept=None if options.out is None else _kept(options.out))
     return 0
 
 
@@ -101,11 +112,15 @@ def _measurements(
     before anything is measured.
     """
     sampler, attention = sampler_of(options), attention_of(options)
+    done = 0
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
         model = load_or_make(options, dtype, team)
         print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
         loaded(model)
         for length in [length for number, length in asked if number == dtype]:
+            say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
+            done += 1
+            later = [name for _, name in asked[done:]]
             yield measure(
                 model,
                 random_prompt(model, length, options),
@@ -116,7 +131,8 @@ def _measurements(
                 dense_backend=options.dense_backend,
                 repeats=options.repeats,
                 compose=options.compose,
-                say=partial(tell, f"{length}, {dtype_name(model.dtype)}"),
+                say=say,
+                look=Estimate(2 * options.repeats, length, later, say).look,
             )
         del model
         gc.collect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +19,7 @@ from sparsed.config import AttentionConfig, SamplerConfig, switch_step
 from sparsed.denoising import denoise
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.run import Run
+from sparsed.denoising.step import Step
 from sparsed.machine import dtype_name
 from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
@@ -38,10 +39,12 @@ def measure(
     repeats: int = 1,
     compose: Sequence[int] = (),
     say: Callable[[str], None] = lambda _: None,
+    look: Callable[[Run], None] = lambda _: None,
 ) -> Measurement:
     """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
 
-    compose: numbers of steps of longer runs to put together from the measured steps.
+    compose: numbers of steps of longer runs to put together from the measured steps. look: told of the run with full
+    attention after each of its steps, outside the clock.
 
     Raises ValueError for settings that `denoise` refuses.
     """
@@ -72,7 +75,7 @@ def measure(
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
         _settle(model)
         model.peak_bytes(reset=True)
-        seconds = take_turns([dense, sparsed], first=repeat % 2)
+        seconds = take_turns([_watched(dense, look), sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
         sparsed_runs.append(seconds[1])
         steps["dense lane"] += [step.seconds for step in dense.steps]
@@ -141,6 +144,12 @@ def measure(
         dense=tuple(runs["dense"]),
         sparsed=tuple(runs["SparseD"]),
     )
+
+
+def _watched(run: Run, look: Callable[[Run], None]) -> Iterator[Step]:
+    for step in run:
+        look(run)
+        yield step
 
 
 def random_prompt(model: Model, length: str, options: argparse.Namespace) -> str | Tensor:

@@ -1,11 +1,15 @@
-"""A measurement as tables in the terminal."""
+"""Measurements as tables in the terminal, and as a file."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
+from sparsed import files
 from sparsed.bench.numbers import Measurement
 from sparsed.models.model import Model
 from sparsed.runs import RunRecord, Tally, notes_of
@@ -150,3 +154,38 @@ def print_table(results: Sequence[Measurement]) -> None:
         print("  ".join(cells))
     for line in _below(results):
         print(line)
+
+
+class Report:
+    """What was measured, as a table in the end and as a file all along.
+
+    file: None for none. about: the machine. show: one process of several does.
+    """
+
+    def __init__(self, file: Path | None, about: Mapping[str, Any], show: bool) -> None:
+        self._file, self._about, self._show = file, about, show
+        self._results: list[Measurement] = []
+
+    def add(self, result: Measurement) -> None:
+        """The file is written at once: what comes next may take hours, and may not end well."""
+        self._results.append(result)
+        self._write(finished=False)
+
+    def end(self, finished: bool, kept: list[Measurement] | None = None) -> None:
+        """The table of what there is. finished: nothing that was asked for is missing. kept: what a folder holds."""
+        results = self._results = self._results if kept is None else kept
+        if not self._show or not results:
+            return
+        print()
+        print_table(results)
+        if not finished:
+            print("This is what was measured before the end.")
+        self._write(finished)
+        if self._file is not None:
+            print(f"\nwritten to {self._file}")
+
+    def _write(self, finished: bool) -> None:
+        if self._file is not None and self._show:
+            results = [asdict(result) for result in self._results]
+            record = {"machine": self._about, "finished": finished, "results": results}
+            files.write(self._file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -9,7 +9,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsed import files
 from sparsed.config import METHODS
+from sparsed.edge import go_on
 from sparsed.evaluation.answers import evaluate, must_be_alone
 from sparsed.evaluation.observe import observe
 from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, parse_method
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     shard = _shard(args.shard)
+    if args.json:
+        files.check(args.json, "--json")
+    go_on()  # answers are kept in a folder, whoever reads the tables
     if args.batch_tokens < 0:
         raise ValueError(f"--batch-tokens must be 0 or above, not {args.batch_tokens}.")
     if args.questions is not None and args.questions < 1:
@@ -41,7 +46,11 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
         if crew.size > 1 and args.shard is not None:
             raise ValueError("The processes of accelerate launch share the questions by themselves; leave out --shard.")
         if not args.report:
-            _ask_all(args, shard, crew, team)
+            try:
+                _ask_all(args, shard, crew, team)
+            except KeyboardInterrupt as error:
+                kept = f"What {args.out} holds stays; the same command goes on from there."
+                raise type(error)(kept) from None
         crew.wait()
     if crew.rank != 0:
         return
@@ -53,7 +62,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     summary = {"key": key_there(args.out), **summarise(records, observations, said)}
     print(table(summary))
     if args.json:
-        args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        files.write(args.json, json.dumps(summary, indent=1))
 
 
 def without_effect(args: argparse.Namespace, given: Collection[str]) -> list[str]:

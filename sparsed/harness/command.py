@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
+from sparsed.edge import go_on
 from sparsed.parallel.launch import Launch
 
 
@@ -20,6 +21,8 @@ def main(argv: Sequence[str]) -> int:
         os.environ["LMEVAL_LOG_LEVEL"] = "ERROR"
     import_module("sparsed.harness")
     run = import_module("lm_eval.__main__").cli_evaluate
+    if any(word.split("=")[0] in ("--output_path", "-o") for word in argv):
+        go_on()
     before = sys.argv
     # The harness reads its arguments there.
     sys.argv = ["lm_eval", *argv]

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 
+from sparsed.__main__ import main as program
 from sparsed.bench import command, numbers
 from sparsed.bench import measure as measure_module
 from sparsed.bench.command import _kept, main
+from sparsed.bench.estimate import Estimate
 from sparsed.bench.table import print_table
 from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.edge import Terminated
 from sparsed.parallel import crew
 from sparsed.turns import take_turns
 from sparsed.typed_json import read_as
@@ -245,6 +248,94 @@ def test_a_folder_keeps_what_was_measured_before_an_interruption(
     main(options)
     assert measured == [("float32", "300"), ("float32", "200"), ("bfloat16", "300"), ("bfloat16", "200")]
     assert _kept(tmp_path)[1:] == kept
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory."), Terminated()])
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_was_measured_before_the_end_is_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads_of_torch: None,
+    error: BaseException, folder: bool,
+) -> None:  # fmt: skip
+    """Whatever ends it in the second of three; and after the first one the file is there already."""
+    real, made, file = measure_module.measure, [], tmp_path / "bench.json"
+
+    def measure(*given: Any, **more: Any) -> numbers.Measurement:
+        if made:
+            raise error
+        made.append(real(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr("sparsed.bench.command.measure", measure)
+    out = ["--out", str(tmp_path / "out")] if folder else []
+    codes = {KeyboardInterrupt: 130, Terminated: 143, RuntimeError: 1}
+    assert program(["bench", *SWEEP, "--lengths", "200", "300", "400", "--json", str(file), *out]) == codes[type(error)]
+    said, told = capsys.readouterr()
+    assert "200 (200)" in said and "This is what was measured before the end." in said and f"written to {file}" in said
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["length"] for row in record["results"]] == ["200"] and record["finished"] is False
+    assert told.count("\n") == 1 and ("the same command goes on from there" in told) == (
+        folder and isinstance(error, KeyboardInterrupt)
+    )
+    monkeypatch.setattr("sparsed.bench.command.measure", real)
+    assert program(["bench", *SWEEP, "--lengths", "200", "300", "--json", str(file), *out]) == 0
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["length"] for row in record["results"]] == ["200", "300"] and record["finished"] is True
+
+
+def test_an_end_before_the_first_measurement_says_nothing_of_a_folder_that_nobody_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads_of_torch: None
+) -> None:
+    def measure(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsed.bench.command.measure", measure)
+    assert program(["bench", *SWEEP, "--lengths", "200"]) == 130
+    said, told = capsys.readouterr()
+    assert told == "stopped.\n" and "speed-up" not in said
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sparsed.bench.command.load_or_make", lambda *_: pytest.fail("nothing is to be loaded"))
+    assert program(["bench", *SWEEP, "--lengths", "200", "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --json {tmp_path} cannot be written: this is a folder.\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "later", "said"),
+    [
+        ([9.0, 2.0, 2.0, 2.0], [], ["about 4.3 min: 2 runs of 64 steps, 2 s a step of full attention"]),
+        (
+            [1.0, 30.0, 30.0],
+            ["8k", "2k"],
+            ["about 1.1 h: 2 runs of 64 steps, 30 s a step of full attention; then 2.7 h to 4.5 h, by their lengths, "
+             "for 8k, 2k"],
+        ),
+        ([0.1, 0.1, 0.1, 0.1], [], []),
+        ([5.0, 5.0], ["8k"], []),
+    ],
+)  # fmt: skip
+def test_how_long_it_takes_is_said_once_as_soon_as_it_is_known(
+    seconds: list[float], later: list[str], said: list[str]
+) -> None:
+    """The first step may be slower; what takes no time needs no word."""
+    told: list[str] = []
+    estimate = Estimate(2, "4k", later, told.append)
+    for made in range(len(seconds)):
+        run = SimpleNamespace(total=64, steps=[SimpleNamespace(seconds=spent) for spent in seconds[: made + 1]])
+        estimate.look(run)
+        assert not told or made >= 2
+    assert told == said
+
+
+def test_a_measurement_shows_each_dense_step_to_who_looks(tiny: Any) -> None:
+    seen: list[int] = []
+    measure_module.measure(
+        tiny, torch.arange(100), "100", SamplerConfig(steps=8), SparseDConfig(block_size=32), repeats=2,
+        look=lambda run: seen.append(len(run.steps)),
+    )  # fmt: skip
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8] * 2
 
 
 # Another value of every option that all measurements of a folder have alike.
