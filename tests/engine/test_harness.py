@@ -97,6 +97,19 @@ def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.Monkey
         assert len(steps) == 16 if not places else len(steps) <= 8
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_an_early_end_changes_no_answer(harness_of, sampled: bool) -> None:
+    settings: dict[str, Any] = {"steps": 16, "gen_length": 16, "block_length": 8, "attention": "dense", "batch_size": 3}
+    wishes = {"until": ["e", "<|im_end|>"], "max_gen_toks": 12, "do_sample": sampled, "temperature": 1.5}
+    prompts = ["one text", "two text", "thr text", "some other"]
+    answers, forwards = [], []
+    for early in (True, False):
+        lm = harness_of("qwen3", early_stop=early, **settings)
+        answers.append(lm.generate_until(asked("generate_until", *((p, wishes) for p in prompts)), disable_tqdm=True))
+        forwards.append(sum(count.forwards for count in lm.counts.values()))
+    assert answers[0] == answers[1] and forwards[0] < forwards[1]
+
+
 def test_a_special_token_can_be_a_stop_string(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = harness_of("llada", gen_length=8, steps=8, block_length=8)
     asked_of: list[SamplerConfig] = []
