@@ -30,6 +30,7 @@ class Folder:
         self, path: Path, key: Mapping[str, Any], name: str = "0-of-1", about: Mapping[str, Any] | None = None
     ) -> None:
         self.path, self.name = path, name
+        check(path, key)
         path.mkdir(parents=True, exist_ok=True)
         file = path / "plan.json"
         if not file.exists():
@@ -66,6 +67,8 @@ def check(path: Path, key: Mapping[str, Any], whole: bool = False) -> None:
         there = json.loads((path / "plan.json").read_text("utf-8"))
     except FileNotFoundError:
         return
+    except NotADirectoryError:
+        raise ValueError(f"{path} is a file; results need a folder.") from None
     except ValueError as error:
         raise ValueError(f"{path / 'plan.json'} is damaged ({error}); choose another folder.") from None
     if not isinstance(there, dict) or not isinstance(there.get(_KEY), dict):

@@ -30,7 +30,7 @@ from sparsed.denoising.info import RunInfo
 from sparsed.harness.arguments import GENERATION_ONLY, LIKELIHOOD_ONLY, clear_block_size, read_arguments
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
 from sparsed.harness.made_with import claim, made_with
-from sparsed.harness.requests import USUAL_LENGTH, Wish, draws, read_wish
+from sparsed.harness.requests import USUAL_LENGTH, Wish, read_wish
 from sparsed.harness.shared import SharedLM, launched
 from sparsed.harness.tokens import encode
 from sparsed.machine import dtype_name
@@ -286,7 +286,7 @@ class SparsedLM(SharedLM):
             context, asked = request.args
             wish = self._wish(asked)
             sampler = wish.sampler
-            if draws(sampler):
+            if sampler.draws:
                 # The harness repeats a request by asking for it several times.
                 who = (request.task_name, request.doc_id, request.idx, context)
                 sampler = replace(sampler, seed=sampler.seed + repeats[who])
@@ -299,7 +299,7 @@ class SparsedLM(SharedLM):
             for (task, _, sampler, most), group in sorted(groups.items(), key=lambda item: -item[0][1]):
                 # A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change
                 # nothing.
-                rows = 1 if draws(sampler) or self.attention.method == "random" else self.batch_size
+                rows = 1 if sampler.draws or self.attention.method == "random" else self.batch_size
                 for first in range(0, len(group), rows):
                     batch = group[first : first + rows]
                     texts = self._run(task, [ids for _, ids in batch], sampler, most)

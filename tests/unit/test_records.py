@@ -106,6 +106,14 @@ def test_entries_of_another_key_are_told_and_left_out(tmp_path: Path) -> None:
     assert strangers(two, "records") == strangers(one, "observations") == {}
 
 
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for begin in (lambda: check(file, KEY), lambda: Folder(file, KEY)):
+        with pytest.raises(ValueError, match="file is a file; results need a folder"):
+            begin()
+
+
 def test_equal_values_make_one_key_however_they_are_written(tmp_path: Path) -> None:
     for name, skip in (("0-of-2", 0), ("1-of-2", 0.0)):
         Folder(tmp_path, {"attention": {"skip": skip}}, name).add("records", {"by": name})
