@@ -99,15 +99,21 @@ def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_an_early_end_changes_no_answer(harness_of, sampled: bool) -> None:
-    settings: dict[str, Any] = {"steps": 16, "gen_length": 16, "block_length": 8, "attention": "dense", "batch_size": 3}
-    wishes = {"until": ["e", "<|im_end|>"], "max_gen_toks": 12, "do_sample": sampled, "temperature": 1.5}
+    settings: dict[str, Any] = {"steps": 16, "gen_length": 16, "block_length": 8, "attention": "dense"}
+    wishes = {"do_sample": sampled, "temperature": 1.5 if sampled else 0.0}
     prompts = ["one text", "two text", "thr text", "some other"]
-    answers, forwards = [], []
-    for early in (True, False):
+
+    def answers(early: bool, until: list[str]) -> tuple[list[str], int]:
         lm = harness_of("qwen3", early_stop=early, **settings)
-        answers.append(lm.generate_until(asked("generate_until", *((p, wishes) for p in prompts)), disable_tqdm=True))
-        forwards.append(sum(count.forwards for count in lm.counts.values()))
-    assert answers[0] == answers[1] and forwards[0] < forwards[1]
+        requests = asked("generate_until", *((p, {**wishes, "until": [end]}) for p, end in zip(prompts, until)))
+        found = lm.generate_until(requests, disable_tqdm=True)
+        return found, sum(count.forwards for count in lm.counts.values())
+
+    whole, every = answers(False, [""] * 4)
+    ends = [text[3] for text in whole]
+    early, fewer = answers(True, ends)
+    assert early == answers(False, ends)[0] == [text[: text.index(end)] for text, end in zip(whole, ends)]
+    assert fewer < every
 
 
 def test_a_special_token_can_be_a_stop_string(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
