@@ -110,7 +110,8 @@ class SparsedLM(SharedLM):
         if self.crew.size > 1:
             check_alike(self.crew, made_with(self.model, arguments))
         for name in arguments.ignored:
-            self.say(name, f"{name} has no effect on this model.")
+            with_dense = " with full attention: dense_backend chooses what computes it" if name == "backend" else ""
+            self.say(name, f"{name} has no effect here{with_dense}.")
 
     @classmethod
     def create_from_arg_obj(

@@ -211,7 +211,7 @@ def test_counts_of_processes_are_summed() -> None:
     whole = Counts.of_all([part("a", "done after 3 steps", 3), part("a", "done after 14 steps", 14), part("b", "x", 1)])
     found = whole.record()["a"]["generate_until"]
     assert found == {
-        "requests": 4, "runs": 2, "never_sparse": 2, "forwards": 17,
+        "requests": 4, "runs": 2, "never_sparse": 2, "dense_again": 0, "forwards": 17,
         "steps": {"dense": 17, "select": 0, "sparse": 0}, "total": [3, 14], "sampler": {"stop": ["a"]},
         "notes": {"done after 3 steps": 2},
     }  # fmt: skip
