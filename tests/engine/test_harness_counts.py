@@ -196,6 +196,28 @@ def test_answers_of_the_harness_cache_belong_to_the_settings_they_were_made_with
         CachingLM(harness_of("llada"), str(tmp_path / "old.db"))
 
 
+def test_a_model_that_is_used_twice_tells_each_evaluation_apart(harness_of, tasks: Path, caplog) -> None:
+    lm = harness_of("qwen3", threshold=0.05, gen_length=32, mc_num=2)
+
+    def results(task: str) -> dict[str, Any]:
+        caplog.clear()
+        found = lm_eval.simple_evaluate(
+            model=lm, tasks=[task], bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        )  # fmt: skip
+        return dict(found["config"]["sparsed"]["tasks"])
+
+    first = results("tiny_answer")
+    said = told(caplog)
+    assert list(first) == ["tiny_answer"] and any("full attention's results" in line for line in said)
+    assert list(results("tiny_choice")) == ["tiny_choice"]
+    again = results("tiny_answer")
+    assert told(caplog) == said
+    for count in (first, again):
+        del count["tiny_answer"]["generate_until"]["seconds"]
+    assert again == first
+
+
 def test_the_same_weights_by_two_names_share_a_cache(harness_of, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data_dir("assets") / "mini", tmp_path / "elsewhere"))
     by_name, by_folder = harness_of(Path("mini")), harness_of(copy)
