@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from sparsed.__main__ import main  # noqa: E402
 from sparsed.harness.counts import Count, Counts  # noqa: E402
 from sparsed.harness.made_with import made_with  # noqa: E402
 from sparsed.paths import data_dir  # noqa: E402
@@ -115,6 +116,33 @@ def test_the_counts_are_those_of_the_runs(harness_of) -> None:
     assert lm.counts["a", "generate_until"].record()["prompt_tokens"] == sorted(
         len(lm.tok_encode(prompt)) for prompt in prompts[:2]
     )
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
+@pytest.mark.parametrize("wish", [{"max_gen_toks": 64}, {"max_gen_toks": 64, "threshold": 0.02}, {"max_gen_toks": 33}])
+def test_a_request_is_the_same_by_the_command_line(
+    harness_of, folder_of, capsys, family: str, wish: dict[str, Any]
+) -> None:
+    question = "Is 1 + 1 even?"
+    lm = harness_of(family, skip=0.1, attention_block_size=32)
+    prompt = lm.apply_chat_template([{"role": "user", "content": question}])
+    wishes = {"until": ["\n"], **wish}
+    [answer] = lm.generate_until(asked("generate_until", (prompt, wishes)), disable_tqdm=True)
+    count = lm.counts["a", "generate_until"].record()
+    line = ["generate", "--model", str(folder_of(family)), "--prompt", question, "--device", "cpu",
+            "--dtype", "float32", "--gen-length", str(wish["max_gen_toks"]), "--temperature", "0", "--early-stop", "yes", "--stop", "\n",
+            "--skip", "0.1", "--block-size", "32", "--json"]  # fmt: skip
+    if "threshold" in wish:
+        line += ["--threshold", str(wish["threshold"])]
+    assert main(line) == 0
+    told_there = json.loads(capsys.readouterr().out)
+    for name in ("sampler", "attention", "backend", "dense_backend", "dtype", "device", "prompt_tokens", "total"):
+        assert count[name] == told_there[name]
+    assert (count["steps"], count["forwards"]) == (told_there["phases"], told_there["forwards"])
+    notes = {kind_of(note) for note in count["notes"]}, {kind_of(note) for note in told_there["notes"]}
+    assert {note for note in notes[0] if "max_gen_toks" not in note} - {CLOCK} == notes[1] - {CLOCK}
+    whole = told_there["text"]
+    assert whole == answer or ("max_gen_toks" in str(notes[0]) and whole.startswith(answer))
 
 
 def test_likelihoods_say_what_stands_behind_them(harness_of, caplog) -> None:
