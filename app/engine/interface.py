@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -11,6 +10,7 @@ from app.engine.cost import Shape, Speed
 from app.lanes import LaneSpec
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
+from sparsed.models.hub import HUB_ID
 from sparsed.trace.types import Trace
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
 Listener = Callable[[Any], None]
-# What may be a repository on the Hub. A folder is anything else that is there.
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def check_name(name: str) -> None:
