@@ -75,15 +75,15 @@ class Noting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._fake, name)
 
-    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
+    def build_prompt(self, model: Any, length: str, kind: str, seed: int, chat: bool | None = None) -> Any:
         if length in self.missing:
             raise ValueError(self.missing[length])
         made = self._fake.build_prompt(model, length, kind, seed)
         self.names[made.text] = length
         return made
 
-    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, backend: str, *more: Any) -> Any:
-        run = self._fake.denoise(model, prompt, sampler, attention, backend, *more)
+    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Any:
+        run = self._fake.denoise(model, prompt, sampler, attention, *more)
         name = self.names.get(prompt, "")
         noted = Noted(run, name, attention, self.failing.get(name) if not attention.dense else None)
         self.runs.append(noted)
