@@ -47,7 +47,8 @@ def replay_value(
     "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step. "ranges": the phases as planned,
     "made": as they were, both as `app.race.lane_view.phase_ranges`. "text", "right", "verdict": None unless the lane
     reached its end; "never_sparse", "ended_early": as they were then; "same", its agreement with full attention, and
-    the gold answer: None unless every lane did. "speedups": `app.race.snapshot.speedup` over the first 0, 1, … steps of full attention and this lane, empty without the two.
+    the gold answer: None unless every lane did. "speedups": `app.race.snapshot.speedup` over the first 0, 1, …
+    steps of full attention and this lane, empty without the two.
 
     "state": "done" or "stopped".
 

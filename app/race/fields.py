@@ -26,9 +26,8 @@ BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
 # The methods that a third lane may use, and no third lane.
 BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
 NO_BASELINE = "none"
-# How a prompt is put to the model → what `sparsed.denoise` calls it.
+# A prompt is put to the model as the model has it.
 AS_MODEL = "model"
-PROMPT_FORMATS = {AS_MODEL: None, "chat": True, "raw": False}
 
 _GENERATIONS = (16, 32, 64, 128, 256)
 _THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
@@ -136,7 +135,7 @@ FIELDS = (
     Field(
         "prompt_format", "choice", "Prompt format", "With the chat template, or as raw text.",
         "With the model's chat template, or as raw text. Default: with it, where the model has one.",
-        choices=texts.PROMPT_FORMATS, usual=AS_MODEL,
+        choices=texts.PROMPT_FORMATS, usual=AS_MODEL, off=AS_MODEL,
     ),
     _of_engine(
         "steps", "Denoising steps", "More steps, fewer tokens each.",

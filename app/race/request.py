@@ -7,16 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.lanes import LaneSpec, headline, lanes_for
-from app.race.fields import (
-    AS_MODEL,
-    BASELINES,
-    BY_NAME,
-    FIELDS,
-    MAX_CHARACTERS,
-    MAX_GENERATION,
-    OWN_TEXT,
-    PROMPT_FORMATS,
-)
+from app.race.fields import BASELINES, BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
 from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.models.chat import Message, messages_of
 
@@ -31,7 +22,7 @@ class Request:
     lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
     default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
     see how far the pattern would move. system: the system prompt before a text of the visitor's own, or "".
-    prompt_format: a key of PROMPT_FORMATS. left_out: sentences on what was asked for and would have no effect.
+    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. left_out: sentences on what was asked for and would have no effect.
     """
 
     model: str
@@ -44,13 +35,8 @@ class Request:
     backend: str
     track: bool = False
     system: str = ""
-    prompt_format: str = AS_MODEL
+    chat: bool | None = None
     left_out: tuple[str, ...] = ()
-
-    @property
-    def chat(self) -> bool | None:
-        """Whether the prompt goes through the model's chat template; None: where it has one."""
-        return PROMPT_FORMATS[self.prompt_format]
 
     def messages(self, text: str) -> str | list[Message]:
         """A prompt as the engine takes it."""
@@ -144,6 +130,7 @@ def parse(
         )
     attention = SparseDConfig(**values["attention"])
     third = race.pop("third")
+    race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
     if third == "shared" and attention.selection == "reference":
         raise ValueError(
             f"The third lane “{BASELINES['shared']}” needs the selection of the paper: the public code has none for it."
