@@ -53,8 +53,12 @@ def _add(parser: argparse._ActionsContainer, settings: Iterable[Field[Any]]) -> 
         # Both spellings: the public SparseD commands have underscores.
         names = dict.fromkeys([f"--{row.name.replace('_', '-')}", f"--{row.name}", *row.metadata["also"]])
         choices, metavar = row.metadata.get("choices"), _METAVARS.get(row.metadata["kind"])
-        parser.add_argument(*names, type=reader(row), choices=choices, metavar=metavar, help=row.metadata["help"])
+        action = "append" if "many" in row.metadata else "store"
+        parser.add_argument(
+            *names, action=action, type=reader(row), choices=choices, metavar=metavar, help=row.metadata["help"]
+        )
 
 
 def _given(options: argparse.Namespace, settings: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name in settings if (value := getattr(options, name, None)) is not None}
+    given = {name: value for name in settings if (value := getattr(options, name, None)) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

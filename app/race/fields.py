@@ -1,6 +1,6 @@
 """The one table of what a visitor can set: requests, links, the page's components and the API are made from it.
 
-A new setting of the sampler or of the attention is a field in sparsed/config.py and a row here.
+A new setting of the sampler or of the attention is a field in sparsed/config/ and a row here.
 """
 
 from __future__ import annotations

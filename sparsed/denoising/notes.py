@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from sparsed.config import ResolvedSampler
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Step
 
@@ -12,10 +13,10 @@ from sparsed.denoising.step import Step
 STEPS_TO_JUDGE = 3
 
 
-def beforehand(predictor: Predictor, threshold: float | None) -> list[str]:
-    """What is known before the first step."""
+def beforehand(predictor: Predictor, sampler: ResolvedSampler) -> list[str]:
+    """What is known before the first step: first what is not as it was asked for."""
     model, policy, length = predictor.model, predictor.policy, predictor.length
-    notes = list(model.notes)
+    notes = [*sampler.changed, *model.notes]
     if not policy.config.dense and policy.switch_step is None:
         notes.append(
             f"This run never becomes sparse: with {policy.steps} steps and skip {policy.config.skip}, "
@@ -25,9 +26,8 @@ def beforehand(predictor: Predictor, threshold: float | None) -> list[str]:
         notes.append(
             f"Speed only: trained to {model.max_positions} positions, and this sequence of {model.label} has {length}."
         )
-    gen_length = length - predictor.prompt_length
-    if policy.steps > gen_length and threshold is None:
-        notes.append(f"{policy.steps} steps for {gen_length} tokens: some steps commit nothing.")
+    if sampler.steps > sampler.gen_length and sampler.threshold is None:
+        notes.append(f"{sampler.steps} steps for {sampler.gen_length} tokens: some steps commit nothing.")
     return notes
 
 
@@ -41,6 +41,11 @@ def no_gain(steps: Sequence[Step], switch_step: int) -> str | None:
         f"Sparse steps are no faster here: {1000 * min(sparse_times):.0f} ms at best, dense steps "
         f"{1000 * median(dense_times):.0f} ms"
     )
+
+
+def ended_early(made: int, total: int) -> str:
+    """After a run that was told to end with its answers."""
+    return f"Every answer was complete after {made} of at most {total} steps; what follows their ends stays masked."
 
 
 def never_sparse(made: int, total: int, switch_step: int) -> str:

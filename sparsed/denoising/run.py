@@ -19,8 +19,10 @@ from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
 from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
-from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, never_sparse, no_gain
+from sparsed.denoising.info import RunInfo
+from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
 from sparsed.machine import dtype_name
@@ -55,9 +57,9 @@ class Run(Iterator[Step]):
         self.attention = attention
         self._predictor = Predictor(model, self.prompt_length, sampler, attention, backend, dense_backend)
         self._policy = self._predictor.policy
-        self._asked_backend = backend
+        self._asked_backend, self._asked_dense_backend = backend, dense_backend
         self.length = self._predictor.length
-        self.total = self._policy.steps  # number of steps; with a threshold, the most there can be
+        self.total = self._policy.steps  # number of steps, or the most there can be (`ResolvedSampler.at_most`)
         self.switch_step = self._policy.switch_step  # first sparse step, counted from 0; None if there is none
         self.pattern: Pattern | None = None  # once the select step was made
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
@@ -65,10 +67,11 @@ class Run(Iterator[Step]):
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
-        self.notes = beforehand(self._predictor, sampler.threshold)
+        self.notes = beforehand(self._predictor, sampler)
+        self._answers = Answers(model, sampler.stop)
         self._dense_again = False
         self._probe_steps = frozenset(probe_steps)
-        self._sampler = make_sampler(sampler, model.mask_id)
+        self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
         shape = batch, self.length - self.prompt_length
         masks = torch.full(shape, model.mask_id, dtype=torch.int64, device=model.device)
         self._canvas: Tensor | None = torch.cat([prompt, masks], dim=1)
@@ -89,6 +92,28 @@ class Run(Iterator[Step]):
     def dense(self) -> DenseAttention | None:
         """What runs the phases before; None until `warm_up` or the first step has found the fastest."""
         return None if self._predictor.kernels is None else self._predictor.kernels.dense
+
+    @property
+    def info(self) -> RunInfo:
+        """What this run is, and what it has made so far."""
+        phases: dict[Phase, int] = {"dense": 0, "select": 0, "sparse": 0}
+        for step in self.steps:
+            phases[step.phase] += 1
+        return RunInfo(
+            sampler=self.sampler,
+            attention=self.attention,
+            backend=self.backend,
+            dense_backend=self._asked_dense_backend if self.dense is None else self.dense.name,
+            dtype=dtype_name(self.model.dtype),
+            device=self.model.device.type,
+            prompt_tokens=self.prompt_length,
+            batch=len(self.prompt),
+            phases=phases,
+            total=self.total,
+            finished=self.finished,
+            switch_step=next((step.index for step in self.steps if step.phase == "sparse"), None),
+            notes=tuple(self.notes),
+        )
 
     def __iter__(self) -> Run:
         return self
@@ -155,8 +180,10 @@ class Run(Iterator[Step]):
             )
         assert self._canvas is not None, "close() keeps the canvas of a finished run"
         tokens = self._canvas.to("cpu", copy=True)
+        answers = [self._answers.read(row) for row in tokens[:, self.prompt_length :].tolist()]
         return Result(
-            text=[self.model.decode(row) for row in tokens[:, self.prompt_length :]],
+            text=[answer.text for answer in answers],
+            ended=[answer.ended for answer in answers],
             tokens=tokens,
             steps=list(self.steps),
             switch_step=self.switch_step,
@@ -164,6 +191,7 @@ class Run(Iterator[Step]):
             seconds=sum(step.seconds for step in self.steps),
             backend=self.backend,
             notes=list(self.notes),
+            info=self.info,
         )
 
     def close(self) -> None:
@@ -233,8 +261,11 @@ class Run(Iterator[Step]):
         self.notes.append(f"{said}; {again if self._dense_again else 'this run stays sparse'}.")
 
     def _is_last(self, step: Step) -> bool:
-        """Steps run out, or (with a threshold) masks do."""
+        """Steps run out, or (with a threshold) masks do, or (if asked for) every answer is complete."""
         if step.index == self.total - 1:
+            return True
+        if self.sampler.early_stop and self._answers.complete(step.tokens):
+            self.notes.append(ended_early(len(self.steps), self.total))
             return True
         return self.sampler.threshold is not None and not bool((step.tokens == self.model.mask_id).any())
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from sparsed.attention.pattern import Pattern
 from sparsed.attention.policy import Phase
+from sparsed.denoising.info import RunInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,15 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A finished run. text: one string a batch row. tokens: int64 [batch, length + gen_length] on the CPU.
+    """A finished run. text: one string a batch row, as it was generated up to what `ended` it (None: nothing did).
+    tokens: int64 [batch, length + gen_length] on the CPU; after an early end, masks stand behind the answers.
 
     switch_step: the first sparse step, counted from 0, or None. pattern: None for a run that never selected.
-    seconds: sum over steps. notes: sentences a user should see.
+    seconds: sum over steps. notes: sentences a user should see. info: every setting, and the steps really made.
     """
 
     text: list[str]
+    ended: list[Literal["end token", "stop string"] | None]
     tokens: Tensor
     steps: list[Step]
     switch_step: int | None
@@ -43,3 +47,4 @@ class Result:
     seconds: float
     backend: str
     notes: list[str]
+    info: RunInfo

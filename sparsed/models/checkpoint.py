@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from math import prod
@@ -13,6 +12,7 @@ import torch
 
 from sparsed.models import LoadError, reason
 from sparsed.models.families import Checkpoint
+from sparsed.models.files import weight_files
 from sparsed.models.hub import Listener, LoadProgress
 from sparsed.models.network import quiet_transformers
 
@@ -28,18 +28,8 @@ def read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
     """(file, name, shape) of every stored weight; reads the files' headers alone."""
     from safetensors import SafetensorError, safe_open
 
-    files = ["model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / files[0]).is_file():
-        try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise LoadError(f"{index} is not an index of safetensors files ({reason(error)}).") from error
-        # A name with a folder in it could lead anywhere.
-        if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
-            raise LoadError(f"{index} is not an index of safetensors files in the same folder.")
     found = []
-    for file in files:
+    for file in weight_files(folder):
         if not (folder / file).is_file():
             others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
             hint = f" ({others[0]} is a pickle, which can run code, and is not loaded)" if others else ""

@@ -12,22 +12,11 @@ from typing import Any
 
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec, find, names
+from sparsed.models.files import CONFIG, GENERATION, TOKENIZER
 from sparsed.paths import data_dir
 
 # Never code, never pickles.
-_PATTERNS = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_PATTERNS = (CONFIG, GENERATION, *TOKENIZER, "*.safetensors", "*.safetensors.index.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GB = 10**9
 

@@ -115,4 +115,5 @@ def load(
         chat=bool(tokenizer.chat_template) and (spec is None or spec.chat),
         notes=tuple(notes),
         team=team,
+        folder=folder,
     )

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -15,6 +17,7 @@ from sparsed.attention.backends.registry import Problem
 from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
 from sparsed.models.chat import batch_of_messages, is_message
+from sparsed.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +49,7 @@ class Model:
     "qwen3". shift: the logits of position i − 1 predict position i. chat: prompts go through the tokenizer's chat
     template. end_ids: every token that ends an answer, eos_id first. notes: sentences about how it was loaded that a
     user should see. team: the processes that hold the network together, each a share of it; None where it is whole.
+    folder: where its files are; None for random weights.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Model:
     end_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     team: ModelTeam | None = None
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
@@ -79,6 +84,17 @@ class Model:
     def processes(self) -> int:
         """How many hold the network together."""
         return 1 if self.team is None else self.team.size
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the files it was loaded from (`sparsed.models.fingerprint`), read when first asked for; for
+        random weights a name of their shape and seed.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        # Random weights are drawn with seed 0 (`sparsed.models.shares.random_network`).
+        return f"random weights of {self.name}, seed 0" if self.folder is None else fingerprint(self.folder)
 
     def problem(self, batch: int, length: int) -> Problem:
         """What a forward over so many sequences of `length` positions asks of attention in this process."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsed.config import DREAM_ALGORITHMS, ResolvedSampler
 from sparsed.samplers.base import Commit, Sampler, surest
 from sparsed.samplers.dream import DreamSampler
@@ -10,6 +12,9 @@ from sparsed.samplers.llada import LLaDASampler
 __all__ = ["Commit", "Sampler", "make_sampler", "surest"]
 
 
-def make_sampler(config: ResolvedSampler, mask_id: int) -> Sampler:
-    """The sampler for a resolved config: that of the family its algorithm belongs to."""
-    return (DreamSampler if config.algorithm in DREAM_ALGORITHMS else LLaDASampler)(config, mask_id)
+def make_sampler(config: ResolvedSampler, mask_id: int, end_ids: Sequence[int] = ()) -> Sampler:
+    """The sampler for a resolved config: that of the family its algorithm belongs to. end_ids: every token that ends an
+    answer, the end token first.
+    """
+    kind = DreamSampler if config.algorithm in DREAM_ALGORITHMS else LLaDASampler
+    return kind(config, mask_id, tuple(end_ids))

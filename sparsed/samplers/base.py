@@ -28,12 +28,19 @@ class Commit:
     confidence: Tensor
 
 
+# A confidence below every other, and yet a candidate; divided by a temperature it stays finite.
+_LAST = -1e30
+
+
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """One run's sampler. config: resolved. It holds settings, never state: what it needs comes in with the call."""
+    """One run's sampler. config: resolved. end_ids: every token that ends an answer, the end token first. It holds
+    settings, never state: what it needs comes in with the call.
+    """
 
     config: ResolvedSampler
     mask_id: int
+    end_ids: tuple[int, ...] = ()
 
     @abstractmethod
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -75,15 +82,22 @@ class Sampler(ABC):
         self, generation: Tensor, eligible: Tensor, logits: Tensor, step: int, generator: torch.Generator
     ) -> Commit:
         """The canvas after this step. logits: [eligible positions, vocabulary], row by row of `eligible`."""
+        if self.config.logits_eos_inf:
+            end = torch.tensor(self.end_ids[:1], device=logits.device)
+            logits = logits.index_fill(-1, end, -torch.inf)
         proposed, sure = self.propose(logits, generator)
         confidence = torch.full(generation.shape, -torch.inf, dtype=torch.float32, device=generation.device)
         confidence[eligible] = sure
         candidates = generation.clone()
         candidates[eligible] = proposed
+        order = confidence
+        if self.config.confidence_eos_eot_inf:
+            ends = torch.isin(candidates, torch.tensor(self.end_ids, device=candidates.device))
+            order = confidence.masked_fill(eligible & ends, _LAST)
         if self.config.threshold is None:
-            written = self.choose(confidence, step, generator)
+            written = self.choose(order, step, generator)
         else:
-            written = surest(confidence, 1) | (confidence > self.config.threshold)
+            written = surest(order, 1) | (order > self.config.threshold)
         return Commit(
             tokens=torch.where(written, candidates, generation),
             written=written,

@@ -140,6 +140,8 @@ def literal_dream(model, prompt: list[int], config: SamplerConfig) -> Iterator[t
 def literal_threshold(model, prompt: list[int], config: SamplerConfig) -> Iterator[tuple[list[int], float]]:
     """Fast-dLLM: a block at a time until it is clean. (Predicted masks would make that forever: steps end it.)"""
     row, made = prompt + [model.mask_id] * config.gen_length, 0
+    # Confidence is the model's own; at temperature 0 a top_p changes no token.
+    config = replace(config, top_p=None)
     for start in range(len(prompt), len(row), config.block_length):
         while masked := [i for i in range(start, start + config.block_length) if row[i] == model.mask_id]:
             proposal = Proposal(whole_canvas(model, row, len(prompt), config.cfg_scale or 0.0), masked, config)

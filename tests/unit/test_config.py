@@ -83,6 +83,9 @@ def test_switch_at_the_edges(steps: int, skip: float, switch: int | None) -> Non
         ({"cfg_scale": -0.5}, "cfg_scale must be 0 or above and finite, not -0.5"),
         ({"threshold": 1}, "threshold must lie between 0 and 1, both excluded, not 1"),
         ({"threshold": True}, "threshold must be a number, not True"),
+        ({"early_stop": 1}, "early_stop must be one of False, True, not 1"),
+        ({"stop": "text"}, "stop must be a tuple of texts that are not empty, not 'text'"),
+        ({"stop": ("a", "")}, "stop must be a tuple of texts that are not empty"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"seed": 2**63}, "seed must be below 2\\^63"),
     ],
@@ -127,7 +130,8 @@ def test_attention_says_what_is_wrong(values: dict, said: str) -> None:
 def test_sampler_takes_what_is_unset_from_the_model() -> None:
     assert SamplerConfig().resolve(DEFAULTS) == DEFAULTS
     asked = SamplerConfig(8, 32, 16, "random", 0.5, 3, **{**OFF, "cfg_scale": 2.0})
-    assert asdict(asked.resolve(DEFAULTS)) == asdict(asked)
+    resolved = asdict(asked.resolve(DEFAULTS))
+    assert {name for name, value in asdict(asked).items() if value not in (None, resolved[name])} == set()
     assert SamplerConfig(**LLADA).resolve(DEFAULTS) == DEFAULTS
     assert SamplerConfig(temperature=1).resolve(DEFAULTS).steps == 64
 
@@ -144,10 +148,34 @@ def test_the_algorithm_decides_whose_defaults_are_taken() -> None:
     assert (other.steps, other.block_length, other.temperature) == (64, 64, 0.0)
 
 
-@pytest.mark.parametrize(("gen_length", "steps"), [(160, 125), (192, 126), (128, 128), (96, 96), (8192, 256)])
-def test_default_steps_suit_the_blocks(gen_length: int, steps: int) -> None:
-    llada = SamplerConfig(128, 128, 32, "low_confidence", 0.0, 0)
-    assert SamplerConfig(gen_length=gen_length).resolve(llada).steps == steps
+@pytest.mark.parametrize("gen_length", [1, 7, 16, 31, 32, 33, 64, 96, 128, 160, 192, 499, 500, 512, 8192])
+@pytest.mark.parametrize(("steps", "usual", "block"), [(128, 128, 32), (64, 128, 32), (48, 96, 32), (100, 128, 32)])
+def test_a_generation_is_whole_blocks_with_the_usual_steps_a_token(gen_length, steps, usual, block) -> None:
+    """Counted up one by one: blocks until they hold the generation, steps until there are enough for a block."""
+    defaults = SamplerConfig(steps, usual, block, "low_confidence", 0.0, 0)
+    resolved = SamplerConfig(gen_length=gen_length).resolve(defaults)
+    length = min(block, gen_length)
+    blocks = next(n for n in range(1, gen_length + 1) if n * length >= gen_length)
+    share = next(n for n in range(1, length + 1) if n * usual >= steps * length)
+    assert (resolved.gen_length, resolved.block_length, resolved.steps) == (blocks * length, length, blocks * share)
+    said = f"{blocks * length} tokens are generated, not {gen_length}: whole semi-autoregressive blocks of {length}."
+    assert resolved.changed == ((said,) if blocks * length != gen_length else ())
+    # Resolving once more, as every door behind the first one does, changes nothing and forgets nothing.
+    again = resolved.resolve(defaults)
+    assert again == resolved and again.changed == resolved.changed
+
+
+@pytest.mark.parametrize("gen_length", [1, 24, 100, 128, 499])
+@pytest.mark.parametrize("defaults", [DEFAULTS, DREAM])
+def test_defaults_with_one_block_have_one_for_every_length(gen_length: int, defaults: SamplerConfig) -> None:
+    resolved = SamplerConfig(gen_length=gen_length).resolve(defaults)
+    assert (resolved.gen_length, resolved.block_length, resolved.steps) == (gen_length, gen_length, gen_length)
+    assert resolved.changed == ()
+
+
+def test_what_was_not_asked_for_is_not_said_to_be_changed() -> None:
+    resolved = SamplerConfig(block_length=48).resolve(DEFAULTS)
+    assert (resolved.gen_length, resolved.steps, resolved.changed) == (96, 96, ())
 
 
 def test_a_threshold_makes_steps_an_upper_bound() -> None:
@@ -157,6 +185,17 @@ def test_a_threshold_makes_steps_an_upper_bound() -> None:
     # Any number of steps at or above gen_length, whatever the number of blocks.
     assert SamplerConfig(threshold=0.9, steps=65, block_length=16).resolve(DEFAULTS).steps == 65
     assert SamplerConfig(threshold=0.9, block_length=32).resolve(DREAM).block_length == 32
+    assert SamplerConfig(threshold=0.9, gen_length=100, block_length=32).resolve(DREAM).steps == 128
+    assert not SamplerConfig().resolve(DREAM).at_most and resolved.at_most
+    assert SamplerConfig(early_stop=True).resolve(DREAM).at_most
+
+
+def test_with_a_threshold_the_defaults_draw_nothing() -> None:
+    resolved = SamplerConfig(threshold=0.9).resolve(DREAM)
+    assert (resolved.temperature, resolved.top_p, resolved.top_k, resolved.alg_temp) == (0.0, 1.0, 0, 0.0)
+    # What was asked for stays.
+    asked = SamplerConfig(threshold=0.9, temperature=0.5, top_p=0.5, top_k=7).resolve(DREAM)
+    assert (asked.temperature, asked.top_p, asked.top_k) == (0.5, 0.5, 7)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +208,10 @@ def test_a_threshold_makes_steps_an_upper_bound() -> None:
         ({"block_length": 32}, DREAM, "block_length must be gen_length .128. or unset for 'maskgit_plus', not 32"),
         ({"threshold": 0.9, "algorithm": "origin"}, DREAM, "'origin' does not give"),
         ({"threshold": 0.9, "algorithm": "entropy"}, DREAM, "'entropy' does not give"),
+        ({"threshold": 0.9, "alg_temp": 0.1}, DREAM, "alg_temp has no effect with a threshold"),
+        ({"threshold": 0.9, "eps": 0.1}, DREAM, "eps has no effect with a threshold"),
+        ({"confidence_eos_eot_inf": True, "algorithm": "origin"}, DREAM, "no effect with 'origin'"),
+        ({"alg_temp": 0.1, "algorithm": "origin"}, DREAM, "alg_temp has no effect with 'origin'"),
         ({"threshold": 0.9, "steps": 63}, DEFAULTS, "must be at least gen_length .64.*; it is 63"),
     ],
 )
@@ -186,28 +229,23 @@ def test_the_public_codes_select_step(steps: int, skip: float, select: int) -> N
     assert switch_step(steps, skip, "reference") == (select + 1 if select + 1 < steps else None)
 
 
-def test_defaults_give_way_to_the_generation_length() -> None:
-    resolved = SamplerConfig(gen_length=24).resolve(DEFAULTS)
-    assert (resolved.steps, resolved.gen_length, resolved.block_length) == (24, 24, 24)
-    longer = SamplerConfig(gen_length=128).resolve(DEFAULTS)
-    assert (longer.steps, longer.block_length) == (64, 64)
-    odd = SamplerConfig(gen_length=100).resolve(DEFAULTS)
-    assert (odd.steps, odd.block_length) == (64, 100)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 6, 12])
 @pytest.mark.parametrize("gen_length", [1, 2, 6, 7, 12, 24])
-def test_lengths_and_steps_must_divide(gen_length: int, steps: int) -> None:
+def test_steps_must_be_equally_many_for_each_block(gen_length: int, steps: int) -> None:
     for block_length in range(1, 26):
         config = SamplerConfig(steps=steps, gen_length=gen_length, block_length=block_length)
-        if block_length not in [b for b in range(1, 25) if any(b * n == gen_length for n in range(1, 25))]:
-            with pytest.raises(ValueError, match=f"{gen_length} is not a multiple of {block_length}"):
-                config.resolve(DEFAULTS)
-        elif not any((gen_length // block_length) * share == steps for share in range(1, 13)):
+        blocks = next(n for n in range(1, 25) if n * block_length >= gen_length)
+        if any(blocks * share == steps for share in range(1, 13)):
+            resolved = config.resolve(DEFAULTS)
+            assert (resolved.steps, resolved.gen_length) == (steps, blocks * block_length)
+        else:
             with pytest.raises(ValueError, match=f"steps must be a multiple of .* {steps} is not"):
                 config.resolve(DEFAULTS)
-        else:
-            assert config.resolve(DEFAULTS).steps == steps
+
+
+def test_a_resolved_sampler_has_whole_blocks() -> None:
+    with pytest.raises(ValueError, match="65 is not a multiple of 64"):
+        ResolvedSampler(**{**LLADA, "gen_length": 65})
 
 
 @pytest.mark.parametrize(("length", "select", "block_size"), [(1, 0.5, 32), (3999, 0.5, 32), (4000, 0.3, 128)])

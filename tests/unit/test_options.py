@@ -18,7 +18,8 @@ WRITTEN = {
     "eps": ("0.02", 0.02), "cfg_scale": ("1.5", 1.5), "threshold": ("0.8", 0.8), "method": ("shared", "shared"),
     "skip": ("0.1", 0.1), "select": ("0.4", 0.4), "block_size": ("64", 64), "selection": ("reference", "reference"),
     "keep_importance": ("yes", True), "on_no_gain": ("dense", "dense"), "isolated": ("no", False),
-    "reuse": ("no", False),
+    "reuse": ("no", False), "logits_eos_inf": ("yes", True), "confidence_eos_eot_inf": ("yes", True),
+    "early_stop": ("yes", True), "stop": ("\n\n", ("\n\n",)),
 }  # fmt: skip
 
 
@@ -34,6 +35,10 @@ def test_every_setting_is_an_option_of_generate(name: str) -> None:
         options = parsed(option, word)
         assert sampler_of(options) == SamplerConfig(**given if name in SAMPLER else {})
         assert attention_of(options) == AttentionConfig(**given if name in ATTENTION else {})
+
+
+def test_a_setting_of_several_values_is_given_one_by_one() -> None:
+    assert sampler_of(parsed("--stop", "a b", "--stop", "c")) == SamplerConfig(stop=("a b", "c"))
 
 
 def test_what_is_not_given_is_the_default() -> None:

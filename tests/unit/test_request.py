@@ -64,7 +64,7 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"steps": float("nan")}, "steps"),
         ({"steps": 63}, "gen_length / block_length = 2: 63"),
         ({"gen_length": 0}, "generation length"),
-        ({"block_length": 48}, "semi-autoregressive block length"),
+        ({"block_length": -48}, "semi-autoregressive block length"),
         ({"algorithm": "greedy"}, "algorithm 'greedy' is not one of low_confidence"),
         ({"algorithm": ["random"]}, "algorithm"),
         ({"temperature": -1}, "temperature"),

@@ -1,0 +1,44 @@
+"""What a run can be asked for: the sampler's settings and the attention's.
+
+Both configs are frozen and check each value when they are made. A field that is None means "the default"; `resolve`
+gives a `ResolvedSampler` or `ResolvedAttention`, where every field is set, and checks what depends on several fields.
+No torch here: these are plain values.
+"""
+
+from sparsed.config.attention import (
+    BLOCK_SIZES,
+    DEFAULT_SKIP,
+    FULL_ATTENTION,
+    METHOD_LABELS,
+    METHODS,
+    ON_NO_GAIN,
+    SELECTIONS,
+    AttentionConfig,
+    ResolvedAttention,
+    SparseDConfig,
+    same_importances,
+    select_step,
+    switch_step,
+)
+from sparsed.config.sampler import ALGORITHMS, DREAM_ALGORITHMS, LLADA_ALGORITHMS, ResolvedSampler, SamplerConfig
+
+__all__ = [
+    "ALGORITHMS",
+    "BLOCK_SIZES",
+    "DEFAULT_SKIP",
+    "DREAM_ALGORITHMS",
+    "FULL_ATTENTION",
+    "LLADA_ALGORITHMS",
+    "METHODS",
+    "METHOD_LABELS",
+    "ON_NO_GAIN",
+    "SELECTIONS",
+    "AttentionConfig",
+    "ResolvedAttention",
+    "ResolvedSampler",
+    "SamplerConfig",
+    "SparseDConfig",
+    "same_importances",
+    "select_step",
+    "switch_step",
+]

@@ -1,0 +1,148 @@
+"""Which keys a query sees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+
+from sparsed.config.rows import check_each, check_set, choice, given, number, setting, switch, word
+
+SELECTIONS = ("paper", "reference")
+METHOD_LABELS = {
+    "dense": "Full attention",
+    "sparsed": "SparseD",
+    "sliding_window": "Sliding window",
+    "streaming_llm": "StreamingLLM",
+    "random": "Random blocks",
+    "shared": "One pattern for all heads",
+}
+METHODS = tuple(METHOD_LABELS)
+ON_NO_GAIN = ("sparse", "dense")
+BLOCK_SIZES = (32, 64, 128)
+
+# Settings that the paper publishes (section 4.1): short sequences keep more, smaller blocks.
+LONG_SEQUENCE = 4000
+DEFAULT_SKIP = 0.2
+SHORT_SELECT, SHORT_BLOCK_SIZE = 0.5, 32
+LONG_SELECT, LONG_BLOCK_SIZE = 0.3, 128
+
+
+def select_step(steps: int, skip: float, selection: str = "paper") -> int:
+    """The step, counted from 0, whose queries and keys make the pattern. At or beyond `steps`: never reached.
+
+    "paper": ⌈steps · skip⌉; the product takes `skip` as the decimal that is written (0.55 · 100 is 55).
+    "reference": the public code's int(steps · skip) + 1, a product of binary floats.
+    """
+    if selection == "reference":
+        return int(steps * skip) + 1
+    return math.ceil(Fraction(str(skip)) * steps)
+
+
+def switch_step(steps: int, skip: float, selection: str = "paper") -> int | None:
+    """The first sparse step, counted from 0, or None if none of `steps` steps comes after the select step."""
+    step = select_step(steps, skip, selection) + 1
+    return step if step < steps else None
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Which keys a query sees; fields that are None take the published default for the length of the sequence.
+
+    Raises ValueError for a value out of range, select = 1 with selection "reference", "reference" together with a
+    setting that only the paper's selection has, or a setting of sparse attention with method "dense".
+    """
+
+    # "dense": full attention in every step. "sparsed": SparseD. The others are baselines that keep as many blocks
+    # (`sparsed.attention.selection.baselines`).
+    method: str = word(
+        METHODS, "SparseD (default), full attention, or a baseline that keeps as much", default="sparsed"
+    )
+    skip: float | None = setting(
+        partial(number, fits=lambda value: 0 <= value <= 1, said="lie between 0 and 1"),
+        "share of the steps with full attention, before the pattern is made (default 0.2)",
+    )
+    select: float | None = setting(
+        partial(number, fits=lambda value: 0 < value <= 1, said="be above 0 and at most 1"),
+        f"share of the key blocks kept on each side (default 0.5 below {LONG_SEQUENCE} tokens, else 0.3)",
+    )
+    block_size: int | None = setting(
+        partial(choice, choices=BLOCK_SIZES),
+        f"attention block size: 32, 64 or 128 (default 32 below {LONG_SEQUENCE} tokens, else 128)",
+        kind=int,
+    )
+    selection: str | None = word(SELECTIONS, "as the paper defines it, or as the public code does it")
+    keep_importance: bool | None = switch("keep the block importances in the pattern (float16)")
+    on_no_gain: str | None = word(
+        ON_NO_GAIN, "what follows when the first sparse steps turn out no faster than dense ones (default sparse)"
+    )
+    # Two ablations of the paper.
+    isolated: bool | None = switch("rank prompt and generation blocks apart (default yes)")
+    reuse: bool | None = switch("keep one pattern, instead of a new one in each step (default yes)")
+
+    def __post_init__(self) -> None:
+        check_each(AttentionConfig, self)
+        if self.selection == "reference" and self.select == 1:
+            raise ValueError(
+                "select must be below 1 with selection 'reference': the public code keeps int(blocks · select) + 1 "
+                "blocks, one more than there are."
+            )
+        if self.selection == "reference" and (self.isolated is False or self.method == "shared"):
+            raise ValueError(
+                "Selection 'reference' is the public code's own: isolated = False and method 'shared' need 'paper'."
+            )
+        for name in given(self) if self.dense else ():
+            if name != "method":
+                raise ValueError(f"{name} belongs to sparse attention: leave it out with attention=dense.")
+
+    @property
+    def dense(self) -> bool:
+        """Every query sees every key in every step."""
+        return self.method == "dense"
+
+    def resolve(self, length: int) -> ResolvedAttention:
+        """Every field with its own value or the default, for a sequence of `length` tokens (prompt and generation)."""
+        if self.dense:
+            return ResolvedAttention("dense", 1.0, 1.0, LONG_BLOCK_SIZE)
+        long = length >= LONG_SEQUENCE
+        usual = {
+            "skip": DEFAULT_SKIP,
+            "select": LONG_SELECT if long else SHORT_SELECT,
+            "block_size": LONG_BLOCK_SIZE if long else SHORT_BLOCK_SIZE,
+        }
+        return ResolvedAttention(**usual | given(self))
+
+
+@dataclass(frozen=True)
+class ResolvedAttention(AttentionConfig):
+    """An attention whose every setting is known. "dense" is skip = 1, select = 1: it has no sparse step."""
+
+    method: str
+    skip: float
+    select: float
+    block_size: int
+    selection: str = "paper"
+    keep_importance: bool = False
+    on_no_gain: str = "sparse"
+    isolated: bool = True
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        check_each(AttentionConfig, self)
+        check_set(self)
+
+
+FULL_ATTENTION = AttentionConfig("dense")
+# The documented name for SparseD: an AttentionConfig of method "sparsed", with the other fields in the same order.
+SparseDConfig = partial(AttentionConfig, "sparsed")
+
+
+def same_importances(one: AttentionConfig, two: AttentionConfig) -> bool:
+    """Whether the select steps of two runs of one prompt see the same importances: until then both did the same.
+
+    Never so for "dense", which selects nothing.
+    """
+    if one.dense or two.dense:
+        return False
+    return (one.skip, one.selection, one.block_size) == (two.skip, two.selection, two.block_size)

@@ -1,0 +1,48 @@
+"""What a run was: its settings and what was really made. It stands beside every result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsed.attention.policy import Phase
+from sparsed.config import ResolvedAttention, ResolvedSampler
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """The settings of a run, every default filled in, and the steps that it made so far."""
+
+    sampler: ResolvedSampler
+    attention: ResolvedAttention
+    backend: str  # what ran the sparse steps; of a dense run, all
+    dense_backend: str  # what ran the others
+    dtype: str  # "float32" …
+    device: str  # "cpu", "cuda" …
+    prompt_tokens: int  # of one sequence, its template included
+    batch: int  # sequences
+    phases: Mapping[Phase, int]  # steps made of each phase
+    total: int  # steps of the whole run, at most
+    finished: bool
+    switch_step: int | None  # the first sparse step made, counted from 0; None where there was none
+    notes: tuple[str, ...]  # sentences that a user should see
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the network: one a step, of twice as many sequences with classifier-free guidance."""
+        return sum(self.phases.values())
+
+    @property
+    def never_sparse(self) -> bool:
+        """It was asked to become sparse, and made every step with full attention."""
+        return not self.attention.dense and not self.phases["sparse"]
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON; of full attention, which has no other setting, the method alone."""
+        attention = {"method": "dense"} if self.attention.dense else asdict(self.attention)
+        values = {**asdict(self), "attention": attention, "forwards": self.forwards}
+        values["sampler"]["stop"] = list(self.sampler.stop)
+        values["notes"] = list(self.notes)
+        del values["sampler"]["changed"]  # the notes begin with it
+        return values

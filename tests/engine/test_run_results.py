@@ -1,0 +1,123 @@
+"""What a run says of itself: where its answers end, when it ends, and what it really made. The bundled model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import sparsed
+from sparsed import SamplerConfig, SparseDConfig
+from sparsed.denoising.answers import Answers
+from sparsed.questions.build import build_prompt
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return sparsed.load("mini", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prompts(mini) -> list[str]:
+    return [build_prompt(mini, "short_context", "about", seed).text for seed in range(4)]
+
+
+def prefix(tokens: list[int], mask: int) -> list[int]:
+    return tokens[: tokens.index(mask)] if mask in tokens else tokens
+
+
+@pytest.mark.parametrize("block_length", [16, 32, 96])
+def test_a_run_ends_with_its_answers_and_they_are_those_of_a_whole_run(mini, prompts, block_length: int) -> None:
+    ended = 0
+    for prompt in prompts:
+        sampler = SamplerConfig(steps=48, gen_length=96, block_length=block_length)
+        whole = sparsed.generate(mini, prompt, sampler=sampler)
+        early = sparsed.generate(mini, prompt, sampler=SamplerConfig(**{**vars(sampler), "early_stop": True}))
+        assert (early.text, early.ended) == (whole.text, whole.ended)
+        made = len(early.steps)
+        for one, other in zip(early.steps, whole.steps):
+            assert torch.equal(one.tokens, other.tokens)
+        # It is over at the first step after which an end token stands with nothing masked before it, and not sooner.
+        over = [
+            any(token in mini.end_ids for token in prefix(step.tokens[0].tolist(), mini.mask_id))
+            for step in whole.steps
+        ]
+        assert made == (over.index(True) + 1 if True in over else 48)
+        assert early.info.forwards == made and early.info.finished
+        said = f"Every answer was complete after {made} of at most 48 steps; what follows their ends stays masked."
+        assert (said in early.notes) == (made < 48)
+        ended += made < 48
+    assert ended > 0 or block_length == 96
+
+
+def test_a_batch_ends_with_its_last_answer(mini) -> None:
+    ids = [mini.encode(build_prompt(mini, "short_context", "about", seed).text) for seed in range(40)]
+    pair = next([a, b] for n, a in enumerate(ids) for b in ids[n + 1 :] if a.shape == b.shape)
+    sampler = SamplerConfig(steps=96, gen_length=96, block_length=16, early_stop=True)
+    alone = [sparsed.generate(mini, row, sampler=sampler) for row in pair]
+    both = sparsed.generate(mini, torch.cat(pair), sampler=sampler)
+    assert both.text == [one.text[0] for one in alone]
+    assert len(both.steps) == max(len(one.steps) for one in alone)
+
+
+def test_a_stop_string_cuts_the_text_and_with_early_stop_ends_the_run(mini, prompts) -> None:
+    sampler = {"steps": 48, "gen_length": 96, "block_length": 16}
+    plain = sparsed.generate(mini, prompts[0], sampler=SamplerConfig(**sampler))
+    word = plain.text[0].split()[2]
+    cut = sparsed.generate(mini, prompts[0], sampler=SamplerConfig(**sampler, stop=("never written", word)))
+    assert cut.text[0] == plain.text[0][: plain.text[0].index(word)] and cut.ended == ["stop string"]
+    assert len(cut.steps) == 48 and torch.equal(cut.tokens, plain.tokens)
+    short = sparsed.generate(mini, prompts[0], sampler=SamplerConfig(**sampler, stop=(word,), early_stop=True))
+    assert (short.text, short.ended) == (cut.text, cut.ended) and len(short.steps) < 48
+
+
+def test_what_ends_an_answer(mini) -> None:
+    end, mask = mini.end_ids[0], mini.mask_id
+    a, b = mini.tokenizer("one two", add_special_tokens=False)["input_ids"][:2]
+    name = mini.tokenizer.decode([end])
+    assert Answers(mini).read([a, end, b]) == (mini.decode(torch.tensor([a])), "end token")
+    assert Answers(mini).read([a, b]).ended is None
+    # A stop string that is a special token ends an answer as an end token does, although it is no text.
+    extra = next(token for token in mini.tokenizer.get_added_vocab().values() if token not in (end, mask))
+    special = mini.tokenizer.convert_ids_to_tokens(extra)
+    assert Answers(mini, [special]).read([a, extra, b]).ended == "end token"
+    assert Answers(mini).read([a, extra, b]).ended is None
+    answers = Answers(mini, [name])
+    assert not answers.complete(torch.tensor([[a, mask, end]]))
+    assert answers.complete(torch.tensor([[a, b, end]]))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "attention", "never"),
+    [
+        (SamplerConfig(steps=48), SparseDConfig(), False),
+        (SamplerConfig(threshold=0.9), SparseDConfig(), True),
+        (SamplerConfig(steps=8), SparseDConfig(skip=1.0), True),
+        (SamplerConfig(steps=8), "dense", False),
+    ],
+)
+def test_a_run_tells_what_it_really_made(mini, prompts, sampler, attention, never: bool) -> None:
+    run = sparsed.denoise(mini, prompts[0], sampler=sampler, attention=attention)
+    assert run.info.forwards == 0 and not run.info.finished
+    result = run.result()
+    info = result.info
+    assert info == run.info and info.notes == tuple(result.notes)
+    for phase in ("dense", "select", "sparse"):
+        assert info.phases[phase] == sum(step.phase == phase for step in result.steps)
+    assert info.forwards == len(result.steps) and info.finished and info.never_sparse is never
+    sparse = [step.index for step in result.steps if step.phase == "sparse"]
+    assert info.switch_step == (sparse[0] if sparse else None)
+    assert any("never" in note for note in info.notes) is never
+    assert (info.prompt_tokens, info.batch) == (mini.encode(prompts[0]).shape[1], 1)
+    assert (info.dtype, info.device, info.sampler, info.attention) == ("float32", "cpu", run.sampler, run.attention)
+    told = json.loads(json.dumps(info.record()))
+    assert told["phases"] == dict(info.phases) and told["forwards"] == info.forwards
+    assert told["attention"]["method"] == ("dense" if attention == "dense" else "sparsed")
+    assert told["sampler"]["gen_length"] == run.sampler.gen_length and told["notes"] == list(info.notes)
+
+
+def test_what_is_not_as_asked_for_is_the_first_note(mini, prompts) -> None:
+    run = sparsed.denoise(mini, prompts[0], sampler=SamplerConfig(gen_length=100, block_length=32, steps=64))
+    assert run.notes[0] == "128 tokens are generated, not 100: whole semi-autoregressive blocks of 32."
+    assert run.info.notes == tuple(run.notes) and run.length == run.prompt_length + 128
