@@ -182,7 +182,7 @@ def _speedups(reference: LaneView | None, lane: LaneView) -> list[Snapshot | Non
 def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
     lane = played.stage.lanes[shown["key"]]
     return {
-        **{name: shown[name] for name in ("key", "label", "style", "backend", "parallel", "total", "at_most")},
+        **{name: shown[name] for name in ("key", "label", "style", "backend", "info", "parallel", "total", "at_most")},
         "finished": lane.finished,
         "ranges": played.planned[lane.key],
         "made": made_ranges(lane.phases),

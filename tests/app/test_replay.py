@@ -86,8 +86,10 @@ def make_run(
         )
     attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32)
     finished = made == total or threshold is not None
+    # With a threshold, fewer steps are made than tokens at the outside; here they only have to be recorded.
+    most = max(total, cells) if threshold else total
     sampler = ResolvedSampler(
-        total, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
+        most, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
     )
     phases = Counter(step.phase for step in steps)
     backend = "sdpa" if dense else "gather"
