@@ -106,10 +106,9 @@ def _random_model(
         mask_id=last if checkpoint.mask_id is None else checkpoint.mask_id,
         eos_id=checkpoint.end_ids[0] if checkpoint.end_ids else 0,
         defaults=checkpoint.defaults.resolve(checkpoint.defaults),
-        max_positions=checkpoint.positions,
+        max_positions=checkpoint.trained_length,
         family=checkpoint.family,
         shift=checkpoint.shift,
-        chat=False,
         notes=() if problem is None else (problem,),
         team=team,
     )

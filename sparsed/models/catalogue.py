@@ -28,16 +28,20 @@ DREAM_DEFAULTS = SamplerConfig(
     top_p=0.95,
     alg_temp=0.0,
 )
+# Dream documents this many positions; its config.json says 131,072, which is its autoregressive ancestor's.
+DREAM_LENGTH = 2048
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One row of the catalogue.
+    """One row of the catalogue: a name for a checkpoint, and what must be known of it before it is loaded.
+
+    Nothing of it is used once the checkpoint's own files are read: they say the same (a test looks), by this name or
+    as a folder.
 
     name: what a user types. label: what a page shows. source: the checkpoint's folder inside assets/ if
     `bundled`, else its Hub id. family: see `sparsed.models.families`. defaults: the sampler's settings.
-    trained_length: positions seen in training, in tokens. parameters: weights. chat: prompts go through a chat
-    template.
+    trained_length: positions seen in training, in tokens. parameters: weights.
     """
 
     name: str
@@ -48,7 +52,6 @@ class ModelSpec:
     trained_length: int
     parameters: int
     bundled: bool = False
-    chat: bool = True
 
     @property
     def download_gb(self) -> float:
@@ -56,13 +59,12 @@ class ModelSpec:
         return 0.0 if self.bundled else round(2 * self.parameters / 1e9, 1)
 
 
-def _llada(name: str, label: str, source: str, *, chat: bool = True) -> ModelSpec:
-    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, 4096, 8_015_581_184, chat=chat)
+def _llada(name: str, label: str, source: str) -> ModelSpec:
+    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, 4096, 8_015_581_184)
 
 
 def _dream(name: str, label: str, source: str) -> ModelSpec:
-    # Their config.json says 131,072 positions, which is the autoregressive ancestor's; Dream documents 2048.
-    return ModelSpec(name, label, source, "dream", DREAM_DEFAULTS, 2048, 7_615_616_512)
+    return ModelSpec(name, label, source, "dream", DREAM_DEFAULTS, DREAM_LENGTH, 7_615_616_512)
 
 
 CATALOGUE: tuple[ModelSpec, ...] = (
@@ -86,7 +88,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         parameters=596_049_920,
     ),
     _llada("llada-8b-instruct", "LLaDA-8B-Instruct", "GSAI-ML/LLaDA-8B-Instruct"),
-    _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base", chat=False),
+    _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base"),
     _llada("llada-1.5", "LLaDA-1.5 (8B)", "GSAI-ML/LLaDA-1.5"),
     _dream("dream-7b-instruct", "Dream-v0-Instruct-7B", "Dream-org/Dream-v0-Instruct-7B"),
     _dream("dream-coder-7b-instruct", "Dream-Coder-v0-Instruct-7B", "Dream-org/Dream-Coder-v0-Instruct-7B"),

@@ -1,16 +1,122 @@
-"""Messages of a chat, as token ids."""
+"""Messages of a chat: made of texts, checked, and rendered by a tokenizer's chat template."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
 
 
-def is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
+def messages_of(text: str, system: str | None = None, history: list[Message] | None = None) -> list[Message]:
+    """The messages that ask for an answer to `text`: the system prompt, what was said before, and the text.
+
+    system: None leaves it to the chat template, which may have one of its own. history: messages {"role", "content"},
+    the user's and the assistant's in turn, the user's first; a first one of role "system" is the system prompt. Raises
+    ValueError for what is no history, and for two system prompts.
+    """
+    earlier = check_messages(history, "the history") if history else []
+    first = [{"role": "system", "content": system}] if system is not None else []
+    if first and earlier and earlier[0]["role"] == "system":
+        raise ValueError("There are two system prompts: one is given, and the history begins with another.")
+    turns = earlier[1:] if earlier and earlier[0]["role"] == "system" else earlier
+    for number, message in enumerate(turns):
+        wanted = ("user", "assistant")[number % 2]
+        if message["role"] != wanted:
+            raise ValueError(
+                f"Message {number + 1 + len(earlier) - len(turns)} of the history has the role {message['role']!r} "
+                f"where {wanted!r} is due: after an optional 'system', 'user' and 'assistant' take turns."
+            )
+    if len(turns) % 2:
+        raise ValueError("The history ends with a message of the user's: an answer by the role 'assistant' is due.")
+    return [*first, *earlier, {"role": "user", "content": text}]
 
 
-def batch_of_messages(around: list[str], contents: list[str]) -> list[str]:
-    """around[0], contents[0], around[1], contents[1], … around[-1]."""
-    return [part for pair in zip(around, [*contents, ""]) for part in pair][: 2 * len(around) - 1]
+def check_messages(messages: Any, what: str = "the prompt") -> list[Message]:
+    """The messages themselves. Raises ValueError, about `what`, unless each is {"role": text, "content": text}."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{what.capitalize()} must be a list of messages, not {messages!r:.60}.")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(
+                f"Message {number} of {what} must be an object with 'role' and 'content', both text, not "
+                f"{message!r:.60}."
+            )
+        if others := sorted(map(repr, message.keys() - {"role", "content"})):
+            raise ValueError(f"Message {number} of {what} has {others[0]} beside 'role' and 'content', the only keys.")
+    return messages
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError for a chat template with an error in its syntax."""
+    import jinja2
+
+    try:
+        _apply(tokenizer, [{"role": "user", "content": "x"}])
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{_first_line(error)}, in line {error.lineno}") from error
+    except Exception:  # whatever else a template does is said when it is asked for
+        return
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool) -> list[str]:
+    """The text that the model sees, cut so that no piece holds a special token from inside a message.
+
+    template: by the tokenizer's chat template, with the header of the answer; otherwise the plain texts, a blank line
+    between. Raises ValueError where the template refuses the messages or leaves one out.
+    """
+    contents = [message["content"] for message in messages]
+    # Stand-ins show where the template puts the messages.
+    frame = _render(tokenizer, [{**m, "content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)], template)
+    around = re.split("\ue000(\\d+)\ue001", frame)
+    places = [int(number) for number in around[1::2]]
+    for number, message in enumerate(messages):
+        if number not in places:
+            raise ValueError(
+                f"The model's chat template leaves out message {number + 1}, of role {message['role']!r}: the model "
+                f"would not see it."
+            )
+    names = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    spelled = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
+    whole = _render(tokenizer, messages, template)
+    if spelled is None or not any(spelled.search(content) for content in contents):
+        return [whole]
+    # The template may strip them.
+    around[1::2] = [contents[number].strip() for number in places]
+    if whole != "".join(around):
+        around[1::2] = [contents[number] for number in places]
+    made = [""]
+    for number, text in enumerate(around):
+        # Odd ones are messages. One character of the special token stays behind, the rest goes on.
+        cuts = [match.start() + 1 for match in spelled.finditer(text)] if number % 2 else []
+        for start, end in zip([0, *cuts], [*cuts, None]):
+            if start:
+                made.append("")
+            made[-1] += text[start:end]
+    return made
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool) -> str:
+    if not template:
+        return "\n\n".join(message["content"] for message in messages)
+    import jinja2
+
+    try:
+        return _apply(tokenizer, messages)
+    # A template is a program: it raises on purpose, or fails like one.
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"The model's chat template refuses these messages: {_first_line(error)}.") from error
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")[:200]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsed.models import LoadError, reason
+from sparsed.models.chat import check_template
 from sparsed.models.families import Checkpoint
 from sparsed.models.files import weight_files
 from sparsed.models.hub import Listener, LoadProgress
@@ -88,6 +89,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             reason = (str(error).splitlines() or [""])[0]
             raise LoadError(f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}).") from error
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        if "default" not in templates:
+            raise LoadError(f"{folder} has the chat templates {', '.join(map(repr, templates))}, and no 'default' one.")
+        tokenizer.chat_template = templates["default"]
+    if tokenizer.chat_template:
+        try:
+            check_template(tokenizer)
+        except ValueError as error:
+            raise LoadError(f"The chat template in {folder} is not written in Jinja: {error}.") from error
     return tokenizer
 
 

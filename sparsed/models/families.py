@@ -7,13 +7,24 @@ Nothing here, and nothing in loading, runs code that comes with a checkpoint.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed.config import SamplerConfig
 from sparsed.models import LoadError, reason
-from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
+from sparsed.models.catalogue import DREAM_DEFAULTS, DREAM_LENGTH, GENERIC_DEFAULTS, LLADA_DEFAULTS
+from sparsed.models.config_checks import (
+    LLADA_HARMLESS,
+    ROPE,
+    check_network,
+    check_quantisation,
+    check_rope,
+    check_windows,
+    unknown,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -50,6 +61,10 @@ _LLADA_ONLY: dict[str, tuple[Any, ...]] = {
     "scale_logits": (False, None),
     "multi_query_attention": (False, None),
 }
+_LLADA_SIZES = (
+    "d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "mlp_ratio", "embedding_size", "vocab_size",
+    "max_sequence_length", "rms_norm_eps", "weight_tying", "rope_full_precision",
+)  # fmt: skip
 _CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 # model_type in config.json → (family, transformers' class).
 _TYPES = {
@@ -59,6 +74,11 @@ _TYPES = {
     **{prefix + kind: (kind, kind) for kind in _CLASSES for prefix in ("", "a2d-")},
 }
 _DEFAULTS = {"llada": LLADA_DEFAULTS, "dream": DREAM_DEFAULTS, "llama": GENERIC_DEFAULTS}
+# What our own object "sparsed" may say: of which types, the sampler's settings last.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "steps": (int,), "gen_length": (int,), "block_length": (int,), "algorithm": (str,), "temperature": (int, float),
+}  # fmt: skip
+_ABOUT = {"mask_token": (str,), "label": (str,), "trained_length": (int,), **_SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -69,8 +89,9 @@ class Checkpoint:
     named `network`, bidirectional. keys: regular expression → replacement, applied to the names of the
     weights. shift: position i is predicted by the logits of position i − 1 (Dream). float32_rotation: queries
     and keys are rotated in float32 whatever the dtype of the weights (LLaDA). mask_id: of the mask token, if
-    the config gives it. end_ids: end and padding tokens that it gives. positions: the longest sequence it
-    names. about: the object "sparsed", our own remarks.
+    the config gives it. end_ids: end and padding tokens that it gives. trained_length: positions seen in training, in
+    tokens. defaults: the family's published sampler, with what the config says of it. notes: sentences on what it says
+    to no effect. about: the object "sparsed", our own remarks.
     """
 
     family: str
@@ -81,13 +102,10 @@ class Checkpoint:
     float32_rotation: bool = False
     mask_id: int | None = None
     end_ids: tuple[int, ...] = ()
-    positions: int = 0
+    trained_length: int = 0
+    defaults: SamplerConfig = GENERIC_DEFAULTS
+    notes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def defaults(self) -> SamplerConfig:
-        """The family's published sampler."""
-        return _DEFAULTS.get(self.family, LLADA_DEFAULTS)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -114,18 +132,18 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         raise LoadError(
             f"{where} says model_type {kind!r}, which is no diffusion language model known here; known are {known}."
         )
-    if raw.get("quantization_config"):
-        raise LoadError(f"{where} describes quantised weights; only float32, bfloat16 and float16 ones can be loaded.")
+    check_quantisation(raw, where)
+    check_network(raw, where)
+    check_rope(raw, where)
     family, backbone = _TYPES[kind]
     values = _llama_values(raw, where) if family == "llada" else raw
     config = _config(backbone, values, where)
+    check_windows(raw, getattr(config, "layer_types", None), where)
     config.is_causal = False
     config.use_cache = False
-    # Masked diffusion attends over everything, whatever its ancestor did.
-    if getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention"] * config.num_hidden_layers
     ends = [raw.get("eos_token_id"), raw.get("pad_token_id")]
-    flat = [i for end in ends for i in (end if isinstance(end, list) else [end])]
+    about = _about(raw.get("sparsed"), where)
+    own = (*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS) if family == "llada" else tuple(f.name for f in fields(config))
     return Checkpoint(
         family=family,
         network=f"{_CLASSES[backbone]}ForCausalLM",
@@ -133,11 +151,29 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         keys=LLADA_KEYS if family == "llada" else {},
         shift=family == "dream",
         float32_rotation=family == "llada" and raw.get("rope_full_precision", True) is not False,
-        mask_id=_id(raw.get("mask_token_id")),
-        end_ids=tuple(dict.fromkeys(i for i in map(_id, flat) if i is not None)),
-        positions=int(config.max_position_embeddings),
-        about=_about(raw.get("sparsed"), where),
+        mask_id=token_id(raw.get("mask_token_id")),
+        end_ids=token_ids(*ends),
+        trained_length=about.get("trained_length", _trained_length(family, config)),
+        defaults=_defaults(family, about, where),
+        notes=tuple(unknown(raw, (*own, *ROPE, "partial_rotary_factor", "use_mrope"), where)),
+        about=about,
     )
+
+
+def _trained_length(family: str, config: PreTrainedConfig) -> int:
+    """Positions seen in training. Dream's config.json names what its autoregressive ancestor saw."""
+    positions = int(config.max_position_embeddings)
+    return min(positions, DREAM_LENGTH) if family == "dream" else positions
+
+
+def _defaults(family: str, about: Mapping[str, Any], where: str) -> SamplerConfig:
+    settings = {key: about[key] for key in _SETTINGS if key in about}
+    try:
+        defaults = replace(_DEFAULTS.get(family, LLADA_DEFAULTS), **settings)
+        defaults.resolve(defaults)
+    except ValueError as error:
+        raise LoadError(f"{where} gives a sampler under 'sparsed' that cannot be: {reason(error)}.") from error
+    return defaults
 
 
 def _config(backbone: str, values: dict[str, Any], where: str) -> PreTrainedConfig:
@@ -145,7 +181,8 @@ def _config(backbone: str, values: dict[str, Any], where: str) -> PreTrainedConf
 
     # dtype is decided when loading; the rest says what the checkpoint is, not how the network looks.
     apart = ("model_type", "architectures", "auto_map", "sparsed", "transformers_version", "dtype", "torch_dtype")
-    kept = {key: value for key, value in values.items() if key not in apart}
+    # transformers fills in the objects that it is given.
+    kept = {key: deepcopy(value) for key, value in values.items() if key not in apart}
     try:
         config: PreTrainedConfig = getattr(transformers, f"{_CLASSES[backbone]}Config")(**kept)
     except Exception as error:  # transformers' checks raise several kinds, and others fail on the way to them
@@ -175,6 +212,7 @@ def _llama_values(raw: dict[str, Any], where: str) -> dict[str, Any]:
             "tie_word_embeddings": bool(raw.get("weight_tying", False)),
             "attention_bias": False,
             "mlp_bias": False,
+            **{name: raw[name] for name in ("rope_scaling", "rope_parameters") if raw.get(name)},
         }
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(f"{where} is not a complete LLaDA config ({type(error).__name__}: {error}).") from error
@@ -184,17 +222,25 @@ def _about(remarks: Any, where: str) -> dict[str, Any]:
     """Our own remarks in a config.json, each of its type. Raises LoadError."""
     if remarks is None:
         return {}
-    kinds: dict[str, tuple[type, ...]] = {
-        "mask_token": (str,), "label": (str,), "algorithm": (str,), "trained_length": (int,), "steps": (int,),
-        "gen_length": (int,), "block_length": (int,), "temperature": (int, float),
-    }  # fmt: skip
     if not isinstance(remarks, dict):
         raise LoadError(f"{where} must hold an object under 'sparsed', not {remarks!r}.")
     for name, value in remarks.items():
-        if name in kinds and (isinstance(value, bool) or not isinstance(value, kinds[name])):
-            raise LoadError(f"{where} says sparsed.{name} {value!r}, which is no {kinds[name][-1].__name__}.")
+        kinds = _ABOUT.get(name)
+        if kinds is None:
+            raise LoadError(f"{where} says sparsed.{name}, which is not known; known are {', '.join(_ABOUT)}.")
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise LoadError(f"{where} says sparsed.{name} {value!r}, which is no {kinds[-1].__name__}.")
+    if remarks.get("trained_length", 1) < 1:
+        raise LoadError(f"{where} says sparsed.trained_length {remarks['trained_length']}; it must be 1 or more.")
     return remarks
 
 
-def _id(value: Any) -> int | None:
+def token_ids(*values: Any) -> tuple[int, ...]:
+    """The token ids among values that may be ids, lists of them, or anything else; each once."""
+    flat = [i for value in values for i in (value if isinstance(value, list) else [value])]
+    return tuple(dict.fromkeys(i for i in map(token_id, flat) if i is not None))
+
+
+def token_id(value: Any) -> int | None:
+    """The value, if it can be a token's id."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -12,6 +12,8 @@ from sparsed.attention import register
 from sparsed.parallel.share import Share
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from sparsed.denoising.forward import Pass
 
 
@@ -25,16 +27,31 @@ class Float32Rotation(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, theta: float, head_dim: int, device: torch.device) -> None:
+    def __init__(self, config: PreTrainedConfig, device: torch.device) -> None:
         super().__init__()
-        even = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
-        self.register_buffer("inv_freq", 1.0 / theta ** (even / head_dim), persistent=False)
+        frequencies, self.attention_scaling = rotary_frequencies(config, device)
+        self.register_buffer("inv_freq", frequencies, persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, float32 [batch, length, head_dim] on x's device."""
         angles = position_ids[..., None].float() * self.inv_freq.to(x.device)
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos(), angles.sin()
+        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+def rotary_frequencies(config: PreTrainedConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Angles a position, float32 [head_dim / 2], and what cosines and sines are multiplied by, as the config's
+    rope_parameters say.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope, settings = config.rope_parameters, vars(config)
+    if rope["rope_type"] != "default":
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, device)
+        return frequencies.to(device, torch.float32), float(scaling)
+    head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+    even = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    return 1.0 / rope["rope_theta"] ** (even / head_dim), 1.0
 
 
 class Layer(nn.Module):

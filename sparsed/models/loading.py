@@ -6,7 +6,6 @@ No code that comes with a checkpoint is run: the family is read from config.json
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,15 +91,11 @@ def load(
         problem = fuse_network(network) if fusing else None
     if device_map is not None:
         place = input_device(network)
-    notes = [] if problem is None else [f"What surrounds attention is not fused: {problem}"]
-    about = checkpoint.about
-    # What the checkpoint says about itself goes before what the catalogue expects.
-    settings = ("steps", "gen_length", "block_length", "algorithm", "temperature")
-    defaults = checkpoint.defaults if spec is None else spec.defaults
-    defaults = replace(defaults, **{key: about[key] for key in settings if key in about})
+    notes = list(checkpoint.notes)
+    notes += [] if problem is None else [f"What surrounds attention is not fused: {problem}"]
     return Model(
         name=name,
-        label=about.get("label", label),
+        label=checkpoint.about.get("label", label),
         network=network,
         tokenizer=tokenizer,
         device=place,
@@ -108,11 +103,10 @@ def load(
         mask_id=mask_id,
         eos_id=end_ids[0],
         end_ids=end_ids,
-        defaults=defaults.resolve(defaults),
-        max_positions=int(about.get("trained_length", checkpoint.positions if spec is None else spec.trained_length)),
+        defaults=checkpoint.defaults.resolve(checkpoint.defaults),
+        max_positions=checkpoint.trained_length,
         family=checkpoint.family,
         shift=checkpoint.shift,
-        chat=bool(tokenizer.chat_template) and (spec is None or spec.chat),
         notes=tuple(notes),
         team=team,
         folder=folder,

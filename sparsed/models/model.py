@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from sparsed.attention.backends.registry import Problem
 from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
-from sparsed.models.chat import batch_of_messages, is_message
+from sparsed.models.chat import check_messages, messages_of, pieces
 from sparsed.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -46,10 +45,9 @@ class Model:
     network: transformers' LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM, bidirectional, in eval mode.
     device: where token ids go in; the weights may be spread over more, see `devices`. defaults: the sampler's
     settings. max_positions: positions seen in training, in tokens. family: "llada", "dream", "llama", "qwen2" or
-    "qwen3". shift: the logits of position i − 1 predict position i. chat: prompts go through the tokenizer's chat
-    template. end_ids: every token that ends an answer, eos_id first. notes: sentences about how it was loaded that a
-    user should see. team: the processes that hold the network together, each a share of it; None where it is whole.
-    folder: where its files are; None for random weights.
+    "qwen3". shift: the logits of position i − 1 predict position i. end_ids: every token that ends an answer, eos_id
+    first. notes: sentences about how it was loaded that a user should see. team: the processes that hold the network
+    together, each a share of it; None where it is whole. folder: where its files are; None for random weights.
     """
 
     name: str
@@ -64,7 +62,6 @@ class Model:
     max_positions: int
     family: str = "llama"
     shift: bool = False
-    chat: bool = True
     end_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     team: ModelTeam | None = None
@@ -72,6 +69,11 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
+
+    @property
+    def chat(self) -> bool:
+        """Does its tokenizer come with a chat template?"""
+        return self.tokenizer is not None and bool(self.tokenizer.chat_template)
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -122,38 +124,45 @@ class Model:
         """Keeps the other threads of this process from the model's team, where it has one."""
         return nullcontext() if self.team is None else self.team.turn()
 
-    def encode(self, prompt: str | list[dict[str, str]] | Tensor) -> Tensor:
+    def encode(self, prompt: str | list[dict[str, str]] | Tensor, chat: bool | None = None) -> Tensor:
         """The prompt as token ids, int64 [batch, length] on the model's device.
 
         A string is one user message; it and a list of chat messages go through the tokenizer's chat template,
-        with the header of the answer appended (for a model without chat, their plain text, a blank line
-        between). A special token that is spelled in a message is text: it becomes the tokens of its letters.
-        Token ids [length] or [batch, length] are used exactly as they are.
+        with the header of the answer appended. chat: None does so where there is a template; False gives their plain
+        text, a blank line between, every space in its place; True wants the template. A special token that is spelled
+        in a message is text: it becomes the tokens of its letters. Token ids [length] or [batch, length] are used
+        exactly as they are.
 
-        Raises ValueError for an empty prompt, ids outside the vocabulary, or anything else that is no prompt.
+        Raises ValueError for an empty prompt, ids outside the vocabulary or the mask token among them (masks inside a
+        prompt are not filled), a chat template that is missing or refuses the messages, or anything that is no prompt.
         """
         if isinstance(prompt, Tensor):
+            if chat:
+                raise ValueError("Token ids are used exactly as they are: a chat template cannot be asked for.")
             return self._check_ids(prompt).to(self.device, torch.int64)
+        if chat and not self.chat:
+            raise ValueError(f"{self.label} has no chat template: its tokenizer comes with none.")
         if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if not isinstance(prompt, list) or not prompt or not all(is_message(message) for message in prompt):
+            prompt = messages_of(prompt)
+        if not isinstance(prompt, list) or not prompt:
             raise ValueError(
                 "A prompt must be a string, a list of messages with 'role' and 'content', or a tensor of token ids."
             )
-        if not any(message["content"].strip() for message in prompt):
+        if not any(message["content"].strip() for message in check_messages(prompt)):
             raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
-        ids = [
-            i for piece in self._pieces(prompt) for i in self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-        ]
+        made = pieces(self.tokenizer, prompt, self.chat if chat is None else chat)
+        ids = [i for piece in made for i in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
         return torch.tensor([ids], dtype=torch.int64, device=self.device)
 
     def decode(self, tokens: Tensor) -> str:
-        """The text of generated tokens [gen_length]: up to the first end token, special tokens left out."""
+        """The text of generated tokens [gen_length]: up to the first end token, special tokens left out, spaces and
+        line feeds at both ends kept.
+        """
         ids = tokens.tolist()
         end = next((position for position, token in enumerate(ids) if token in self.end_ids), len(ids))
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        return text.strip()
+        return text
 
     def token_text(self, token: int) -> str:
         """The text of one token as it stands in an answer, special tokens by their names."""
@@ -162,40 +171,6 @@ class Model:
     def tokens_text(self, tokens: Sequence[int]) -> str:
         """The text of neighbouring tokens as they stand in an answer, special tokens by their names."""
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
-    def _pieces(self, messages: list[dict[str, str]]) -> list[str]:
-        """The text that the model sees, cut so that no piece holds a special token from inside a message."""
-        contents = [message["content"] for message in messages]
-        names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
-        spelled = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
-        if spelled is None or not any(spelled.search(content) for content in contents):
-            return [self._render(messages)]
-        # Stand-ins show where the template puts the messages; it may strip them.
-        stand_ins = [f"\ue000{number}\ue001" for number in range(len(messages))]
-        frame = self._render([{**m, "content": name} for m, name in zip(messages, stand_ins)])
-        around = re.split("|".join(stand_ins), frame)
-        stripped = "".join(batch_of_messages(around, [content.strip() for content in contents]))
-        if self._render(messages) == stripped:
-            contents = [content.strip() for content in contents]
-        pieces = [""]
-        for number, text in enumerate(batch_of_messages(around, contents)):
-            # Odd ones are messages. One character of the special token stays behind, the rest goes on.
-            cuts = [match.start() + 1 for match in spelled.finditer(text)] if number % 2 else []
-            for start, end in zip([0, *cuts], [*cuts, None]):
-                if start:
-                    pieces.append("")
-                pieces[-1] += text[start:end]
-        return pieces
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        if not self.chat:
-            return "\n\n".join(message["content"] for message in messages)
-        # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
         assert isinstance(text, str)
         return text
 
@@ -211,4 +186,9 @@ class Model:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocabulary:
             raise ValueError(f"Token ids must lie between 0 and {vocabulary - 1}, not {low if low < 0 else high}.")
+        if (masks := (ids == self.mask_id).nonzero()).numel():
+            raise ValueError(
+                f"The token ids hold the mask token {self.mask_id} at position {int(masks[0, -1])}: masks inside a "
+                f"prompt are not filled; only what follows it is generated."
+            )
         return ids if ids.ndim == 2 else ids[None]

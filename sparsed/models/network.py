@@ -38,9 +38,7 @@ def prepare(
 
     model: Any = network.model
     if float32_rotation:
-        head_dim = model.layers[-1].self_attn.head_dim
-        theta = network.config.rope_parameters["rope_theta"]
-        model.rotary_emb = Float32Rotation(theta, head_dim, input_device(network))
+        model.rotary_emb = Float32Rotation(network.config, input_device(network))
     last = len(model.layers) - 1
     for number, layer in enumerate(model.layers):
         ours = Layer(layer, last=number == last, share=share)

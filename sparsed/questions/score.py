@@ -20,4 +20,4 @@ def facts_right(text: str, gold: str) -> tuple[int, int, int]:
 
 
 def _sentences(text: str) -> list[str]:
-    return [sentence.strip(" .") for sentence in text.split(". ") if sentence.strip(" .")]
+    return [sentence.strip(" .") for sentence in text.strip().split(". ") if sentence.strip(" .")]

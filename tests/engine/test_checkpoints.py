@@ -405,7 +405,7 @@ SHAPES = [
     ("dream", {}),
     ("dream", {"num_key_value_heads": 1, "num_attention_heads": 6, "shards": 4}),
     ("dream", {"num_key_value_heads": 4, "rope_theta": 10000.0}),
-    ("dream", {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    ("dream", {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
     ("qwen3", {}),
     ("qwen3", {"model_type": "qwen3", "shards": 2, "head_dim": 8}),
 ]
@@ -580,8 +580,13 @@ def test_what_is_before_and_after_a_spelled_token_is_untouched(checkpoints, mode
 def test_token_ids_are_used_as_they_are(model_of) -> None:
     for family in FAMILIES:
         model = model_of(family)
-        given = torch.tensor([[model.mask_id, model.eos_id, 5], [1, 2, 3]])
-        assert torch.equal(model.encode(given), given)
+        given = torch.tensor([[4, model.eos_id, 5], [1, 2, 3]])
+        assert torch.equal(model.encode(given), given) and torch.equal(model.encode(given, chat=False), given)
+        with pytest.raises(ValueError, match="Token ids are used exactly as they are"):
+            model.encode(given, chat=True)
+        given[1, 2] = model.mask_id
+        with pytest.raises(ValueError, match=f"hold the mask token {model.mask_id} at position 2"):
+            model.encode(given)
 
 
 # ---- progress, the Hub, and what stays usable ----

@@ -262,15 +262,15 @@ def test_a_position_given_the_mask_token_stays_masked(tiny) -> None:
     assert result.text == [""]
 
 
-def test_mask_tokens_in_the_prompt_are_text(no_mask_predicted) -> None:
-    tiny = no_mask_predicted
+def test_mask_tokens_in_the_prompt_are_refused(tiny) -> None:
     ids = prompt_ids(tiny, 60)
-    ids[0, [0, 17, 59]] = tiny.mask_id
-    sampler = SamplerConfig(steps=5, gen_length=10)
+    ids[0, [17, 59]] = tiny.mask_id
     for attention in ("dense", SparseDConfig()):
-        result = sparsed.generate(tiny, ids, sampler=sampler, attention=attention)
-        assert torch.equal(result.tokens[:, :60], ids)
-        assert all(int(step.committed.sum()) == 2 for step in result.steps)
+        with pytest.raises(ValueError, match="hold the mask token 257 at position 17: masks inside a prompt are not"):
+            sparsed.denoise(tiny, ids, attention=attention)
+    # As text a mask is spelled, and stands in the prompt.
+    run = sparsed.denoise(tiny, "one <|mask|> two", sampler=SamplerConfig(steps=2, gen_length=4, block_length=4))
+    assert "one <|mask|> two" in tiny.tokenizer.decode(run.result().tokens[0, : run.prompt_length])
 
 
 def test_the_head_runs_on_masked_positions_of_the_block_alone(no_mask_predicted) -> None:

@@ -18,6 +18,7 @@ import sparsed
 from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.__main__ import main
 from sparsed.harness.likelihood import log_likelihoods
+from sparsed.models.chat import pieces
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional extra 'lm_eval')")
 
@@ -396,7 +397,7 @@ def test_a_local_task_from_end_to_end(tasks: Path, folder_of) -> None:
     right = []
     for sample in results["samples"]["tiny_choice"]:
         assert [choice for _, choice in sample["arguments"]] == ["yes", "no"]  # no space after a template's header
-        text = model._render([{"role": "user", "content": sample["doc"]["question"]}])
+        (text,) = pieces(model.tokenizer, [{"role": "user", "content": sample["doc"]["question"]}], template=True)
         assert text.endswith("</think>\n\n")
         # The line feeds before an answer count as its own, as they do with every model of the harness.
         context = model.tokenizer.encode(text.rstrip())

@@ -192,7 +192,7 @@ def test_text_becomes_a_chat(tiny) -> None:
 
 
 def test_ids_are_used_as_they_are(tiny) -> None:
-    one = torch.tensor([3, tiny.mask_id, tiny.eos_id], dtype=torch.int32)
+    one = torch.tensor([3, 0, tiny.eos_id], dtype=torch.int32)
     assert tiny.encode(one).tolist() == [one.tolist()]
     two = torch.tensor([[1, 2], [3, 4]])
     assert torch.equal(tiny.encode(two), two)
@@ -204,8 +204,10 @@ def test_ids_are_used_as_they_are(tiny) -> None:
         ("", "prompt is empty"),
         (" \n", "prompt is empty"),
         ([], "must be a string, a list of messages"),
-        (["text"], "must be a string, a list of messages"),
-        ([{"role": "user"}], "must be a string, a list of messages"),
+        (["text"], "Message 1 of the prompt must be an object with 'role' and 'content', both text, not 'text'"),
+        ([{"role": "user"}], "Message 1 of the prompt must be an object with 'role' and 'content'"),
+        ([{"role": "user", "content": None}], "Message 1 of the prompt must be an object"),
+        ([{"role": "user", "content": "x", "name": "y"}], "Message 1 of the prompt has 'name' beside"),
         (None, "must be a string, a list of messages"),
         (torch.tensor([], dtype=torch.int64), "prompt is empty"),
         (torch.zeros(0, 4, dtype=torch.int64), "prompt is empty"),
@@ -215,6 +217,8 @@ def test_ids_are_used_as_they_are(tiny) -> None:
         (torch.tensor(3), "must be whole numbers of shape"),
         (torch.tensor([-1, 4]), "between 0 and 259, not -1"),
         (torch.tensor([260]), "between 0 and 259, not 260"),
+        (torch.tensor([1, 257]), "hold the mask token 257 at position 1: masks inside a prompt are not filled"),
+        (torch.tensor([[1, 2], [257, 3]]), "hold the mask token 257 at position 0"),
     ],
 )
 def test_what_is_no_prompt_is_refused(tiny, prompt, said: str) -> None:
@@ -229,6 +233,13 @@ def test_decoding_ends_at_the_end_token(tiny) -> None:
     assert tiny.decode(torch.tensor([*plain, tiny.eos_id, *late])) == "two  words ."
     assert tiny.decode(torch.tensor([tiny.mask_id, *plain, tiny.mask_id])) == "two  words ."
     assert tiny.decode(torch.tensor([tiny.eos_id, *plain])) == ""
+
+
+@pytest.mark.parametrize("text", ["    return x", "\n\n  two\t \n", " ", "x"])
+def test_decoding_keeps_every_space(tiny, text: str) -> None:
+    ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tiny.decode(torch.tensor([*ids, tiny.eos_id, *ids])) == text
+    assert tiny.decode(torch.tensor(ids)) == text
 
 
 def test_data_lies_in_the_clone_or_in_the_installed_package(tmp_path: Path, monkeypatch) -> None:

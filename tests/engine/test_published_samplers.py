@@ -177,11 +177,9 @@ def compare(model, prompt: list[int], config: SamplerConfig, literal: Callable[.
 
 
 def random_prompt(dice: random.Random, model, longest: int = 24) -> list[int]:
-    """Any ids, now and then the mask's own: in a prompt it is text like any other."""
+    """Any ids but the mask's."""
     prompt = [dice.randrange(model.network.config.vocab_size) for _ in range(dice.randint(1, longest))]
-    for _ in range(dice.choice([0, 0, 1, 3])):
-        prompt[dice.randrange(len(prompt))] = model.mask_id
-    return prompt
+    return [0 if token == model.mask_id else token for token in prompt]
 
 
 def any_model(dice: random.Random, model_of, usual: str, **values: Any):

@@ -113,5 +113,6 @@ def test_answers_are_compared_fact_by_fact() -> None:
     gold = "Mira Tolvane is a baker. She lives in Orvika. She keeps a grey goose."
     assert exact_match(f" {gold} ", gold) and not exact_match(gold[:-1], gold)
     assert facts_right(gold, gold) == (3, 3, 0)
+    assert facts_right(f"\n  {gold}\n", gold) == (3, 3, 0)
     assert facts_right("Mira Tolvane is a baker. She lives in Rome.", gold) == (1, 3, 1)
     assert facts_right("", gold) == (0, 3, 0)
