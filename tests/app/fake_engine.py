@@ -363,7 +363,7 @@ class FakeEngine:
         )
 
     def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=(), chat=None):
-        prompt = text_of(prompt)
+        prompt, sampler = text_of(prompt), sampler.resolve(model.defaults)
         written = (SEED_WORDS if "Mara Velin" in prompt else prompt).split()
         if not ours(attention):
             written[2::3] = [WRONG] * len(written[2::3])
