@@ -10,6 +10,7 @@ from app.engine.cost import lanes_take_turns
 from app.engine.interface import check_name
 from app.server.journal import Journal
 from app.server.limits import Limits
+from sparsed.machine import add_version
 
 PORTS = range(65_536)
 
@@ -29,6 +30,7 @@ class Options:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python app.py", description="Full attention and SparseD, side by side.")
+    add_version(made, "torch", "transformers", "gradio")
     made.add_argument("--host", help="address to listen on (default 127.0.0.1, or GRADIO_SERVER_NAME)")
     made.add_argument("--port", type=int, help="port (default GRADIO_SERVER_PORT, or the first free from 7860)")
     made.add_argument("--model", default="mini", help="a model of the catalogue, or a folder (default: mini)")

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from sparsed.edge import program
+from sparsed.machine import add_version
 from sparsed.parallel.launch import Launch
 
 # command → (module with main(argv), one line of help). The modules load when they are needed.
@@ -23,41 +25,26 @@ _COMMANDS = {
 
 # Those that take a team; their main is main(argv, team). And those that share their work among processes.
 _TEAM = ("bench", "eval", "generate")
-_SHARED = ("bench", "eval")
+_SHARED = ("bench", "eval", "lm_eval")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code; a wrong value is one sentence on stderr and code 2, a run that
-    fails one and code 1.
-    """
+    """Runs one subcommand and returns its exit code, see `sparsed.edge.program`."""
     argv = sys.argv[1:] if argv is None else argv
     # Threads that spin while they wait slow every step many times over as soon as anything else uses a core.
     # torch reads this when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return program(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sparsed", description=__doc__)
+    add_version(parser, "torch", "transformers")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in _COMMANDS.items():
         # The module's own parser reads the rest of the line, --help included.
         commands.add_parser(name, help=text, add_help=False)
-    command = parser.parse_args(argv[:1]).command
-    try:
-        return _run(command, argv[1:])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        kept = " What --out holds stays; the same command goes on from there." if command in _SHARED else ""
-        print(f"stopped.{kept}", file=sys.stderr)
-        return 130  # what a shell expects of a program that Ctrl-C ended
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (RuntimeError, MemoryError, OSError) as error:
-        # Out of memory, a device that failed, weights that give no finite numbers, a file that cannot be written.
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"error: {said}", file=sys.stderr)
-        return 1
+    return _run(parser.parse_args(argv[:1]).command, argv[1:])
 
 
 def _run(command: str, argv: list[str]) -> int:
@@ -68,14 +55,14 @@ def _run(command: str, argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv) and launch.rank:
         return 0  # one process says it
     if launch.kind != "tensor" or {"-h", "--help"} & set(argv):
-        return int(_main(command)(argv) or 0)
+        return int(_found(command)(argv) or 0)
     from sparsed.parallel.meeting import join  # needs torch, which help does not
 
     with join(launch) as team:
-        return int(_main(command)(argv, team) or 0)
+        return int(_found(command)(argv, team) or 0)
 
 
-def _main(command: str) -> Callable[..., int | None]:
+def _found(command: str) -> Callable[..., int | None]:
     found: Callable[..., int | None] = import_module(_COMMANDS[command][0]).main
     return found
 

@@ -5,16 +5,41 @@ torch is imported inside functions: the page asks for these before torch is load
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import platform
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsed import __version__
+
 if TYPE_CHECKING:
     import torch
+
+
+def add_version(parser: argparse.ArgumentParser, *packages: str) -> None:
+    """--version: one line with ours, Python's, and those of `packages`, none of which is imported."""
+
+    class Version(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+            print(versions(*packages))  # argparse's own would wrap it
+            parser.exit()
+
+    parser.add_argument("--version", nargs=0, action=Version, help="say which versions these are, and exit")
+
+
+def versions(*packages: str) -> str:
+    told = [f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            told.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            told.append(f"no {package}")
+    return f"sparsed {__version__} ({', '.join(told)})"
 
 
 def machine() -> dict[str, Any]:

@@ -14,12 +14,14 @@ def read_as(kind: Any, value: Any, what: str) -> Any:
     """A value that json.loads gave, as the type `kind`.
 
     kind: a dataclass or NamedTuple (a list in JSON), Mapping, tuple, Literal of texts, union, str, bool, int
-    (64 bits), float (finite) or None. Keys that a dataclass does not have are ignored; one that is missing takes
-    the field's default. A dataclass that stands there already is taken as it is.
+    (64 bits), float (finite), None, or Any for what is only told on. Keys that a dataclass does not have are ignored;
+    one that is missing takes the field's default. A dataclass that stands there already is taken as it is.
 
     Raises ValueError, with `what` or the name of the field, where it is none.
     """
     origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if origin in (Union, UnionType):
         return _one_of(inner, value, what)
     if is_dataclass(kind) and isinstance(kind, type):

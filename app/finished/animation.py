@@ -18,6 +18,7 @@ from app.phrases import clock
 from app.race.lane_view import LaneView, Snapshot
 from app.race.snapshot import speedup
 from sparsed import trace as traces
+from sparsed.files import draft
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 WIDTHS = range(480, 1921)
@@ -68,9 +69,9 @@ def to_animation(
     if path.suffix.lower() == ".webp":
         frames = [frame.convert("RGB") for frame in frames]
         more = {"lossless": True, "quality": 40, "method": 2}
-    frames[0].save(
-        path, FORMATS[path.suffix.lower()], save_all=True, append_images=frames[1:], duration=durations, loop=0, **more
-    )
+    more |= {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    with draft(path) as place:
+        frames[0].save(place, FORMATS[path.suffix.lower()], **more)
 
 
 def _pairs(lanes: Iterable[str]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from app.race.race import Update
 from app.race.snapshot import Stage, mode, speedup
 from app.texts import BACKEND_WORDS, OWN_QUESTION, STOPPED, held_together, straight
 from sparsed import trace as traces
+from sparsed.trace.check import read_time
 
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
@@ -88,7 +89,7 @@ def origin(trace: traces.Trace) -> dict[str, str]:
     if not name and about.get("cores"):
         machine += f", {about['cores']} cores"
     model = trace.model.label or trace.model.name
-    return {"machine": straight(machine), "date": trace.created[:10], "model": straight(model)}
+    return {"machine": straight(machine), "date": read_time(trace.created).date().isoformat(), "model": straight(model)}
 
 
 def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:

@@ -23,6 +23,8 @@ from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 from yaml import YAMLError
 
+from sparsed.edge import go_on, program
+
 ROOT = Path(__file__).resolve().parents[2]
 # What a Space needs and what its card, README.md, links to; nothing else.
 SPACE = (
@@ -198,9 +200,16 @@ def prepare(given: argparse.Namespace, root: Path) -> dict[str, bytes]:
 
 def main(arguments: list[str] | None = None, *, root: Path = ROOT, endpoint: str | None = None) -> int:
     """The command; returns its exit status. endpoint: the Hub's address; None is the usual one."""
-    given = options(arguments)
+    return program(lambda: _deploy(options(arguments), root, endpoint))
+
+
+def _deploy(given: argparse.Namespace, root: Path, endpoint: str | None) -> int:
+    if given.upload:
+        go_on()
     try:
         contents = prepare(given, root)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(2, *str(error).splitlines())
     if not given.upload:

@@ -15,9 +15,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sparsed.config import METHOD_LABELS
-from sparsed.evaluation.reading import read_records
+from sparsed.edge import go_on, program
+from sparsed.evaluation.reading import doubts, read_records
 from sparsed.evaluation.scores import summarise
+from sparsed.evaluation.tables import heading
+from sparsed.files import check, write
 from sparsed.questions.lengths import token_budget
 
 # Shades of one hue, dark for right: read without colour too. Every cell also carries its number.
@@ -39,7 +41,7 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
     figure = make_subplots(
         rows=down,
         cols=across,
-        subplot_titles=[name(method) for method in methods],
+        subplot_titles=[heading(method, rows) for method in methods],
         shared_yaxes=True,
         horizontal_spacing=0.04,
         vertical_spacing=0.28 / down,
@@ -81,30 +83,27 @@ def heatmap(rows: list[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def name(method: str) -> str:
-    """A method in words; the settings of its own after a comma."""
-    plain, _, settings = method.partition(":")
-    said = (part.replace("=", " ") for part in settings.split(",") if part)
-    return ", ".join([METHOD_LABELS.get(plain, plain), *said])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
+    return program(lambda: _draw(arguments))
+
+
+def _draw(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.depth_chart", description=__doc__)
     parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote")
     parser.add_argument("--methods", nargs="+", help="only these; default every method of the evaluation")
     parser.add_argument("--out", type=Path, default=Path("depth.html"), help="the page to write")
     given = parser.parse_args(arguments)
-    try:
-        rows = summarise(read_records(given.folder))["depths"]
-        figure = heatmap([row for row in rows if given.methods is None or row["method"] in given.methods])
-        # plotly.js inside: the page works without a network.
-        figure.write_html(given.out, include_plotlyjs=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    go_on()
+    check(given.out, "--out")
+    summary = summarise(read_records(given.folder), doubts=doubts(given.folder))
+    rows = summary["depths"]
+    figure = heatmap([row for row in rows if given.methods is None or row["method"] in given.methods])
+    # plotly.js inside: the page works without a network.
+    write(given.out, figure.to_html(include_plotlyjs=True))
+    for doubt in summary["doubts"]:
+        print(f"note: {doubt}", file=sys.stderr)
     print(f"{given.out}: {len(figure.data)} heatmaps")
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from app.race.fields import BASELINES
 from app.race.race import Lane, Race
 from sparsed import trace
 from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.edge import go_on, program
+from sparsed.files import check
 from sparsed.questions.build import build_prompt
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
+    return program(lambda: _record(arguments))
+
+
+def _record(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.opening", description=__doc__)
     parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
     parser.add_argument("--length", default="8k", help="prompt length: short_context, 1k … 64k")
@@ -41,17 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--out", type=Path, default=OPENING, help="the file to write; .gz compresses it")
     given = parser.parse_args(arguments)
-
-    try:
-        model = sparsed.load(given.model)
-        prompt = build_prompt(model, given.length, given.kind, given.question)
-        sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
-        lanes = lanes_for(SparseDConfig(), given.third)
-        lanes = watched(lanes, True, probe_steps(sampler.steps, lanes[1].switch_step(sampler.steps)))
-        runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, lanes, "auto")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    go_on()
+    check(given.out, "--out")
+    model = sparsed.load(given.model)
+    prompt = build_prompt(model, given.length, given.kind, given.question)
+    sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
+    lanes = lanes_for(SparseDConfig(), given.third)
+    lanes = watched(lanes, True, probe_steps(sampler.steps, lanes[1].switch_step(sampler.steps)))
+    runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, lanes, "auto")
     for update in Race([Lane(key, run) for key, run in runs.items()]):
         for made in update.steps:
             step = made.step
@@ -61,7 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     trace.save(trace.record(cast("dict[str, Run]", runs), prompt=prompt, importance=True), given.out)
     spent = {key: sum(step.seconds for step in run.steps) for key, run in runs.items()}
     print(f"{given.out}: {given.out.stat().st_size:,} bytes; {' and '.join(map(clock, spent.values()))}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,25 +15,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, FloatRect, Page
 
 from app.tools.browser import chromium
+from sparsed.edge import go_on, program
+from sparsed.files import check, write
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 500_000  # bytes of a picture
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return program(lambda: _photograph(arguments))
+
+
+def _photograph(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--length", default="4k", help="prompt length of the run (default 4k)")
     parser.add_argument("--question", type=int, default=0, help="question number")
     parser.add_argument("--third", help="the pattern of a third lane (default: none)")
     parser.add_argument("--port", type=int, default=7899)
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "pictures")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    go_on()
+    check(given.out / "screenshot-light.png", "--out")
     with served(given.port) as address, chromium() as browser:
         take(browser, address, given)
-    return 0
 
 
 @contextmanager
@@ -87,12 +95,11 @@ def save(page: Page, path: Path, height: int | None = None) -> None:
     whole = page.evaluate("document.documentElement.scrollHeight")
     assert page.viewport_size is not None
     width = page.viewport_size["width"]
-    page.screenshot(
-        path=path, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(height or whole, whole)}
-    )
-    size = path.stat().st_size
-    assert size < LIMIT, f"{path.name} has {size:,} bytes; at most {LIMIT:,}"
-    print(f"{path.name}: {size:,} bytes")
+    clip: FloatRect = {"x": 0, "y": 0, "width": width, "height": min(height or whole, whole)}
+    picture = page.screenshot(full_page=True, clip=clip)
+    assert len(picture) < LIMIT, f"{path.name} has {len(picture):,} bytes; at most {LIMIT:,}"
+    write(path, picture)
+    print(f"{path.name}: {len(picture):,} bytes")
 
 
 if __name__ == "__main__":

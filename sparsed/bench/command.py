@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsed import files
+from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
 from sparsed.bench.shapes import SHAPES, load_or_make
-from sparsed.bench.table import device_of, print_machine, print_table, tell
+from sparsed.bench.table import Report, device_of, print_machine, tell
+from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
 from sparsed.models.devices import check_dtype, pick_device, pick_dtype
+from sparsed.models.model import Model
 from sparsed.options import ATTENTION, SAMPLER, add_attention_options, add_sampler_options, attention_of, sampler_of
+from sparsed.origin import versions
 from sparsed.parallel.crew import Crew
 from sparsed.parallel.launch import Launch
+from sparsed.questions.build import prompts_version
 from sparsed.questions.lengths import token_budget
-from sparsed.results_folder import Folder, differences, read_lines
+from sparsed.results_folder import Folder, check, check_alike, read_lines, strangers
 from sparsed.typed_json import read_as
 
 if TYPE_CHECKING:
     from sparsed.parallel.team import Team
+
+DEFAULTS: dict[str, Any] = {"steps": 64, "skip": 0.2, "select": 0.3, "block_size": 128}
+"""What is measured where nothing is said, whatever the model and the length: tables stay comparable."""
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     """The command line. Returns the exit code; raises ValueError for settings that make no sense.
@@ -44,43 +53,74 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
     for length in options.lengths:
         token_budget(length)
+    if options.json is not None:
+        files.check(options.json, "--json")
+    if options.json is not None or options.out is not None:
+        go_on()
     with Crew.here() as crew:
         if crew.size > 1 and options.out is None:
             raise ValueError("Several processes share the measurements by way of a folder: name one with --out.")
         options.device = crew.device(options.device)
         about = machine()
+        own = _fill_in(options)
         if crew.rank == 0:
             print_machine(about)
-        if options.out is None:
-            asked: list[tuple[str | None, str]] = [
-                (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
-            ]
-            results = list(_measurements(options, asked, team))
-        else:
-            _measure_missing(options, about, crew, team)
-            crew.wait()
-    if crew.rank != 0:
-        return 0
-    if options.out is not None:
-        results = _kept(options.out)
-    print()
-    print_table(results)
-    if options.json:
-        record = {"machine": about, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"\nwritten to {options.json}")
+            if own:
+                print(f"bench's own defaults: {own}; what else was not said is the model's", flush=True)
+        report = Report(options.json, about, show=crew.rank == 0)
+        try:
+            with nullcontext() if crew.size > 1 or team is not None else heeding_sigterm():
+                if options.out is None:
+                    asked: list[tuple[str | None, str]] = [
+                        (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
+                    ]
+                    for result in _measurements(options, asked, team):
+                        report.add(result)
+                else:
+                    _measure_missing(options, about, crew, team)
+                    crew.wait()
+        except ValueError:  # a wrong value says nothing of what the folder holds, which may be of other settings
+            report.end(finished=False)
+            raise
+        except BaseException as error:
+            report.end(finished=False, kept=None if options.out is None else _kept(options.out))
+            if isinstance(error, KeyboardInterrupt) and options.out is not None:
+                kept = f"What {options.out} holds stays; the same command goes on from there."
+                raise type(error)(kept) from None
+            raise
+        report.end(finished=True, kept=None if options.out is None else _kept(options.out))
     return 0
 
 
+def _fill_in(options: argparse.Namespace) -> str:
+    """Bench's own defaults, where nothing was said; returns them in words."""
+    # With a threshold, steps are an upper bound, which the engine knows.
+    bounded = options.threshold is not None
+    names = [name for name in DEFAULTS if getattr(options, name) is None and not (name == "steps" and bounded)]
+    for name in names:
+        setattr(options, name, DEFAULTS[name])
+    return ", ".join(f"{name} {DEFAULTS[name]}" for name in names)
+
+
 def _measurements(
-    options: argparse.Namespace, asked: Sequence[tuple[str | None, str]], team: Team | None
+    options: argparse.Namespace,
+    asked: Sequence[tuple[str | None, str]],
+    team: Team | None,
+    loaded: Callable[[Model], object] = lambda _: None,
 ) -> Iterator[Measurement]:
-    """Each (dtype, length) measured, one after another; a model is loaded once for each dtype."""
+    """Each (dtype, length) measured, one after another; a model is loaded once for each dtype, and `loaded` told of it
+    before anything is measured.
+    """
     sampler, attention = sampler_of(options), attention_of(options)
+    done = 0
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
         model = load_or_make(options, dtype, team)
         print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
+        loaded(model)
         for length in [length for number, length in asked if number == dtype]:
+            say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
+            done += 1
+            later = [name for _, name in asked[done:]]
             yield measure(
                 model,
                 random_prompt(model, length, options),
@@ -91,7 +131,8 @@ def _measurements(
                 dense_backend=options.dense_backend,
                 repeats=options.repeats,
                 compose=options.compose,
-                say=partial(tell, f"{length}, {dtype_name(model.dtype)}"),
+                say=say,
+                look=Estimate(2 * options.repeats, length, later, say).look,
             )
         del model
         gc.collect()
@@ -103,11 +144,9 @@ def _measure_missing(
     """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
     place = pick_device(options.device)
     named = [check_dtype(dtype) for dtype in options.dtype or [None]]
-    plan = _plan(options, about, place.type)
-    unlike = differences(crew.agree(plan), plan)
-    if unlike:
-        raise ValueError(f"Process 0 is not like process {crew.rank} ({', '.join(unlike)}): these are two tables.")
-    folder = Folder(options.out, plan, crew.name)
+    key = _key_before(options, about, place.type)
+    check_alike(crew, key)
+    check(options.out, key)
     # Rank 0 alone looks what is there, and tries which dtype is fastest on a CPU: all share out the same list.
     missing: dict[tuple[str, int], str] = {}
     if crew.rank == 0:
@@ -116,36 +155,56 @@ def _measure_missing(
         done = {(row.dtype, token_budget(row.length)) for row in _kept(options.out)}
         missing = {key: length for key, length in wanted.items() if key not in done}
         print(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {options.out}", flush=True)
-        devices = torch.cuda.device_count() if place.type == "cuda" else 1
-        if min(crew.local_size, len(missing)) > devices:
-            print(
-                f"note: {crew.local_size} processes measure at the same time on "
-                f"{'the same GPUs' if place.type == 'cuda' else 'the same cores'} and slow each other; for clean "
-                f"times, give each a GPU of its own.",
-                file=sys.stderr,
-            )
+        for file, count in strangers(options.out, "measurements").items():
+            print(f"note: {file} holds {count} measurements of another plan: they are left out.", file=sys.stderr)
     missing = crew.agree(missing)
+    devices = torch.cuda.device_count() if place.type == "cuda" else 1
+    beside = -(-min(crew.local_size, len(missing)) // devices)
+    if crew.rank == 0 and beside > 1:
+        print(
+            f"note: {crew.local_size} processes measure at the same time on "
+            f"{'the same GPUs' if place.type == 'cuda' else 'the same cores'} and slow each other; for clean times, "
+            f"give each a GPU of its own.",
+            file=sys.stderr,
+        )
     pieces = list(missing.items())
     mine = crew.share([tokens**2 for (_, tokens), _ in pieces])
     # In the order asked for, not the longest first: on a CPU the peak memory is that of the process so far.
-    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team):
-        folder.add("measurements", asdict(result))
+    folders: list[Folder] = []
+
+    def loaded(model: Model) -> None:
+        """The weights are part of the folder's key."""
+        sampler = sampler_of(options).resolve(model.defaults)
+        whole = {**key, "weights": model.fingerprint(), "sampler": {name: getattr(sampler, name) for name in SAMPLER}}
+        folders.append(Folder(options.out, whole, crew.name, {"model": options.shape or options.model}))
+
+    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team, loaded):
+        folders[-1].add("measurements", asdict(replace(result, beside=max(1, beside))))
 
 
-def _plan(options: argparse.Namespace, about: dict[str, Any], device: str) -> dict[str, Any]:
-    """What is the same for all rows of one table."""
-    settings = (
-        "shape", "random_tokens", "kind", "prompt_seed", *SAMPLER, *(name for name in ATTENTION if name != "method"),
-        "backend", "dense_backend", "no_fuse", "repeats", "compose",
-    )  # fmt: skip
+# What --out needs the same of all measurements, as it stands among the options.
+SETTINGS = (
+    "shape", "random_tokens", "kind", "prompt_seed", "backend", "dense_backend", "no_fuse", "repeats", "compose",
+)  # fmt: skip
+
+
+def _key_before(options: argparse.Namespace, about: dict[str, Any], device: str) -> dict[str, Any]:
+    """What the measurements of a folder depend on and have alike, as far as it is known before a model is loaded: all
+    but the weights and what their defaults make of the sampler.
+    """
     facts = ("cpu", "gpu", "torch") if device == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
     launch = Launch.here()
+    sampler = {name: value for name in SAMPLER if (value := getattr(options, name)) is not None}
+    sampler.pop("gen_length", None)  # it may be rounded up
     return {
-        "model": options.model if options.shape is None else None,
-        **{name: getattr(options, name) for name in settings},
+        **{name: getattr(options, name) for name in SETTINGS},
+        "sampler": sampler,
+        "attention": {name: getattr(options, name) for name in ATTENTION if name != "method"},
         "device": device,
         "processes of one model": launch.size if launch.kind == "tensor" else 1,
         "machine": {name: about.get(name) for name in facts},
+        "prompts": prompts_version(),
+        "versions": versions(),
     }
 
 
@@ -167,7 +226,6 @@ def _parser() -> argparse.ArgumentParser:
     add_sampler_options(parser.add_argument_group("sampler (default: 64 steps, else the model's own)"))
     group = parser.add_argument_group("SparseD (default: skip 0.2, select 0.3, attention block size 128)")
     add_attention_options(group, without=["method"])
-    parser.set_defaults(steps=64, skip=0.2, select=0.3, block_size=128)
     parser.add_argument("--backend", default="auto", help="sparse backend")
     parser.add_argument("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")

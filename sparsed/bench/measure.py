@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
 from sparsed.config import AttentionConfig, SamplerConfig, switch_step
 from sparsed.denoising import denoise
 from sparsed.denoising.forward import synchronize
+from sparsed.denoising.run import Run
+from sparsed.denoising.step import Step
 from sparsed.machine import dtype_name
 from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
@@ -36,10 +39,12 @@ def measure(
     repeats: int = 1,
     compose: Sequence[int] = (),
     say: Callable[[str], None] = lambda _: None,
+    look: Callable[[Run], None] = lambda _: None,
 ) -> Measurement:
     """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
 
-    compose: numbers of steps of longer runs to put together from the measured steps.
+    compose: numbers of steps of longer runs to put together from the measured steps. look: told of the run with full
+    attention after each of its steps, outside the clock.
 
     Raises ValueError for settings that `denoise` refuses.
     """
@@ -47,22 +52,30 @@ def measure(
     sparsed_runs: list[float] = []
     steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
     same = 1.0
+    told: set[tuple[str, str]] = set()
+    runs: dict[str, list[dict[str, Any]]] = {"dense": [], "SparseD": []}
+
+    def tell(label: str, run: Run) -> None:
+        for note in run.notes:
+            if (label, note) not in told:
+                told.add((label, note))
+                say(f"note ({label}): {note}")
+
     for repeat in range(repeats):
         dense = denoise(model, prompt, sampler=sampler, attention="dense", dense_backend=dense_backend)
         sparsed = denoise(
             model, prompt, sampler=sampler, attention=attention, backend=backend, dense_backend=dense_backend
         )
-        if repeat == 0:
-            for note in sparsed.notes:
-                say(f"note: {note}")
+        lanes = {"dense": dense, "SparseD": sparsed}
         start = perf_counter()
-        for run in (dense, sparsed):
+        for label, run in lanes.items():
+            tell(label, run)
             run.warm_up()
         if model.device.type != "cpu" and repeat == 0:
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
         _settle(model)
         model.peak_bytes(reset=True)
-        seconds = take_turns([dense, sparsed], first=repeat % 2)
+        seconds = take_turns([_watched(dense, look), sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
         sparsed_runs.append(seconds[1])
         steps["dense lane"] += [step.seconds for step in dense.steps]
@@ -73,6 +86,9 @@ def measure(
             used = sparsed.attention
             say(f"skip {used.skip}, select {used.select}, block {used.block_size}; {sparsed.total} steps")
         say(f"run {repeat + 1} of {repeats}: dense {seconds[0]:.2f} s, SparseD {seconds[1]:.2f} s")
+        for label, run in lanes.items():
+            tell(label, run)
+            runs[label].append(run.info.record())
     settings = sparsed.attention
     pattern = sparsed.pattern
     dense_step = Spread.of(steps["dense lane"])
@@ -125,7 +141,15 @@ def measure(
         composed=tuple(composed),
         processes=model.processes,
         peak_memory_each=tuple(peaks),
+        dense=tuple(runs["dense"]),
+        sparsed=tuple(runs["SparseD"]),
     )
+
+
+def _watched(run: Run, look: Callable[[Run], None]) -> Iterator[Step]:
+    for step in run:
+        look(run)
+        yield step
 
 
 def random_prompt(model: Model, length: str, options: argparse.Namespace) -> str | Tensor:

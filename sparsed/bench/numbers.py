@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -72,7 +73,8 @@ class Measurement:
     most. dense_backend, backend: what ran. other: milliseconds of a dense step outside attention (the step less
     the layers' attention). limit_step: `other` and requested density · dense attention of all layers; share: of the
     limit that is reached, limit_step / sparse_step. processes: that hold the model together; attention is one's share
-    of the heads, peak_memory the largest of peak_memory_each.
+    of the heads, peak_memory the largest of peak_memory_each. dense, sparsed: what each run of the two lanes was
+    (`sparsed.runs.RunRecord`), one a repeat. beside: processes that measured on the same device at the same time.
     """
 
     length: str
@@ -101,6 +103,9 @@ class Measurement:
     composed: tuple[Composed, ...]
     processes: int = 1
     peak_memory_each: tuple[int, ...] = ()
+    dense: tuple[Mapping[str, Any], ...] = ()
+    sparsed: tuple[Mapping[str, Any], ...] = ()
+    beside: int = 1
 
 
 def dense_agreement(first: Tensor, second: Tensor, end: int | tuple[int, ...]) -> float:

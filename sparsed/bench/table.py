@@ -1,13 +1,18 @@
-"""A measurement as tables in the terminal."""
+"""Measurements as tables in the terminal, and as a file."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
 
+from sparsed import files
 from sparsed.bench.numbers import Measurement
 from sparsed.models.model import Model
+from sparsed.runs import RunRecord, Tally, notes_of
 
 
 def device_of(model: Model) -> str:
@@ -37,6 +42,8 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
         "dtype",
         "dense by",
         "sparse by",
+        "steps of SparseD: dense / select / sparse",
+        "steps of dense",
         "dense step",
         "select step",
         "sparse step",
@@ -58,10 +65,12 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
     for r in results:
         rows.append(
             [
-                f"{r.length} ({r.prompt_tokens})",
+                ", ".join([f"{r.length} ({r.prompt_tokens})", *_tally(r).words()]),
                 r.dtype,
                 r.dense_backend,
                 r.backend,
+                _steps(r.sparsed, ("dense", "select", "sparse")),
+                _steps(r.dense, ("dense",)),
                 str(r.dense_step),
                 "–" if r.select_step is None else str(r.select_step),
                 "–" if r.sparse_step is None else str(r.sparse_step),
@@ -91,6 +100,49 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
     return rows
 
 
+def _tally(result: Measurement) -> Tally:
+    """Whether the runs that are called SparseD's were sparse."""
+    return Tally.of(cast("Sequence[RunRecord]", result.sparsed))
+
+
+def _steps(runs: Sequence[Mapping[str, Any]], phases: Sequence[str]) -> str:
+    """The steps made of each phase; where repeats differ, the mean."""
+    if not runs:
+        return "not known"
+    return " / ".join(f"{statistics.mean(run['phases'][phase] for run in runs):g}" for phase in phases)
+
+
+def _below(results: Sequence[Measurement]) -> list[str]:
+    """What the runs noted, and the settings that they had."""
+    runs = [
+        (label, f"{r.length}, {r.dtype}", cast("RunRecord", run))
+        for r in results
+        for label, ran in (("dense", r.dense), ("SparseD", r.sparsed))
+        for run in ran
+    ]
+    said = [
+        f"note ({note['label']}, {note['times']} of {note['of']} runs): {note['note']}"
+        for note in notes_of((label, run) for label, _, run in runs)
+    ]
+    samplers = {_words(run["sampler"]): place for _, place, run in runs}
+    attentions: dict[str, list[str]] = {}
+    for label, place, run in runs:
+        if label == "SparseD":
+            attentions.setdefault(_words(run["attention"]), []).append(place)
+    crowded = dict.fromkeys(f"{r.length}, {r.dtype} ({r.beside})" for r in results if r.beside > 1)
+    if crowded:
+        said.append(f"note: measured beside other processes on the same device (so many in all): {'; '.join(crowded)}")
+    said += [f"sampler: {words}" + (f" ({place})" if len(samplers) > 1 else "") for words, place in samplers.items()]
+    for words, places in attentions.items():
+        where = f" ({'; '.join(dict.fromkeys(places))})" if len(attentions) > 1 else ""
+        said.append(f"attention of SparseD: {words}{where}")
+    return said
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, [], ()))
+
+
 def print_table(results: Sequence[Measurement]) -> None:
     rows = _table(results)
     print("Milliseconds, median (quartiles), unless a column says otherwise.")
@@ -100,3 +152,40 @@ def print_table(results: Sequence[Measurement]) -> None:
     for column in columns:
         cells = [column[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(column[1:], widths[1:]))]
         print("  ".join(cells))
+    for line in _below(results):
+        print(line)
+
+
+class Report:
+    """What was measured, as a table in the end and as a file all along.
+
+    file: None for none. about: the machine. show: one process of several does.
+    """
+
+    def __init__(self, file: Path | None, about: Mapping[str, Any], show: bool) -> None:
+        self._file, self._about, self._show = file, about, show
+        self._results: list[Measurement] = []
+
+    def add(self, result: Measurement) -> None:
+        """The file is written at once: what comes next may take hours, and may not end well."""
+        self._results.append(result)
+        self._write(finished=False)
+
+    def end(self, finished: bool, kept: list[Measurement] | None = None) -> None:
+        """The table of what there is. finished: nothing that was asked for is missing. kept: what a folder holds."""
+        results = self._results = self._results if kept is None else kept
+        if not self._show or not results:
+            return
+        print()
+        print_table(results)
+        if not finished:
+            print("This is what was measured before the end.")
+        self._write(finished)
+        if self._file is not None:
+            print(f"\nwritten to {self._file}")
+
+    def _write(self, finished: bool) -> None:
+        if self._file is not None and self._show:
+            results = [asdict(result) for result in self._results]
+            record = {"machine": self._about, "finished": finished, "results": results}
+            files.write(self._file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

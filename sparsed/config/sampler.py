@@ -171,6 +171,11 @@ class ResolvedSampler(SamplerConfig):
         """`steps` is an upper bound: a run ends when there is nothing left to do."""
         return self.threshold is not None or self.early_stop
 
+    @property
+    def draws(self) -> bool:
+        """Something in a run is left to chance, so that in a batch each row has another draw."""
+        return bool(self.temperature or self.alg_temp or self.algorithm in ("random", "origin"))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_set(self, but=("threshold",))

@@ -27,21 +27,23 @@ def denoise(
     attention: AttentionConfig | Literal["dense"] | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
+    chat: bool | None = None,
     probe_steps: Iterable[int] = (),
 ) -> Run:
     """A denoising run over prompt + gen_length masks. Nothing is computed before the first step is asked for.
 
-    prompt: a string or chat messages (chat template applied), or token ids [length] or [batch, length], used
-    as they are. sampler: what is None takes the model's defaults. attention: None is SparseD as published for the
-    length, "dense" full attention throughout. backend: "auto" or the name of a sparse backend (a dense run does not
-    use it). dense_backend: likewise for dense attention: "sdpa", or on a GPU "cudnn", "flash" or "flash4".
-    probe_steps: after each of these steps, counted from 0, the pattern is selected afresh for comparison,
-    outside every clock (`Run.probes`).
+    prompt: a string or chat messages, or token ids [length] or [batch, length], used as they are. chat: whether a
+    string or messages go through the tokenizer's chat template; None, wherever it has one. sampler: what is None takes
+    the model's defaults, by the rules of `SamplerConfig.resolve`; what that changes is the run's first note. attention:
+    None is SparseD as published for the length, "dense" full attention throughout. backend: "auto" or the name of a
+    sparse backend (a dense run does not use it). dense_backend: likewise for dense attention: "sdpa", or on a GPU
+    "cudnn", "flash" or "flash4". probe_steps: after each of these steps, counted from 0, the pattern is selected afresh
+    for comparison, outside every clock (`Run.probes`).
 
     Raises ValueError for settings out of range or that do not fit together, an empty prompt, or an unknown
     backend.
     """
-    ids = model.encode(prompt)
+    ids = model.encode(prompt, chat)
     settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
     dense.check(dense_backend, model.device)
     probes = tuple(probe_steps)
@@ -63,9 +65,20 @@ def generate(
     sampler: SamplerConfig | None = None,
     attention: AttentionConfig | Literal["dense"] | None = None,
     backend: str = "auto",
+    dense_backend: str = "auto",
+    chat: bool | None = None,
 ) -> Result:
     """`denoise` run to its end; see there for the arguments and what they raise."""
-    return denoise(model, prompt, sampler=sampler, attention=attention, backend=backend).result()
+    run = denoise(
+        model,
+        prompt,
+        sampler=sampler,
+        attention=attention,
+        backend=backend,
+        dense_backend=dense_backend,
+        chat=chat,
+    )
+    return run.result()
 
 
 def attention_of(asked: AttentionConfig | Literal["dense"] | None) -> AttentionConfig:

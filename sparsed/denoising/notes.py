@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
 from sparsed.config import ResolvedSampler
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Step
+
+if TYPE_CHECKING:
+    from sparsed.models.model import Model
 
 # The first sparse steps may still prepare something.
 STEPS_TO_JUDGE = 3
@@ -23,12 +27,15 @@ def beforehand(predictor: Predictor, sampler: ResolvedSampler) -> list[str]:
             f"full attention lasts to the end. Lower skip or take more steps."
         )
     if length > model.max_positions:
-        notes.append(
-            f"Speed only: trained to {model.max_positions} positions, and this sequence of {model.label} has {length}."
-        )
+        notes.append(speed_only(model, length))
     if sampler.steps > sampler.gen_length and sampler.threshold is None:
         notes.append(f"{sampler.steps} steps for {sampler.gen_length} tokens: some steps commit nothing.")
     return notes
+
+
+def speed_only(model: Model, length: int) -> str:
+    """Of a sequence longer than any that the model was trained on."""
+    return f"Speed only: trained to {model.max_positions} positions, and this sequence of {model.label} has {length}."
 
 
 def no_gain(steps: Sequence[Step], switch_step: int) -> str | None:

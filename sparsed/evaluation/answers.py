@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsed.answer_text import agreement, answer_length
-from sparsed.config import AttentionConfig
+from sparsed.config import AttentionConfig, ResolvedSampler
+from sparsed.evaluation.key import key_of
 from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method
 from sparsed.evaluation.reading import read_records
 from sparsed.evaluation.scores import Answer
@@ -18,7 +20,7 @@ from sparsed.parallel.crew import ALONE, Crew
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import token_budget
 from sparsed.questions.score import exact_match, facts_right
-from sparsed.results_folder import Folder
+from sparsed.results_folder import Folder, check_alike
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +47,6 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     crew: Crew = ALONE,
     batch_tokens: int = 0,
-    backend: str = "auto",
 ) -> None:
     """Answer the questions of the cells with each method and append a record for each to ``out``/records-*.jsonl.
 
@@ -53,21 +54,24 @@ def evaluate(
         model: a loaded model.
         cells: what to ask.
         methods: see `parse_method`; agreement is measured against "dense", if that is among them or in the folder.
-        out: folder of records; what is there already is not asked again.
+        out: folder of records; what is there already is not asked again. Raises ValueError if what is there depends
+            on something else (`sparsed.evaluation.key`).
         plan: what all answers share.
         shard: (i, n): answer every n-th question from the i-th.
         crew: processes that call this at the same time with the same arguments; they share what is open.
-        batch_tokens: run questions of equal length together up to this many tokens; 0 runs them one by one.
-        backend: what computes the sparse steps.
+        batch_tokens: run questions of equal length together up to this many tokens; 0 runs them one by one. So do
+            runs whose batch would show in their answers or their steps (`must_be_alone`).
     """
     from tqdm import tqdm
 
     plan = plan or Plan()
     configs = {method: parse_method(method, plan.attention) for method in methods}
-    folder = Folder(out, plan.record(), method_name(shard, crew))
-    done: dict[tuple[str, str, int], dict[str, list[int]]] = defaultdict(dict)
+    key = key_of(model, plan)
+    check_alike(crew, key)
+    folder = Folder(out, key, method_name(shard, crew), {"model": model.name})
+    done: dict[tuple[str, str, int], dict[str, Answer]] = defaultdict(dict)
     for record in read_records(out):
-        done[record.type, record.length, record.index][record.method] = record.tokens
+        done[record.type, record.length, record.index][record.method] = record
     unanswered = {
         (place, index): len(set(methods) - set(done[cell.type, cell.length, index]))
         for place, cell in enumerate(cells)
@@ -85,11 +89,20 @@ def evaluate(
             for batch in _batches(model, cell, plan, indices, batch_tokens):
                 for method in order:
                     missing = [asked for asked in batch if method not in known[asked[0]]]
-                    if missing:
-                        for record in _answer(model, missing, method, configs[method], cell, plan, known, backend):
-                            known[record.index][method] = record.tokens
+                    rows = 1 if must_be_alone(plan.sampler.resolve(model.defaults), configs[method]) else len(batch)
+                    for start in range(0, len(missing), rows):
+                        together = missing[start : start + rows]
+                        for record in _answer(model, together, method, configs[method], cell, plan, known):
+                            known[record.index][method] = record
                             folder.add("records", asdict(record))
-                        bar.update(len(missing))
+                        bar.update(len(together))
+
+
+def must_be_alone(sampler: ResolvedSampler, attention: AttentionConfig) -> bool:
+    """A run that draws at random, or whose pattern does, gives each row of a batch another draw; one that may end
+    before its last step makes as many steps as its slowest row.
+    """
+    return sampler.draws or attention.method == "random" or sampler.at_most
 
 
 def is_watched(crew: Crew) -> bool:
@@ -144,8 +157,7 @@ def _answer(
     attention: AttentionConfig,
     cell: Cell,
     plan: Plan,
-    known: dict[int, dict[str, list[int]]],
-    backend: str,
+    known: dict[int, dict[str, Answer]],
 ) -> Iterator[Answer]:
     # Needs torch, as what follows: a table of kept answers is made without.
     import torch
@@ -153,9 +165,19 @@ def _answer(
     from sparsed.denoising import generate
 
     ids = torch.cat([asked[2] for asked in batch])
-    result = generate(model, ids, sampler=plan.sampler, attention=attention, backend=backend)
+    result = generate(model, ids, sampler=plan.sampler, attention=attention, backend=plan.backend)
     answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
-    for (index, prompt, _), text, answer in zip(batch, result.text, answers, strict=True):
+    # A run that ended early leaves masks behind its answer.
+    ends = (*model.end_ids, model.mask_id)
+    run: Any = result.info.record()
+    for (index, prompt, own_ids), text, answer in zip(batch, result.text, answers, strict=True):
+        digest = prompt_digest(own_ids)
+        for other in known[index].values():
+            if other.prompt != digest:
+                raise ValueError(
+                    f"Question {index} of {cell.length} {cell.type} is not the one that {other.method} was asked in "
+                    f"this folder: choose another folder."
+                )
         dense = known[index].get("dense") if method != "dense" else None
         exact = exact_match(text, prompt.answer)
         right, facts, invented = facts_right(text, prompt.answer)
@@ -171,12 +193,19 @@ def _answer(
             invented=invented,
             verdict=prompt.verdict,
             depth=None if prompt.depth is None else _depth(cell, plan, index),
-            agreement=None if dense is None else token_agreement(answer, _padded(dense, answer), model.end_ids),
+            agreement=None if dense is None else token_agreement(answer, _padded(dense.tokens, answer), ends),
             seconds=result.seconds / len(batch),
-            tokens=answer[: answer_length(answer, model.end_ids)],
+            tokens=answer[: answer_length(answer, ends)],
             text=None if exact else text,
             gold=None if exact else prompt.answer,
+            prompt=digest,
+            run=run,
         )
+
+
+def prompt_digest(ids: Tensor) -> str:
+    """A prompt's token ids in a few letters."""
+    return hashlib.blake2b(repr(ids.tolist()).encode(), digest_size=6).hexdigest()
 
 
 def _padded(tokens: list[int], like: list[int]) -> list[int]:

@@ -4,63 +4,107 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsed import files
 from sparsed.config import METHODS
-from sparsed.evaluation.answers import evaluate
+from sparsed.edge import go_on
+from sparsed.evaluation.answers import evaluate, must_be_alone
 from sparsed.evaluation.observe import observe
-from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, method_name, parse_method
-from sparsed.evaluation.reading import read_observations, read_records
+from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, parse_method
+from sparsed.evaluation.reading import doubts, read_observations, read_records
 from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import table
-from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
+from sparsed.options import ATTENTION, add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.parallel.crew import Crew
-from sparsed.results_folder import Folder
+from sparsed.results_folder import check, key_there
 
 if TYPE_CHECKING:
     from sparsed.parallel.team import Team
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     """Entry point of ``python -m sparsed eval``. team: the processes that hold the model together, under torchrun."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     shard = _shard(args.shard)
+    if args.json:
+        files.check(args.json, "--json")
+    go_on()  # answers are kept in a folder, whoever reads the tables
+    if args.batch_tokens < 0:
+        raise ValueError(f"--batch-tokens must be 0 or above, not {args.batch_tokens}.")
+    if args.questions is not None and args.questions < 1:
+        raise ValueError(f"--questions must be at least 1, not {args.questions}.")
+    given = {action.dest for action in parser._actions if getattr(args, action.dest, None) != action.default}
+    if args.ablations and "methods" in given:
+        raise ValueError("--ablations asks methods of its own: leave one of --ablations and --methods out.")
     with Crew.here() as crew:
+        for sentence in without_effect(args, given - {"help"}) if crew.rank == 0 else ():
+            print(f"note: {sentence}", file=sys.stderr)
         if crew.size > 1 and args.shard is not None:
             raise ValueError("The processes of accelerate launch share the questions by themselves; leave out --shard.")
         if not args.report:
-            _ask_all(args, shard, crew, team)
+            try:
+                _ask_all(args, shard, crew, team)
+            except KeyboardInterrupt as error:
+                kept = f"What {args.out} holds stays; the same command goes on from there."
+                raise type(error)(kept) from None
         crew.wait()
     if crew.rank != 0:
         return
     records = read_records(args.out)
     observations = read_observations(args.out)
+    said = doubts(args.out)
     if not records and not observations:
-        raise ValueError(f"{args.out} holds no answers yet.")
-    summary = summarise(records, observations)
+        raise ValueError(" ".join([f"{args.out} holds no answers yet.", *said]))
+    summary = {"key": key_there(args.out), **summarise(records, observations, said)}
     print(table(summary))
     if args.json:
-        args.json.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        files.write(args.json, json.dumps(summary, indent=1))
+
+
+def without_effect(args: argparse.Namespace, given: Collection[str]) -> list[str]:
+    """Sentences about options that were `given`, by their names, and that change nothing here."""
+    said = []
+
+    def among(names: Collection[str], why: str) -> None:
+        found = [f"--{name.replace('_', '-')}" for name in given if name in names]
+        if found:
+            said.append(f"{', '.join(sorted(found))} without effect: {why}")
+
+    if args.report:
+        among(set(given) - {"report", "out", "json"}, "--report only reads the folder.")
+        return said
+    if args.observe:
+        among({"methods", "ablations", "batch_tokens"}, "--observe makes runs of SparseD alone, one by one.")
+    elif not args.ablations and set(args.methods) == {"dense"}:
+        among({*ATTENTION, "backend"}, "no sparse method is asked (later ones of this folder will have it).")
+    if set(args.types) == {"arithmetic"}:
+        among({"depths"}, "word problems need no document.")
+    return said
 
 
 def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team: Team | None) -> None:
     """Answers, or observes, what the folder lacks."""
-    from sparsed.models.devices import pick_device, pick_dtype  # needs torch
+    from sparsed.evaluation.key import key_before  # these need torch
+    from sparsed.models.devices import check_dtype, pick_device, pick_dtype
     from sparsed.models.loading import load
 
     plan = Plan(
-        model=args.model,
         sampler=sampler_of(args),
         attention=attention_of(args),
+        backend=args.backend,
         depths=tuple(args.depths) or None,
     )
     methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
     for method in methods:
         parse_method(method, plan.attention)
     cells = default_cells(args.lengths, args.types, args.questions)
-    Folder(args.out, plan.record(), method_name(shard, crew))
-    device, dtype = crew.device(args.device), args.dtype
+    # Nothing is loaded for a folder that is another's, as far as that can be told.
+    device, dtype = crew.device(args.device), check_dtype(args.dtype)
+    check(args.out, key_before(plan, team.share.device if team else pick_device(device), dtype))
     if dtype is None and crew.size > 1:
         # On a CPU a trial decides, and could decide otherwise in another process.
         dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
@@ -68,10 +112,15 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
     if args.observe:
         observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
     else:
-        evaluate(
-            model, cells, methods, args.out,
-            plan=plan, shard=shard, crew=crew, batch_tokens=args.batch_tokens, backend=args.backend,
-        )  # fmt: skip
+        sampler = plan.sampler.resolve(model.defaults)
+        alone = [method for method in methods if must_be_alone(sampler, parse_method(method, plan.attention))]
+        if alone and args.batch_tokens and crew.rank == 0:
+            print(
+                f"note: --batch-tokens without effect for {', '.join(alone)}: runs that draw at random, or may end "
+                f"early, go one by one.",
+                file=sys.stderr,
+            )
+        evaluate(model, cells, methods, args.out, plan=plan, shard=shard, crew=crew, batch_tokens=args.batch_tokens)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsed.evaluation.answers import ask_batch, is_watched, own_share
+from sparsed.evaluation.key import key_of
 from sparsed.evaluation.plan import Cell, Plan, method_name
 from sparsed.evaluation.reading import read_observations
 from sparsed.evaluation.scores import Observation
 from sparsed.parallel.crew import ALONE, Crew
-from sparsed.results_folder import Folder
+from sparsed.results_folder import Folder, check_alike
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -37,7 +38,9 @@ def observe(
     from sparsed.denoising import denoise
 
     plan = plan or Plan()
-    folder = Folder(out, plan.record(), method_name(shard, crew))
+    key = key_of(model, plan)
+    check_alike(crew, key)
+    folder = Folder(out, key, method_name(shard, crew), {"model": model.name})
     done = {(one.type, one.length, one.index) for one in read_observations(out)}
     unseen = {
         (place, index): int((cell.type, cell.length, index) not in done)
@@ -47,14 +50,17 @@ def observe(
     work = [(cells[place], index) for place, indices in own_share(cells, unseen, crew).items() for index in indices]
     for cell, index in tqdm(work, desc="observations", unit="run", disable=not is_watched(crew)):
         ids = model.encode(ask_batch(model, cell, plan, index).text)
-        plain = denoise(model, ids, sampler=plan.sampler, attention=plan.attention)
+        plain = denoise(model, ids, sampler=plan.sampler, attention=plan.attention, backend=plan.backend)
         if plain.switch_step is None:
             raise ValueError("These runs never become sparse, so there is no pattern to observe; lower skip.")
         first, last = plain.switch_step, plain.total - 1
         steps = sorted({first + (last - first) * quarter // 4 for quarter in (1, 2, 3, 4)})
-        run = denoise(model, ids, sampler=plan.sampler, attention=plan.attention, probe_steps=steps)
+        run = denoise(
+            model, ids, sampler=plan.sampler, attention=plan.attention, backend=plan.backend, probe_steps=steps
+        )
         result = run.result()
         assert result.pattern is not None, "a run with a switch step has a pattern"
         later = [[step, float(result.pattern.overlap(run.probes[step]).mean())] for step in steps if step in run.probes]
-        seen = Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later)
+        ran: Any = result.info.record()
+        seen = Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later, ran)
         folder.add("observations", asdict(seen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
@@ -44,22 +44,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same for all answers of an evaluation; a folder of records holds one plan.
+    """What is asked of all answers of an evaluation alike; with the model it makes their folder's key
+    (`sparsed.evaluation.key`).
 
-    model: as it was asked for. sampler: None is the model's default. attention: of sparse methods, None by length.
-    depths: where the needed documents stand, question by question in turns; None leaves that to chance.
+    sampler: None is the model's default. attention: of sparse methods, None by length. backend: what computes the
+    sparse steps. depths: where the needed documents stand, question by question in turns; None leaves that to chance.
     """
 
-    model: str = "mini"
     sampler: SamplerConfig = SamplerConfig()
     attention: AttentionConfig = SparseDConfig()
+    backend: str = "auto"
     depths: tuple[float, ...] | None = DEPTHS
-
-    def record(self) -> dict[str, Any]:
-        """As plain values for JSON; each answer names its own method."""
-        told = asdict(self)
-        del told["attention"]["method"]
-        return told
 
 
 def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sparsed.evaluation.plan import TYPES
 from sparsed.evaluation.scores import Answer, Observation
 from sparsed.questions.lengths import token_budget
-from sparsed.results_folder import read_lines
+from sparsed.results_folder import key_there, read_lines, strangers
+
+Entry = TypeVar("Entry", Answer, Observation)
 
 
 def read_records(folder: Path) -> list[Answer]:
     """All records of a folder, of all processes, by question; an answer that two processes gave counts once."""
-    records = (Answer(**entry) for entry in read_lines(folder, "records"))
+    records = [_read(Answer, entry, folder) for entry in read_lines(folder, "records")]
     return sorted({(r.type, r.length, r.index, r.method): r for r in records}.values(), key=question_of)
 
 
 def read_observations(folder: Path) -> list[Observation]:
     """All observations of a folder, of all processes, by question; one that was made twice counts once."""
-    observations = (Observation(**entry) for entry in read_lines(folder, "observations"))
+    observations = [_read(Observation, entry, folder) for entry in read_lines(folder, "observations")]
     return sorted({(o.type, o.length, o.index): o for o in observations}.values(), key=question_of)
+
+
+def _read(kind: type[Entry], entry: dict[str, Any], folder: Path) -> Entry:
+    try:
+        return kind(**entry)
+    except TypeError:
+        wrong = entry.keys() ^ {field.name for field in fields(kind)}
+        raise ValueError(
+            f"{folder} holds {kind.__name__.lower()}s of another version of this program (unlike in "
+            f"{', '.join(sorted(wrong))})."
+        ) from None
+
+
+def doubts(folder: Path) -> list[str]:
+    """Sentences about what the entries of a folder do not say, and about entries that do not belong to it."""
+    said = []
+    if key_there(folder) is None:
+        said.append(
+            "These results are of an earlier version: with which weights, dtype, device and versions they were made, "
+            "and how many of their steps were sparse, is not known."
+        )
+    for kind in ("records", "observations"):
+        said += [
+            f"{file} holds {count} {kind} of another plan than plan.json: they are left out."
+            for file, count in strangers(folder, kind).items()
+        ]
+    return said
 
 
 def question_of(entry: Answer | Observation) -> tuple[int, int, int]:

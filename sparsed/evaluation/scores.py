@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparsed.config import METHODS
 from sparsed.questions.lengths import token_budget
+from sparsed.runs import RunRecord, Tally, disagreements, notes_of, settings_of, unlike
 
 SETTLED = 16_384
 """Means over lengths stop here: longer prompts are asked fewer questions."""
@@ -32,6 +33,9 @@ class Answer:
         seconds: the run's own compute, divided by the questions that ran together.
         tokens: ids of the answer, its end token included.
         text, gold: the answer and the right one, where they differ.
+        prompt: the prompt's token ids in a few letters: the same for answers to the same prompt.
+        run: what ran (`RunInfo.record`), for all questions that ran together. This and `prompt` are None where an
+            earlier version did not keep them.
     """
 
     type: str
@@ -50,6 +54,8 @@ class Answer:
     tokens: list[int]
     text: str | None = None
     gold: str | None = None
+    prompt: str | None = None
+    run: RunRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Observation:
         type, length, index: the question.
         heads: mean intersection over union of the masks of two different heads of a layer.
         later: [step from 0, mean intersection over union of the switch's mask and one selected at that step].
+        run: as of an answer.
     """
 
     type: str
@@ -67,6 +74,7 @@ class Observation:
     index: int
     heads: float
     later: list[list[float]]
+    run: RunRecord | None = None
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -79,13 +87,20 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
 
 
-def summarise(records: Sequence[Answer], observations: Sequence[Observation] = ()) -> dict[str, Any]:
+def summarise(
+    records: Sequence[Answer], observations: Sequence[Observation] = (), doubts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Scores of every method, as plain values for JSON.
 
     Returns a dict of lists of rows: "cells" by length and question type, "lengths" over the types, "depths" by length
     and depth; "means", per method the mean over the lengths up to 16k of the paired differences to dense and of the
-    token agreement; "observations" by length. See `_score` for a row.
+    token agreement; "observations" by length. See `_score` for a row. "settings": what ran, by length and method
+    (`settings_of`); "notes": what the runs said (`notes_of`); "doubts": sentences about what these records do not say,
+    those given and those that follow from the records.
     """
+    ran = [({"length": r.length, "method": r.method}, r.run) for r in records]
+    ran += [({"length": o.length, "method": "observed"}, o.run) for o in observations]
+    settings = settings_of(ran)
     types = list(dict.fromkeys(record.type for record in records))
     # Dense, SparseD, the baselines; the settings of a method in the order in which they were asked.
     asked = sorted(dict.fromkeys(record.method for record in records), key=_place)
@@ -122,6 +137,9 @@ def summarise(records: Sequence[Answer], observations: Sequence[Observation] = (
         "depths": rows("length", "depth", only=lambda r: r.depth is not None),
         "means": means,
         "observations": _observed(observations),
+        "settings": settings,
+        "notes": notes_of((place["method"], run) for place, run in ran),
+        "doubts": [*doubts, *disagreements(settings, ("length", "method")), *_unpaired(records)],
     }
 
 
@@ -133,9 +151,13 @@ def _place(method: str) -> tuple[int, bool]:
 def _score(records: Sequence[Answer], dense: dict[tuple[str, int], Answer]) -> dict[str, Any]:
     """Questions, right, accuracy with its interval (shares), facts right (share), invented sentences, seconds a
     question, yes/no as [right, asked]; for others than dense the paired difference in accuracy with its 95 % interval
-    (normal) and the mean token agreement, over the questions that dense has answered too.
+    (normal) and the mean token agreement, over the questions that dense has answered too, in a run like it
+    (`unlike_dense`). Of the runs that are known ("runs"): the mean of their forwards, the steps of all by phase, how
+    many never were sparse, and how many went back to full attention.
     """
     right, total = sum(r.exact for r in records), len(records)
+    runs = [r.run for r in records if r.run is not None]
+    tally = Tally.of(runs)
     row: dict[str, Any] = {
         "questions": total,
         "right": right,
@@ -147,23 +169,47 @@ def _score(records: Sequence[Answer], dense: dict[tuple[str, int], Answer]) -> d
         "difference": None,
         "difference_interval": None,
         "agreement": None,
+        "runs": tally.known,
+        "forwards": sum(run["forwards"] for run in runs) / len(runs) if runs else None,
+        "phases": {phase: sum(run["phases"][phase] for run in runs) for phase in runs[0]["phases"]} if runs else None,
+        "never_sparse": tally.never_sparse,
+        "dense_again": tally.dense_again,
     }
     for verdict in ("yes", "no"):
         asked = [r for r in records if r.verdict == verdict]
         if asked:
             row[verdict] = [sum(r.exact for r in asked), len(asked)]
-    pairs = [
-        int(r.exact) - int(dense[r.type, r.index].exact)
-        for r in records
-        if r.method != "dense" and (r.type, r.index) in dense
-    ]
+    besides = [(r, dense.get((r.type, r.index))) for r in records if r.method != "dense"]
+    pairs = [int(r.exact) - int(d.exact) for r, d in besides if d is not None and not unlike_dense(r, d)]
     if pairs:
         mean = sum(pairs) / len(pairs)
         spread = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in pairs)) / len(pairs)
         row["difference"], row["difference_interval"] = mean, (mean - spread, mean + spread)
-    known = [r.agreement for r in records if r.agreement is not None]
+    known = [
+        r.agreement for r, d in besides if r.agreement is not None and (d is None or not unlike_dense(r, d))
+    ]
     row["agreement"] = sum(known) / len(known) if known else None
     return row
+
+
+def unlike_dense(answer: Answer, dense: Answer) -> list[str]:
+    """Why an answer cannot be compared with the dense one: the names of what was not the same."""
+    other = ["prompt"] if None not in (answer.prompt, dense.prompt) and answer.prompt != dense.prompt else []
+    return other + unlike(answer.run, dense.run)
+
+
+def _unpaired(records: Sequence[Answer]) -> list[str]:
+    """That answers are not compared with dense ones, and why."""
+    dense = {(r.type, r.length, r.index): r for r in records if r.method == "dense"}
+    why: Counter[str] = Counter()
+    for r in records:
+        beside = dense.get((r.type, r.length, r.index))
+        if beside is not None and (names := unlike_dense(r, beside)):
+            why[", ".join(names)] += 1
+    return [
+        f"Answers not compared with the dense ones, because of another {names}: {count}."
+        for names, count in why.items()
+    ]
 
 
 def _observed(observations: Sequence[Observation]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsed import files
 from sparsed.answer_text import answer_length, cell_texts
+from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on, heeding_sigterm
+from sparsed.generation.prompt import own_text
 from sparsed.machine import dtype_name
 from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.questions.build import Prompt, build_prompt
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from sparsed.generation.terminal import View
     from sparsed.models.model import Model
     from sparsed.parallel.team import Team
-
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
-
 
 @dataclass(frozen=True)
 class PhaseTime:
@@ -76,12 +75,12 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
-    """The command line. Returns the exit code (130 after Ctrl-C); raises ValueError for wrong values."""
+    """The command line. Returns the exit code (130 after Ctrl-C, 143 after SIGTERM, where steps were made); raises
+    ValueError for wrong values.
+    """
     options = _parser().parse_args(argv)
-    try:
+    with nullcontext() if team is not None else heeding_sigterm():
         return _generate(options, team)
-    except KeyboardInterrupt:  # before the first step, or a second time
-        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,14 +123,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(options: argparse.Namespace, team: Team | None) -> int:
-    # What a terminal's encoding lacks is escaped; an answer must never end in a traceback.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     sampler, attention = sampler_of(options), attention_of(options)
-    text = _own_text(options.prompt)
-    if options.save_trace is not None and not options.save_trace.resolve().parent.is_dir():
-        raise ValueError(f"--save-trace {options.save_trace}: there is no such folder.")
+    if options.save_trace is not None:
+        files.check(options.save_trace, "--save-trace")
+        go_on()
+    text = own_text(options.prompt)
 
     from rich.console import Console
 
@@ -161,7 +157,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     if isinstance(prompt, Prompt):
         out.line(f"question: {prompt.question}")
     told = _notes(run.notes)
-    finished = _denoise(run, console if live else None, options.quiet)
+    code = _denoise(run, console if live else None, options.quiet)
     _notes(run.notes[told:])
     report = _report(run, prompt)
     if options.json:
@@ -173,28 +169,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
 
         # After the answer, which a full disk should not cost.
         trace.save(trace.record(run, prompt=prompt), options.save_trace)
-    return 0 if finished else INTERRUPTED
-
-
-def _own_text(prompt: str) -> str | None:
-    """The user's text, or None for a prompt that is built."""
-    if prompt in LENGTHS:
-        return None
-    if re.fullmatch(r"\d+k", prompt):
-        raise ValueError(f"There is no built prompt of length {prompt!r}; there are {', '.join(LENGTHS)}.")
-    try:
-        if prompt == "-":
-            prompt = sys.stdin.read().removesuffix("\n")
-        elif prompt.startswith("@"):
-            prompt = Path(prompt[1:]).read_text(encoding="utf-8").removesuffix("\n")
-        prompt.encode()
-    except UnicodeError:
-        raise ValueError("The prompt is no UTF-8 text.") from None
-    except OSError as error:
-        raise ValueError(f"The prompt file {prompt[1:]} cannot be read: {error.strerror}.") from None
-    if not prompt.strip():
-        raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
-    return prompt
+    return code
 
 
 def _load(options: argparse.Namespace, console: Console | None, team: Team | None) -> Model:
@@ -218,8 +193,8 @@ def _load(options: argparse.Namespace, console: Console | None, team: Team | Non
         )
 
 
-def _denoise(run: Run, console: Console | None, quiet: bool) -> bool:
-    """Makes all steps and shows them; False if Ctrl-C stopped it, which ends within the step."""
+def _denoise(run: Run, console: Console | None, quiet: bool) -> int:
+    """Makes all steps and shows them. The exit code: of Ctrl-C or SIGTERM, which end it within the step, or 0."""
     try:
         with _view(run, console, quiet) as shown:
             if run.model.device.type != "cpu":
@@ -227,9 +202,9 @@ def _denoise(run: Run, console: Console | None, quiet: bool) -> bool:
                 run.warm_up()
             for step in run:
                 shown.apply(step)
-    except KeyboardInterrupt:
-        return False
-    return True
+    except KeyboardInterrupt as error:
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    return 0
 
 
 def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextManager[View]:

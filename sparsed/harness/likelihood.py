@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
 from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig
 from sparsed.denoising import attention_of, denoise
+from sparsed.denoising.info import RunInfo
+from sparsed.denoising.notes import speed_only
 from sparsed.denoising.predictor import Predictor
 from sparsed.machine import dtype_name
 
@@ -43,6 +45,14 @@ class Likelihood:
 
     value: float
     greedy: bool
+
+
+class Seen(Protocol):
+    """Is told what stands behind likelihoods: of a set of draws or, where `greedy`, of a decoding. requests: how many
+    pairs it answers.
+    """
+
+    def __call__(self, info: RunInfo, requests: int, greedy: bool) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,8 @@ def log_likelihoods(
     dense_backend: str = "auto",
     cfg_scale: float = 0.0,
     batch_size: int = 1,
+    greedy: bool = True,
+    seen: Seen | None = None,
 ) -> Iterator[tuple[int, Likelihood]]:
     """The likelihoods of `pairs` of token ids (context, answer), as (index of the pair, likelihood), longest first.
 
@@ -109,6 +121,10 @@ def log_likelihoods(
     `greedy` is decided as LLaDA's public evaluation does it: from a wholly masked answer, the surest position is given
     its most likely token, one position a step, L steps in all; the same attention applies to those steps as to a run
     of them. Decoding stops at the first token that is not the answer's. An empty answer has value 0 and is greedy.
+    greedy: whether that is asked; else `Likelihood.greedy` is False, as LLaDA's is_check_greedy=False has it.
+
+    seen: is called for the draws of each group of pairs of one shape, as for a run of as many steps as draws in which
+    only the forwards really made count, and for each decoding.
 
     Raises ValueError for an empty context, ids outside the vocabulary and settings out of range; RuntimeError if the
     model's logits are not finite.
@@ -120,7 +136,7 @@ def log_likelihoods(
     attention = attention_of(attention)
     for index, (_context, answer) in enumerate(pairs):
         if not answer:
-            yield index, Likelihood(0.0, True)
+            yield index, Likelihood(0.0, greedy)
     # A pattern drawn by lot belongs to a row of a batch: row 0 then, whatever the batch size.
     alone = attention.method == "random"
     for group in _groups(pairs, 1 if alone else batch_size):
@@ -138,10 +154,17 @@ def log_likelihoods(
             seed=seed,
         ).resolve(model.defaults)
         estimate = _Estimate(model, contexts.shape[1], settings, attention, backend, dense_backend)
-        values, greedy = estimate.of(group, seed, batch_size)
-        if length > 1:
-            greedy = _greedy(model, contexts, group, estimate, settings)
-        for question, found, is_greedy in zip(group, values, greedy):
+        values, decoded = estimate.of(group, seed, batch_size)
+        requests = sum(len(places) for question in group for places in question.places)
+        if seen is not None:
+            seen(estimate.info(len(group)), requests, False)
+        if not greedy:
+            decoded = [[False] * len(question.answers) for question in group]
+        elif length > 1:
+            decoded, info = _greedy(model, contexts, group, estimate, settings)
+            if seen is not None:
+                seen(info, requests, True)
+        for question, found, is_greedy in zip(group, values, decoded):
             for places, value, yes in zip(question.places, found, is_greedy):
                 for place in places:
                     yield place, Likelihood(value, yes)
@@ -191,6 +214,9 @@ class _Estimate:
         self._policy = self.predictor.policy
         self._attention: RunAttention | None = None  # once kernels are chosen
         self._owners: list[int] = []  # the questions that the rows of its patterns belong to
+        self._settings = settings
+        self._forwards: Counter[Phase] = Counter()
+        self._notes: list[str] = []  # on kernels
 
     def of(self, group: list[_Question], seed: int, batch_size: int) -> tuple[list[list[float]], list[list[bool]]]:
         """For every answer of every question its mean over the draws and, where answers are one token, whether it is
@@ -217,6 +243,34 @@ class _Estimate:
                 made = dict(self._attention.layers)
         return [total.tolist() for total in totals], greedy
 
+    def info(self, questions: int) -> RunInfo:
+        """The settings, and the forwards made so far for so many questions."""
+        kernels, config = self.predictor.kernels, self._policy.config
+        assert kernels is not None, "an estimate was made"
+        notes = [*self.model.notes, *self._notes]
+        if not config.dense and self._policy.switch_step is None:
+            notes.append(
+                f"These likelihoods never become sparse: with {self._policy.steps} draws and skip {config.skip}, full "
+                f"attention lasts to the end. Lower skip or take more draws (mc_num)."
+            )
+        if self.predictor.length > self.model.max_positions:
+            notes.append(speed_only(self.model, self.predictor.length))
+        return RunInfo(
+            sampler=self._settings,
+            attention=config,
+            backend=kernels.name,
+            dense_backend=kernels.dense.name,
+            dtype=dtype_name(self.model.dtype),
+            device=self.model.device.type,
+            prompt_tokens=self.predictor.prompt_length,
+            batch=questions,
+            phases={phase: self._forwards[phase] for phase in ("dense", "select", "sparse")},
+            total=self._policy.steps,
+            finished=True,
+            switch_step=self._policy.switch_step if self._forwards["sparse"] else None,
+            notes=tuple(notes),
+        )
+
     def _plan(self, group: list[_Question], seed: int) -> tuple[list[_Draw], list[_Draw], list[_Draw]]:
         """The draws of all questions with full attention, those that make patterns, and those that use them."""
         plan: tuple[list[_Draw], list[_Draw], list[_Draw]] = ([], [], [])
@@ -239,7 +293,7 @@ class _Estimate:
         """Logits [masked positions of the batch, vocabulary], row by row."""
         device = self.model.device
         if self._attention is None:
-            self.predictor.choose_kernels(len(batch))
+            self._notes = self.predictor.choose_kernels(len(batch))
             self._attention = self.predictor.attention()
         attention = self._attention
         masked = torch.stack([draw.masked for draw in batch])
@@ -247,6 +301,7 @@ class _Estimate:
         contexts = torch.stack([group[draw.question].context for draw in batch])
         canvas = torch.cat([contexts, answers.masked_fill(masked, self.model.mask_id)], dim=1).to(device)
         attention.phase = phase
+        self._forwards[phase] += 1
         owners = [draw.question for draw in batch]
         if phase == "select":
             attention.layers = {}
@@ -296,8 +351,8 @@ def _seed(seed: int, question: _Question) -> int:
 
 def _greedy(
     model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: ResolvedSampler
-) -> list[list[bool]]:
-    """Whether decoding one token a step, the surest first, gives each question's answer."""
+) -> tuple[list[list[bool]], RunInfo]:
+    """Whether decoding one token a step, the surest first, gives each question's answer; and what that run was."""
     answers = torch.cat([question.answers for question in group])
     config, kernels = estimate.predictor.policy.config, estimate.predictor.kernels
     assert kernels is not None, "an estimate was made"
@@ -316,4 +371,4 @@ def _greedy(
             run.close()
     if run.finished:
         still &= (run.steps[-1].tokens == answers).all(-1)
-    return [[yes] for yes in still.tolist()]
+    return [[yes] for yes in still.tolist()], run.info

@@ -6,59 +6,64 @@ Importing this module registers it. The harness (0.4.13) finds no models outside
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
-from math import ceil
+from functools import partial
 from typing import Any
 
+import jinja2
+import lm_eval.models  # noqa: F401  # which the harness leaves out once another model is registered
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.config import DREAM_ALGORITHMS, METHODS, AttentionConfig, ResolvedSampler, SamplerConfig, switch_step
+from sparsed.config import ResolvedSampler
 from sparsed.denoising import denoise
+from sparsed.denoising.answers import Answers
+from sparsed.denoising.info import RunInfo
+from sparsed.harness.arguments import GENERATION_ONLY, LIKELIHOOD_ONLY, clear_block_size, read_arguments
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
+from sparsed.harness.made_with import claim, made_with
+from sparsed.harness.requests import USUAL_LENGTH, Wish, draws, read_wish
+from sparsed.harness.shared import SharedLM, launched
+from sparsed.harness.tokens import encode
+from sparsed.machine import dtype_name
+from sparsed.models.devices import pick_device, pick_dtype
 from sparsed.models.loading import load
-from sparsed.options import ATTENTION, SAMPLER
+from sparsed.results_folder import check_alike
+from sparsed.runs import kind_of
 
 _log = logging.getLogger(__name__)
 
-_SPARSE = tuple(name for name in ATTENTION if name != "method")
-_OWN = ("attention", "mc_num", "batch_size", "device", "dtype", "backend", "dense_backend", "max_length")
-ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *SAMPLER)
-# The harness passes them to every model. Nothing here runs remote code; a batch is as large as was said.
-_IGNORED = ("trust_remote_code", "max_batch_size")
 # What the harness's command line says where its user said nothing.
 _DEVICE_UNSAID = "cuda:0"
 
 
 @register_model("sparsed")
-class SparsedLM(TemplateLM):
+class SparsedLM(SharedLM):
     """A diffusion language model for lm-evaluation-harness; its arguments are those of ``--model_args``.
 
-    pretrained (or model): a name of the catalogue, a Hub id or a folder (default "mini"). attention: "sparsed"
-    (default), a baseline (`sparsed.METHODS`) or "dense"; skip, select, block_size (attention block size) and what else
+    pretrained: a name of the catalogue, a Hub id (with revision) or a folder (default "mini"). attention: "sparsed"
+    (default), a baseline (`sparsed.METHODS`) or "dense"; skip, select, attention_block_size and what else
     `sparsed.AttentionConfig` has belong to all but "dense". backend, dense_backend, device, dtype: as for
-    `sparsed.denoise` and `sparsed.load`.
-    batch_size: the most canvases of one forward. mc_num: Monte-Carlo draws of a likelihood (default 128). The rest is
-    the sampler's, see `sparsed.SamplerConfig`.
+    `sparsed.denoise` and `sparsed.load`. mask_id: refused where it is not the checkpoint's.
+    batch_size: the most canvases of one forward. mc_num: Monte-Carlo draws of a likelihood (default 128).
+    is_check_greedy: whether likelihoods say if the answer is what is decoded (default true; false says no, at once).
+    add_bos_token: begin prompts with the tokenizer's first token, or with nothing (default: as the tokenizer does).
+    escape_until: do not cut answers at a task's stop strings. show_speed: log tokens a second at the end. The rest is
+    the sampler's, see `sparsed.SamplerConfig`. The names of public evaluations are taken too, see
+    `sparsed.harness.arguments`.
 
-    Generation. A setting is taken from model_args, else from the request (the task's generation_kwargs and
-    ``--gen_kwargs``; without `do_sample`, temperature 0), else from the model's defaults. A request's max_gen_toks
-    (default 256) is rounded up to whole semi-autoregressive blocks, and the answer may fill them. Steps that nobody
-    asked for are as many a token as the model's defaults have. A run ends as soon as every answer of its batch holds
-    an end token or a stop string with nothing masked before it: what would follow is cut away anyway. Runs that draw
-    at random go one by one, so an answer never depends on the batch; the r-th repeat of a request has seed + r.
+    Generation: see `sparsed.harness.requests.read_wish`. An answer is cut to the request's max_gen_toks where the
+    canvas has more tokens. A run ends as soon as every answer of its batch is complete, unless early_stop=false. Runs
+    that draw at random go one by one, so an answer never depends on the batch; the r-th repeat of a request has seed +
+    r.
 
     Likelihoods are LLaDA's Monte-Carlo estimates, see `sparsed.harness.likelihood`. In rolling ones, a text is cut into
     windows of at most max_length tokens (default: the positions that the model was trained on), each scored after one
@@ -69,55 +74,43 @@ class SparsedLM(TemplateLM):
     RULER beyond the trained length is what SparseD is measured on. With max_length, prompts are cut from the left to
     what leaves room for the answer.
 
+    What was really made is counted for each task (`sparsed.harness.counts`), stands in the results under "sparsed", and
+    each kind of note is logged once. Under ``accelerate launch`` each process has a whole model and a share of the
+    questions.
+
     Raises ValueError in one sentence for an unknown argument or a wrong value, and what `sparsed.load` raises.
     """
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        *,
-        model: str | None = None,
-        attention: str = "sparsed",
-        mc_num: int = 128,
-        batch_size: int | str = 1,
-        device: str | None = None,
-        dtype: str | None = None,
-        backend: str = "auto",
-        dense_backend: str = "auto",
-        max_length: int | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, pretrained: str | None = None, **settings: Any) -> None:
         super().__init__()
-        self._said: set[str] = set()
-        unknown = [name for name in settings if name not in (*_SPARSE, *SAMPLER, *_IGNORED)]
-        if unknown:
-            raise ValueError(f"The model argument {unknown[0]!r} is unknown; there are {', '.join(ARGUMENTS)}.")
-        if pretrained is not None and model is not None:
-            raise ValueError(f"pretrained and model mean the same: give one of {pretrained!r} and {model!r}.")
-        self.mc_num = _whole("mc_num", mc_num)
-        self._batch_size = _whole("batch_size", batch_size)
-        self._max_length = None if max_length is None else _whole("max_length", max_length, least=2)
-        self._given = SamplerConfig(**{name: settings.get(name) for name in SAMPLER})
-        if attention not in METHODS:
-            raise ValueError(f"attention must be one of {', '.join(map(repr, METHODS))}, not {attention!r}.")
-        self.attention = AttentionConfig(attention, **{name: settings.get(name) for name in _SPARSE})
-        source = pretrained if pretrained is not None else model
-        # A folder whose name is a number reaches us as one.
-        self.model = load(
-            "mini" if source is None else str(source),
-            device=None if device is None else str(device),
-            dtype=None if dtype == "auto" else dtype,
-        )
-        self.backend, self.dense_backend = backend, dense_backend
-        dense.check(dense_backend, self.model.device)
-        check_backend(backend, self.model.device, self.attention.block_size)
+        self.arguments = arguments = read_arguments({"pretrained": pretrained, **settings})
+        self.show_speed = arguments.show_speed
+        self._tasks: list[str] = []  # of the likelihoods being asked for
+        self.attention = arguments.attention
+        self.backend, self.dense_backend = arguments.backend, arguments.dense_backend
+        device, dtype = self.crew.device(arguments.device), arguments.dtype
+        if dtype is None and self.crew.size > 1:
+            # On a CPU a trial decides, and could decide otherwise in another process.
+            dtype = dtype_name(self.crew.agree(pick_dtype(None, pick_device(device), 0, arguments.pretrained)))
+        self.model = load(arguments.pretrained, device=device, dtype=dtype, revision=arguments.revision)
+        if arguments.mask_id not in (None, self.model.mask_id):
+            raise ValueError(f"The mask_id of {self.model.label} is {self.model.mask_id}, not {arguments.mask_id}.")
+        dense.check(self.dense_backend, self.model.device)
+        try:
+            check_backend(self.backend, self.model.device, self.attention.block_size)
+        except ValueError as error:
+            raise ValueError(clear_block_size(error)) from None
         # What does not fit together is said here, not at the first request. Whether steps fit depends on its length.
-        given = self._given
+        given = arguments.sampler
         if given.gen_length is None:
             given = replace(given, gen_length=given.block_length, steps=None)
         given.resolve(self.model.defaults)
         self.tokenizer: Any = self.model.tokenizer
         self._device = self.model.device
+        if self.crew.size > 1:
+            check_alike(self.crew, made_with(self.model, arguments))
+        for name in arguments.ignored:
+            self.say(name, f"{name} has no effect on this model.")
 
     @classmethod
     def create_from_arg_obj(
@@ -125,9 +118,9 @@ class SparsedLM(TemplateLM):
     ) -> SparsedLM:
         """The model of a dictionary of arguments, which go before what the harness adds (batch size, device)."""
         added = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        if added.get("device") == _DEVICE_UNSAID and not torch.cuda.is_available():
-            # There is no telling it from a user's own; another device is better than none.
-            _log.info("There is no CUDA device here: the device is chosen as by sparsed.load.")
+        if added.get("device") == _DEVICE_UNSAID and (not torch.cuda.is_available() or launched()):
+            # There is no telling it from a user's own; another device is better than none, or than one for all.
+            _log.info("The device is chosen as by sparsed.load.")
             del added["device"]
         return cls(**(added | arg_dict))
 
@@ -139,17 +132,17 @@ class SparsedLM(TemplateLM):
     @property
     def batch_size(self) -> int:
         """The most canvases of one forward."""
-        return self._batch_size
+        return self.arguments.batch_size
 
     @property
     def max_length(self) -> int:
         """Tokens: what prompts are cut to, else the positions that the model was trained on."""
-        return self._max_length or self.model.max_positions
+        return self.arguments.max_length or self.model.max_positions
 
     @property
     def max_gen_toks(self) -> int:
         """Tokens to generate where neither model_args nor the request says."""
-        return 256
+        return USUAL_LENGTH
 
     @property
     def eot_token_id(self) -> int:
@@ -167,59 +160,98 @@ class SparsedLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into its results about the model."""
+        """What the harness writes into its results about the model: it asks when every request is answered."""
         return {
             "model_num_parameters": self.model.network.num_parameters(),
             "model_dtype": str(self.model.dtype),
             "model_device": str(self.model.device),
+            "sparsed": {
+                **made_with(self.model, self.arguments),
+                "processes": self.crew.size,
+                "tasks": self.counts.record(),
+            },
         }
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Raises ValueError where the answers of ``--use_cache`` were made with other settings."""
+        super().set_cache_hook(cache_hook)
+        if cache_hook.dbdict is not None:
+            claim(cache_hook.dbdict, made_with(self.model, self.arguments))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The messages as one prompt, ending with the header of an answer or, without it, inside the last message."""
         if not self.tokenizer.chat_template:
             raise ValueError(f"{self.model.label} has no chat template: leave --apply_chat_template out.")
         # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            enable_thinking=False,
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                enable_thinking=False,
+            )
+        except jinja2.TemplateError as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ValueError(f"The model's chat template refuses a task's messages: {said}.") from error
         assert isinstance(text, str)
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids. None: with what the tokenizer puts around a text, unless it begins with that already."""
-        if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self.tokenizer.decode([self.prefix_token_id]))
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-        return ids
+        """Token ids; a mask token that the text spells is text. add_special_tokens None: as add_bos_token says, else
+        with what the tokenizer puts around a text, unless it begins with that already.
+        """
+        if add_special_tokens is not None:
+            return encode(self.model, string, add_special_tokens)
+        first, begin = self.prefix_token_id, self.arguments.add_bos_token
+        if begin is None:
+            return encode(self.model, string, not string.startswith(self.tokenizer.decode([first])))
+        if begin and self.tokenizer.bos_token_id is None:
+            raise ValueError(f"The tokenizer of {self.model.label} has no first token: leave add_bos_token out.")
+        ids = encode(self.model, string, False)
+        return ids if not begin or ids[:1] == [first] else [first, *ids]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(value, greedy) of each request (context, continuation)."""
+        self._tasks = [_task(request) for request in requests]
+        return super().loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        kind: str = "loglikelihood",
+        **_: Any,
     ) -> list[tuple[float, bool]]:
         """(value, greedy) for requests (key of the harness's cache or None, context, continuation)."""
-        pairs = [(self._cut(context, len(answer)), answer) for _, context, answer in requests]
-        self._warn([len(context) + len(answer) for context, answer in pairs], self.mc_num, "mc_num")
+        self._warn_without_effect(GENERATION_ONLY, "likelihoods")
+        tasks: dict[str, list[int]] = defaultdict(list)
+        for index, task in enumerate(self._tasks):
+            tasks[task].append(index)
         found: dict[int, Likelihood] = {}
-        with tqdm(total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
-            for index, likelihood in log_likelihoods(
-                self.model,
-                pairs,
-                draws=self.mc_num,
-                seed=self._given.seed or 0,
-                attention=self.attention,
-                backend=self.backend,
-                dense_backend=self.dense_backend,
-                cfg_scale=self._given.cfg_scale or 0.0,
-                batch_size=self.batch_size,
-            ):
-                found[index] = likelihood
-                if requests[index][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[index][0], _answer(likelihood))
-                bar.update()
-        return [_answer(found[index]) for index in range(len(pairs))]
+        with tqdm(total=len(requests), desc=f"Running {kind} requests", disable=self._unwatched(disable_tqdm)) as bar:
+            for task, indices in tasks.items():
+                pairs = [requests[index][1:] for index in indices]
+                for place, likelihood in log_likelihoods(
+                    self.model,
+                    [(self._cut(context, len(answer)), answer) for context, answer in pairs],
+                    draws=self.arguments.mc_num,
+                    seed=self.arguments.sampler.seed or 0,
+                    attention=self.attention,
+                    backend=self.backend,
+                    dense_backend=self.dense_backend,
+                    cfg_scale=self.arguments.sampler.cfg_scale or 0.0,
+                    batch_size=self.batch_size,
+                    greedy=self.arguments.is_check_greedy and kind == "loglikelihood",
+                    seen=partial(self._seen, task, kind),
+                ):
+                    index = indices[place]
+                    found[index] = likelihood
+                    if requests[index][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[index][0], _answer(likelihood))
+                    bar.update()
+        self.answered()
+        return [_answer(found[index]) for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The estimated bound of each text's log-likelihood, in nats: the sum over its windows."""
@@ -235,8 +267,10 @@ class SparsedLM(TemplateLM):
             for context, answer in map(make_disjoint_window, cut):
                 windows.append((None, context, answer))
                 owners.append(index)
+        self._tasks = [_task(requests[owner]) for owner in owners]
         totals = [0.0] * len(requests)
-        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm)):
+        found = self._loglikelihood_tokens(windows, disable_tqdm, "loglikelihood_rolling")
+        for owner, (value, _) in zip(owners, found):
             totals[owner] += value
         for request, total in zip(requests, totals):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -244,33 +278,39 @@ class SparsedLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One answer for each request (context, generation_kwargs), without the stop string that ended it."""
-        asked: Counter[str] = Counter()
-        groups: dict[tuple[int, ResolvedSampler], list[tuple[int, list[int]]]] = defaultdict(list)
+        self._warn_without_effect(LIKELIHOOD_ONLY, "generated answers")
+        repeats: Counter[tuple[object, ...]] = Counter()
+        groups: dict[tuple[str, int, ResolvedSampler, int | None], list[tuple[int, list[int]]]] = defaultdict(list)
         for index, request in enumerate(requests):
-            context, wishes = request.args
-            sampler = self._settings(wishes)
-            if _draws(sampler):
-                repeat = json.dumps([context, wishes], sort_keys=True, default=str)
-                sampler = replace(sampler, seed=sampler.seed + asked[repeat])
-                asked[repeat] += 1
+            context, asked = request.args
+            wish = self._wish(asked)
+            sampler = wish.sampler
+            if draws(sampler):
+                # The harness repeats a request by asking for it several times.
+                who = (request.task_name, request.doc_id, request.idx, context)
+                sampler = replace(sampler, seed=sampler.seed + repeats[who])
+                repeats[who] += 1
             ids = self._cut(self.tok_encode(context) or [self.prefix_token_id], sampler.gen_length)
-            groups[len(ids), sampler].append((index, ids))
+            groups[_task(request), len(ids), sampler, wish.most].append((index, ids))
         answers = [""] * len(requests)
-        with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
-            for (_, sampler), group in sorted(groups.items(), key=lambda item: -item[0][0]):
-                rows = 1 if _draws(sampler) or self._by_lot() else self.batch_size
+        unwatched = self._unwatched(disable_tqdm)
+        with tqdm(total=len(requests), desc="Running generate_until requests", disable=unwatched) as bar:
+            for (task, _, sampler, most), group in sorted(groups.items(), key=lambda item: -item[0][1]):
+                # A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change
+                # nothing.
+                rows = 1 if draws(sampler) or self.attention.method == "random" else self.batch_size
                 for first in range(0, len(group), rows):
                     batch = group[first : first + rows]
-                    asking = [requests[index].args for index, _ in batch]
-                    texts = self._run([ids for _, ids in batch], sampler, [_until(wishes) for _, wishes in asking])
-                    for (index, _), question, text in zip(batch, asking, texts):
+                    texts = self._run(task, [ids for _, ids in batch], sampler, most)
+                    for (index, _), text in zip(batch, texts):
                         answers[index] = text
-                        self.cache_hook.add_partial("generate_until", question, text)
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
                     bar.update(len(batch))
+        self.answered()
         return answers
 
-    def _run(self, prompts: list[list[int]], sampler: ResolvedSampler, stops: list[list[str]]) -> list[str]:
-        """The answers to prompts of equal length."""
+    def _run(self, task: str, prompts: list[list[int]], sampler: ResolvedSampler, most: int | None) -> list[str]:
+        """The answers to prompts of equal length, of at most so many tokens each."""
         run = denoise(
             self.model,
             torch.tensor(prompts),
@@ -279,108 +319,61 @@ class SparsedLM(TemplateLM):
             backend=self.backend,
             dense_backend=self.dense_backend,
         )
-        self._warn([run.length], run.total, "steps")
-        mask, special = self.model.mask_id, self.tokenizer.get_added_vocab()
-        ends = [{*self.model.end_ids, *(special[stop] for stop in row if stop in special)} for row in stops]
-        reached: list[int] = []
-        rows: list[list[int]] = []
-        for step in run:
-            rows = step.tokens.tolist()
-            before, reached = reached, [row.index(mask) if mask in row else len(row) for row in rows]
-            if reached == before:
-                continue
-            texts = [self._text(row[:to], stop, end) for row, to, stop, end in zip(rows, reached, stops, ends)]
-            if all(ended for _, ended in texts):
-                run.close()
-                return [text for text, _ in texts]
-        return [self._text(row, stop, end)[0] for row, stop, end in zip(rows, stops, ends)]
+        for _ in run:
+            pass
+        rows = run.steps[-1].tokens.tolist()
+        count = self.count(task, "generate_until", run.info, len(prompts))
+        count.seconds += sum(step.seconds for step in run.steps)
+        reader = Answers(self.model, sampler.stop)
+        texts = []
+        for row in rows:
+            whole, cut = reader.read(row), reader.read(row[:most])
+            if cut.text != whole.text:
+                note = f"An answer was cut to the {most} tokens that max_gen_toks asks for; its canvas has {len(row)}."
+                count.note(note)
+                self.say(kind_of(note), note)
+            texts.append(cut.text)
+            count.tokens += self._length(row[:most])
+        return texts
 
-    def _text(self, tokens: list[int], stops: list[str], ends: set[int]) -> tuple[str, bool]:
-        """The text up to the first end token or stop string, and whether there was one. Spaces stay as they are."""
-        end = next((place for place, token in enumerate(tokens) if token in ends), None)
-        kept = [token for token in tokens[:end] if token != self.model.mask_id]
-        text: str = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        cut = min((place for place in map(text.find, stops) if place >= 0), default=None)
-        return text[:cut], end is not None or cut is not None
+    def _length(self, row: list[int]) -> int:
+        """Tokens of an answer, its end and masks left out."""
+        end = next((place for place, token in enumerate(row) if token in self.model.end_ids), len(row))
+        return sum(token != self.model.mask_id for token in row[:end])
 
-    def _settings(self, wishes: dict[str, Any]) -> ResolvedSampler:
-        """The resolved sampler for a request's generation_kwargs. Raises ValueError for those that do not fit."""
-        defaults = self.model.defaults
-        wanted: dict[str, Any] = dict(normalize_gen_kwargs(wishes, self.max_gen_toks))
-        tokens = wanted.pop("max_gen_toks")
-        if not wanted.pop("do_sample", None):
-            wanted["temperature"] = 0.0
-        values = {name: getattr(self._given, name) for name in SAMPLER}
-        dream = (values["algorithm"] or wanted.get("algorithm") or defaults.algorithm) in DREAM_ALGORITHMS
-        for name, value in wanted.items():
-            if name == "until":
-                continue
-            if name not in SAMPLER or (name in ("top_p", "top_k") and not dream):
-                self._say(name, f"{name} of the generation_kwargs is no setting of this model's sampler: left out.")
-            elif values[name] is None:
-                values[name] = value
-        if values["gen_length"] is None:
-            block = values["block_length"]
-            if block is None and not dream and defaults.algorithm not in DREAM_ALGORITHMS:
-                block = defaults.block_length
-            values["gen_length"] = ceil(tokens / (block or 1)) * (block or 1)
-        sampler = SamplerConfig(**values).resolve(defaults)
-        if values["steps"] is not None or sampler.threshold is not None:
-            return sampler
-        blocks = sampler.gen_length // sampler.block_length
-        steps = min(defaults.steps, defaults.gen_length) * sampler.block_length
-        return replace(sampler, steps=ceil(Fraction(steps, defaults.gen_length)) * blocks)
+    def _wish(self, asked: dict[str, Any]) -> Wish:
+        """What a request's generation_kwargs ask for; what has no effect is said."""
+        wish = read_wish(asked, self.arguments, self.model.defaults)
+        for remark in wish.remarks:
+            self.say(remark, remark)
+        return wish
 
     def _cut(self, context: list[int], answer: int) -> list[int]:
         """The context, from the left cut to what leaves room for `answer` tokens; as it is without max_length."""
-        if self._max_length is None:
+        longest = self.arguments.max_length
+        if longest is None:
             return context
-        room = self._max_length - answer
+        room = longest - answer
         if room < 1:
-            raise ValueError(f"max_length must be above the {answer} tokens of an answer, not {self._max_length}.")
+            raise ValueError(f"max_length must be above the {answer} tokens of an answer, not {longest}.")
         return context[-room:]
 
-    def _by_lot(self) -> bool:
-        """A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change nothing."""
-        return self.attention.method == "random"
+    def _seen(self, task: str, kind: str, info: RunInfo, requests: int, greedy: bool) -> None:
+        """Counts what stands behind likelihoods."""
+        self.count(task, "greedy decoding" if greedy else kind, info, requests)
 
-    def _warn(self, lengths: list[int], steps: int, word: str) -> None:
-        trained, longest = self.model.max_positions, max(lengths, default=0)
-        if longest > trained:
-            self._say(
-                "length",
-                f"{self.model.label} was trained to {trained} positions, and a sequence here has {longest}: it is kept "
-                f"whole. max_length=… cuts prompts from the left.",
-            )
-        attention = self.attention.resolve(longest)
-        if not attention.dense and switch_step(steps, attention.skip, attention.selection) is None:
-            self._say(f"never {word}", f"Attention never becomes sparse: {word} is {steps}, and skip {attention.skip}.")
+    def _warn_without_effect(self, elsewhere: frozenset[str], here: str) -> None:
+        names = self.arguments.without_effect(elsewhere)
+        if names:
+            self.say(here, f"No effect on {here}: {', '.join(names)}.")
 
-    def _say(self, what: str, sentence: str) -> None:
-        """A warning, once for each kind."""
-        if what not in self._said:
-            self._said.add(what)
-            _log.warning(sentence)
+    def _unwatched(self, disable_tqdm: bool) -> bool:
+        """Whether there is no one to see a progress bar; the first process's share stands for the others'."""
+        return disable_tqdm or self.rank > 0
 
 
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    """A count from a command line, where it may be a string. Raises ValueError for anything below `least`."""
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-    return value
-
-
-def _draws(sampler: ResolvedSampler) -> bool:
-    """Whether anything in a run is left to chance."""
-    return bool(sampler.temperature or sampler.alg_temp or sampler.algorithm in ("random", "origin"))
-
-
-def _until(wishes: dict[str, Any]) -> list[str]:
-    """The stop strings of a request; an empty one stops nothing."""
-    until = wishes.get("until") or []
-    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+def _task(request: Instance) -> str:
+    return request.task_name or "requests"
 
 
 def _answer(likelihood: Likelihood) -> tuple[float, bool]:

@@ -1,7 +1,7 @@
 """Processes that share work (accelerate launch), each with a whole model: who does which part, and what they agree on.
 
-`python -m sparsed eval` and `python -m sparsed bench` deal their work out so. What is done is kept in a folder
-(`sparsed.results_folder`).
+`python -m sparsed eval` and `python -m sparsed bench` deal their work out so; what is done is kept in a folder
+(`sparsed.results_folder`). lm-evaluation-harness deals its questions out by itself.
 """
 
 from __future__ import annotations
@@ -74,6 +74,16 @@ class Crew:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Everyone's values in order of rank, for everyone (they are pickled). All of the crew must come here."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed
+
+        box: list[T | None] = [None] * self.size
+        torch.distributed.all_gather_object(box, value)
+        return [one for one in box if one is not None]
 
     def wait(self) -> None:
         """Until all of the crew are here."""

@@ -5,16 +5,24 @@ Made of names that the bundled model never saw in training (see `sparsed.questio
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass
 from typing import Any
 
 from sparsed.questions.entities import Document, Question
 from sparsed.questions.lengths import token_budget
-from sparsed.questions.pieces import Pieces, joined
+from sparsed.questions.pieces import Pieces, joined, material_text
 from sparsed.questions.world import KINDS, World, numbered, prompt_pieces
 
 _FILLER = 0.15
+GENERATOR = 1
+"""Goes up whenever one seed and tokenizer give another prompt than before (a test tells)."""
+
+
+def prompts_version() -> str:
+    """What prompts depend on besides their seed and the tokenizer: the generator and its material."""
+    return f"{GENERATOR}-{hashlib.blake2b(material_text().encode(), digest_size=6).hexdigest()}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,12 @@ _SLOT = re.compile(r" ?\{(\w+)\}")
 @lru_cache(maxsize=1)
 def material() -> dict[str, Any]:
     """The templates and word lists of prompts/world.json."""
-    return json.loads((data_dir("prompts") / "world.json").read_text(encoding="utf-8"))
+    return json.loads(material_text())
+
+
+def material_text() -> str:
+    """prompts/world.json as it is written."""
+    return (data_dir("prompts") / "world.json").read_text(encoding="utf-8")
 
 
 @cache

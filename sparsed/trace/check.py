@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 
 from sparsed.attention.masks import Masks
 from sparsed.trace.patterns import PatternText
 from sparsed.trace.types import CHARACTERS_OF_BLOCK, Lane, Trace
 
+_TIME = re.compile(
+    r"(\d{4})-?(\d\d)-?(\d\d)(?:[Tt ](\d\d)(?::?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?)?"
+    r"([Zz]|[+-](\d\d):?(\d\d)?(?::?\d\d(?:\.\d+)?)?)?)?",
+    re.ASCII,
+)
 _MOST_CELLS = 2**24
 _MOST_PAIRS = 2**26
 _MOST_PAIRS_OF_ALL = 2**31
@@ -21,7 +27,7 @@ _MOST_BYTES = 2**29
 
 def check_trace(trace: Trace) -> None:
     """What the types do not say. Raises ValueError."""
-    datetime.fromisoformat(trace.created)
+    read_time(trace.created)
     if min(trace.batch, trace.gen_length, trace.prompt.tokens) < 1 or trace.mask_id < 0:
         raise ValueError("'batch', 'gen_length', 'tokens' or 'mask_id' is too small.")
     if trace.batch * trace.gen_length > _MOST_CELLS:
@@ -36,6 +42,23 @@ def check_trace(trace: Trace) -> None:
     _check_words(trace)
     if used - set(trace.vocabulary):
         raise ValueError(f"'vocabulary' lacks the token {min(used - set(trace.vocabulary))}.")
+
+
+def read_time(text: str) -> datetime:
+    """A date, or date and time, of ISO 8601 in numbers of days and months, alike on every version of Python. Raises
+    ValueError.
+    """
+    found = _TIME.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError
+        year, month, day, hour, minute, second = (int(found[name] or 0) for name in range(1, 7))
+        fraction = int((found[7] or "").ljust(6, "0")[:6])
+        offset = timedelta(hours=int(found[9] or 0), minutes=int(found[10] or 0))
+        zone = None if found[8] is None else timezone(-offset if found[8].startswith("-") else offset)
+        return datetime(year, month, day, hour, minute, second, fraction, zone)
+    except ValueError:
+        raise ValueError(f"'created' must be a time like 2026-01-31T12:00:00Z, not {text[:40]!r}.") from None
 
 
 def _check_lane(lane: Lane, trace: Trace) -> set[int]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from sparsed.edge import go_on, program
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of ``python -m sparsed.training``."""
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m sparsed.training``; returns its exit status."""
+    return program(lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sparsed.training", description="Make the bundled model again.")
     commands = parser.add_subparsers(dest="command", required=True)
     tokenizer = commands.add_parser("tokenizer", help="train the tokenizer")
@@ -29,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     export.add_argument("--out", type=Path, required=True)
     export.add_argument("--after", type=Path, help="training.json of the model that the run began with")
     args = parser.parse_args(argv)
+    go_on()
 
     if args.command == "tokenizer":
         from sparsed.training import tokenizer as made  # needs tokenizers, which help does not
@@ -56,4 +64,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from sparsed.files import draft, write
 from sparsed.training.data import CANVAS, MAX_POSITION
 from sparsed.training.recipe import mini_config
 from sparsed.training.tokenizer import MASK, save
@@ -39,8 +40,9 @@ def export(run: Path, tokenizer: Tokenizer, out: Path, after: Path | None = None
             "temperature": 0.0,
         },
     )
-    (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.copyfile(run / "model.safetensors", out / "model.safetensors")
+    write(out / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
+    with draft(out / "model.safetensors") as place:
+        shutil.copyfile(run / "model.safetensors", place)
     state = json.loads((run / "checkpoint.json").read_text())
     record = {
         "recipe": state["recipe"],
@@ -52,7 +54,7 @@ def export(run: Path, tokenizer: Tokenizer, out: Path, after: Path | None = None
     }
     earlier = [] if after is None else json.loads(after.read_text("utf-8"))["runs"]
     whole = json.dumps({"runs": [*earlier, record]}, separators=(",", ":"))
-    (out / "training.json").write_text(whole + "\n", encoding="utf-8")
+    write(out / "training.json", whole + "\n")
 
 
 def _run_lengths(plan: list[int]) -> dict[str, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from sparsed.files import write
 from sparsed.questions.world import KINDS, World, prompt_pieces
 
 END, MASK, USER, ASSISTANT = "<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>"
@@ -73,7 +75,11 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
         model_max_length=65536 + 64,
     )
     fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as made:
+        fast.save_pretrained(made)
+        for file in sorted(Path(made).iterdir()):
+            write(folder / file.name, file.read_bytes())
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM
 
+from sparsed.files import draft, write
 from sparsed.models.layer import after_attention, before_attention
 from sparsed.training.data import TURN_KINDS, Batches, RowMaker, stack
 from sparsed.training.loss import loss_of, probe
@@ -255,11 +256,14 @@ class Trainer:
             slot = self.optimizer.state.get(parameter, {})
             moments.update({f"{index}.{name}": value.detach().reshape(-1).contiguous() for name, value in slot.items()})
             moments[f"{index}.weight"] = parameter.detach().contiguous()
-        save_file(moments, str(self.folder / "checkpoint.safetensors"))
         save_weights(self.network, self.folder)
         body = {"step": step, "seconds": seconds, "processes": self.world, "recipe": asdict(self.recipe), "plan": plan}
-        (self.folder / "checkpoint.json").write_text(json.dumps(body))
-        (self.folder / "log.json").write_text(json.dumps(self.log))
+        # Moments of one step beside the number of another would be resumed as if they belonged together: both are
+        # written before either takes its place.
+        with draft(self.folder / "checkpoint.json") as state, draft(self.folder / "checkpoint.safetensors") as weights:
+            save_file(moments, str(weights))
+            state.write_text(json.dumps(body))
+        write(self.folder / "log.json", json.dumps(self.log))
 
     def _resume(self) -> None:
         saved = load_file(str(self.folder / "checkpoint.safetensors"), device=str(self.device))
@@ -285,4 +289,5 @@ def save_weights(network: LlamaForCausalLM, folder: Path) -> None:
     }
     if not all(math.isfinite(tensor.float().abs().max().item()) for tensor in state.values()):
         raise RuntimeError("The weights hold infinite or missing values; the run diverged and was not saved.")
-    save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    with draft(folder / "model.safetensors") as place:
+        save_file(state, str(place), metadata={"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -38,3 +39,48 @@ def model_of(folder_of: Callable[..., Path]) -> Callable[..., Any]:
         return loaded[key]
 
     return load
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """lm-evaluation-harness without a network. The variables are read when its libraries are first imported, which may
+    have been long ago.
+    """
+    import datasets
+
+    for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setattr(datasets.config, name, True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture(scope="session")
+def harness_of(folder_of: Callable[..., Path]) -> Callable[..., Any]:
+    """(family or folder, model arguments) → the harness's model, on the CPU in float32."""
+
+    def make(family: str | Path, **arguments: Any) -> Any:
+        from sparsed.harness.model import SparsedLM
+
+        folder = folder_of(family) if isinstance(family, str) else family
+        return SparsedLM(pretrained=str(folder), device="cpu", dtype="float32", **arguments)
+
+    return make
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with two local tasks of the harness, multiple choice and generation, three questions each."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    questions = [{"question": f"Is {a} + {a} even?", "choices": ["yes", "no"], "answer": 0} for a in (1, 2, 3)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}},
+            "test_split": "test", "doc_to_text": "{{question}}"}  # fmt: skip
+    choose = data | {"task": "tiny_choice", "output_type": "multiple_choice", "doc_to_choice": "choices",
+                     "doc_to_target": "answer", "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    write = data | {"task": "tiny_answer", "output_type": "generate_until", "doc_to_target": "{{choices[answer]}}",
+                    "metric_list": [{"metric": "exact_match"}],
+                    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}}  # fmt: skip
+    for task in (choose, write):
+        (folder / f"{task['task']}.yaml").write_text(json.dumps(task))  # JSON is YAML
+    return folder

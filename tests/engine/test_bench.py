@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +16,17 @@ from typing import Any
 import pytest
 import torch
 
+from sparsed.__main__ import main as program
 from sparsed.bench import command, numbers
 from sparsed.bench import measure as measure_module
 from sparsed.bench.command import _kept, main
+from sparsed.bench.estimate import Estimate
+from sparsed.bench.table import print_table
 from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.edge import Terminated
 from sparsed.parallel import crew
 from sparsed.turns import take_turns
+from sparsed.typed_json import read_as
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = (
@@ -73,12 +80,63 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
     assert (result.prompt_tokens, result.steps, result.switch_step) == (100, 8, 3)
     assert len(result.dense_run) == len(result.sparsed_run) == 2
     assert said[0] == "skip 0.2, select 0.3, block 32; 8 steps"
-    assert [line.partition(":")[0] for line in said[1:]] == ["run 1 of 2", "run 2 of 2"]
+    lines = [line.partition(":")[0] for line in said[1:]]
+    assert [line for line in lines if not line.startswith("note")] == ["run 1 of 2", "run 2 of 2"]
     assert result.dense_step.count == 16
     assert result.select_step is not None and result.select_step.count == 2
     assert result.sparse_step is not None and result.sparse_step.count == 10
     assert result.requested_density == pytest.approx(3 / 5)  # 2 of 4 prompt blocks, 1 of 1 of the generation
     assert 0 < result.attention.speedup and 0 <= result.same_tokens <= 1
+    for runs, phases in ((result.dense, (8, 0, 0)), (result.sparsed, (2, 1, 5))):
+        assert [tuple(run["phases"].values()) for run in runs] == [phases] * 2
+        assert all(run["forwards"] == 8 and run["sampler"]["steps"] == 8 for run in runs)
+    assert [run["switch_step"] for run in (result.dense[0], result.sparsed[0])] == [None, 3]
+    assert result.dense[0]["attention"] == {"method": "dense"} and result.sparsed[0]["attention"]["block_size"] == 32
+    head, dtype = (line.split("  ")[-1].strip() for line in _lines([result])[1:3])
+    assert (head, dtype) == ("100 (100)", "float32")
+    again = read_as(numbers.Measurement, json.loads(json.dumps(asdict(result))), "it")
+    assert json.dumps(asdict(again)) == json.dumps(asdict(result)), "as a folder keeps it"
+
+
+def _lines(results: list[numbers.Measurement]) -> list[str]:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        print_table(results)
+    return said.getvalue().splitlines()
+
+
+def test_a_lane_that_never_was_sparse_is_called_so(tiny: Any) -> None:
+    said: list[str] = []
+    attention = SparseDConfig(skip=1, block_size=32)
+    result = measure_module.measure(tiny, torch.arange(80), "80", SamplerConfig(steps=4), attention, say=said.append)
+    assert said[0].startswith("note (SparseD): This run never becomes sparse"), "before hours of work"
+    lines = _lines([result])
+    assert lines[1].split("  ")[-1].strip() == "80 (80), never sparse"
+    assert any(line.startswith("steps of SparseD: dense / select / sparse") and "4 / 0 / 0" in line for line in lines)
+    [note] = (line for line in lines if "never becomes sparse" in line)
+    assert note.startswith("note (SparseD, 1 of 1 runs): ")
+    assert any(line.startswith("sampler: steps 4, gen_length 32, ") for line in lines)
+
+
+def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
+    """A trained length is passed by both; what on_no_gain decides is known at the end of a run."""
+    said: list[str] = []
+    slow = replace(tiny, max_positions=50)
+    attention = SparseDConfig(skip=0, block_size=32, on_no_gain="dense")
+    ticks = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        # Every step takes a second, so no sparse step is faster than a dense one.
+        patch.setattr("sparsed.denoising.run.perf_counter", lambda: next(ticks))
+        sampler = SamplerConfig(steps=8)
+        attention = replace(attention, skip=0.2)
+        result = measure_module.measure(slow, torch.arange(80), "80", sampler, attention, repeats=2, say=said.append)
+    for runs in (result.dense, result.sparsed):
+        assert all(any("trained to 50" in note for note in run["notes"]) for run in runs)
+    assert all(tuple(run["phases"].values()) == (4, 1, 3) for run in result.sparsed)
+    assert all("from step 7 on this run is dense again" in run["notes"][-1] for run in result.sparsed)
+    assert sum("trained to 50" in line for line in said) == 2 and sum("dense again" in line for line in said) == 1
+    lines = _lines([result])
+    assert lines[1].split("  ")[-1].strip() == "80 (80), dense again"
+    assert "note (dense, 2 of 2 runs): Speed only: trained to 50" in "\n".join(lines)
 
 
 def test_runs_that_end_early_are_measured(tiny: Any) -> None:
@@ -86,6 +144,8 @@ def test_runs_that_end_early_are_measured(tiny: Any) -> None:
     attention = SparseDConfig(skip=0.2, block_size=32)
     result = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention)
     assert result.steps == 32 and 0 < result.dense_step.count < 32 and result.sparse_step is None
+    assert result.dense[0]["forwards"] == result.dense_step.count and not result.sparsed[0]["phases"]["sparse"]
+    assert any("never became sparse" in note for note in result.sparsed[0]["notes"])
 
 
 def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,20 +250,167 @@ def test_a_folder_keeps_what_was_measured_before_an_interruption(
     assert _kept(tmp_path)[1:] == kept
 
 
-@pytest.mark.parametrize("options", [["--steps", "5"], ["--select", "0.5"], ["--random-tokens"], ["--repeats", "2"]])
-def test_a_folder_of_another_plan_is_refused_before_anything_is_loaded(
-    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
-) -> None:
-    def load(*_: Any) -> None:
-        raise AssertionError("nothing is to be loaded")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory."), Terminated()])
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_was_measured_before_the_end_is_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads_of_torch: None,
+    error: BaseException, folder: bool,
+) -> None:  # fmt: skip
+    """Whatever ends it in the second of three; and after the first one the file is there already."""
+    real, made, file = measure_module.measure, [], tmp_path / "bench.json"
 
-    monkeypatch.setattr("sparsed.bench.command.load_or_make", load)
-    plan = [*SWEEP, "--lengths", "200", "--out", str(tmp_path)]
-    with pytest.raises(AssertionError):
-        main(plan)
-    name = options[0].removeprefix("--").replace("-", "_")
-    with pytest.raises(ValueError, match=rf"belongs to another plan \({name} is .* there, .* here\); choose another"):
-        main([*plan, *options])
+    def measure(*given: Any, **more: Any) -> numbers.Measurement:
+        if made:
+            raise error
+        made.append(real(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr("sparsed.bench.command.measure", measure)
+    out = ["--out", str(tmp_path / "out")] if folder else []
+    codes = {KeyboardInterrupt: 130, Terminated: 143, RuntimeError: 1}
+    assert program(["bench", *SWEEP, "--lengths", "200", "300", "400", "--json", str(file), *out]) == codes[type(error)]
+    said, told = capsys.readouterr()
+    assert "200 (200)" in said and "This is what was measured before the end." in said and f"written to {file}" in said
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["length"] for row in record["results"]] == ["200"] and record["finished"] is False
+    assert told.count("\n") == 1 and ("the same command goes on from there" in told) == (
+        folder and isinstance(error, KeyboardInterrupt)
+    )
+    monkeypatch.setattr("sparsed.bench.command.measure", real)
+    assert program(["bench", *SWEEP, "--lengths", "200", "300", "--json", str(file), *out]) == 0
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["length"] for row in record["results"]] == ["200", "300"] and record["finished"] is True
+
+
+def test_an_end_before_the_first_measurement_says_nothing_of_a_folder_that_nobody_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads_of_torch: None
+) -> None:
+    def measure(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsed.bench.command.measure", measure)
+    assert program(["bench", *SWEEP, "--lengths", "200"]) == 130
+    said, told = capsys.readouterr()
+    assert told == "stopped.\n" and "speed-up" not in said
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sparsed.bench.command.load_or_make", lambda *_: pytest.fail("nothing is to be loaded"))
+    assert program(["bench", *SWEEP, "--lengths", "200", "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --json {tmp_path} cannot be written: this is a folder.\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "later", "said"),
+    [
+        ([9.0, 2.0, 2.0, 2.0], [], ["about 4.3 min: 2 runs of 64 steps, 2 s a step of full attention"]),
+        (
+            [1.0, 30.0, 30.0],
+            ["8k", "2k"],
+            ["about 1.1 h: 2 runs of 64 steps, 30 s a step of full attention; then 2.7 h to 4.5 h, by their lengths, "
+             "for 8k, 2k"],
+        ),
+        ([0.1, 0.1, 0.1, 0.1], [], []),
+        ([5.0, 5.0], ["8k"], []),
+    ],
+)  # fmt: skip
+def test_how_long_it_takes_is_said_once_as_soon_as_it_is_known(
+    seconds: list[float], later: list[str], said: list[str]
+) -> None:
+    """The first step may be slower; what takes no time needs no word."""
+    told: list[str] = []
+    estimate = Estimate(2, "4k", later, told.append)
+    for made in range(len(seconds)):
+        run = SimpleNamespace(total=64, steps=[SimpleNamespace(seconds=spent) for spent in seconds[: made + 1]])
+        estimate.look(run)
+        assert not told or made >= 2
+    assert told == said
+
+
+def test_a_measurement_shows_each_dense_step_to_who_looks(tiny: Any) -> None:
+    seen: list[int] = []
+    measure_module.measure(
+        tiny, torch.arange(100), "100", SamplerConfig(steps=8), SparseDConfig(block_size=32), repeats=2,
+        look=lambda run: seen.append(len(run.steps)),
+    )  # fmt: skip
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8] * 2
+
+
+# Another value of every option that all measurements of a folder have alike.
+KEY = {
+    "shape": "qwen3-0.6b", "random_tokens": None, "kind": "fact", "prompt_seed": "1", "backend": "gather",
+    "dense_backend": "sdpa", "no_fuse": None, "repeats": "2", "compose": "64", "threads": "2",
+    "steps": "5", "gen_length": "64", "block_length": "16", "algorithm": "random", "temperature": "0.5", "seed": "1",
+    "top_p": "0.5", "top_k": "5", "alg_temp": "0.5", "eps": "0.01", "cfg_scale": "1", "threshold": "0.9",
+    "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
+    "skip": "0.3", "select": "0.5", "block_size": "64", "selection": "reference", "keep_importance": "yes",
+    "on_no_gain": "dense", "isolated": "no", "reuse": "no",
+}  # fmt: skip
+# Rows say what they were; a model counts by its weights. Of these no measurement depends.
+APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json"}
+
+
+def test_every_option_is_part_of_the_key_or_kept_apart_or_without_influence() -> None:
+    assert {action.dest for action in command._parser()._actions} == KEY.keys() | APART | WITHOUT
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_of_torch: None) -> Path:
+    """One measurement is in it; measured is no more."""
+    main([*SWEEP, "--lengths", "200", "--out", str(tmp_path)])
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr("sparsed.bench.command.measure", refuse)
+    return tmp_path
+
+
+def test_another_value_of_any_option_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, loaded = command.load_or_make, []
+    monkeypatch.setattr("sparsed.bench.command.load_or_make", lambda *given: loaded.append(given) or real(*given))
+    for name, value in KEY.items():
+        options = [*SWEEP, "--lengths", "250", "--out", str(folder), f"--{name.replace('_', '-')}"]
+        said = rf"belongs to another plan \(.*\b{name} is .* there, .* here.*\); choose another"
+        with pytest.raises(ValueError, match=said):
+            main([*options, *([] if value is None else [value])])
+        # Only what a length asked for becomes is not known without the model.
+        assert bool(loaded) == (name == "gen_length"), name
+        loaded.clear()
+
+
+def test_another_value_anywhere_in_the_key_is_refused_by_name(folder: Path) -> None:
+    said = (folder / "plan.json").read_text("utf-8")
+    whole = json.loads(said)["key"]
+    places = [(name,) for name in whole if not isinstance(whole[name], dict)]
+    places += [(name, inner) for name in whole if isinstance(whole[name], dict) for inner in whole[name]]
+    assert {("weights",), ("versions", "torch"), ("machine", "cpu"), ("prompts",), ("device",)} <= set(places)
+    for place in places:
+        plan = json.loads(said)
+        (plan["key"] if len(place) == 1 else plan["key"][place[0]])[place[-1]] = "another"
+        (folder / "plan.json").write_text(json.dumps(plan), "utf-8")
+        with pytest.raises(ValueError, match=rf'{".".join(place)} is "another" there, .* here'):
+            main([*SWEEP, "--lengths", "250", "--out", str(folder)])
+
+
+def test_measurements_of_another_folder_are_told_and_left_out(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.loads((folder / "measurements-0-of-1.jsonl").read_text("utf-8"))
+    (folder / "measurements-1-of-2.jsonl").write_text(json.dumps({**line, "key": "0", "length": "300"}), "utf-8")
+    main([*SWEEP, "--lengths", "200", "--out", str(folder)])
+    said = capsys.readouterr()
+    assert "measurements-1-of-2.jsonl holds 1 measurements of another plan: they are left out" in said.err
+    assert "300 (300)" not in said.out
+
+
+def test_its_own_defaults_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], threads_of_torch: None) -> None:
+    main([*SWEEP, "--lengths", "200"])
+    assert "bench's own defaults: skip 0.2, select 0.3; what else" in capsys.readouterr().out
+    bounded = command._parser().parse_args(["--threshold", "0.9", "--skip", "0.1"])
+    assert command._fill_in(bounded) == "select 0.3, block_size 128" and bounded.steps is None
 
 
 def test_processes_that_share_the_work_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -142,7 +143,7 @@ def test_public_model_path_and_loading_options(monkeypatch: pytest.MonkeyPatch) 
 def test_prompt_from_file_and_standard_input(tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Ünïcode\nand two lines"
     (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     flags = ("--steps", "2", "--gen-length", "8", "--json")
     said = [json.loads(tell("--prompt", way, *flags)[1]) for way in (text, f"@{tmp_path / 'prompt.txt'}", "-")]
     for one in said:
@@ -330,6 +331,26 @@ def test_help_is_light() -> None:
         assert flag in done.stdout
 
 
-def test_a_trace_that_cannot_be_written_does_not_cost_the_answer(tell: Any, tmp_path: Path) -> None:
-    code, out, err = tell("--prompt", "Hi", "--steps", "4", "--gen-length", "8", "--save-trace", str(tmp_path))
-    assert code == 1 and "answer: " in out and err.splitlines()[-1].startswith("error: ")
+def test_a_trace_that_cannot_be_written_does_not_cost_the_answer(
+    tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up after the run has begun: the old record stays whole."""
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = tmp_path / "run.json"
+    place.write_text("old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, out, err = tell("--prompt", "Hi", "--steps", "4", "--gen-length", "8", "--save-trace", str(place))
+    assert code == 1 and "answer: " in out
+    assert err.splitlines()[-1] == f"error: {place} cannot be written: no space left on device."
+    assert place.read_text() == "old" and os.listdir(tmp_path) == ["run.json"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(
+    tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsed.models.loading.load", lambda *_, **__: pytest.fail("nothing is to be loaded"))
+    code, out, err = tell("--prompt", "Hi", "--save-trace", str(tmp_path))
+    assert (code, out) == (2, "") and err == f"error: --save-trace {tmp_path} cannot be written: this is a folder.\n"

@@ -25,35 +25,15 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional ex
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 
+from sparsed.denoising.answers import Answers  # noqa: E402
 from sparsed.denoising.forward import LocalForward  # noqa: E402
 from sparsed.harness.model import SparsedLM  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+pytestmark = pytest.mark.usefixtures("offline")
 CPU: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
-STOPS = {"until": [], "do_sample": False, "max_gen_toks": 8}
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The variables of OFFLINE are read when the libraries are first imported, which may have been long ago."""
-    import datasets
-
-    for name in OFFLINE:
-        monkeypatch.setattr(datasets.config, name, True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-
-
-@pytest.fixture(scope="module")
-def harness_of(folder_of) -> Any:
-    """(family or folder, model arguments) → the harness's model."""
-
-    def make(family: str | Path, **arguments: Any) -> SparsedLM:
-        folder = folder_of(family) if isinstance(family, str) else family
-        return SparsedLM(pretrained=str(folder), **CPU, **arguments)
-
-    return make
+STOPS = {"until": [], "do_sample": False, "max_gen_toks": 16}
 
 
 def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
@@ -80,7 +60,8 @@ def test_the_harness_knows_our_model_and_its_own() -> None:
 @pytest.mark.parametrize("attention", ["dense", "sparsed", "random"])
 def test_answers_are_those_of_generate(harness_of, family: str, attention: str) -> None:
     sparse = {} if attention == "dense" else {"skip": 0.25, "select": 0.3, "block_size": 32}
-    lm = harness_of(family, attention=attention, steps=8, gen_length=16, batch_size=2, **sparse)
+    named = {"attention_block_size" if name == "block_size" else name: value for name, value in sparse.items()}
+    lm = harness_of(family, attention=attention, steps=8, gen_length=16, batch_size=2, **named)
     prompts = ["the other " * 20, "a thin line", "their arrow " * 20, "a thick line, then another one"] * 2
     answers = lm.generate_until(asked("generate_until", *((prompt, STOPS) for prompt in prompts)), disable_tqdm=True)
     sampler = SamplerConfig(steps=8, gen_length=16, temperature=0.0)
@@ -116,38 +97,29 @@ def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.Monkey
         assert len(steps) == 16 if not places else len(steps) <= 8
 
 
-def test_an_end_token_ends_the_text_and_leading_spaces_stay(harness_of) -> None:
-    lm = harness_of("llada")
-    end, eot = lm.model.eos_id, lm.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    header = lm.tokenizer.convert_tokens_to_ids("<|start_header_id|>")
-    text = [*lm.tokenizer.encode("  if a:"), header, *lm.tokenizer.encode(" b")]
-    assert lm._text([*text, end, 65], [], set(lm.model.end_ids)) == ("  if a: b", True)
-    assert lm._text([lm.model.mask_id, *text, eot, 65], [], set(lm.model.end_ids)) == ("  if a: b", True)
-    assert lm._text(text, ["a", "if"], set()) == ("  ", True)
-    assert lm._text(text, ["x"], {header}) == ("  if a:", True)
-    assert lm._text(text, ["x"], set()) == ("  if a: b", False)
-
-
 def test_a_special_token_can_be_a_stop_string(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = harness_of("llada", gen_length=8, steps=8, block_length=8)
-    seen: list[set[int]] = []
-    real = SparsedLM._text
+    asked_of: list[SamplerConfig] = []
+    real = sparsed.denoising.denoise
 
-    def noted(self: SparsedLM, tokens: list[int], stops: list[str], ends: set[int]) -> tuple[str, bool]:
-        seen.append(ends)
-        return real(self, tokens, stops, ends)
+    def noted(model: Any, prompt: Any, **more: Any) -> Any:
+        asked_of.append(more["sampler"])
+        return real(model, prompt, **more)
 
-    monkeypatch.setattr(SparsedLM, "_text", noted)
+    monkeypatch.setattr("sparsed.harness.model.denoise", noted)
     request = asked("generate_until", ("text", STOPS | {"until": ["<|start_header_id|>", "\n\n"]}))
     lm.generate_until(request, disable_tqdm=True)
+    [sampler] = asked_of
+    assert sampler.stop == ("<|start_header_id|>", "\n\n") and sampler.early_stop
     header = lm.tokenizer.convert_tokens_to_ids("<|start_header_id|>")
-    assert seen and all(ends == {*lm.model.end_ids, header} for ends in seen)
+    text = [*lm.tokenizer.encode("  if a:"), header, *lm.tokenizer.encode(" b")]
+    assert Answers(lm.model, sampler.stop).read(text) == ("  if a:", "end token")
 
 
 @pytest.mark.parametrize(
     ("family", "arguments", "wishes", "want"),
     [
-        # LLaDA's defaults are 128 steps for 128 tokens in blocks of 32; max_gen_toks is rounded up to blocks.
+        # LLaDA's defaults are 128 steps for 128 tokens in blocks of 32; a canvas is whole blocks.
         ("llada", {}, {"max_gen_toks": 40}, {"gen_length": 64, "block_length": 32, "steps": 64, "temperature": 0.0}),
         ("llada", {}, {}, {"gen_length": 256, "block_length": 32, "steps": 256}),
         ("llada", {}, {"max_new_tokens": 1024}, {"gen_length": 1024, "steps": 1024}),
@@ -169,33 +141,34 @@ def test_a_special_token_can_be_a_stop_string(harness_of, monkeypatch: pytest.Mo
     ],
 )  # fmt: skip
 def test_settings_of_a_request(harness_of, family: str, arguments: dict, wishes: dict, want: dict) -> None:
-    settings = harness_of(family, **arguments)._settings({"until": ["x"], **wishes})
+    settings = harness_of(family, **arguments)._wish({"until": ["x"], **wishes}).sampler
     assert {name: getattr(settings, name) for name in want} == want
 
 
 def test_steps_keep_the_pace_of_the_defaults(tiny_folder: Path) -> None:
-    """The tiny model unmasks two tokens a step (16 steps, 32 tokens)."""
-    settings = SparsedLM(pretrained=str(tiny_folder), **CPU)._settings({"max_gen_toks": 70})
-    assert (settings.gen_length, settings.block_length, settings.steps) == (96, 32, 48)
+    """The tiny model unmasks two tokens a step (16 steps, 32 tokens in one block)."""
+    settings = SparsedLM(pretrained=str(tiny_folder), **CPU)._wish({"max_gen_toks": 70}).sampler
+    assert (settings.gen_length, settings.block_length, settings.steps) == (70, 70, 35)
     # With a threshold steps are an upper bound, of one a token.
-    settings = SparsedLM(pretrained=str(tiny_folder), threshold=0.9, **CPU)._settings({"max_gen_toks": 70})
-    assert (settings.gen_length, settings.steps) == (96, 96)
+    settings = SparsedLM(pretrained=str(tiny_folder), threshold=0.9, **CPU)._wish({"max_gen_toks": 70}).sampler
+    assert (settings.gen_length, settings.steps) == (70, 70)
 
 
 def test_a_setting_that_the_sampler_lacks_is_left_out_and_said(harness_of, caplog) -> None:
     lm = harness_of("llada")
     for _ in range(2):
-        lm._settings({"do_sample": True, "temperature": 0.2, "top_p": 0.9, "num_beams": 4})
+        lm._wish({"do_sample": True, "temperature": 0.2, "top_p": 0.9, "num_beams": 4})
     assert [record.getMessage().split()[0] for record in caplog.records] == ["top_p", "num_beams"]
 
 
 def test_sampled_repeats_differ_and_do_not_depend_on_the_batch(harness_of) -> None:
     wishes = {"until": [], "do_sample": True, "temperature": 1.5, "max_gen_toks": 8}
-    prompts = ["a line"] * 3 + ["b line"]
     answers = []
     for batch_size in (1, 4):
         lm = harness_of("qwen3", batch_size=batch_size, steps=8, gen_length=8, block_length=8, seed=7)
-        requests = asked("generate_until", *((prompt, wishes) for prompt in prompts))
+        # The harness repeats a request by asking for it several times.
+        first, other = asked("generate_until", ("a line", wishes), ("b line", wishes))
+        requests = [first, first, first, other]
         answers.append(lm.generate_until(requests, disable_tqdm=True))
     assert answers[0] == answers[1] and len(set(answers[0][:3])) == 3
     ids = torch.tensor(lm.tokenizer.encode("a line"))
@@ -234,7 +207,9 @@ def test_long_prompts_are_kept_whole_or_cut_from_the_left(harness_of, caplog) ->
 def test_contexts_and_continuations_are_tokenised_as_usual(harness_of) -> None:
     """Spaces at a context's end go to the continuation; an empty context is the tokenizer's first or last token."""
     sparse = {"skip": 0.2, "select": 0.3, "block_size": 32}
-    lm = harness_of("llada", mc_num=6, seed=7, cfg_scale=0.5, batch_size=3, **sparse)
+    lm = harness_of(
+        "llada", mc_num=6, seed=7, cfg_scale=0.5, batch_size=3, skip=0.2, select=0.3, attention_block_size=32
+    )
     bos = lm.tokenizer.bos_token_id
     encode = lm.tokenizer.encode
     whole, context, long = encode("Is it  the one"), encode("Is it"), "one other " * 20 + "line"
@@ -288,6 +263,9 @@ def test_the_chat_template(harness_of) -> None:
     assert lm.apply_chat_template(begun, add_generation_prompt=False).endswith("assistant\nWell,")
     assert lm.chat_template(True) == lm.tokenizer.chat_template and lm.chat_template(False) is None
     assert lm.tokenizer_name == lm.tokenizer.name_or_path.replace("/", "__") and "/" not in lm.tokenizer_name
+    lm.tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(ValueError, match="chat template refuses a task's messages: no such role."):
+        lm.apply_chat_template(messages)
     lm.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template: leave --apply_chat_template out"):
         lm.apply_chat_template(messages)
@@ -299,10 +277,11 @@ def test_the_harness_cache_answers_again(harness_of, tmp_path, monkeypatch: pyte
     scores, texts = asked("loglikelihood", ("a", " b"), ("a", " c")), asked("generate_until", ("a", STOPS))
     first = cached.loglikelihood(scores), cached.generate_until(texts)
     # What was found is stored as it is found, not only at the end.
-    assert len(cached.dbdict) == 3
-    cached.dbdict.clear()
+    assert len(cached.dbdict) == 4  # with what they were made with
+    for key in [key for key in cached.dbdict if key != "sparsed: made with"]:
+        del cached.dbdict[key]
     lm.loglikelihood(scores, disable_tqdm=True), lm.generate_until(texts, disable_tqdm=True)
-    assert len(cached.dbdict) == 3
+    assert len(cached.dbdict) == 4
     monkeypatch.setattr(SparsedLM, "_run", None)
     monkeypatch.setattr(SparsedLM, "_loglikelihood_tokens", None)
     assert (cached.loglikelihood(scores), cached.generate_until(texts)) == first
@@ -312,26 +291,26 @@ def test_the_harness_cache_answers_again(harness_of, tmp_path, monkeypatch: pyte
     ("arguments", "words"),
     [
         ({"pretrained": "no-such-model"}, "no-such-model"),
-        ({"pretrained": "mini", "model": "mini"}, "pretrained and model mean the same"),
+        ({"pretrained": "mini", "model": "other"}, "pretrained=mini and model=other are two names of one setting"),
         ({"atention": "dense"}, "The model argument 'atention' is unknown; there are pretrained, attention, mc_num"),
         ({"attention": "sparse"}, "attention must be one of 'dense', 'sparsed', 'sliding_window'"),
         ({"attention": "dense", "skip": 0.2}, "skip belongs to sparse attention: leave it out with attention=dense"),
         ({"skip": 2}, "skip must lie between 0 and 1, not 2"),
-        ({"block_size": 48}, "block_size must be one of 32, 64, 128, not 48"),
+        ({"attention_block_size": 48}, "attention_block_size must be one of 32, 64, 128, not 48"),
+        ({"block_size": 32}, "attention_block_size (32, 64 or 128) is the block of SparseD's attention, block_length"),
         ({"mc_num": 0}, "mc_num must be a whole number of at least 1, not 0"),
         ({"mc_num": 1.5}, "mc_num must be a whole number of at least 1, not 1.5"),
         ({"batch_size": "auto"}, "batch_size must be a whole number of at least 1, not 'auto'"),
         ({"max_length": 1}, "max_length must be a whole number of at least 2, not 1"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
         ({"algorithm": "greedy"}, "algorithm must be one of"),
-        ({"gen_length": 40, "block_length": 16}, "gen_length must be a multiple of block_length"),
         ({"gen_length": 64, "block_length": 16, "steps": 7}, "steps must be a multiple of the number of"),
         ({"top_p": 0.9}, "top_p belongs to Dream's algorithms"),
         ({"threshold": 3}, "threshold must lie between 0 and 1"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"device": "tpu"}, "tpu"),
         ({"backend": "fast"}, "backend must be 'auto' or one of"),
-        ({"backend": "flash4", "block_size": 32}, "needs block_size 128, not 32"),
+        ({"backend": "flash4", "attention_block_size": 32}, "needs attention_block_size 128, not 32"),
         ({"dense_backend": "fast"}, "dense_backend must be 'auto' or one of"),
     ],
 )
@@ -353,29 +332,10 @@ def test_arguments_of_the_command_line(tiny_folder: Path) -> None:
 
 def test_steps_have_to_fit_the_length_that_is_asked_for(tiny_folder: Path) -> None:
     """Blocks of 32: 10 steps suit two of them, not eight."""
-    lm = SparsedLM(pretrained=str(tiny_folder), steps=10, **CPU)
-    assert lm._settings({"max_gen_toks": 64}).steps == 10
+    lm = SparsedLM(pretrained=str(tiny_folder), steps=10, block_length=32, **CPU)
+    assert lm._wish({"max_gen_toks": 64}).sampler.steps == 10
     with pytest.raises(ValueError, match="steps must be a multiple of the number of semi-autoregressive blocks"):
-        lm._settings({"max_gen_toks": 256})
-
-
-@pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    """A folder with two local tasks, multiple choice and generation, three questions each."""
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    questions = [{"question": f"Is {a} + {a} even?", "choices": ["yes", "no"], "answer": 0} for a in (1, 2, 3)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}},
-            "test_split": "test", "doc_to_text": "{{question}}"}  # fmt: skip
-    choose = data | {"task": "tiny_choice", "output_type": "multiple_choice", "doc_to_choice": "choices",
-                     "doc_to_target": "answer", "metric_list": [{"metric": "acc"}]}  # fmt: skip
-    write = data | {"task": "tiny_answer", "output_type": "generate_until", "doc_to_target": "{{choices[answer]}}",
-                    "metric_list": [{"metric": "exact_match"}],
-                    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}}  # fmt: skip
-    for task in (choose, write):
-        (folder / f"{task['task']}.yaml").write_text(json.dumps(task))  # JSON is YAML
-    return folder
+        lm._wish({"max_gen_toks": 256})
 
 
 def test_a_local_task_from_end_to_end(tasks: Path, folder_of) -> None:

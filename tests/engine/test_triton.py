@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,14 +217,33 @@ for dtype, dim in (("bf16", 128), ("fp16", 64)):
 """
 
 
+def compiles_with() -> dict[str, str]:
+    """All that what is compiled ahead depends on: sources, versions, this kind of machine, and what Triton reads from
+    the environment.
+    """
+    sources = sorted((ROOT / "sparsed" / "attention").rglob("*.py"))
+    return {
+        "sources": hashlib.sha256(b"\0".join(file.read_bytes() for file in sources)).hexdigest(),
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: value for name, value in os.environ.items() if name.startswith(("TRITON_", "PTXAS"))},
+    }
+
+
+def ahead_key(code: str) -> str:
+    """Where pytest's cache keeps what a code printed."""
+    said = json.dumps([code, compiles_with()], sort_keys=True)
+    return f"sparsed/ahead-{hashlib.sha256(said.encode()).hexdigest()}"
+
+
 @pytest.fixture
 def ahead(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], list[list[int]]]:
-    """What a code prints, from pytest's cache while it, all that it compiles and Triton are what they were."""
-    sources = sorted((ROOT / "sparsed" / "attention" / "backends").glob("*.py"))
-    said = b"\0".join([triton.__version__.encode(), *(file.read_bytes() for file in sources)])
+    """What a code prints, from pytest's cache while it and all that `compiles_with` tells are what they were."""
 
     def lines(code: str) -> list[list[int]]:
-        key = f"sparsed/ahead-{hashlib.sha256(said + code.encode()).hexdigest()}"
+        key = ahead_key(code)
         cache = getattr(request.config, "cache", None)  # without it, all is compiled every time
         found: list[list[int]] | None = cache.get(key, None) if cache else None
         if found is None:
@@ -233,6 +253,19 @@ def ahead(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], lis
         return found
 
     return lines
+
+
+def test_what_was_compiled_before_counts_only_for_what_it_was_compiled_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {ahead_key("a"), ahead_key("b")}
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
+    keys.add(ahead_key("a"))
+    monkeypatch.setattr(triton, "__version__", "0")
+    keys.add(ahead_key("a"))
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/elsewhere")
+    keys.add(ahead_key("a"))
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"another kernel")
+    keys.add(ahead_key("a"))
+    assert len(keys) == 6
 
 
 def compiled_ahead(code: str, cache: Path) -> list[list[int]]:

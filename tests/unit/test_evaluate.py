@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sparsed.config import AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.config import AttentionConfig, SparseDConfig
+from sparsed.denoising.info import RunInfo
 from sparsed.evaluation.answers import own_share, token_agreement
-from sparsed.evaluation.command import main
-from sparsed.evaluation.plan import ABLATIONS, Plan, default_cells, parse_method
+from sparsed.evaluation.command import _parser, main, without_effect
+from sparsed.evaluation.plan import ABLATIONS, default_cells, parse_method
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
 from sparsed.evaluation.tables import table
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 from sparsed.results_folder import Folder
+from sparsed.runs import COMMON, METHOD, OWN, QUESTION, RunRecord, notes_of
 
 
 def record(index: int, method: str, exact: bool, **more: object) -> Answer:
@@ -140,30 +143,133 @@ def test_methods_take_settings_of_their_own() -> None:
 
 def test_a_folder_holds_the_entries_of_all_processes(tmp_path: Path) -> None:
     for shard in range(2):
-        folder = Folder(tmp_path, Plan().record(), f"{shard}-of-2")
+        folder = Folder(tmp_path, {"weights": "5c1f"}, f"{shard}-of-2")
         folder.add("records", asdict(record(shard, "dense", True)))
         folder.add("observations", asdict(Observation("lookup", "1k", shard, 0.5, [])))
     assert [r.index for r in read_records(tmp_path)] == [o.index for o in read_observations(tmp_path)] == [0, 1]
 
 
-def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
-    Folder(tmp_path, Plan().record())
-    said = r"belongs to another plan \(attention.skip is null there, 0.3 here\); choose another folder"
-    with pytest.raises(ValueError, match=said):
-        main(["--model", "mini", "--skip", "0.3", "--out", str(tmp_path)])
+def ran(method: str = "sparsed", dense: int = 4, sparse: int = 4, **more: Any) -> RunRecord:
+    values: dict[str, Any] = dict(
+        sampler={"steps": 8}, attention={"method": method}, backend="gather", dense_backend="sdpa", dtype="float32",
+        device="cpu", prompt_tokens=1000, batch=1, phases={"dense": dense, "select": int(sparse > 0), "sparse": sparse},
+        forwards=dense + int(sparse > 0) + sparse, total=8, finished=True,
+        switch_step=dense + 1 if sparse else None, notes=[],
+    )  # fmt: skip
+    return RunRecord(**{**values, **more})  # type: ignore[typeddict-item]
 
 
-def test_a_folder_of_the_time_before_crews_is_gone_on_with(tmp_path: Path) -> None:
-    plan = {
-        "model": "mini",
-        "sampler": {**asdict(SamplerConfig()), "steps": 8},
-        "attention": {"skip": None, "select": None, "block_size": None, "selection": None, "pattern": None},
-        "depths": [0.0, 0.25, 0.5, 0.75, 1.0],
-    }
+NEVER = "This run never becomes sparse."
+
+
+def test_a_column_that_never_was_sparse_says_so_in_its_heading() -> None:
+    dense = [record(i, "dense", True, run=ran("dense", 8, 0)) for i in range(4)]
+    never = [record(i, "sparsed", True, run=ran(dense=8, sparse=0, notes=[NEVER])) for i in range(4)]
+    sparse = [record(i, "random", True, run=ran("random")) for i in range(4)]
+    some = [record(i, "shared", True, run=ran("shared", 8, 0) if i else ran("shared")) for i in range(4)]
+    own = [record(i, "sparsed:skip=1", True, run=ran(dense=8, sparse=0)) for i in range(4)]
+    summary = summarise(dense + never + sparse + some + own)
+    said = table(summary)
+    assert "| Full attention | SparseD (never sparse) | Random blocks |" in said
+    assert "| One pattern for all heads (never sparse in 3 of 4) |" in said
+    assert "| default (never sparse) |" in said and "| skip 1 (never sparse) |" in said
+    rows = {row["method"]: row for row in summary["lengths"]}
+    assert [rows[method]["never_sparse"] for method in ("dense", "sparsed", "random", "shared")] == [0, 4, 0, 3]
+    assert rows["shared"]["phases"] == {"dense": 28, "select": 1, "sparse": 4}
+    assert said.count(NEVER) == 1 and f"Note (SparseD, 4 of 4): {NEVER}" in said
+    assert summary["notes"] == [{"note": NEVER, "label": "sparsed", "times": 4, "of": 4}]
+
+
+def test_runs_that_went_back_to_full_attention_are_told() -> None:
+    again = ran(dense=7, sparse=3, switch_step=3, phases={"dense": 5, "select": 1, "sparse": 3})
+    said = table(summarise([record(0, "sparsed", True, run=again), record(1, "sparsed", True, run=ran())]))
+    assert "| SparseD (dense again in 1 of 2) |" in said
+
+
+def test_forwards_of_an_answer_are_a_column() -> None:
+    records = [record(i, method, True, run=ran(method, 4, i)) for i in range(2) for method in ("dense", "sparsed")]
+    assert [row["forwards"] for row in summarise(records)["lengths"]] == [5, 5]
+    assert table(summarise(records)).splitlines()[2].endswith("| 5 |")
+    records.append(record(2, "sparsed", True, run=ran(forwards=14)))
+    assert table(summarise(records)).splitlines()[2].endswith("| 5 / 8 |")
+
+
+def test_notes_that_differ_in_numbers_alone_are_one() -> None:
+    notes = [[f"{n} tokens of 4,096: slow.", "Other."] for n in (90, 100, 110)] + [[]]
+    found = notes_of([("sparsed", ran(notes=one)) for one in notes] + [("dense", None)])
+    assert found == [
+        {"note": "90 tokens of 4,096: slow.", "label": "sparsed", "times": 3, "of": 4},
+        {"note": "Other.", "label": "sparsed", "times": 3, "of": 4},
+    ]
+
+
+def test_every_field_of_a_run_is_alike_in_all_or_belongs_to_a_question_a_method_or_itself() -> None:
+    kept = {field.name for field in fields(RunInfo)} | {"forwards"}
+    assert kept == set(RunRecord.__annotations__)
+    assert sorted(kept) == sorted((*COMMON, *QUESTION, *METHOD, *OWN))
+
+
+@pytest.mark.parametrize("name", [*COMMON, *QUESTION])
+def test_answers_are_compared_with_dense_ones_of_like_runs_alone(name: str) -> None:
+    other = {"sampler": {"steps": 9}, "dtype": "bfloat16", "device": "cuda", "total": 9, "prompt_tokens": 1001}
+    dense = [record(i, "dense", True, run=ran("dense", 8, 0)) for i in range(2)]
+    like = record(0, "sparsed", False, run=ran())
+    unlike = record(1, "sparsed", True, agreement=0.25, run=ran(**{name: other[name]}))
+    summary = summarise([*dense, like, unlike])
+    (row,) = (row for row in summary["lengths"] if row["method"] == "sparsed")
+    assert (row["difference"], row["agreement"]) == (-1, 0.75)
+    assert f"Answers not compared with the dense ones, because of another {name}: 1." in table(summary)
+
+
+def test_answers_to_another_prompt_are_not_compared() -> None:
+    dense, sparse = record(0, "dense", True, prompt="5c1f"), record(0, "sparsed", False, prompt="77aa")
+    assert [row["difference"] for row in summarise([dense, sparse])["lengths"]] == [None, None]
+    assert [row["difference"] for row in summarise([dense, replace(sparse, prompt="5c1f")])["lengths"]] == [None, -1]
+
+
+@pytest.mark.parametrize("name", [*COMMON, *METHOD])
+def test_runs_of_one_method_that_had_unlike_settings_are_told(name: str) -> None:
+    other: dict[str, Any] = {
+        "sampler": {"steps": 9}, "attention": {"method": "sparsed", "select": 0.1}, "backend": "triton", "total": 9,
+        "dense_backend": "flash4", "dtype": "bfloat16", "device": "cuda:1",
+    }  # fmt: skip
+    records = [record(i, "sparsed", True, run=ran(**({name: other[name]} if i == 3 else {}))) for i in range(4)]
+    (said,) = summarise(records)["doubts"]
+    assert said.startswith(f"1k, sparsed: not all 4 answers had the same {name}: ")
+    alike = [record(i, "sparsed", True, run=ran(prompt_tokens=990 + i, device=f"cuda:{i}")) for i in range(4)]
+    assert not summarise(alike)["doubts"]
+    assert summarise(alike)["settings"] == [
+        {"length": "1k", "method": "sparsed", "runs": 4, "sampler": {"steps": 8}, "dtype": "float32", "total": 8,
+         "device": "cuda", "attention": {"method": "sparsed"}, "backend": "gather", "dense_backend": "sdpa"}
+    ]  # fmt: skip
+
+
+def test_a_folder_of_an_earlier_version_can_be_read_and_says_what_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {"model": "mini", "sampler": {"steps": 8}, "attention": {"skip": None}, "depths": [0.0, 0.5]}
     (tmp_path / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
-    (tmp_path / "records-1-of-2.jsonl").write_text(json.dumps(asdict(record(1, "dense", True))) + "\n", "utf-8")
-    Folder(tmp_path, Plan(sampler=SamplerConfig(steps=8)).record())
-    assert [r.index for r in read_records(tmp_path)] == [1]
+    old = asdict(record(1, "dense", True))
+    del old["prompt"], old["run"]
+    (tmp_path / "records-1-of-2.jsonl").write_text(json.dumps(old) + "\n", "utf-8")
+    main(["--out", str(tmp_path), "--report", "--json", str(tmp_path / "scores.json")])
+    said = capsys.readouterr().out
+    assert "100.0 (" in said and said.count("is not known") == 1 and said.splitlines()[2].endswith("| – |")
+    scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))
+    assert scores["key"] is None and scores["lengths"][0]["forwards"] is None and len(scores["doubts"]) == 1
+    with pytest.raises(ValueError, match="does not say what its results depend on"):
+        main(["--out", str(tmp_path)])
+
+
+def test_a_report_says_which_answers_are_of_another_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    Folder(one, {"weights": "5c1f"}).add("records", asdict(record(0, "dense", True)))
+    Folder(two, {"weights": "77aa"}, "1-of-2").add("records", asdict(record(0, "sparsed", False)))
+    shutil.copy(two / "records-1-of-2.jsonl", one)
+    main(["--out", str(one), "--report"])
+    said = capsys.readouterr().out
+    assert "SparseD" not in said
+    assert "records-1-of-2.jsonl holds 1 records of another plan than plan.json: they are left out." in said
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
@@ -187,11 +293,41 @@ def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> N
         (["--shard", "2/2"], "--shard must be i/n"),
         (["--skip", "2"], "skip must lie between 0 and 1"),
         (["--report"], "holds no answers yet"),
+        (["--batch-tokens", "-1"], "--batch-tokens must be 0 or above, not -1"),
+        (["--questions", "0"], "--questions must be at least 1, not 0"),
+        (["--ablations", "--methods", "dense"], "leave one of --ablations and --methods out"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, options: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         main(["--model", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--methods dense --skip 0.3 --backend gather", "--backend, --skip without effect: no sparse method is asked"),
+        ("--methods dense sparsed --skip 0.3", ""),
+        ("--observe --batch-tokens 500 --methods dense --skip 0.3", "--batch-tokens, --methods without effect"),
+        ("--types arithmetic --depths 0.5", "--depths without effect: word problems need no document"),
+        ("--types arithmetic lookup --depths 0.5", ""),
+        ("--report --steps 5 --json x.json", "--steps without effect: --report only reads"),
+    ],
+)
+def test_settings_without_effect_are_said(options: str, said: str) -> None:
+    parser = _parser()
+    args = parser.parse_args(options.split())
+    given = {action.dest for action in parser._actions if getattr(args, action.dest, None) != action.default}
+    found = without_effect(args, given)
+    assert len(found) == bool(said) and said in "".join(found)
+
+
+def test_entries_of_another_version_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    line = {**asdict(record(0, "dense", True)), "mood": "good"}
+    del line["facts"]
+    Folder(tmp_path, {}).add("records", line)
+    with pytest.raises(ValueError, match=r"holds answers of another version of this program \(unlike in facts, mood\)"):
+        read_records(tmp_path)
 
 
 def test_shares_by_hand_and_by_themselves_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

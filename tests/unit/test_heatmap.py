@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.tools.depth_chart import heatmap, main, name
+from app.tools.depth_chart import heatmap, main
 from sparsed.evaluation.scores import Answer, summarise
+from sparsed.evaluation.tables import method_label
 
 
 def record(index: int, method: str, length: str, depth: float | None, exact: bool) -> Answer:
@@ -61,4 +62,4 @@ def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_method_in_words() -> None:
-    assert name("streaming_llm:select=0.1,skip=0") == "StreamingLLM, select 0.1, skip 0"
+    assert method_label("streaming_llm:select=0.1,skip=0") == "StreamingLLM, select 0.1, skip 0"

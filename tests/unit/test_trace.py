@@ -6,6 +6,7 @@ import base64
 import gzip
 import itertools
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -503,17 +504,72 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, True, 1e400])
 def test_other_versions_are_refused(tmp_path: Path, version: Any) -> None:
-    raw = saved(tmp_path) | {"version": version}
+    said = refusal(tmp_path / "bad.json", json.dumps(saved(tmp_path) | {"version": version}))
     if version == 1e400:
-        assert "is no trace" in refusal(tmp_path / "bad.json", json.dumps(raw))
+        assert "is damaged: it holds a number" in said
+    elif type(version) is int:
+        assert f"of version {version}; this program reads 1" in said
     else:
-        assert "this program reads 1" in refusal(tmp_path / "bad.json", json.dumps(raw))
+        assert f"'version' must be a whole number, as 1, not {version!r}." in said
 
 
-def test_a_gzip_cut_short_is_refused(tmp_path: Path) -> None:
-    packed = gzip.compress(json.dumps(saved(tmp_path)).encode())
-    for end in (3, len(packed) // 2, len(packed) - 1):
-        assert "cannot be decompressed" in refusal(tmp_path / "bad.json.gz", packed[:end])
+def test_a_record_that_is_cut_off_is_said_to_be(tmp_path: Path) -> None:
+    """Wherever the cut is; a byte that is changed in the middle is another fault."""
+    whole = json.dumps(saved(tmp_path), ensure_ascii=False).replace("Documents", "Dökumente").encode()
+    packed = gzip.compress(whole)
+    for name, content, first in (("bad.json", whole, 40), ("bad.json.gz", packed, 12)):
+        for end in [*range(first, len(content) - 1, max(1, len(content) // 300)), len(content) - 1]:
+            said = refusal(tmp_path / name, content[:end])
+            assert "is cut off: it ends in the middle of the record." in said, content[max(0, end - 20) : end]
+    middle = whole.index(b'"batch": ')
+    said = refusal(tmp_path / "bad.json", whole[:middle] + b"?" + whole[middle:])
+    assert f"is damaged: it is no JSON from character {len(whole[:middle].decode()) + 1:,} on" in said
+    assert "cannot be decompressed" in refusal(tmp_path / "bad.json.gz", packed[:40] + b"\0" * 9 + packed[49:])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-11-28T20:11:52Z", 0),
+        ("2026-11-28T20:11:52.5z", 0.5),
+        ("2026-11-28t20:11:52,123456789+00:00", 0.123456),
+        ("2026-11-28 21:11:52+01", 0),
+        ("2026-11-28T14:41:52-0530", 0),
+        ("20261128T201152Z", 0),
+        ("2026-11-28T20:11:52.000+00:00", 0),
+    ],
+)
+def test_the_forms_of_a_time_are_read_alike_on_every_python(tmp_path: Path, text: str, seconds: float) -> None:
+    """3.10 reads of them what it writes itself, the last one; later versions read most."""
+    assert check.read_time(text).timestamp() == 1795896712 + seconds
+    (tmp_path / "a.json").write_text(json.dumps(saved(tmp_path) | {"created": text}))
+    assert trace.load(tmp_path / "a.json").created == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "now", "2026-W48-6", "2026-13-01", "2026-11-28T25:00Z", "2026-11-28T", "2026-11-28T20:11 UTC", "٢٠٢٦-11-28"],
+)
+def test_what_is_no_time_is_refused(tmp_path: Path, text: str) -> None:
+    said = refusal(tmp_path / "a.json", json.dumps(saved(tmp_path) | {"created": text}))
+    assert f"'created' must be a time like 2026-01-31T12:00:00Z, not {text!r}." in said
+    assert check.read_time("2026-11-28").isoformat() == "2026-11-28T00:00:00"
+    assert check.read_time("2026-11-28T20:11").isoformat() == "2026-11-28T20:11:00"
+
+
+def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path) -> None:
+    trace.save(trace.record(fake_run()), tmp_path / "a.json")
+    before = (tmp_path / "a.json").read_bytes()
+    code = (
+        "import resource, sys; from sparsed import trace\n"
+        "loaded = trace.load(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: trace.save(loaded, sys.argv[1])\n"
+        "except OSError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{tmp_path}/a.json cannot be written: file too large.\n", done.stderr
+    assert (tmp_path / "a.json").read_bytes() == before and os.listdir(tmp_path) == ["a.json"]
 
 
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
@@ -584,7 +640,7 @@ def test_every_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         (lambda lane: lane["pattern"]["kept_mass"][1].append(0.5), "'kept_mass' must have an entry for each head"),
         (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, 1.01), "'kept_mass' must lie between 0 and 1"),
         (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, -0.01), "'kept_mass' must lie between 0 and 1"),
-        (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, float("nan")), "is no trace"),
+        (lambda lane: lane["pattern"]["kept_mass"][1].__setitem__(0, float("nan")), "is damaged: it holds a number"),
         (lambda lane: lane["pattern"]["importance"].pop(), "'layers' and 'importance' of the pattern must be of the"),
         (lambda lane: lane["pattern"]["importance"].__setitem__(1, "é"), "importances of layer 1 cannot be unpacked"),
         (lambda lane: lane["pattern"]["importance"].__setitem__(1, "AAAA"), "importances of layer 1 cannot be"),

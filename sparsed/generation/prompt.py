@@ -1,0 +1,66 @@
+"""The prompt of a command line: its own text, a file's or standard input's, byte for byte."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from sparsed.questions.lengths import LENGTHS
+
+# In bytes; many times what any model reads.
+_MOST = 64 * 2**20
+
+
+def own_text(prompt: str) -> str | None:
+    """The user's text, or None for a prompt that is built.
+
+    prompt: the option's value. Of a file ("@FILE") and of standard input ("-") every byte is kept, but for one line
+    end after the last line, which editors and `echo` put there. Raises ValueError in a sentence for what is no text.
+    """
+    if prompt in LENGTHS:
+        return None
+    if re.fullmatch(r"\d+k", prompt):
+        raise ValueError(f"There is no built prompt of length {prompt!r}; there are {', '.join(LENGTHS)}.")
+    if prompt == "-":
+        text = _text(_standard_input(), "Standard input")
+    elif prompt.startswith("@"):
+        text = _text(_content(prompt[1:]), f"The prompt file {prompt[1:]}")
+    else:
+        text = prompt
+        try:
+            text.encode()
+        except UnicodeError:  # half a character
+            raise ValueError("The prompt is no UTF-8 text.") from None
+    if not text.strip():
+        raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
+    return text
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise ValueError("Standard input is closed: there is no prompt to read.")
+    try:
+        return sys.stdin.buffer.read(_MOST + 1)
+    except OSError as error:
+        raise ValueError(f"Standard input cannot be read: {error.strerror}.") from None
+
+
+def _content(name: str) -> bytes:
+    if not name:
+        raise ValueError("--prompt @FILE needs the name of a file.")
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(_MOST + 1)
+    except OSError as error:
+        raise ValueError(f"The prompt file {name} cannot be read: {error.strerror}.") from None
+
+
+def _text(content: bytes, what: str) -> str:
+    if len(content) > _MOST:
+        raise ValueError(f"{what} has more than {_MOST // 2**20} MiB: that is no prompt.")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is no UTF-8 text: byte {error.start + 1:,} fits no character.") from None
+    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")

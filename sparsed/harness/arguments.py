@@ -1,0 +1,227 @@
+"""What ``--model_args`` may say: our own names, those of the public evaluations of LLaDA, Dream, Fast-dLLM and SparseD,
+and what is refused because it would mean something else here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sparsed.config import METHODS, AttentionConfig, SamplerConfig
+from sparsed.options import ATTENTION, SAMPLER
+
+# Another name → the setting that it means. What a setting is called here goes without a row.
+ALIASES = MappingProxyType(
+    {
+        "model": "pretrained",
+        "model_path": "pretrained",
+        "torch_dtype": "dtype",
+        "mask_token_id": "mask_id",
+        "max_new_tokens": "gen_length",
+        "seq_len": "gen_length",
+        "diffusion_steps": "steps",
+        "alg": "algorithm",
+        "sampling_alg": "algorithm",
+        "remasking": "algorithm",
+        "cfg": "cfg_scale",
+        "classifier_free_guidance": "cfg_scale",
+        "method": "attention",
+        "use_sparsed": "attention",
+        "sparsed": "attention",
+        "origin": "attention",
+        "sparsed_skip": "skip",
+        "sparsed_select": "select",
+        "sparsed_block_size": "attention_block_size",
+    }
+)
+_ONE_MODEL = "a process holds a whole model here; accelerate launch shares the questions among several"
+_NO_STORE = "no cache of keys and values is offered here, every step computes them anew"
+# Other names that may say what is done here anyway (or None), and why nothing else may be said.
+_FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
+    {
+        "use_cache": ((False,), f"{_NO_STORE} (answers are kept by the harness's own --use_cache PATH)"),
+        "dual_cache": ((False,), _NO_STORE),
+        "factor": ((), "decoding by a factor is not offered here; threshold=… is"),
+        "save_dir": ((), "answers are kept by the harness's own --use_cache PATH"),
+        "nll_type": (("mc",), "likelihoods are the Monte-Carlo estimate 'mc' here"),
+        "log_type": (("ftb",), "what is masked is the continuation, after its context, 'ftb'"),
+        "sampling_eps": ((0,), "a draw masks from one token to all of them, each number as likely, without an eps"),
+        "max_prompt_len": ((), "max_length=… cuts prompts here, to so many tokens with the answer"),
+        "parallelize": ((False,), _ONE_MODEL),
+        "autogptq": ((False,), "quantised checkpoints are not read here"),
+    }
+)
+_AMBIGUOUS = (
+    "block_size names two things in this field, so it is not taken: attention_block_size (32, 64 or 128) is the block "
+    "of SparseD's attention, block_length the semi-autoregressive block of the sampler, both in tokens."
+)
+# The harness, or a public command, gives them to every model. Nothing here runs remote code; a batch is as large as was
+# said.
+NO_EFFECT = ("trust_remote_code", "max_batch_size")
+_SPARSE = tuple("attention_block_size" if name == "block_size" else name for name in ATTENTION if name != "method")
+_OWN = (
+    "attention", "mc_num", "is_check_greedy", "batch_size", "device", "dtype", "revision", "backend", "dense_backend",
+    "max_length", "add_bos_token", "escape_until", "show_speed", "mask_id",
+)  # fmt: skip
+ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *SAMPLER)
+
+# Which requests a setting has an effect on, where it is not both. A test holds that every field of the sampler is in
+# one of the three.
+GENERATION_ONLY = frozenset(
+    {
+        "steps", "gen_length", "block_length", "algorithm", "temperature", "top_p", "top_k", "alg_temp", "eps",
+        "threshold", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop", "escape_until", "show_speed",
+    }
+)  # fmt: skip
+LIKELIHOOD_ONLY = frozenset({"mc_num", "is_check_greedy"})
+BOTH = frozenset({"seed", "cfg_scale"})
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a model of the harness is made of; see `sparsed.harness.model.SparsedLM`.
+
+    said: setting → the name by which it was asked for. ignored: names that have no effect here.
+    """
+
+    pretrained: str = "mini"
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    mask_id: int | None = None
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    backend: str = "auto"
+    dense_backend: str = "auto"
+    batch_size: int = 1
+    mc_num: int = 128
+    is_check_greedy: bool = True
+    max_length: int | None = None
+    add_bos_token: bool | None = None
+    escape_until: bool = False
+    show_speed: bool = False
+    said: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    def without_effect(self, elsewhere: frozenset[str]) -> list[str]:
+        """Names of what was asked for and works `elsewhere` alone (GENERATION_ONLY, LIKELIHOOD_ONLY)."""
+        return [name for setting, name in self.said.items() if setting in elsewhere]
+
+
+def read_arguments(given: Mapping[str, Any]) -> Arguments:
+    """The arguments of ``--model_args``; what is None counts as not given.
+
+    Raises ValueError in one sentence for an unknown name, a value out of range, two names of one setting that
+    disagree, and what is refused here.
+    """
+    for name, (allowed, why) in _FIXED.items():
+        value = given.get(name)
+        if value is not None and value not in allowed:
+            raise ValueError(f"{name}={value} is not taken: {why}.")
+    without = (*NO_EFFECT, *_FIXED)
+    values, said = one_name_each({name: value for name, value in given.items() if name not in without})
+    if given.get("alg") == "confidence_threshold" and "threshold" not in values:
+        raise ValueError("alg=confidence_threshold needs threshold=…, the confidence above which tokens are committed.")
+    unknown = [name for name in values if name not in ARGUMENTS]
+    if unknown:
+        raise ValueError(f"The model argument {unknown[0]!r} is unknown; there are {', '.join(ARGUMENTS)}.")
+    own: dict[str, Any] = {name: values[name] for name in _OWN if name in values}
+    for name in ("pretrained", "revision", "device", "dtype"):
+        if name in values:
+            own[name] = str(values[name])  # a folder whose name is a number reaches us as one
+    if own.get("dtype") == "auto":
+        del own["dtype"]
+    for name in ("mc_num", "batch_size", "mask_id", "max_length"):
+        if name in own:
+            own[name] = whole(name, own[name], least={"max_length": 2, "mask_id": 0}.get(name, 1))
+    for name in ("is_check_greedy", "add_bos_token", "escape_until", "show_speed"):
+        if name in own:
+            own[name] = flag(said[name], own[name])
+    own["attention"] = _attention(own.get("attention", "sparsed"), values)
+    own["sampler"] = SamplerConfig(**{name: values[name] for name in SAMPLER if name in values})
+    ignored = tuple(name for name in NO_EFFECT if given.get(name) not in (None, False))
+    return Arguments(**own, said=said, ignored=ignored)
+
+
+def one_name_each(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(setting → value, setting → the name it was given by) of names and values as somebody wrote them; None counts as
+    not given. Names that are neither ours nor an alias are kept as they are.
+    """
+    values: dict[str, Any] = {}
+    said: dict[str, str] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name == "block_size":
+            raise ValueError(_AMBIGUOUS)
+        setting = ALIASES.get(name, name)
+        value = _meaning(name, setting, value)
+        if setting in values and values[setting] != value:
+            first = said[setting]
+            raise ValueError(
+                f"{first}={given[first]} and {name}={given[name]} are two names of one setting, {setting}, and "
+                f"disagree: give one of them."
+            )
+        values[setting] = value
+        said.setdefault(setting, name)
+    return values, said
+
+
+def _meaning(name: str, setting: str, value: Any) -> Any:
+    """The setting's value that another name's value stands for."""
+    if name in ("use_sparsed", "sparsed", "origin"):
+        return "sparsed" if flag(name, value) != (name == "origin") else "dense"
+    if name == "classifier_free_guidance":
+        # Dream's evaluation computes un + g · (cond − un), where 1 is off.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1:
+            raise ValueError(f"{name} must be a number of at least 1 (1 = off), not {value!r}.")
+        return value - 1
+    if name == "alg" and value == "confidence_threshold":
+        return "maskgit_plus"  # Fast-dLLM's word for it together with a threshold
+    if setting == "stop":
+        return texts(value)
+    if setting in SAMPLER and SAMPLER[setting].metadata["kind"] is bool:
+        return flag(name, value)
+    return value
+
+
+def _attention(method: Any, values: Mapping[str, Any]) -> AttentionConfig:
+    if method not in METHODS:
+        raise ValueError(f"attention must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
+    settings = {name.removeprefix("attention_"): values[name] for name in _SPARSE if name in values}
+    try:
+        return AttentionConfig(method, **settings)
+    except ValueError as error:
+        raise ValueError(clear_block_size(error)) from None
+
+
+def clear_block_size(error: ValueError) -> str:
+    """What an error says, with the name that the attention block size has here."""
+    return re.sub(r"\bblock_size\b", "attention_block_size", str(error))
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A count from a command line, where it may be a string. Raises ValueError for anything below `least`."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Yes or no from a command line or a dictionary."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, not {value!r}.")
+    return value
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """One text or several; an empty one stops nothing."""
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(dict.fromkeys(str(text) for text in several if str(text)))

@@ -1,0 +1,26 @@
+"""From a prompt's text to token ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsed.models.model import Model
+
+
+def encode(model: Model, text: str, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text in which special tokens may be spelled, as a chat template does; but for the mask token,
+    which no prompt holds: where the text spells it, it becomes the tokens of its letters.
+    """
+    tokenizer: Any = model.tokenizer
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    mask = tokenizer.convert_ids_to_tokens(model.mask_id)
+    if model.mask_id not in ids or not isinstance(mask, str):
+        return ids
+    # Cut behind the first character of each mask token, so that no piece holds a whole one.
+    first, *others = text.split(mask)
+    pieces = [first + mask[:1], *(mask[1:] + other + mask[:1] for other in others[:-1]), mask[1:] + others[-1]]
+    ids = tokenizer.encode(pieces[0], add_special_tokens=add_special_tokens)
+    for piece in pieces[1:]:
+        ids += tokenizer.encode(piece, add_special_tokens=False)
+    return ids
