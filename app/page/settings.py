@@ -104,7 +104,7 @@ def follow(
     for name, value in _values(asked.sampler, asked.attention).items():
         field = BY_NAME[name]
         update: dict[str, Any] = {}
-        if value != given[name] and (name not in touched or name in unused):
+        if name not in touched and value != given[name]:
             update["value"] = value
         held = update.get("value", given[name])
         if field.offers and _is_number(held) and held not in field.offers:
