@@ -30,19 +30,22 @@ class Folder:
         self, path: Path, key: Mapping[str, Any], name: str = "0-of-1", about: Mapping[str, Any] | None = None
     ) -> None:
         self.path, self.name = path, name
+        check(path, key)
         path.mkdir(parents=True, exist_ok=True)
         file = path / "plan.json"
         if not file.exists():
             # Several processes begin at once: none may see half a file, and the first one's stands.
             draft = path / f"plan-{name}-{os.getpid()}.part"
-            draft.write_text(json.dumps({**(about or {}), _KEY: key}, indent=1), encoding="utf-8")
             try:
-                os.link(draft, file)
-                draft.unlink()
-            except FileExistsError:
-                draft.unlink()
-            except OSError:  # a file system without links
-                draft.replace(file)
+                draft.write_text(json.dumps({**(about or {}), _KEY: key}, indent=1), encoding="utf-8")
+                try:
+                    os.link(draft, file)
+                except FileExistsError:
+                    pass
+                except OSError:  # a file system without links
+                    draft.replace(file)
+            finally:
+                draft.unlink(missing_ok=True)
         check(path, key, whole=True)
         # Equal values may be written in two ways (0 and 0.0): what stands there counts.
         self.digest = digest_of(key_there(path) or key)
@@ -50,12 +53,17 @@ class Folder:
     def add(self, kind: str, entry: Mapping[str, Any]) -> None:
         """Append one entry to this process's file of that kind; it is in the file when this returns."""
         line = json.dumps({_KEY: self.digest, **entry}, ensure_ascii=False).encode() + b"\n"
-        with (self.path / f"{kind}-{self.name}.jsonl").open("a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    line = b"\n" + line  # what an interruption left of a line must not swallow this one
-            file.write(line)
+        place = self.path / f"{kind}-{self.name}.jsonl"
+        try:
+            with place.open("a+b") as file:
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = b"\n" + line  # what an interruption left of a line must not swallow this one
+                file.write(line)
+        except OSError as error:
+            error.filename = str(place)  # a full disk does not say where
+            raise
 
 
 def check(path: Path, key: Mapping[str, Any], whole: bool = False) -> None:
@@ -66,6 +74,8 @@ def check(path: Path, key: Mapping[str, Any], whole: bool = False) -> None:
         there = json.loads((path / "plan.json").read_text("utf-8"))
     except FileNotFoundError:
         return
+    except NotADirectoryError:
+        raise ValueError(f"{path} is a file; results need a folder.") from None
     except ValueError as error:
         raise ValueError(f"{path / 'plan.json'} is damaged ({error}); choose another folder.") from None
     if not isinstance(there, dict) or not isinstance(there.get(_KEY), dict):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -106,6 +106,17 @@ def notes_of(runs: Iterable[tuple[str, RunRecord | None]]) -> list[dict[str, Any
             found[key] += 1
             words.setdefault(key, note)
     return [{"note": words[key], "label": key[0], "times": count, "of": of[key[0]]} for key, count in found.items()]
+
+
+def told(notes: Iterable[Mapping[str, Any]], labels: Callable[[str], str] = str) -> list[str]:
+    """The notes of `notes_of` as lines, each once: "Note (Full attention 4 of 4, SparseD 4 of 4): …"."""
+    who: dict[str, list[str]] = {}
+    words: dict[str, str] = {}
+    for note in notes:
+        kind = kind_of(note["note"])
+        words.setdefault(kind, note["note"])
+        who.setdefault(kind, []).append(f"{labels(note['label'])} {note['times']} of {note['of']}")
+    return [f"Note ({', '.join(who[kind])}): {words[kind]}" for kind in words]
 
 
 def kind_of(note: str) -> str:

@@ -18,8 +18,9 @@ from sparsed import files
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
-from sparsed.bench.shapes import SHAPES, load_or_make
+from sparsed.bench.shapes import SHAPES, identity, load_or_make
 from sparsed.bench.table import Report, device_of, print_machine, tell
+from sparsed.config import ResolvedSampler
 from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
 from sparsed.models.devices import check_dtype, pick_device, pick_dtype
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
+    if options.shape is not None and options.model != "mini":
+        raise ValueError("--shape draws weights of its own: leave --model out.")
     for length in options.lengths:
         token_budget(length)
     if options.json is not None:
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         own = _fill_in(options)
         if crew.rank == 0:
             print_machine(about)
+            for sentence in without_effect(options):
+                print(f"note: {sentence}", file=sys.stderr)
             if own:
                 print(f"bench's own defaults: {own}; what else was not said is the model's", flush=True)
         report = Report(options.json, about, show=crew.rank == 0)
@@ -100,6 +105,12 @@ def _fill_in(options: argparse.Namespace) -> str:
     for name in names:
         setattr(options, name, DEFAULTS[name])
     return ", ".join(f"{name} {DEFAULTS[name]}" for name in names)
+
+
+def without_effect(options: argparse.Namespace) -> list[str]:
+    """Sentences about options that were given and change nothing here."""
+    random = options.random_tokens or options.shape is not None
+    return ["--kind without effect: the prompt is random tokens."] if random and options.kind != "about" else []
 
 
 def _measurements(
@@ -157,6 +168,8 @@ def _measure_missing(
         print(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {options.out}", flush=True)
         for file, count in strangers(options.out, "measurements").items():
             print(f"note: {file} holds {count} measurements of another plan: they are left out.", file=sys.stderr)
+        if not missing and options.out.exists():
+            check(options.out, _whole_key(key, options, *identity(options)), whole=True)
     missing = crew.agree(missing)
     devices = torch.cuda.device_count() if place.type == "cuda" else 1
     beside = -(-min(crew.local_size, len(missing)) // devices)
@@ -173,9 +186,7 @@ def _measure_missing(
     folders: list[Folder] = []
 
     def loaded(model: Model) -> None:
-        """The weights are part of the folder's key."""
-        sampler = sampler_of(options).resolve(model.defaults)
-        whole = {**key, "weights": model.fingerprint(), "sampler": {name: getattr(sampler, name) for name in SAMPLER}}
+        whole = _whole_key(key, options, model.fingerprint(), model.defaults)
         folders.append(Folder(options.out, whole, crew.name, {"model": options.shape or options.model}))
 
     for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team, loaded):
@@ -206,6 +217,14 @@ def _key_before(options: argparse.Namespace, about: dict[str, Any], device: str)
         "prompts": prompts_version(),
         "versions": versions(),
     }
+
+
+def _whole_key(
+    key: dict[str, Any], options: argparse.Namespace, weights: str, defaults: ResolvedSampler
+) -> dict[str, Any]:
+    """With what the model adds: its weights, and what its defaults make of the sampler."""
+    sampler = sampler_of(options).resolve(defaults)
+    return {**key, "weights": weights, "sampler": {name: getattr(sampler, name) for name in SAMPLER}}
 
 
 def _kept(folder: Path) -> list[Measurement]:

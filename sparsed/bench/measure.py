@@ -7,7 +7,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from sparsed.machine import dtype_name
 from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
 from sparsed.questions.lengths import token_budget
+from sparsed.runs import RunRecord, dense_again
 from sparsed.turns import take_turns
 
 
@@ -100,7 +101,9 @@ def measure(
     density = None if pattern is None else pattern.requested_density
     limit_step = None if density is None else other + density * full
     composed = []
-    if select_step is not None and sparse_step is not None and limit_step is not None:
+    # A run that went back to full attention would not be sparse to its end, however long.
+    stays = not any(dense_again(cast("RunRecord", run)) for run in runs["SparseD"])
+    if stays and select_step is not None and sparse_step is not None and limit_step is not None:
         for total in compose:
             switch = switch_step(total, settings.skip, settings.selection)
             if switch is None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsed.config import ResolvedSampler
 from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
 from sparsed.models.families import read_config, recognise
+from sparsed.models.fingerprint import fingerprint, of_random_weights
+from sparsed.models.hub import locate
 from sparsed.models.loading import load
 from sparsed.models.model import Model
 from sparsed.models.shares import random_network
@@ -74,6 +77,21 @@ def load_or_make(options: argparse.Namespace, dtype: str | None, team: Team | No
     return _random_model(options.shape, options.device, dtype, not options.no_fuse, team)
 
 
+def identity(options: argparse.Namespace) -> tuple[str, ResolvedSampler]:
+    """The fingerprint and the defaults of the model that `load_or_make` would give; its weights are not loaded."""
+    if options.shape is None:
+        _, folder, label = locate(options.model)
+        raw, weights = read_config(folder), fingerprint(folder)
+    else:
+        raw, label, weights = _config_of(options.shape), options.shape, of_random_weights(options.shape)
+    defaults = recognise(raw, label).defaults
+    return weights, defaults.resolve(defaults)
+
+
+def _config_of(shape: str) -> dict[str, Any]:
+    return read_config(data_dir("assets") / "mini") if shape == "mini" else SHAPES[shape]
+
+
 def _random_model(
     shape: str, device: str | None, dtype: str | None, fusing: bool, team: Team | None = None
 ) -> Model:
@@ -81,7 +99,7 @@ def _random_model(
     import transformers
 
     place = pick_device(device) if team is None else team.share.device
-    raw = read_config(data_dir("assets") / "mini") if shape == "mini" else SHAPES[shape]
+    raw = _config_of(shape)
     checkpoint = recognise(raw, shape)
     with torch.device("meta"):
         whole = getattr(transformers, checkpoint.network)(checkpoint.config)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from sparsed import files
 from sparsed.bench.numbers import Measurement
 from sparsed.models.model import Model
-from sparsed.runs import RunRecord, Tally, notes_of
+from sparsed.runs import RunRecord, Tally, notes_of, told
 
 
 def device_of(model: Model) -> str:
@@ -120,10 +120,7 @@ def _below(results: Sequence[Measurement]) -> list[str]:
         for label, ran in (("dense", r.dense), ("SparseD", r.sparsed))
         for run in ran
     ]
-    said = [
-        f"note ({note['label']}, {note['times']} of {note['of']} runs): {note['note']}"
-        for note in notes_of((label, run) for label, _, run in runs)
-    ]
+    said = told(notes_of((label, run) for label, _, run in runs))
     samplers = {_words(run["sampler"]): place for _, place, run in runs}
     attentions: dict[str, list[str]] = {}
     for label, place, run in runs:
@@ -131,7 +128,7 @@ def _below(results: Sequence[Measurement]) -> list[str]:
             attentions.setdefault(_words(run["attention"]), []).append(place)
     crowded = dict.fromkeys(f"{r.length}, {r.dtype} ({r.beside})" for r in results if r.beside > 1)
     if crowded:
-        said.append(f"note: measured beside other processes on the same device (so many in all): {'; '.join(crowded)}")
+        said.append(f"Note: measured beside other processes on the same device (so many in all): {'; '.join(crowded)}")
     said += [f"sampler: {words}" + (f" ({place})" if len(samplers) > 1 else "") for words, place in samplers.items()]
     for words, places in attentions.items():
         where = f" ({'; '.join(dict.fromkeys(places))})" if len(attentions) > 1 else ""

@@ -9,6 +9,7 @@ from typing import Any
 from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.options import ATTENTION, reader
 from sparsed.parallel.crew import Crew
+from sparsed.questions.build import check_depth
 from sparsed.questions.lengths import token_budget
 
 TYPES: dict[str, tuple[str, ...]] = {
@@ -55,6 +56,10 @@ class Plan:
     attention: AttentionConfig = SparseDConfig()
     backend: str = "auto"
     depths: tuple[float, ...] | None = DEPTHS
+
+    def __post_init__(self) -> None:
+        for depth in self.depths or ():
+            check_depth(depth)
 
 
 def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:

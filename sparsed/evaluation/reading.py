@@ -40,7 +40,7 @@ def _read(kind: type[Entry], entry: dict[str, Any], folder: Path) -> Entry:
 def doubts(folder: Path) -> list[str]:
     """Sentences about what the entries of a folder do not say, and about entries that do not belong to it."""
     said = []
-    if key_there(folder) is None:
+    if key_there(folder) is None and any(folder.glob("*.jsonl")):
         said.append(
             "These results are of an earlier version: with which weights, dtype, device and versions they were made, "
             "and how many of their steps were sparse, is not known."

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sparsed.config import METHOD_LABELS, METHODS
-from sparsed.runs import Tally
+from sparsed.runs import Tally, told
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -21,8 +21,8 @@ def table(summary: dict[str, Any]) -> str:
     for method, mean in summary["means"].items():
         if method in METHODS:
             parts.append(
-                f"{METHOD_LABELS[method]}, mean over {', '.join(mean['lengths'])}: {100 * mean['difference']:+.2f} "
-                f"points to dense, {_percent(mean['agreement'])} of the tokens agree."
+                f"{heading(method, summary['lengths'])}, mean over {', '.join(mean['lengths'])}: "
+                f"{100 * mean['difference']:+.2f} points to dense, {_percent(mean['agreement'])} of the tokens agree."
             )
     for row in summary["observations"]:
         later = ", ".join(f"step {step + 1}: {overlap:.2f}" for step, overlap in row["later"].items())
@@ -30,8 +30,7 @@ def table(summary: dict[str, Any]) -> str:
             f"Masks at {row['length']} ({row['questions']} questions), mean intersection over union: two heads "
             f"{row['heads']:.2f}; the switch and {later}."
         )
-    for note in summary["notes"]:
-        parts.append(f"Note ({method_label(note['label'])}, {note['times']} of {note['of']}): {note['note']}")
+    parts += told(summary["notes"], method_label)
     parts += [f"Note: {said}" for said in summary["doubts"]]
     return "\n\n".join(parts)
 

@@ -11,19 +11,17 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed import files
-from sparsed.answer_text import answer_length, cell_texts
 from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on, heeding_sigterm
-from sparsed.generation.prompt import own_text
+from sparsed.generation.prompt import history_of, own_text
 from sparsed.machine import dtype_name
+from sparsed.models.chat import messages_of
 from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS
-from sparsed.questions.score import exact_match
 from sparsed.questions.world import KINDS
 
 if TYPE_CHECKING:
@@ -34,44 +32,8 @@ if TYPE_CHECKING:
     from sparsed.models.model import Model
     from sparsed.parallel.team import Team
 
-@dataclass(frozen=True)
-class PhaseTime:
-    """steps: of this phase, so far. ms_per_step: their mean, milliseconds; None without any."""
-
-    steps: int
-    ms_per_step: float | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """A run in numbers, as `--json` prints it; also of a run that was stopped.
-
-    model: name, label, family, dtype, device; under torchrun also processes. prompt: tokens, and of a built prompt
-    kind, length, seed, question and gold answer. right: is the answer the gold one; None if there is none, or no end
-    yet. tokens: generated tokens up to and with the end token. tokens_per_second: those by `seconds`, the sum of the
-    steps' times. switch_step: the first sparse step, counted from 0. Densities: kept share of all key blocks
-    as asked for, and as computed; None if no pattern was made.
-    """
-
-    model: dict[str, Any]
-    prompt: dict[str, Any]
-    sampler: dict[str, Any]
-    attention: dict[str, Any] | str
-    text: str
-    right: bool | None
-    finished: bool
-    steps: int
-    total: int
-    switch_step: int | None
-    phases: dict[str, PhaseTime]
-    seconds: float
-    ms_per_step: float | None
-    tokens: int
-    tokens_per_second: float | None
-    backend: str
-    requested_density: float | None
-    executed_density: float | None
-    notes: list[str]
+# What --prompt-format says of a chat template.
+_FORMATS = {"chat": True, "raw": False}
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
@@ -96,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--kind", default="about", choices=KINDS, help="kind of question in a built prompt")
     add("--prompt-seed", type=int, default=0, help="which of the built prompts")
     add("--prompt-depth", type=float, help="where a built prompt's needed documents stand, 0 (first) to 1 (last)")
+
+    add("--prompt-format", choices=tuple(_FORMATS), help="by the model's chat template, or as plain text (default: "
+        "the template where there is one)")  # fmt: skip
+    add("--system", metavar="TEXT", help="system prompt (default: what the chat template has)")
+    add("--history", metavar="FILE", help="what was said before, as a JSON list of messages with 'role' and 'content'")
 
     group = parser.add_argument_group("sampler (default: the model's own)")
     add_sampler_options(group)
@@ -128,6 +95,8 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         files.check(options.save_trace, "--save-trace")
         go_on()
     text = own_text(options.prompt)
+    history = None if options.history is None else history_of(options.history)
+    messages_of("", options.system, history)  # refused before anything is loaded
 
     from rich.console import Console
 
@@ -140,12 +109,16 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         prompt = text
     else:
         prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
+    messages = messages_of(prompt if isinstance(prompt, str) else prompt.text, options.system, history)
+    chat = model.chat if options.prompt_format is None else _FORMATS[options.prompt_format]
 
-    from sparsed.denoising import denoise  # needs torch
+    from sparsed.denoising import denoise  # these need torch
+    from sparsed.generation.report import report_of, say
 
     run = denoise(
         model,
-        prompt if isinstance(prompt, str) else prompt.text,
+        messages,
+        chat=chat,
         sampler=sampler,
         attention=attention,
         backend=options.backend,
@@ -153,17 +126,19 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     )
     run.warm_up()
     out = _Output(hidden=options.json, escape=sys.stdout.isatty())
-    out.line(_header(run))
+    out.line(_header(run, chat))
     if isinstance(prompt, Prompt):
         out.line(f"question: {prompt.question}")
+    if len(messages) > 1 and not chat:
+        _notes(["The prompt is plain text: what goes before it stands there as it is, a blank line between."])
     told = _notes(run.notes)
     code = _denoise(run, console if live else None, options.quiet)
     _notes(run.notes[told:])
-    report = _report(run, prompt)
+    report = report_of(run, prompt, chat)
     if options.json:
-        print(json.dumps(asdict(report), allow_nan=False))
+        print(json.dumps(report.record(), allow_nan=False))
     else:
-        _print(report, run, out)
+        say(report, run, out.line)
     if run.steps and options.save_trace is not None:
         from sparsed import trace  # needs numpy
 
@@ -210,59 +185,11 @@ def _denoise(run: Run, console: Console | None, quiet: bool) -> int:
 def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextManager[View]:
     from sparsed.generation.terminal import Canvas, LiveView, PlainView, SilentView  # needs rich
 
-    if console is None:
-        return nullcontext(SilentView() if quiet else PlainView(sys.stderr))
     sampler = run.sampler
+    if console is None:
+        return nullcontext(SilentView() if quiet else PlainView(sys.stderr, sampler.at_most))
     canvas = Canvas(sampler.gen_length, sampler.block_length, run.model.end_ids, run.model.tokens_text)
     return LiveView(run, canvas, console)
-
-
-def _report(run: Run, prompt: Prompt | str) -> Report:
-    from sparsed.attention.backends.registry import executed_density  # needs torch
-    from sparsed.trace.file import recorded_attention  # needs numpy
-
-    model, pattern, steps = run.model, run.pattern, run.steps
-    asked: dict[str, Any] = {"tokens": run.prompt_length}
-    if isinstance(prompt, Prompt):
-        about = ("kind", "length", "seed", "question", "answer")
-        asked |= {"gold" if name == "answer" else name: getattr(prompt, name) for name in about}
-    text = model.decode(steps[-1].tokens[0]) if steps else ""
-    times = {phase: [s.seconds for s in steps if s.phase == phase] for phase in ("dense", "select", "sparse")}
-    seconds = sum(step.seconds for step in steps)
-    row = steps[-1].tokens[0].tolist() if steps else []
-    tokens = sum(token != model.mask_id for token in row[: answer_length(row, model.end_ids)])
-    return Report(
-        model={
-            "name": model.name,
-            "label": model.label,
-            "family": model.family,
-            "dtype": dtype_name(model.dtype),
-            "device": str(model.device),
-            **({} if model.processes == 1 else {"processes": model.processes}),
-        },
-        prompt=asked,
-        sampler=asdict(run.sampler),
-        attention=recorded_attention(run.attention),
-        text=text,
-        right=exact_match(text, prompt.answer) if isinstance(prompt, Prompt) and run.finished else None,
-        finished=run.finished,
-        steps=len(steps),
-        total=run.total,
-        switch_step=run.switch_step,
-        phases={phase: PhaseTime(len(spent), _mean_ms(spent)) for phase, spent in times.items()},
-        seconds=seconds,
-        ms_per_step=_mean_ms([step.seconds for step in steps]),
-        tokens=tokens,
-        tokens_per_second=tokens / seconds if seconds > 0 else None,
-        backend=run.backend,
-        requested_density=None if pattern is None else pattern.requested_density,
-        executed_density=None if pattern is None else executed_density(run.backend, pattern),
-        notes=list(run.notes),
-    )
-
-
-def _mean_ms(seconds: list[float]) -> float | None:
-    return 1000 * sum(seconds) / len(seconds) if seconds else None
 
 
 class _Output:
@@ -281,11 +208,12 @@ class _Output:
         print(text, flush=True)
 
 
-def _header(run: Run) -> str:
+def _header(run: Run, chat: bool) -> str:
     model = run.model
     dtype = dtype_name(model.dtype)
     place = str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
     parts = [model.label, place, dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
+    parts += [] if chat else ["raw prompt"]
     return " · ".join(parts)
 
 
@@ -293,42 +221,3 @@ def _notes(notes: list[str]) -> int:
     for note in notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     return len(notes)
-
-
-def _print(report: Report, run: Run, out: _Output) -> None:
-    if report.finished:
-        out.line(f"answer: {report.text}")
-    else:
-        out.line(f"stopped after {report.steps} of {report.total} steps")
-        if not run.steps:
-            return
-        out.line(f"so far: {_unfinished(run)}")
-    if "gold" in report.prompt:
-        verdict = "" if report.right is None else " (right)" if report.right else " (wrong)"
-        out.line(f"gold:   {report.prompt['gold']}{verdict}")
-    counts = ", ".join(f"{phase} {time.steps}" for phase, time in report.phases.items())
-    switch = "never sparse" if report.switch_step is None else f"sparse from step {report.switch_step + 1}"
-    out.line(f"steps: {report.steps} of {report.total} ({counts}), {switch}")
-    each = ", ".join(
-        f"{phase} {time.ms_per_step:.0f}" for phase, time in report.phases.items() if time.ms_per_step is not None
-    )
-    out.line(f"time: {report.seconds:.2f} s, {report.ms_per_step:.0f} ms/step ({each})")
-    if report.tokens_per_second is not None:
-        out.line(f"speed: {report.tokens_per_second:.2f} tokens/s ({report.tokens} tokens, up to the end token)")
-    density = "full attention"
-    if report.requested_density is not None and report.executed_density is not None:
-        asked, done = report.requested_density, report.executed_density
-        density = f"density requested {asked:.3f}, executed {done:.3f}"
-    out.line(f"backend: {report.backend}, {density}")
-
-
-def _unfinished(run: Run) -> str:
-    """The canvas of a stopped run up to its last committed token, an underscore for each masked cell."""
-    model = run.model
-    row = run.steps[-1].tokens[0].tolist()
-    answer = [token for token in row[: answer_length(row, model.end_ids)] if token not in model.end_ids]
-    tokens = [None if token == model.mask_id else token for token in answer]
-    while tokens and tokens[-1] is None:
-        tokens.pop()
-    texts = cell_texts(tokens, model.tokens_text)
-    return "".join("_" if token is None else text for token, text in zip(tokens, texts))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from sparsed.questions.lengths import LENGTHS
 
@@ -25,7 +27,7 @@ def own_text(prompt: str) -> str | None:
     if prompt == "-":
         text = _text(_standard_input(), "Standard input")
     elif prompt.startswith("@"):
-        text = _text(_content(prompt[1:]), f"The prompt file {prompt[1:]}")
+        text = _text(_content(prompt[1:], "--prompt @"), f"The prompt file {prompt[1:]}")
     else:
         text = prompt
         try:
@@ -37,6 +39,20 @@ def own_text(prompt: str) -> str | None:
     return text
 
 
+def history_of(name: str) -> list[Any]:
+    """The list that a file holds as JSON; `sparsed.models.chat.messages_of` says whether it is one of messages. Raises
+    ValueError.
+    """
+    text = _text(_content(name, "--history"), f"The history {name}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"The history {name} is no JSON: it must be a list of messages.") from None
+    if not isinstance(found, list):
+        raise ValueError(f"The history {name} must be a list of messages, not {found!r:.60}.")
+    return found
+
+
 def _standard_input() -> bytes:
     if sys.stdin is None:
         raise ValueError("Standard input is closed: there is no prompt to read.")
@@ -46,14 +62,15 @@ def _standard_input() -> bytes:
         raise ValueError(f"Standard input cannot be read: {error.strerror}.") from None
 
 
-def _content(name: str) -> bytes:
+def _content(name: str, option: str) -> bytes:
     if not name:
-        raise ValueError("--prompt @FILE needs the name of a file.")
+        raise ValueError(f"{option} needs the name of a file.")
     try:
         with Path(name).open("rb") as file:
             return file.read(_MOST + 1)
     except OSError as error:
-        raise ValueError(f"The prompt file {name} cannot be read: {error.strerror}.") from None
+        what = "history" if option == "--history" else "prompt file"
+        raise ValueError(f"The {what} {name} cannot be read: {error.strerror}.") from None
 
 
 def _text(content: bytes, what: str) -> str:

@@ -209,7 +209,7 @@ class LiveView:
         run, last = self._run, self._last
         if self._saying:
             return Text(self._saying)
-        at_most = "" if run.sampler.threshold is None else "at most "
+        at_most = "at most " if run.sampler.at_most else ""
         parts = [Text(f"step {0 if last is None else last.index + 1} of {at_most}{run.total}")]
         if last is not None:
             parts.append(Text(last.phase, style=f"bold {_PHASES[last.phase]}"))
@@ -223,10 +223,10 @@ class LiveView:
 
 
 class PlainView:
-    """A line every ten seconds, for what is no terminal."""
+    """A line every ten seconds, for what is no terminal. at_most: the number of steps is an upper bound."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, file: TextIO, at_most: bool = False) -> None:
+        self._file, self._at_most = file, "at most " if at_most else ""
         self._seconds = 0.0
         self._said = monotonic()
 
@@ -237,7 +237,8 @@ class PlainView:
         self._seconds += step.seconds
         if monotonic() - self._said >= SAY_SECONDS:
             self._said = monotonic()
-            self.say(f"step {step.index + 1} of {step.total}: {step.phase}, {self._seconds:.1f} s so far")
+            total = f"{self._at_most}{step.total}"
+            self.say(f"step {step.index + 1} of {total}: {step.phase}, {self._seconds:.1f} s so far")
 
 
 class SilentView:

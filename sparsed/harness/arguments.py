@@ -58,33 +58,35 @@ _AMBIGUOUS = (
     "block_size names two things in this field, so it is not taken: attention_block_size (32, 64 or 128) is the block "
     "of SparseD's attention, block_length the semi-autoregressive block of the sampler, both in tokens."
 )
-# The harness, or a public command, gives them to every model. Nothing here runs remote code; a batch is as large as was
-# said.
-NO_EFFECT = ("trust_remote_code", "max_batch_size")
-_SPARSE = tuple("attention_block_size" if name == "block_size" else name for name in ATTENTION if name != "method")
+# Nothing here runs remote code, a batch is as large as was said, and nobody asks for a pattern's importances.
+NO_EFFECT = ("trust_remote_code", "max_batch_size", "keep_importance")
+_SPARSE = tuple(
+    "attention_block_size" if name == "block_size" else name for name in ATTENTION if name not in ("method", *NO_EFFECT)
+)
 _OWN = (
     "attention", "mc_num", "is_check_greedy", "batch_size", "device", "dtype", "revision", "backend", "dense_backend",
     "max_length", "add_bos_token", "escape_until", "show_speed", "mask_id",
 )  # fmt: skip
 ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *SAMPLER)
 
-# Which requests a setting has an effect on, where it is not both. A test holds that every field of the sampler is in
-# one of the three.
+# Which requests a setting has an effect on. A test holds that every field of the sampler and the attention is in one of
+# these.
 GENERATION_ONLY = frozenset(
     {
         "steps", "gen_length", "block_length", "algorithm", "temperature", "top_p", "top_k", "alg_temp", "eps",
-        "threshold", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop", "escape_until", "show_speed",
+        "threshold", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop", "on_no_gain", "escape_until",
+        "show_speed",
     }
 )  # fmt: skip
 LIKELIHOOD_ONLY = frozenset({"mc_num", "is_check_greedy"})
-BOTH = frozenset({"seed", "cfg_scale"})
+BOTH = frozenset({"seed", "cfg_scale", "attention", *_SPARSE}) - GENERATION_ONLY
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What a model of the harness is made of; see `sparsed.harness.model.SparsedLM`.
 
-    said: setting → the name by which it was asked for. ignored: names that have no effect here.
+    said: setting → the name by which it was asked for. ignored: names of what has no effect.
     """
 
     pretrained: str = "mini"
@@ -142,8 +144,10 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
             own[name] = flag(said[name], own[name])
     own["attention"] = _attention(own.get("attention", "sparsed"), values)
     own["sampler"] = SamplerConfig(**{name: values[name] for name in SAMPLER if name in values})
-    ignored = tuple(name for name in NO_EFFECT if given.get(name) not in (None, False))
-    return Arguments(**own, said=said, ignored=ignored)
+    ignored = [name for name in NO_EFFECT if given.get(name) not in (None, False)]
+    if own["attention"].dense and own.get("backend", "auto") != "auto":
+        ignored.append("backend")
+    return Arguments(**own, said=said, ignored=tuple(ignored))
 
 
 def one_name_each(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsed.denoising.info import RunInfo
-from sparsed.runs import kind_of
+from sparsed.runs import COMMON, METHOD, QUESTION, dense_again, kind_of
 
-_SETTINGS = ("backend", "dense_backend", "dtype", "device", "prompt_tokens", "batch", "total")
+# What a run's record says of its settings.
+_SETTINGS = (*COMMON, *METHOD, *QUESTION, "batch")
 # So many different numbers are written as a range.
 _MANY = 8
 
@@ -23,7 +24,8 @@ _MANY = 8
 class Count:
     """The runs of one kind for one task.
 
-    requests: answered by them. never_sparse: finished runs that were to become sparse and did not. tokens, seconds: of
+    requests: answered by them. never_sparse: finished runs that were to become sparse and did not. dense_again: runs
+    that were sparse and went back to full attention (on_no_gain). tokens, seconds: of
     generated answers, and of their steps alone. notes: kind of note → (the first of them, how often). values: setting →
     its values, by their JSON.
     """
@@ -31,6 +33,7 @@ class Count:
     requests: int = 0
     runs: int = 0
     never_sparse: int = 0
+    dense_again: int = 0
     forwards: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
@@ -46,12 +49,12 @@ class Count:
         self.steps.update(info.phases)
         for note in info.notes:
             self.note(note)
-        record = info.record()
+        record: Any = info.record()
+        self.dense_again += dense_again(record)
         for name in _SETTINGS:
-            self._see(name, record[name])
-        for part in ("sampler", "attention"):
-            for name, value in record[part].items():
-                self._see(f"{part}.{name}", value)
+            value = record[name]
+            for inner, one in value.items() if isinstance(value, dict) else [("", value)]:
+                self._see(f"{name}.{inner}" if inner else name, one)
 
     def note(self, sentence: str, times: int = 1) -> None:
         kind = kind_of(sentence)
@@ -63,6 +66,7 @@ class Count:
         self.requests += other.requests
         self.runs += other.runs
         self.never_sparse += other.never_sparse
+        self.dense_again += other.dense_again
         self.forwards += other.forwards
         self.steps.update(other.steps)
         self.tokens += other.tokens
@@ -79,6 +83,7 @@ class Count:
             "requests": self.requests,
             "runs": self.runs,
             "never_sparse": self.never_sparse,
+            "dense_again": self.dense_again,
             "forwards": self.forwards,
             "steps": {phase: self.steps[phase] for phase in ("dense", "select", "sparse")},
         }

@@ -20,7 +20,6 @@ def made_with(model: Model, arguments: Arguments) -> dict[str, Any]:
     asked for: what that is for a request follows from it.
     """
     return {
-        "model": model.name,
         **origin_of(model),
         "backend": arguments.backend,
         "dense_backend": arguments.dense_backend,

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jinja2
 import lm_eval.models  # noqa: F401  # which the harness leaves out once another model is registered
 import torch
 from lm_eval.api.instance import Instance
@@ -30,9 +29,9 @@ from sparsed.denoising.info import RunInfo
 from sparsed.harness.arguments import GENERATION_ONLY, LIKELIHOOD_ONLY, clear_block_size, read_arguments
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
 from sparsed.harness.made_with import claim, made_with
-from sparsed.harness.requests import USUAL_LENGTH, Wish, draws, read_wish
+from sparsed.harness.requests import USUAL_LENGTH, Wish, read_wish
 from sparsed.harness.shared import SharedLM, launched
-from sparsed.harness.tokens import encode
+from sparsed.harness.tokens import encode, render, written
 from sparsed.machine import dtype_name
 from sparsed.models.devices import pick_device, pick_dtype
 from sparsed.models.loading import load
@@ -110,7 +109,8 @@ class SparsedLM(SharedLM):
         if self.crew.size > 1:
             check_alike(self.crew, made_with(self.model, arguments))
         for name in arguments.ignored:
-            self.say(name, f"{name} has no effect on this model.")
+            with_dense = " with full attention: dense_backend chooses what computes it" if name == "backend" else ""
+            self.say(name, f"{name} has no effect here{with_dense}.")
 
     @classmethod
     def create_from_arg_obj(
@@ -166,6 +166,7 @@ class SparsedLM(SharedLM):
             "model_dtype": str(self.model.dtype),
             "model_device": str(self.model.device),
             "sparsed": {
+                "model": self.model.name,
                 **made_with(self.model, self.arguments),
                 "processes": self.crew.size,
                 "tasks": self.counts.record(),
@@ -180,22 +181,7 @@ class SparsedLM(SharedLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The messages as one prompt, ending with the header of an answer or, without it, inside the last message."""
-        if not self.tokenizer.chat_template:
-            raise ValueError(f"{self.model.label} has no chat template: leave --apply_chat_template out.")
-        # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
-        try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                enable_thinking=False,
-            )
-        except jinja2.TemplateError as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ValueError(f"The model's chat template refuses a task's messages: {said}.") from error
-        assert isinstance(text, str)
-        return text
+        return render(self.model, chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; a mask token that the text spells is text. add_special_tokens None: as add_bos_token says, else
@@ -285,7 +271,7 @@ class SparsedLM(SharedLM):
             context, asked = request.args
             wish = self._wish(asked)
             sampler = wish.sampler
-            if draws(sampler):
+            if sampler.draws:
                 # The harness repeats a request by asking for it several times.
                 who = (request.task_name, request.doc_id, request.idx, context)
                 sampler = replace(sampler, seed=sampler.seed + repeats[who])
@@ -298,7 +284,7 @@ class SparsedLM(SharedLM):
             for (task, _, sampler, most), group in sorted(groups.items(), key=lambda item: -item[0][1]):
                 # A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change
                 # nothing.
-                rows = 1 if draws(sampler) or self.attention.method == "random" else self.batch_size
+                rows = 1 if sampler.draws or self.attention.method == "random" else self.batch_size
                 for first in range(0, len(group), rows):
                     batch = group[first : first + rows]
                     texts = self._run(task, [ids for _, ids in batch], sampler, most)
@@ -333,13 +319,8 @@ class SparsedLM(SharedLM):
                 count.note(note)
                 self.say(kind_of(note), note)
             texts.append(cut.text)
-            count.tokens += self._length(row[:most])
+            count.tokens += written(self.model, row[:most])
         return texts
-
-    def _length(self, row: list[int]) -> int:
-        """Tokens of an answer, its end and masks left out."""
-        end = next((place for place, token in enumerate(row) if token in self.model.end_ids), len(row))
-        return sum(token != self.model.mask_id for token in row[:end])
 
     def _wish(self, asked: dict[str, Any]) -> Wish:
         """What a request's generation_kwargs ask for; what has no effect is said."""

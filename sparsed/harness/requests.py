@@ -68,8 +68,3 @@ def read_wish(asked: Mapping[str, Any], arguments: Arguments, defaults: Resolved
     values["stop"] = texts((() if arguments.escape_until else until) + values.get("stop", ()))
     values.setdefault("early_stop", True)
     return Wish(SamplerConfig(**values).resolve(defaults), most, tuple(remarks))
-
-
-def draws(sampler: ResolvedSampler) -> bool:
-    """Whether anything in a run is left to chance."""
-    return bool(sampler.temperature or sampler.alg_temp or sampler.algorithm in ("random", "origin"))

@@ -1,8 +1,10 @@
-"""From a prompt's text to token ids."""
+"""From messages to a prompt's text, from that to token ids, and how many of an answer's were written."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import jinja2
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -24,3 +26,32 @@ def encode(model: Model, text: str, add_special_tokens: bool) -> list[int]:
     for piece in pieces[1:]:
         ids += tokenizer.encode(piece, add_special_tokens=False)
     return ids
+
+
+def render(model: Model, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """A task's messages by the model's chat template, ending with the header of an answer or, without it, inside the
+    last message. Raises ValueError where there is no template, or it refuses the messages.
+    """
+    tokenizer: Any = model.tokenizer
+    if not tokenizer.chat_template:
+        raise ValueError(f"{model.label} has no chat template: leave --apply_chat_template out.")
+    try:
+        # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            enable_thinking=False,
+        )
+    except jinja2.TemplateError as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"The model's chat template refuses a task's messages: {said}.") from error
+    assert isinstance(text, str)
+    return text
+
+
+def written(model: Model, row: list[int]) -> int:
+    """Tokens of an answer, its end and masks left out."""
+    end = next((place for place, token in enumerate(row) if token in model.end_ids), len(row))
+    return sum(token != model.mask_id for token in row[:end])

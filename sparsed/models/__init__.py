@@ -9,5 +9,6 @@ class LoadError(ValueError):
 
 def reason(error: BaseException) -> str:
     """The kind of an error and the last line of what it says, for use inside a sentence."""
-    said = (str(error).strip().splitlines() or [""])[-1].strip().rstrip(".")[:160]
+    said = (str(error).strip().splitlines() or [""])[-1].strip().rstrip(".")
+    said = said if len(said) <= 160 else f"{said[:160].rsplit(' ', 1)[0]} …"
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -12,8 +12,8 @@ import torch
 
 from sparsed.models import LoadError, reason
 from sparsed.models.chat import check_template
-from sparsed.models.families import Checkpoint
-from sparsed.models.files import weight_files
+from sparsed.models.families import Checkpoint, token_ids
+from sparsed.models.files import GENERATION, read_json, weight_files
 from sparsed.models.hub import Listener, LoadProgress
 from sparsed.models.network import quiet_transformers
 
@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 
 # Tokens that end a turn in the templates of the families, where the vocabulary has them.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+_NUMBERS = {"F64", "F32", "BF16", "F16"}
+# What generation_config.json may say beside the sampler of an autoregressive model.
+_GENERATION = (
+    "_from_model_config", "bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "transformers_version",
+    "use_cache",
+)  # fmt: skip
 _MASKS = ("<|mdm_mask|>", "<|mask|>")
 
 
 def read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
-    """(file, name, shape) of every stored weight; reads the files' headers alone."""
+    """(file, name, shape) of every stored weight; reads the files' headers alone. Raises LoadError for weights that are
+    no float numbers of 16 bits or more, FileNotFoundError for a file that is not there.
+    """
     from safetensors import SafetensorError, safe_open
 
     found = []
@@ -37,10 +45,29 @@ def read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
             raise FileNotFoundError(f"The model folder {folder} has no {file}{hint}.")
         try:
             with safe_open(folder / file, framework="pt") as opened:
-                found += [(file, name, opened.get_slice(name).get_shape()) for name in opened.keys()]
+                slices = {name: opened.get_slice(name) for name in opened.keys()}
+                found += [(file, name, part.get_shape()) for name, part in slices.items()]
+                kinds = {part.get_dtype(): name for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{folder / file} cannot be read: {reason(error)}.") from error
+        for kind in sorted(kinds.keys() - _NUMBERS):
+            raise LoadError(
+                f"{folder / file} holds numbers of type {kind} ({kinds[kind]}): only float32, bfloat16 and float16 "
+                f"weights can be loaded."
+            )
     return found
+
+
+def read_generation(folder: Path) -> tuple[tuple[int, ...], list[str]]:
+    """The end and padding tokens that generation_config.json names, where there is one, and a note on what else it
+    says: a sampler for autoregression, which is not used. Raises LoadError where it is no JSON object.
+    """
+    if not (folder / GENERATION).is_file():
+        return (), []
+    said = read_json(folder / GENERATION)
+    unused = [name for name, value in sorted(said.items()) if name not in _GENERATION and value not in (None, False)]
+    note = f"{GENERATION} of {folder.name} has {', '.join(unused)}: not used, samplers here have other settings."
+    return token_ids(said.get("eos_token_id"), said.get("pad_token_id")), [note] if unused else []
 
 
 def report_of(
@@ -81,6 +108,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"The model folder {folder} has no tokenizer_config.json.")
+    about = read_json(folder / "tokenizer_config.json")
+    if about.get("fast_tokenizer_files"):
+        raise LoadError(f"The tokenizer in {folder} names fast_tokenizer_files: only tokenizer.json can be read.")
     with quiet_transformers():
         try:
             tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
@@ -89,6 +119,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             reason = (str(error).splitlines() or [""])[0]
             raise LoadError(f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}).") from error
+    _check_twice(folder, tokenizer, about)
     templates = tokenizer.chat_template
     if isinstance(templates, dict):
         if "default" not in templates:
@@ -102,23 +133,54 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint, label: str) -> tuple[int, tuple[int, ...]]:
+def _check_twice(folder: Path, tokenizer: PreTrainedTokenizerBase, about: Mapping[str, Any]) -> None:
+    """Raises LoadError for files that say the same thing of a tokenizer in two ways. tokenizer.json and
+    chat_template.jinja are read; vocab.json, and the template of tokenizer_config.json (`about`), are not beside them.
+    """
+    if (folder / "tokenizer.json").is_file() and (folder / "vocab.json").is_file():
+        ids, known = read_json(folder / "vocab.json"), tokenizer.get_vocab()
+        other = next((token for token, i in ids.items() if known.get(token) != i), None)
+        if other is not None:
+            raise LoadError(
+                f"tokenizer.json and vocab.json in {folder} give other ids to {other!r}: keep the one that is meant."
+            )
+    file, said = folder / "chat_template.jinja", about.get("chat_template")
+    if file.is_file() and isinstance(said, str) and said.strip() != file.read_text(encoding="utf-8").strip():
+        raise LoadError(
+            f"{folder} has two chat templates, chat_template.jinja and one in tokenizer_config.json: keep the one that "
+            f"is meant."
+        )
+
+
+def special_ids(
+    tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint, label: str, more_ends: tuple[int, ...] = ()
+) -> tuple[int, tuple[int, ...]]:
     """The mask token, and every token that ends an answer, the tokenizer's end token first.
 
-    Raises LoadError without a mask token or an end token.
+    The mask is the token that "sparsed" names in config.json, else config.json's mask_token_id, else the tokenizer's.
+    more_ends: what generation_config.json adds. Raises LoadError without a mask token or an end token, and for a
+    tokenizer with tokens that the network has no embedding for.
     """
     vocabulary, size = tokenizer.get_vocab(), checkpoint.config.vocab_size
-    named = (checkpoint.about.get("mask_token"), tokenizer.mask_token)
-    stated = None if checkpoint.about.get("mask_token") else checkpoint.mask_id
-    masks = [stated, *(vocabulary.get(token) for token in (*named, *_MASKS) if token)]
+    last = max(vocabulary, key=lambda token: vocabulary[token], default="")
+    if vocabulary.get(last, 0) >= size:
+        raise LoadError(
+            f"The tokenizer of {label} has tokens up to {last!r} with id {vocabulary[last]}, and config.json "
+            f"embeddings for {size}: they are not of one model."
+        )
+    named = checkpoint.about.get("mask_token")
+    if named is not None and named not in vocabulary:
+        raise LoadError(f"config.json of {label} says sparsed.mask_token {named!r}, which the tokenizer does not have.")
+    stated = checkpoint.mask_id if named is None else None
+    masks = [stated, *(vocabulary.get(token) for token in (named, tokenizer.mask_token, *_MASKS) if token)]
     mask_id = next((int(i) for i in masks if i is not None), None)
     if mask_id is None or mask_id >= size:
         raise LoadError(
             f"{label} has no mask token (config.json and tokenizer name none that its {size} embeddings hold): is this "
             f"a masked diffusion model?"
         )
-    ends = [vocabulary.get(tokenizer.eos_token), *checkpoint.end_ids, vocabulary.get(tokenizer.pad_token)]
-    ends += [vocabulary.get(token) for token in _TURN_ENDS]
+    ends = [vocabulary.get(tokenizer.eos_token), *checkpoint.end_ids, *more_ends]
+    ends += [vocabulary.get(tokenizer.pad_token), *(vocabulary.get(token) for token in _TURN_ENDS)]
     end_ids = tuple(dict.fromkeys(int(i) for i in ends if i is not None and i != mask_id and i < size))
     if not end_ids:
         raise LoadError(f"{label} has no end token: its tokenizer and config.json name none.")

@@ -28,7 +28,13 @@ LLADA_HARMLESS = frozenset(
     init_cutoff_factor init_device init_fn init_std precision residual_dropout
     """.split()
 )
-ROPE = ("rope_scaling", "rope_parameters", "rope_theta")
+# Read or refused here, in every family.
+CHECKED = frozenset(
+    """
+    compression_config layer_types partial_rotary_factor per_layer_config quantization quantization_config
+    rope_parameters rope_scaling rope_theta sliding_window use_mrope use_sliding_window
+    """.split()
+)
 # How a rotation is scaled, with what each kind reads. Two others that transformers knows change the frequencies with
 # the length of a sequence.
 _ROPE_KEYS: dict[str, tuple[str, ...]] = {
@@ -91,12 +97,12 @@ def check_rope(raw: Mapping[str, Any], where: str) -> None:
     if len(kinds) > 1:
         raise LoadError(f"{where} has two kinds in {name}: {' and '.join(sorted(kinds))}.")
     kind = kinds.pop() if kinds else asked.get("rope_type", asked.get("type", "default"))
-    if kind in _BY_LENGTH:
+    if isinstance(kind, str) and kind in _BY_LENGTH:
         raise LoadError(
             f"{where} asks for {name} of type {kind!r}, whose frequencies change with the length of a sequence: that "
             f"is not done here; {_known()} are."
         )
-    if kind not in _ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise LoadError(f"{where} asks for {name} of type {kind!r}, which is not known; {_known()} are.")
     theta = raw.get("rope_theta")
     if theta is not None and asked.get("rope_theta", theta) != theta:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,6 +14,9 @@ from sparsed.models.hub import GB
 from sparsed.models.probe import fastest_cpu_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# How accelerate spreads a model by itself.
+_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -30,6 +35,25 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_device_map(device_map: str | Mapping[str, Any] | None) -> None:
+    """Raises ValueError for a device map that is neither a strategy of accelerate's nor made of devices that are
+    there ("disk" among them).
+    """
+    parts = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    for part in parts:
+        if part is None or part == "disk" or (isinstance(device_map, str) and device_map in _STRATEGIES):
+            continue
+        try:
+            pick_device(f"cuda:{part}" if isinstance(part, int) else part)
+        except ValueError as error:
+            if not isinstance(device_map, str) or str(error).startswith("There is no device"):
+                raise
+            raise ValueError(
+                f"device_map must be one of {', '.join(_STRATEGIES)} or a device such as 'cpu' and 'cuda:1', not "
+                f"{device_map!r}."
+            ) from error
 
 
 def can_fuse(device: torch.device) -> bool:
@@ -59,8 +83,12 @@ def pick_dtype(dtype: torch.dtype | None, device: torch.device, parameters: int,
     needed = parameters * dtype.itemsize
     if free is not None and needed > free:
         place = "this machine" if device.type == "cpu" else "the GPU"
+        half = 2 * parameters
+        advice = "Choose a smaller model, or spread it with device_map='auto'."
+        if half <= free:
+            advice = f"In bfloat16 (dtype='bfloat16', --dtype bfloat16) they need {half / GB:.1f} GB, which fit."
         raise LoadError(
             f"{label} needs {needed / GB:.1f} GB of memory for its weights in {dtype_name(dtype)}; "
-            f"{place} has {free / GB:.1f} GB free. Choose a smaller model, or spread it with device_map='auto'."
+            f"{place} has {free / GB:.1f} GB free. {advice}"
         )
     return dtype

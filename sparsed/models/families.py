@@ -6,7 +6,6 @@ Nothing here, and nothing in loading, runs code that comes with a checkpoint.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -17,14 +16,15 @@ from sparsed.config import SamplerConfig
 from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import DREAM_DEFAULTS, DREAM_LENGTH, GENERIC_DEFAULTS, LLADA_DEFAULTS
 from sparsed.models.config_checks import (
+    CHECKED,
     LLADA_HARMLESS,
-    ROPE,
     check_network,
     check_quantisation,
     check_rope,
     check_windows,
     unknown,
 )
+from sparsed.models.files import CONFIG, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -75,10 +75,10 @@ _TYPES = {
 }
 _DEFAULTS = {"llada": LLADA_DEFAULTS, "dream": DREAM_DEFAULTS, "llama": GENERIC_DEFAULTS}
 # What our own object "sparsed" may say: of which types, the sampler's settings last.
-_SETTINGS: dict[str, tuple[type, ...]] = {
+SETTINGS: dict[str, tuple[type, ...]] = {
     "steps": (int,), "gen_length": (int,), "block_length": (int,), "algorithm": (str,), "temperature": (int, float),
 }  # fmt: skip
-_ABOUT = {"mask_token": (str,), "label": (str,), "trained_length": (int,), **_SETTINGS}
+_ABOUT = {"mask_token": (str,), "label": (str,), "trained_length": (int,), **SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,9 @@ class Checkpoint:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What a folder's config.json holds. Raises FileNotFoundError without one, LoadError where it is no JSON object."""
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"The model folder {folder} has no config.json.")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LoadError(f"{folder / 'config.json'} is not valid JSON: {reason(error)}.") from error
-    if not isinstance(raw, dict):
-        raise LoadError(f"{folder / 'config.json'} must hold a JSON object.")
-    return raw
+    return read_json(folder / CONFIG)
 
 
 def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
@@ -143,7 +137,10 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
     config.use_cache = False
     ends = [raw.get("eos_token_id"), raw.get("pad_token_id")]
     about = _about(raw.get("sparsed"), where)
-    own = (*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS) if family == "llada" else tuple(f.name for f in fields(config))
+    own = {*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS}
+    if family != "llada":
+        # transformers reads a Qwen2's head_dim too, which is no field of its config.
+        own = {"head_dim", *(field.name for field in fields(config))}
     return Checkpoint(
         family=family,
         network=f"{_CLASSES[backbone]}ForCausalLM",
@@ -155,7 +152,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         end_ids=token_ids(*ends),
         trained_length=about.get("trained_length", _trained_length(family, config)),
         defaults=_defaults(family, about, where),
-        notes=tuple(unknown(raw, (*own, *ROPE, "partial_rotary_factor", "use_mrope"), where)),
+        notes=tuple(unknown(raw, own | CHECKED, where)),
         about=about,
     )
 
@@ -167,7 +164,7 @@ def _trained_length(family: str, config: PreTrainedConfig) -> int:
 
 
 def _defaults(family: str, about: Mapping[str, Any], where: str) -> SamplerConfig:
-    settings = {key: about[key] for key in _SETTINGS if key in about}
+    settings = {key: about[key] for key in SETTINGS if key in about}
     try:
         defaults = replace(_DEFAULTS.get(family, LLADA_DEFAULTS), **settings)
         defaults.resolve(defaults)

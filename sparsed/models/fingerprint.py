@@ -26,6 +26,13 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def of_random_weights(shape: str) -> str:
+    """What stands for the fingerprint of random weights, which are drawn with seed 0
+    (`sparsed.models.shares.random_network`).
+    """
+    return f"random weights of {shape}, seed 0"
+
+
 def _sha256(file: Path) -> str:
     known = _hub_sha256(file)
     if known is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsed.models import LoadError
+from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec, find, names
 from sparsed.models.files import CONFIG, GENERATION, TOKENIZER
 from sparsed.paths import data_dir
@@ -53,16 +53,19 @@ def locate(
 
     before_download: called with the row of a model that is not bundled; may raise. Raises LoadError.
     """
-    given = str(name)
+    given, folder = str(name), Path(name).expanduser()
     spec = find(given)
+    if spec is not None and given != spec.name and folder.is_dir():
+        spec = None  # the path of a clone may read as its Hub id
     if spec is not None and spec.bundled:
         return spec, data_dir("assets") / spec.source, spec.name
     if spec is not None:
         before_download(spec)
         return spec, fetch(spec.source, revision, progress), spec.name
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return None, folder.resolve(), folder.resolve().name
+    if _looks_like_a_path(given):
+        raise LoadError(f"There is no folder {given!r}{' (that is a file)' if folder.is_file() else ''}.")
     if _HUB_ID.fullmatch(given):
         return None, fetch(given, revision, progress), given
     listed = ", ".join(repr(known) for known in names())
@@ -70,6 +73,12 @@ def locate(
         f"There is no model {given!r}. Known names: {listed}; or give a Hub id (owner/name), or the path of a "
         f"local folder."
     )
+
+
+def _looks_like_a_path(given: str) -> bool:
+    """Is it no Hub id, which is two names with one slash between, neither of dots alone?"""
+    parts = given.split("/")
+    return "\\" in given or len(parts) > 2 or (len(parts) == 2 and bool({"", ".", "..", "~"} & set(parts)))
 
 
 def fetch(hub_id: str, revision: str | None = None, progress: Listener | None = None) -> Path:
@@ -100,21 +109,17 @@ def fetch(hub_id: str, revision: str | None = None, progress: Listener | None = 
             hf_hub_download(hub_id, info.filename, revision=info.commit_hash, tqdm_class=_silent(count.add))
             count.finish_file(info.file_size or 0)
         return Path(snapshot_download(**what, local_files_only=True))
-    except errors.GatedRepoError as error:
-        raise LoadError(
-            f"{hub_id} asks its visitors to accept its terms: accept them at https://huggingface.co/{hub_id}, log in "
-            f"with `hf auth login`, and load it again."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise LoadError(f"The Hub has no repository {hub_id!r}, or it is private and you are not logged in.") from error
-    except errors.RevisionNotFoundError as error:
-        raise LoadError(f"{hub_id} has no revision {revision!r}.") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except errors.HFValidationError as error:
+        raise LoadError(f"There is no folder {hub_id!r}, and it can be no Hub id either.") from error
+    except (OSError, errors.LocalEntryNotFoundError, _http_error()) as error:
+        # Of what happened in a dry run the client tells by the cause alone.
+        cause = error.__cause__ if isinstance(error, errors.DryRunError) and error.__cause__ is not None else error
+        if getattr(cause, "errno", None) == errno.ENOSPC:
             raise LoadError(f"The disk of the Hub cache is full: {hub_id} could not be downloaded.") from error
-        return _cached(what, error)
-    except (errors.LocalEntryNotFoundError, _http_error()) as error:
-        return _cached(what, error)
+        folder = _cached(what)
+        if folder is None:
+            raise LoadError(_refusal(hub_id, revision, cause)) from error
+        return folder
 
 
 def _http_error() -> type[Exception]:
@@ -125,20 +130,52 @@ def _http_error() -> type[Exception]:
     return found
 
 
-def _cached(what: dict[str, Any], error: Exception) -> Path:
-    """Without a network: what an earlier download left, if it is complete."""
+def _cached(what: dict[str, Any]) -> Path | None:
+    """What an earlier download left, if it is complete. (It may have been made before GENERATION was fetched.)"""
     from huggingface_hub import errors, snapshot_download
 
-    try:
-        folder = Path(snapshot_download(**what, local_files_only=True))
-    except (errors.LocalEntryNotFoundError, OSError, ValueError):
-        folder = None
-    if folder is None or not (folder / "config.json").is_file():
-        raise LoadError(
-            f"{what['repo_id']} is not in the local cache and could not be downloaded: there is no connection to the "
-            f"Hub ({type(error).__name__})."
-        ) from error
-    return folder
+    for left_out in ((), (GENERATION,)):
+        patterns = [pattern for pattern in what["allow_patterns"] if pattern not in left_out]
+        try:
+            folder = Path(snapshot_download(**{**what, "allow_patterns": patterns}, local_files_only=True))
+        except (errors.LocalEntryNotFoundError, OSError, ValueError):
+            continue
+        if (folder / CONFIG).is_file():
+            return folder
+    return None
+
+
+def _refusal(hub_id: str, revision: str | None, cause: BaseException) -> str:
+    """Why what is neither in the cache nor a folder could not be downloaded, as one sentence."""
+    from huggingface_hub import errors, is_offline_mode
+
+    if isinstance(cause, errors.GatedRepoError):
+        return (
+            f"{hub_id} asks its visitors to accept its terms: accept them at https://huggingface.co/{hub_id}, log in "
+            f"with `hf auth login`, and load it again."
+        )
+    # What is in no catalogue may have been meant as a path.
+    it = hub_id if find(hub_id) is not None else f"There is no folder {hub_id!r}, and as a Hub id it"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return f"{it} is no repository of the Hub, or it is private and you are not logged in."
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return f"{hub_id} has no revision {revision!r}."
+    if is_offline_mode():
+        return f"{it} is not in the local cache; HF_HUB_OFFLINE is set, so that nothing is downloaded."
+    return f"{it} is not in the local cache and could not be downloaded: {_why(cause)}."
+
+
+def _why(error: BaseException) -> str:
+    """What kept from the Hub: its own answer where there was one, else that it could not be reached."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"the Hub answered with status {status}"
+    # The client wraps what happened in errors of its own.
+    seen, first = {id(error)}, error
+    while (before := first.__cause__ or first.__context__) is not None and id(before) not in seen:
+        seen.add(id(before))
+        first = before
+    return f"there is no connection to the Hub ({reason(first)})"
 
 
 def _existing(folder: Path) -> Path:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsed.models.catalogue import ModelSpec
-from sparsed.models.checkpoint import load_tokenizer, read_headers, report_of, special_ids
-from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
+from sparsed.models.checkpoint import load_tokenizer, read_generation, read_headers, report_of, special_ids
+from sparsed.models.devices import can_fuse, check_device_map, check_dtype, pick_device, pick_dtype
 from sparsed.models.families import read_config, recognise
+from sparsed.models.files import check_files
 from sparsed.models.fuse import fuse as fuse_network
 from sparsed.models.hub import Listener, locate
 from sparsed.models.model import Model
@@ -60,10 +61,7 @@ def load(
         raise ValueError("torchrun places each process by itself: leave device and device_map out.")
     place = pick_device(device) if team is None else team.share.device
     chosen = check_dtype(dtype)
-    for part in device_map.values() if isinstance(device_map, Mapping) else ():
-        if part != "disk":
-            pick_device(f"cuda:{part}" if isinstance(part, int) else part)
-
+    check_device_map(device_map)
     ways = 1 if team is None else team.size
 
     def fits(spec: ModelSpec) -> None:
@@ -73,12 +71,14 @@ def load(
 
     spec, folder, name = locate(name_or_path, revision, progress, fits)
     label = spec.label if spec is not None else name
+    notes = check_files(folder)
     checkpoint = recognise(read_config(folder), f"config.json of {label}")
     weights = read_headers(folder)
     parameters = sum(prod(shape) for _, _, shape in weights) // ways
     number = pick_dtype(chosen, place, parameters if device_map is None else 0, label)
     tokenizer = load_tokenizer(folder)
-    mask_id, end_ids = special_ids(tokenizer, checkpoint, label)
+    more_ends, unused = read_generation(folder)
+    mask_id, end_ids = special_ids(tokenizer, checkpoint, label, more_ends)
     on_weight = report_of(weights, checkpoint.keys, number, progress)
     fusing = fuse or (fuse is None and device_map is None and can_fuse(place))
     if team is not None:
@@ -91,7 +91,7 @@ def load(
         problem = fuse_network(network) if fusing else None
     if device_map is not None:
         place = input_device(network)
-    notes = list(checkpoint.notes)
+    notes += [*checkpoint.notes, *unused]
     notes += [] if problem is None else [f"What surrounds attention is not fused: {problem}"]
     return Model(
         name=name,

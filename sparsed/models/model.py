@@ -16,7 +16,7 @@ from sparsed.attention.backends.registry import Problem
 from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
 from sparsed.models.chat import check_messages, messages_of, pieces
-from sparsed.models.fingerprint import fingerprint
+from sparsed.models.fingerprint import fingerprint, of_random_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,8 +95,7 @@ class Model:
 
     @cached_property
     def _fingerprint(self) -> str:
-        # Random weights are drawn with seed 0 (`sparsed.models.shares.random_network`).
-        return f"random weights of {self.name}, seed 0" if self.folder is None else fingerprint(self.folder)
+        return of_random_weights(self.name) if self.folder is None else fingerprint(self.folder)
 
     def problem(self, batch: int, length: int) -> Problem:
         """What a forward over so many sequences of `length` positions asks of attention in this process."""

@@ -105,12 +105,19 @@ def load_network(
             raise LoadError(f"The weights in {folder} cannot be read: {reason(error)}.") from error
         except torch.OutOfMemoryError as error:
             raise LoadError(
-                f"There is too little memory on the device for the weights in {folder}: choose a smaller model, or "
-                f"spread it with device_map='auto'."
+                f"There is too little memory on the device for the weights in {folder}: "
+                f"{'load it in bfloat16, ' if dtype == torch.float32 else ''}choose a smaller model, or spread it with "
+                f"device_map='auto'."
             ) from error
         except (TypeError, ValueError, LookupError, ArithmeticError, OSError, RuntimeError) as error:
             raise LoadError(f"The network in {folder} cannot be built: {reason(error)}.") from error
     _check(report, folder)
+    # transformers believes the weights, and says so in a warning alone.
+    if checkpoint.config.tie_word_embeddings and not getattr(network, "all_tied_weights_keys", {"lm_head.weight"}):
+        raise LoadError(
+            f"config.json in {folder} ties the head to the embeddings, and the weights hold a head of its own: one of "
+            f"them is wrong."
+        )
     if share is not None:
         localise(network, share)
     return prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)

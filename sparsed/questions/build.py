@@ -81,8 +81,8 @@ def build_prompt(
     Raises:
         ValueError: unknown length or kind, a depth out of range, or a tokenizer without chat template.
     """
-    if depth is not None and not 0 <= depth <= 1:
-        raise ValueError(f"The depth of the needed documents must lie between 0 (first) and 1 (last), not {depth}.")
+    if depth is not None:
+        check_depth(depth)
     if kind not in KINDS:
         raise ValueError(f"Question kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     budget = token_budget(length)
@@ -113,6 +113,12 @@ def build_prompt(
     raise ValueError(
         f"No question of kind {kind!r} fits into {budget} tokens of this tokenizer; choose a longer prompt."
     )
+
+
+def check_depth(depth: float) -> None:
+    """Raises ValueError for what is no depth."""
+    if not 0 <= depth <= 1:
+        raise ValueError(f"The depth of the needed documents must lie between 0 (first) and 1 (last), not {depth}.")
 
 
 @dataclass

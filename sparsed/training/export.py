@@ -9,7 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from sparsed.files import draft, write
-from sparsed.training.data import CANVAS, MAX_POSITION
+from sparsed.models.catalogue import find
+from sparsed.models.families import SETTINGS
 from sparsed.training.recipe import mini_config
 from sparsed.training.tokenizer import MASK, save
 
@@ -25,19 +26,17 @@ def export(run: Path, tokenizer: Tokenizer, out: Path, after: Path | None = None
     """
     out.mkdir(parents=True, exist_ok=True)
     save(tokenizer, out)
+    spec = find("mini")
+    assert spec is not None
     config = mini_config(tokenizer.get_vocab_size()).to_dict()
     config.update(
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
         sparsed={
-            "label": "mini (4.5 M parameters, bundled)",
+            "label": spec.label,
             "mask_token": MASK,
-            "trained_length": MAX_POSITION,
-            "steps": CANVAS // 2,
-            "gen_length": CANVAS,
-            "block_length": CANVAS,
-            "algorithm": "low_confidence",
-            "temperature": 0.0,
+            "trained_length": spec.trained_length,
+            **{name: getattr(spec.defaults, name) for name in SETTINGS},
         },
     )
     write(out / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -19,7 +19,7 @@ import torch
 from sparsed.__main__ import main as program
 from sparsed.bench import command, numbers
 from sparsed.bench import measure as measure_module
-from sparsed.bench.command import _kept, main
+from sparsed.bench.command import _kept, main, without_effect
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.table import print_table
 from sparsed.config import SamplerConfig, SparseDConfig
@@ -113,7 +113,7 @@ def test_a_lane_that_never_was_sparse_is_called_so(tiny: Any) -> None:
     assert lines[1].split("  ")[-1].strip() == "80 (80), never sparse"
     assert any(line.startswith("steps of SparseD: dense / select / sparse") and "4 / 0 / 0" in line for line in lines)
     [note] = (line for line in lines if "never becomes sparse" in line)
-    assert note.startswith("note (SparseD, 1 of 1 runs): ")
+    assert note.startswith("Note (SparseD 1 of 1): ")
     assert any(line.startswith("sampler: steps 4, gen_length 32, ") for line in lines)
 
 
@@ -128,7 +128,10 @@ def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
         patch.setattr("sparsed.denoising.run.perf_counter", lambda: next(ticks))
         sampler = SamplerConfig(steps=8)
         attention = replace(attention, skip=0.2)
-        result = measure_module.measure(slow, torch.arange(80), "80", sampler, attention, repeats=2, say=said.append)
+        result = measure_module.measure(
+            slow, torch.arange(80), "80", sampler, attention, repeats=2, compose=[100], say=said.append
+        )
+    assert result.composed == (), "no run of so many steps would have been sparse to its end"
     for runs in (result.dense, result.sparsed):
         assert all(any("trained to 50" in note for note in run["notes"]) for run in runs)
     assert all(tuple(run["phases"].values()) == (4, 1, 3) for run in result.sparsed)
@@ -136,7 +139,7 @@ def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
     assert sum("trained to 50" in line for line in said) == 2 and sum("dense again" in line for line in said) == 1
     lines = _lines([result])
     assert lines[1].split("  ")[-1].strip() == "80 (80), dense again"
-    assert "note (dense, 2 of 2 runs): Speed only: trained to 50" in "\n".join(lines)
+    assert "Note (dense 2 of 2, SparseD 2 of 2): Speed only: trained to 50" in "\n".join(lines)
 
 
 def test_runs_that_end_early_are_measured(tiny: Any) -> None:
@@ -161,6 +164,18 @@ def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.Capture
 def test_numbers_below_one_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         main(arguments)
+
+
+def test_settings_that_shut_each_other_out() -> None:
+    with pytest.raises(ValueError, match="--shape draws weights of its own: leave --model out"):
+        main(["--shape", "mini", "--model", "llada-8b"])
+    parse = command._parser().parse_args
+    assert without_effect(parse(["--shape", "mini", "--kind", "fact"])) == [
+        "--kind without effect: the prompt is random tokens."
+    ]
+    assert without_effect(parse(["--random-tokens", "--kind", "fact"]))
+    assert not without_effect(parse(["--kind", "fact"]))
+    assert not without_effect(parse(["--shape", "mini", "--prompt-seed", "3"]))
 
 
 @pytest.fixture
@@ -393,6 +408,25 @@ def test_another_value_anywhere_in_the_key_is_refused_by_name(folder: Path) -> N
         (folder / "plan.json").write_text(json.dumps(plan), "utf-8")
         with pytest.raises(ValueError, match=rf'{".".join(place)} is "another" there, .* here'):
             main([*SWEEP, "--lengths", "250", "--out", str(folder)])
+
+
+def test_a_folder_that_lacks_nothing_is_no_other_models(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
+) -> None:
+    """Nothing would be loaded; all the same the table of one model is not shown as another's."""
+    options = [*SWEEP, "--random-tokens", "--lengths", "200", "--out", str(tmp_path)]
+    del options[:2]  # --shape mini
+    main([*options, "--model", str(tiny_folder)])
+
+    def load(*_: Any) -> None:
+        raise AssertionError("nothing is to be loaded")
+
+    monkeypatch.setattr("sparsed.bench.command.load_or_make", load)
+    assert main([*options, "--model", str(tiny_folder)]) == 0
+    with pytest.raises(ValueError, match=r"belongs to another plan \(.*weights is .* there, .* here"):
+        main([*options, "--model", "mini"])
+    with pytest.raises(ValueError, match=r"belongs to another plan \(sampler.gen_length is 32 there, 64 here"):
+        main([*options, "--model", str(tiny_folder), "--gen-length", "64"])
 
 
 def test_measurements_of_another_folder_are_told_and_left_out(

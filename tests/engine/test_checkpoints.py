@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 import sparsed
 
@@ -623,10 +623,10 @@ def hub_error(kind: type, status: int) -> Exception:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (lambda: hub_error(errors.RepositoryNotFoundError, 404), "no repository"),
+        (lambda: hub_error(errors.RepositoryNotFoundError, 404), "is no repository of the Hub"),
         (lambda: hub_error(errors.GatedRepoError, 403), "log in"),
         (lambda: hub_error(errors.RevisionNotFoundError, 404), "revision"),
-        (lambda: hub_error(errors.HfHubHTTPError, 500), "could not be downloaded"),
+        (lambda: hub_error(errors.HfHubHTTPError, 500), "could not be downloaded: the Hub answered with status 500"),
         (lambda: HTTP.ConnectError("name resolution failed"), "no connection"),
         (lambda: HTTP.ConnectTimeout("timed out"), "no connection"),
         (lambda: errors.LocalEntryNotFoundError("not in the cache"), "no connection"),
@@ -634,14 +634,62 @@ def hub_error(kind: type, status: int) -> Exception:
         (lambda: ConnectionResetError("reset by peer"), "no connection"),
     ],
 )
-def test_what_the_hub_says_becomes_a_sentence(monkeypatch, error, said: str) -> None:
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_the_hub_says_becomes_a_sentence(monkeypatch, error, said: str, dry: bool) -> None:
     def fail(*_args, local_files_only=False, **_values):
-        raise errors.LocalEntryNotFoundError("not in the cache") if local_files_only else error()
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not in the cache")
+        if dry:  # as the client does it where nothing is to be downloaded yet
+            raise errors.DryRunError("Dry run cannot be performed") from error()
+        raise error()
 
     for name in ("snapshot_download", "hf_hub_download"):
         monkeypatch.setattr(huggingface_hub, name, fail)
     text = refusal("someone/some-model", revision="v9")
-    assert said in text and "someone/some-model" in text
+    assert said in text and "someone/some-model" in text and "DryRun" not in text
+
+
+@pytest.mark.parametrize("name", ["someone/some-model", "GSAI-ML/LLaDA-1.5", "llada-1.5"])
+def test_offline_it_is_said_that_the_setting_is_on(monkeypatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("sparsed.models.loading.pick_dtype", lambda *_: torch.float32)
+    text = refusal(name)
+    assert "is not in the local cache; HF_HUB_OFFLINE is set, so that nothing is downloaded." in text
+    start = "There is no folder 'someone/some-model', and as a Hub id it" if "some" in name else "GSAI-ML/LLaDA-1.5 is"
+    assert text.startswith(start)
+
+
+def test_a_download_from_before_generation_config_was_fetched_loads(folder_of, monkeypatch) -> None:
+    def cached(_repo_id=None, *, allow_patterns, local_files_only=False, **_values):
+        if not local_files_only or "generation_config.json" in allow_patterns:
+            raise errors.LocalEntryNotFoundError("a file is missing")
+        return str(folder_of("llada"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert load("someone/some-model").family == "llada"
+
+
+@pytest.mark.parametrize(
+    "name", ["./models/x", "models/x/y", "../x", "/nowhere", "./x", "~/no such folder", "x/", "C:\\models\\x", "a/b/"]
+)
+def test_a_mistyped_path_is_no_hub_id(monkeypatch, name: str) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert refusal(name) == f"There is no folder {name!r}."
+
+
+def test_a_file_is_no_folder(folder_of) -> None:
+    assert refusal(folder_of("llada") / "config.json").endswith("config.json' (that is a file).")
+
+
+def test_what_can_be_neither_is_said(monkeypatch) -> None:
+    assert refusal("a--b/x") == "There is no folder 'a--b/x', and it can be no Hub id either."
+
+
+def test_a_clone_is_loaded_where_it_lies_under_its_hub_id(folder_of, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder_of("llada"), "GSAI-ML/LLaDA-1.5")
+    assert load("GSAI-ML/LLaDA-1.5").folder == tmp_path / "GSAI-ML/LLaDA-1.5"
 
 
 class FakeHub:
@@ -709,6 +757,34 @@ def test_a_repository_without_safetensors_is_refused(folder_of, tmp_path, monkey
         monkeypatch.setattr(huggingface_hub, name, getattr(hub, name))
     assert "safetensors" in refusal("someone/some-model")
     assert not [name for name in hub.asked if name.endswith(".bin")]
+
+
+def test_too_little_memory_is_said_with_what_would_fit(folder_of, monkeypatch) -> None:
+    needed = load(folder_of("llada")).network.num_parameters() * 4
+    monkeypatch.setattr("sparsed.models.devices.device_memory", lambda *_: needed - 1)
+    text = refusal(folder_of("llada"))
+    assert "in float32" in text
+    assert text.endswith("In bfloat16 (dtype='bfloat16', --dtype bfloat16) they need 0.0 GB, which fit.")
+    assert load(folder_of("llada"), dtype="bfloat16").dtype == torch.bfloat16
+    monkeypatch.setattr("sparsed.models.devices.device_memory", lambda *_: needed // 2 - 1)
+    for dtype in ("float32", "bfloat16", "float16"):
+        text = refusal(folder_of("llada"), dtype=dtype)
+        assert text.endswith("Choose a smaller model, or spread it with device_map='auto'."), text
+
+
+@pytest.mark.parametrize(
+    ("device_map", "said"),
+    [
+        ("banana", "device_map must be one of auto, balanced, balanced_low_0, sequential or a device such as 'cpu' and "
+         "'cuda:1', not 'banana'."),
+        ("", "device_map must be one of auto"),
+        ({"": "banana"}, "device must be 'cpu', 'cuda', 'cuda:1' or 'mps', not 'banana'."),
+        ("cuda:99", "There is no device 'cuda:99' on this machine."),
+        ({"lm_head": 99}, "There is no device 'cuda:99' on this machine."),
+    ],
+)  # fmt: skip
+def test_a_device_map_that_is_none_is_one_sentence(folder_of, device_map, said: str) -> None:
+    assert refusal(folder_of("llada"), device=None, device_map=device_map).startswith(said)
 
 
 def test_too_little_memory_is_said_before_anything_is_read(folder_of, monkeypatch) -> None:

@@ -12,11 +12,13 @@ import torch
 
 import sparsed
 from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.answer_text import answer_length
+from sparsed.bench.measure import measure
 from sparsed.evaluation import command
 from sparsed.evaluation.answers import evaluate, must_be_alone
 from sparsed.evaluation.key import key_of
 from sparsed.evaluation.observe import observe
-from sparsed.evaluation.plan import Cell, Plan
+from sparsed.evaluation.plan import FIRST_SEED, Cell, Plan
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import summarise
 from sparsed.models.model import Model
@@ -159,6 +161,44 @@ def test_observations_say_what_ran(mini: Model, tmp_path: Path) -> None:
     key, seen = key_there(tmp_path), read_observations(tmp_path)
     assert key is not None and key["backend"] == "gather"
     assert [one.run["phases"]["sparse"] for one in seen if one.run is not None] == [3, 3]
+
+
+REQUESTS = [
+    (SamplerConfig(steps=6), SparseDConfig()),
+    (SamplerConfig(gen_length=40, steps=4), SparseDConfig(skip=1)),  # 40 is no whole number of blocks
+    (SamplerConfig(gen_length=40), SparseDConfig(select=0.3)),
+    (SamplerConfig(gen_length=20, threshold=0.9), SparseDConfig()),
+    (SamplerConfig(gen_length=32, steps=4, temperature=0.7, seed=3, early_stop=True), SparseDConfig(reuse=False)),
+]
+
+
+@pytest.mark.parametrize(("sampler", "attention"), REQUESTS)
+def test_eval_and_bench_run_what_generate_runs(
+    mini: Model, tmp_path: Path, sampler: SamplerConfig, attention: AttentionConfig
+) -> None:
+    """The same settings, tokens and notes, whatever the rule for lengths made of what was asked."""
+    model = replace(mini, defaults=replace(mini.defaults, block_length=32, gen_length=64, steps=32))
+    prompt = build.build_prompt(model, "200", "fact", FIRST_SEED, 0.0).text
+    evaluate(model, [Cell("lookup", "200", 1)], ["dense", "sparsed"], tmp_path, plan=Plan(sampler, attention))
+    kept = {r.method: r for r in read_records(tmp_path)}
+    measured = measure(model, prompt, "200", sampler, attention)
+
+    def untimed(run: Any) -> dict[str, Any]:
+        """Whether sparse steps are faster is noted by the clock."""
+        return {**run, "notes": [note for note in run["notes"] if "no faster" not in note]}
+
+    lanes: list[tuple[str, Any, Any]] = [
+        ("dense", "dense", measured.dense), ("sparsed", attention, measured.sparsed)
+    ]  # fmt: skip
+    for method, asked, ran in lanes:
+        result = sparsed.generate(model, prompt, sampler=sampler, attention=asked)
+        expected = untimed(result.info.record())
+        assert untimed(kept[method].run) == untimed(ran[0]) == expected
+        answer = result.tokens[0, expected["prompt_tokens"] :].tolist()
+        assert kept[method].tokens == answer[: answer_length(answer, (*model.end_ids, model.mask_id))]
+    if sampler.gen_length == 40:
+        assert kept["sparsed"].run is not None and kept["sparsed"].run["sampler"]["gen_length"] == 64
+        assert "40" in kept["dense"].run["notes"][0], "what was asked for is said"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -58,15 +58,15 @@ def test_a_built_prompt_with_its_gold_answer(capsys: pytest.CaptureFixture[str])
     said = json.loads(capsys.readouterr().out)
     model = sparsed.load("mini", device="cpu", dtype="float32")
     built = build_prompt(model, "short_context", "arithmetic", 0)
+    assert said["prompt_tokens"] == built.tokens and said["prompt_format"] == "chat"
     assert said["prompt"] == {
-        "tokens": built.tokens,
         "kind": "arithmetic",
         "length": "short_context",
         "seed": 0,
         "question": built.question,
         "gold": built.answer,
     }
-    assert said["right"] is True and said["text"] == built.answer
+    assert said["right"] is True and said["text"] == built.answer and said["ended"] == "end token"
 
 
 def test_lines_of_a_pipe(tell: Any) -> None:
@@ -76,9 +76,13 @@ def test_lines_of_a_pipe(tell: Any) -> None:
     assert code == 0 and all("no faster here" in line for line in err.splitlines()) and "\x1b" not in out
     assert re.fullmatch(r"tiny\d* · cpu · float32 · gather · \d+ prompt tokens", lines[0])
     starts = ["answer: ", "steps: 10 of 10 (dense 2, select 1, sparse 7), sparse from step 4", "time: ", "speed: "]
-    starts.append("backend: gather, density requested 1.000, executed 1.000")
+    starts.append("backend: gather, density requested 1.000, executed 1.000; sdpa before; float32 on cpu")
+    sampler = "sampler: steps 10, gen_length 20, block_length 20, algorithm low_confidence, temperature 0.0, seed 0"
+    starts.append(sampler)
+    starts.append("attention: sparsed, skip 0.2, select 0.4, block_size 32")
     at = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in starts]
-    assert at == sorted(at) and "tokens, up to the end token)" in out and "gold" not in out
+    assert at == sorted(at) and re.search(r"tokens, (up to the|no) end token\)", out) and "gold" not in out
+    assert lines[at[1]].endswith("; 10 forwards") and lines[-2:] == starts[-2:]
 
 
 def test_one_json_object_and_nothing_else(tell: Any) -> None:
@@ -88,7 +92,8 @@ def test_one_json_object_and_nothing_else(tell: Any) -> None:
     said = json.loads(out)
     assert code == 0 and out.count("\n") == 1
     assert said["sampler"]["seed"] == 3 and said["attention"]["skip"] == 1 and said["attention"]["selection"] == "paper"
-    assert said["phases"]["dense"]["steps"] == 8 and said["phases"]["sparse"] == {"steps": 0, "ms_per_step": None}
+    assert said["phases"] == {"dense": 8, "select": 0, "sparse": 0} and said["forwards"] == 8
+    assert said["phase_ms"]["dense"] > 0 and said["phase_ms"]["sparse"] is None
     assert said["switch_step"] is None and said["requested_density"] is None and said["right"] is None
     assert said["seconds"] > 0 and said["tokens_per_second"] == pytest.approx(said["tokens"] / said["seconds"])
     assert said["ms_per_step"] == pytest.approx(1000 * said["seconds"] / 8)
@@ -233,12 +238,13 @@ def test_guidance_and_threshold_are_traced(tell: Any, tmp_path: Path) -> None:
     code, out, _ = tell("--prompt", "Hi", *flags, "low_confidence", "--save-trace", str(tmp_path / "t.json"), "--json")
     lane, said = trace.load(tmp_path / "t.json").lanes["sparsed"], json.loads(out)
     assert code == 0 and lane.finished and lane.pattern is not None and lane.pattern.batch == 2
-    assert len(lane.steps) == said["steps"] < said["total"] == 16 and lane.switch_step == said["switch_step"]
+    assert len(lane.steps) == said["forwards"] < said["total"] == 16 and lane.switch_step == said["switch_step"]
 
 
 def test_full_attention(tell: Any, tmp_path: Path) -> None:
     code, out, _ = tell("--prompt", "Hi", "--origin", "--steps", "4", "--save-trace", str(tmp_path / "t.json"))
-    assert code == 0 and "(dense 4, select 0, sparse 0), never sparse" in out and "backend: sdpa, full attention" in out
+    assert code == 0 and "(dense 4, select 0, sparse 0), never sparse; 4 forwards" in out
+    assert "backend: sdpa, full attention; " in out and out.endswith("\nattention: dense\n")
     lane = trace.load(tmp_path / "t.json").lanes["dense"]
     assert lane.attention.dense and lane.pattern is None
 
@@ -294,7 +300,7 @@ def test_ctrl_c_prints_what_there_is(
         assert len(lane.steps) == 5 and not lane.finished
     code, out, _ = tell(*flags, "--json")
     said = json.loads(out)
-    assert code == 130 and said["finished"] is False and said["steps"] == interrupted
+    assert code == 130 and said["finished"] is False and said["forwards"] == interrupted and said["ended"] is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
@@ -354,3 +360,109 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch.setattr("sparsed.models.loading.load", lambda *_, **__: pytest.fail("nothing is to be loaded"))
     code, out, err = tell("--prompt", "Hi", "--save-trace", str(tmp_path))
     assert (code, out) == (2, "") and err == f"error: --save-trace {tmp_path} cannot be written: this is a folder.\n"
+
+
+def test_a_run_that_is_done_before_it_is_sparse_says_so(tell: Any) -> None:
+    flags = ("--prompt", "Hi", "--gen-length", "16", "--threshold", "0.0001", "--skip", "0.5")
+    code, out, err = tell(*flags)
+    assert code == 0 and "steps: 1 of at most 16 (dense 1, select 0, sparse 0), never sparse; 1 forwards\n" in out
+    assert "backend: sdpa, full attention (gather was not used); " in out and "threshold 0.0001" in out
+    assert "note: This run never became sparse" in err
+    said = json.loads(tell(*flags, "--json")[1])
+    assert said["switch_step"] is None and said["phases"]["sparse"] == 0 and said["requested_density"] is None
+    assert any("never became sparse" in note for note in said["notes"])
+
+
+def test_json_is_the_record_of_the_run_and_what_is_the_commands_own(
+    tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Run] = []
+    real = sparsed.denoising.denoise
+    monkeypatch.setattr(sparsed.denoising, "denoise", lambda *a, **k: runs.append(real(*a, **k)) or runs[-1])
+    said = json.loads(tell("--prompt", "Hi", "--gen-length", "17", "--cfg-scale", "1", "--stop", "x", "--json")[1])
+    record = runs[0].info.record()
+    assert {name: said[name] for name in record} == record and record["sampler"]["stop"] == ["x"]
+    own = {
+        "model", "prompt", "prompt_format", "text", "ended", "right", "seconds", "phase_ms", "ms_per_step", "tokens",
+        "tokens_per_second", "requested_density", "executed_density",
+    }  # fmt: skip
+    assert said.keys() - record.keys() == own and said["prompt"] is None
+
+
+def writes(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    """Lets the tiny model of `folder` answer with this text, of single bytes, and the end token ever after."""
+    model = sparsed.load(str(folder), device="cpu", dtype="float32")
+    tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    real = LocalForward.logits
+
+    def logits(self: LocalForward, *given: Any, **more: Any) -> Any:
+        made = real(self, *given, **more)
+        for place, row in enumerate(made):
+            row[:] = -50.0
+            row[tokens[place] if place < len(tokens) else model.end_ids[0]] = 50.0
+        return made
+
+    monkeypatch.setattr(LocalForward, "logits", logits)
+
+
+def test_the_answer_is_printed_as_it_is_and_what_ended_it_is_said(
+    tell: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step commits all: the places asked for are those of the whole generation."""
+    text = "    return x\n\ty, z  "
+    writes(monkeypatch, tiny_folder, text)
+    flags = ("--prompt", "Hi", "--gen-length", "32", "--steps", "1", "--origin")
+    code, out, _ = tell(*flags)
+    assert code == 0 and f"\nanswer: {text}\nsteps: " in out and f"({len(text) + 1} tokens, up to the end token)" in out
+    said = json.loads(tell(*flags, "--json")[1])
+    assert (said["text"], said["ended"], said["tokens"]) == (text, "end token", len(text) + 1)
+    said = json.loads(tell(*flags, "--json", "--stop", ", z", "--stop", "never")[1])
+    assert (said["text"], said["ended"]) == ("    return x\n\ty", "stop string") and said["tokens"] == len(text) - 2
+    said = json.loads(tell(*flags[:2], "--gen-length", "8", *flags[4:], "--json")[1])
+    assert (said["text"], said["ended"], said["tokens"]) == (text[:8], None, 8)
+
+
+def test_prompt_formats_system_and_history(tell: Any, tmp_path: Path) -> None:
+    """How many tokens a prompt has tells what was made of it: here each byte is one."""
+    history = tmp_path / "history.json"
+    history.write_text(json.dumps([{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cde"}]))
+    flags = ("--prompt", " Hi", "--steps", "2", "--gen-length", "8", "--json")
+
+    def tokens(*more: str) -> tuple[int, str]:
+        said = json.loads(tell(*flags, *more)[1])
+        return said["prompt_tokens"], said["prompt_format"]
+
+    chat = tokens()
+    assert chat == tokens("--prompt-format", "chat") and chat[1] == "chat"
+    assert tokens("--prompt-format", "raw") == (3, "raw")
+    # A message is its role's header, its bytes and an end token.
+    assert tokens("--system", "be") == (chat[0] + 2 + HEADERS["system"], "chat")
+    longer = 2 + HEADERS["user"] + 3 + HEADERS["assistant"]
+    assert tokens("--history", str(history)) == (chat[0] + longer, "chat")
+    code, out, err = tell(*flags[:-1], "--prompt-format", "raw", "--history", str(history), "--system", "s")
+    assert " · 15 prompt tokens · raw prompt\n" in out and "note: The prompt is plain text" in err and code == 0
+
+
+# Tokens around a message of each role in the tiny model's template.
+HEADERS = {"user": 2, "assistant": 2, "system": len("<|system|>") + 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory."),
+        ("[", "is no JSON: it must be a list of messages."),
+        ("{}", "must be a list of messages, not {}."),
+        ('["x"]', "Message 1 of the history must be an object"),
+        ('[{"role": "assistant", "content": "x"}]', "has the role 'assistant' where 'user' is due"),
+        ('[{"role": "user", "content": "x"}]', "The history ends with a message of the user's"),
+    ],
+)
+def test_bad_histories_are_refused_before_anything_is_loaded(
+    tell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, said: str
+) -> None:
+    monkeypatch.setattr("sparsed.models.loading.load", lambda *_, **__: pytest.fail("nothing is to be loaded"))
+    if content is not None:
+        (tmp_path / "h.json").write_text(content)
+    code, out, err = tell("--prompt", "Hi", "--history", str(tmp_path / "h.json"))
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and said in err

@@ -97,6 +97,25 @@ def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.Monkey
         assert len(steps) == 16 if not places else len(steps) <= 8
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_an_early_end_changes_no_answer(harness_of, sampled: bool) -> None:
+    settings: dict[str, Any] = {"steps": 16, "gen_length": 16, "block_length": 8, "attention": "dense"}
+    wishes = {"do_sample": sampled, "temperature": 1.5 if sampled else 0.0}
+    prompts = ["one text", "two text", "thr text", "some other"]
+
+    def answers(early: bool, until: list[str]) -> tuple[list[str], int]:
+        lm = harness_of("qwen3", early_stop=early, **settings)
+        requests = asked("generate_until", *((p, {**wishes, "until": [end]}) for p, end in zip(prompts, until)))
+        found = lm.generate_until(requests, disable_tqdm=True)
+        return found, sum(count.forwards for count in lm.counts.values())
+
+    whole, every = answers(False, [""] * 4)
+    ends = [text[3] for text in whole]
+    early, fewer = answers(True, ends)
+    assert early == answers(False, ends)[0] == [text[: text.index(end)] for text, end in zip(whole, ends)]
+    assert fewer < every
+
+
 def test_a_special_token_can_be_a_stop_string(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = harness_of("llada", gen_length=8, steps=8, block_length=8)
     asked_of: list[SamplerConfig] = []

@@ -22,6 +22,7 @@ from sparsed.harness.arguments import (  # noqa: E402
     BOTH,
     GENERATION_ONLY,
     LIKELIHOOD_ONLY,
+    NO_EFFECT,
     Arguments,
     read_arguments,
 )
@@ -37,18 +38,25 @@ VALUES: dict[str, Any] = {
     "confidence_eos_eot_inf": True, "early_stop": False, "stop": ("x",),
 }  # fmt: skip
 SAMPLER_FIELDS = [row.name for row in fields(SamplerConfig)]
+# The same for the attention's, beside these.
+SPARSE: dict[str, Any] = {"skip": 0.2, "select": 0.4, "attention_block_size": 32}
+SPARSE_VALUES: dict[str, Any] = {
+    "method": "streaming_llm", "skip": 0.5, "select": 0.2, "block_size": 64, "selection": "reference",
+    "keep_importance": True, "on_no_gain": "dense", "isolated": False, "reuse": False,
+}  # fmt: skip
 
 
 def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, one, index) for index, one in enumerate(arguments)]  # type: ignore[arg-type]
 
 
-def test_every_setting_of_the_sampler_says_which_requests_it_has_an_effect_on() -> None:
+def test_every_setting_says_which_requests_it_has_an_effect_on() -> None:
     assert list(VALUES) == SAMPLER_FIELDS
     assert not GENERATION_ONLY & LIKELIHOOD_ONLY and not BOTH & (GENERATION_ONLY | LIKELIHOOD_ONLY)
     assert set(SAMPLER_FIELDS) <= GENERATION_ONLY | BOTH
+    assert list(SPARSE_VALUES) == [row.name for row in fields(AttentionConfig)]
     own = {row.name for row in fields(Arguments)}
-    assert (GENERATION_ONLY | LIKELIHOOD_ONLY) - set(SAMPLER_FIELDS) <= own
+    assert GENERATION_ONLY | LIKELIHOOD_ONLY <= own | set(SAMPLER_FIELDS) | set(SPARSE_VALUES)
 
 
 @pytest.mark.parametrize("name", SAMPLER_FIELDS)
@@ -71,6 +79,27 @@ def test_a_setting_works_on_likelihoods_or_is_said_to_have_no_effect(harness_of,
         assert changed != plain and not said
 
 
+@pytest.mark.parametrize("name", SPARSE_VALUES)
+def test_so_does_a_setting_of_attention(harness_of, caplog, name: str) -> None:
+    request = asked("loglikelihood", ("the other line of the text " * 8, " is what it is"))
+
+    def value(**more: Any) -> float:
+        lm = harness_of("llada", mc_num=6, is_check_greedy=False, **SPARSE | more)
+        return float(lm.loglikelihood(request, disable_tqdm=True)[0][0])
+
+    plain = value()
+    assert not caplog.records
+    public = {"block_size": "attention_block_size", "method": "attention"}.get(name, name)
+    changed = value(**{public: SPARSE_VALUES[name]})
+    said = [record.getMessage() for record in caplog.records]
+    if public in GENERATION_ONLY:
+        assert changed == plain and said == [f"No effect on likelihoods: {name}."]
+    elif public in NO_EFFECT:
+        assert changed == plain and said == [f"{name} has no effect here."]
+    else:
+        assert public in BOTH and changed != plain and not said
+
+
 @pytest.mark.parametrize("name", SAMPLER_FIELDS)
 def test_a_setting_reaches_the_sampler_of_generated_answers(harness_of, caplog, name: str) -> None:
     more = {"algorithm": "maskgit_plus"} if name == "threshold" else {}
@@ -91,10 +120,14 @@ def test_what_belongs_to_likelihoods_is_said_at_generated_answers(harness_of, ca
 def test_arguments_of_the_harness_without_effect_are_said(harness_of, caplog) -> None:
     harness_of("llada", trust_remote_code=True, max_batch_size=64)
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["trust_remote_code has no effect on this model.", "max_batch_size has no effect on this model."]
+    assert said == ["trust_remote_code has no effect here.", "max_batch_size has no effect here."]
     caplog.clear()
     harness_of("llada", trust_remote_code=False)
     assert not caplog.records
+    harness_of("llada", attention="dense", backend="gather")
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend has no effect here with full attention: dense_backend chooses what computes it."
+    ]
 
 
 @pytest.mark.parametrize(

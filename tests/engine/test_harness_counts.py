@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from lm_eval.api.model import CachingLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from sparsed.harness.counts import Count, Counts  # noqa: E402
+from sparsed.harness.made_with import made_with  # noqa: E402
+from sparsed.paths import data_dir  # noqa: E402
 from sparsed.runs import kind_of  # noqa: E402
 
 # What a clock says of a run, and may say of its equal or not.
@@ -193,6 +196,14 @@ def test_answers_of_the_harness_cache_belong_to_the_settings_they_were_made_with
         CachingLM(harness_of("llada"), str(tmp_path / "old.db"))
 
 
+def test_the_same_weights_by_two_names_share_a_cache(harness_of, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data_dir("assets") / "mini", tmp_path / "elsewhere"))
+    by_name, by_folder = harness_of(Path("mini")), harness_of(copy)
+    assert by_name.model.name != by_folder.model.name
+    made = [made_with(lm.model, lm.arguments) for lm in (by_name, by_folder)]
+    assert made[0] == made[1] and json.loads(json.dumps(made[0])) == made[0]
+
+
 class _Silent:
     def set_cache_hook(self, hook: object) -> None: ...
 
@@ -211,7 +222,7 @@ def test_counts_of_processes_are_summed() -> None:
     whole = Counts.of_all([part("a", "done after 3 steps", 3), part("a", "done after 14 steps", 14), part("b", "x", 1)])
     found = whole.record()["a"]["generate_until"]
     assert found == {
-        "requests": 4, "runs": 2, "never_sparse": 2, "forwards": 17,
+        "requests": 4, "runs": 2, "never_sparse": 2, "dense_again": 0, "forwards": 17,
         "steps": {"dense": 17, "select": 0, "sparse": 0}, "total": [3, 14], "sampler": {"stop": ["a"]},
         "notes": {"done after 3 steps": 2},
     }  # fmt: skip

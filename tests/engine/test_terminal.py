@@ -139,8 +139,8 @@ def test_a_terminal_without_utf8_gets_ascii() -> None:
     assert view.bar(8, ascii_only=True).plain == "##--|---" and view.status().plain.isascii()
 
 
-def fake_run(total: int = 4, switch: int | None = 2, threshold: float | None = None) -> Any:
-    return SimpleNamespace(total=total, switch_step=switch, sampler=SimpleNamespace(threshold=threshold))
+def fake_run(total: int = 4, switch: int | None = 2, at_most: bool = False) -> Any:
+    return SimpleNamespace(total=total, switch_step=switch, sampler=SimpleNamespace(at_most=at_most))
 
 
 def test_bar_marks_the_switch_and_status_says_where_the_run_is() -> None:
@@ -152,7 +152,7 @@ def test_bar_marks_the_switch_and_status_says_where_the_run_is() -> None:
     assert view.status().plain == "step 2 of 4 · select · sparse from step 3 · 1.0 s · 500 ms/step"
     view.apply(step([10] * 4, [2], 2, phase="sparse"))
     assert view.bar(8).plain == "━━━━┃━──"
-    view = LiveView(fake_run(switch=None, threshold=0.9), canvas_of(([10], [])), Console(file=io.StringIO()))
+    view = LiveView(fake_run(switch=None, at_most=True), canvas_of(([10], [])), Console(file=io.StringIO()))
     assert view.status().plain == "step 0 of at most 4 · never sparse"
 
 

@@ -128,7 +128,7 @@ def test_every_command_exists_with_the_options_given(page: str) -> None:
             if not there(module):
                 wrong.append(line)
             elif module.split(".")[0] in ("sparsed", "app") and words:
-                named = words[:1] if module in WITH_COMMANDS and "|" not in rest else []
+                named = words[:1] if module in WITH_COMMANDS and "|" not in rest and words[0][0] != "-" else []
                 shown = usage(module, *named, *(["run"] if named == ["lm_eval"] else []))
                 if not set(OPTION.findall(rest)) <= set(OPTION.findall(shown)):
                     wrong.append(line)

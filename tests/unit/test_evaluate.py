@@ -22,7 +22,7 @@ from sparsed.evaluation.tables import table
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 from sparsed.results_folder import Folder
-from sparsed.runs import COMMON, METHOD, OWN, QUESTION, RunRecord, notes_of
+from sparsed.runs import COMMON, METHOD, OWN, QUESTION, RunRecord, notes_of, told
 
 
 def record(index: int, method: str, exact: bool, **more: object) -> Answer:
@@ -176,7 +176,7 @@ def test_a_column_that_never_was_sparse_says_so_in_its_heading() -> None:
     rows = {row["method"]: row for row in summary["lengths"]}
     assert [rows[method]["never_sparse"] for method in ("dense", "sparsed", "random", "shared")] == [0, 4, 0, 3]
     assert rows["shared"]["phases"] == {"dense": 28, "select": 1, "sparse": 4}
-    assert said.count(NEVER) == 1 and f"Note (SparseD, 4 of 4): {NEVER}" in said
+    assert said.count(NEVER) == 1 and f"Note (SparseD 4 of 4): {NEVER}" in said
     assert summary["notes"] == [{"note": NEVER, "label": "sparsed", "times": 4, "of": 4}]
 
 
@@ -201,6 +201,10 @@ def test_notes_that_differ_in_numbers_alone_are_one() -> None:
         {"note": "90 tokens of 4,096: slow.", "label": "sparsed", "times": 3, "of": 4},
         {"note": "Other.", "label": "sparsed", "times": 3, "of": 4},
     ]
+    found.append({"note": "Other.", "label": "random", "times": 1, "of": 2})
+    assert told(found, str.upper) == [
+        "Note (SPARSED 3 of 4): 90 tokens of 4,096: slow.", "Note (SPARSED 3 of 4, RANDOM 1 of 2): Other."
+    ]  # fmt: skip
 
 
 def test_every_field_of_a_run_is_alike_in_all_or_belongs_to_a_question_a_method_or_itself() -> None:
@@ -292,7 +296,8 @@ def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> N
         (["--lengths", "5k"], "Prompt length '5k' is unknown"),
         (["--shard", "2/2"], "--shard must be i/n"),
         (["--skip", "2"], "skip must lie between 0 and 1"),
-        (["--report"], "holds no answers yet"),
+        (["--report"], r"holds no answers yet\.$"),
+        (["--depths", "0", "1.5"], "depth of the needed documents must lie between 0 .* and 1 .*, not 1.5"),
         (["--batch-tokens", "-1"], "--batch-tokens must be 0 or above, not -1"),
         (["--questions", "0"], "--questions must be at least 1, not 0"),
         (["--ablations", "--methods", "dense"], "leave one of --ablations and --methods out"),

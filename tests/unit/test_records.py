@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,32 @@ def test_entries_of_another_key_are_told_and_left_out(tmp_path: Path) -> None:
     assert list(read_lines(one, "records")) == [{"n": 1}]
     assert strangers(one, "records") == {"records-1-of-2.jsonl": 2}
     assert strangers(two, "records") == strangers(one, "observations") == {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a disk that is always full")
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(tmp_path, KEY)
+    real = Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *_, **__: real(Path("/dev/full"), "wb", buffering=0))
+        patch.setattr("sparsed.results_folder.os.SEEK_END", os.SEEK_SET)
+        with pytest.raises(OSError, match="records-0-of-1.jsonl"):
+            folder.add("records", {"n": 1})
+    folder.add("records", {"n": 2})
+    assert list(read_lines(tmp_path, "records")) == [{"n": 2}]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space")))
+        with pytest.raises(OSError, match="No space"):
+            Folder(tmp_path / "new", KEY)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for begin in (lambda: check(file, KEY), lambda: Folder(file, KEY)):
+        with pytest.raises(ValueError, match="file is a file; results need a folder"):
+            begin()
 
 
 def test_equal_values_make_one_key_however_they_are_written(tmp_path: Path) -> None:
