@@ -41,7 +41,7 @@ def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Req
         if values["kind"] != usual["kind"]:
             raise ValueError(TWO_PROMPTS)
         values["kind"] = OWN_TEXT
-    for name in ("length", "question") if values["kind"] == OWN_TEXT else ():
+    for name in ("length", "question") if values["text"].strip() else ():
         if values[name] != usual[name]:
             raise ValueError(f"The setting {name} would have no effect beside a text of your own: leave it out.")
     if isinstance(values["model"], str) and values["model"] not in desk.engine.models():

@@ -20,7 +20,6 @@ from sparsed.turns import whose_turn
 
 if TYPE_CHECKING:
     from sparsed.denoising.info import RunInfo
-
     from sparsed.denoising.run import Run
     from sparsed.models.model import Model
 

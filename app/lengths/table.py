@@ -48,8 +48,8 @@ def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
     "running", "done", "refused", "failed" or "stopped"; message: the same as a sentence. step, total: of all
     lanes together. The numbers of a race that is not done are None: seconds of each lane, speed-up and agreement as in
     `app.race.snapshot`, right and verdict (also None where nobody knows the answer), peak memory in bytes. infos: what
-    each lane was (`sparsed.denoising.info.RunInfo.record`). never_sparse: SparseD's lane was full attention to its end,
-    so that its seconds say nothing of SparseD.
+    each lane was (`sparsed.denoising.info.RunInfo` as JSON). never_sparse: SparseD's lane was full attention to its
+    end, so that its seconds say nothing of SparseD.
     """
     figures = None
     if paper is not None:

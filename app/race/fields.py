@@ -128,15 +128,6 @@ FIELDS = (
         "Sent to the model as one message. Mini only knows its own small world of invented documents.",
         f"A prompt of your own instead of a question, up to {MAX_CHARACTERS:,} characters.", usual="",
     ),
-    Field(
-        "system", "text", "System prompt", "Stands before your own text, where there is one.",
-        f"A system prompt before a text of your own, up to {MAX_CHARACTERS:,} characters.", usual="",
-    ),
-    Field(
-        "prompt_format", "choice", "Prompt format", "With the chat template, or as raw text.",
-        "With the model's chat template, or as raw text. Default: with it, where the model has one.",
-        choices=texts.PROMPT_FORMATS, usual=AS_MODEL, off=AS_MODEL,
-    ),
     _of_engine(
         "steps", "Denoising steps", "More steps, fewer tokens each.",
         f"Denoising steps, 1 to {MAX_STEPS}; a multiple of the number of blocks. Default: the model's.",
@@ -182,27 +173,6 @@ FIELDS = (
         trial=0.5, lacking="Only Dream's algorithms have it.",
     ),
     _of_engine(
-        "early_stop", "Stop at the answer's end", "Leaves out what would come after the end token.",
-        "End a run as soon as the answer has its end token or a stop string, with nothing masked before it; the rest "
-        "stays masked. Default: the model's.",
-        follows=True,
-    ),
-    _of_engine(
-        "logits_eos_inf", "Never predict the end token", "As in LLaDA's own evaluation.",
-        "Never predict the end token, as in LLaDA's own evaluation. Default: the model's.", follows=True,
-    ),
-    _of_engine(
-        "confidence_eos_eot_inf", "Commit end tokens last", "As in LLaDA's own evaluation.",
-        "Commit tokens that end the answer last, as in LLaDA's own evaluation. Default: the model's.", follows=True,
-        trial=True, lacking="Not with {algorithm}, which commits positions by chance.",
-    ),
-    _of_engine(
-        "stop", "Stop strings", "The answer's text ends before the first of them.",
-        f"Up to {MOST_TEXTS} texts of at most {MOST_OF_TEXT} characters: the answer ends before the first of them. "
-        "Default: the model's.",
-        follows=True, on_page=False,
-    ),
-    _of_engine(
         "skip", "Skip", "Share of steps before the switch.",
         "Share of the steps that use full attention before SparseD's switch, 0 to 1.",
         high=1, slider=(0.0, 1.0, 0.05), usual=DEFAULT_SKIP,
@@ -241,6 +211,37 @@ FIELDS = (
         "third", "choice", "Third lane", "A simpler pattern that keeps as many blocks.",
         "A simpler pattern that keeps as many blocks, in a third lane.",
         choices={NO_BASELINE: "none", **BASELINES}, usual=NO_BASELINE, off=NO_BASELINE,
+    ),
+    # Programs may give arguments by their place: what is new comes last.
+    Field(
+        "system", "text", "System prompt", "Stands before your own text, where there is one.",
+        f"A system prompt before a text of your own, up to {MAX_CHARACTERS:,} characters.", usual="",
+    ),
+    Field(
+        "prompt_format", "choice", "Prompt format", "With the chat template, or as raw text.",
+        "With the model's chat template, or as raw text. Default: with it, where the model has one.",
+        choices=texts.PROMPT_FORMATS, usual=AS_MODEL, off=AS_MODEL,
+    ),
+    _of_engine(
+        "early_stop", "Stop at the answer's end", "Leaves out what would come after the end token.",
+        "End a run as soon as the answer has its end token or a stop string, with nothing masked before it; the rest "
+        "stays masked. Default: the model's.",
+        follows=True,
+    ),
+    _of_engine(
+        "logits_eos_inf", "Never predict the end token", "As in LLaDA's own evaluation.",
+        "Never predict the end token, as in LLaDA's own evaluation. Default: the model's.", follows=True,
+    ),
+    _of_engine(
+        "confidence_eos_eot_inf", "Commit end tokens last", "As in LLaDA's own evaluation.",
+        "Commit tokens that end the answer last, as in LLaDA's own evaluation. Default: the model's.", follows=True,
+        trial=True, lacking="Not with {algorithm}, which commits positions by chance.",
+    ),
+    _of_engine(
+        "stop", "Stop strings", "The answer's text ends before the first of them.",
+        f"Up to {MOST_TEXTS} texts of at most {MOST_OF_TEXT} characters: the answer ends before the first of them. "
+        "Default: the model's.",
+        follows=True, on_page=False,
     ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}

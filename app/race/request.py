@@ -22,7 +22,8 @@ class Request:
     lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
     default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
     see how far the pattern would move. system: the system prompt before a text of the visitor's own, or "".
-    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. left_out: sentences on what was asked for and would have no effect.
+    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. left_out:
+    sentences on what was asked for and would have no effect.
     """
 
     model: str

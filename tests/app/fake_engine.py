@@ -262,7 +262,8 @@ class FakeEngine:
     def load(self, name, progress):
         progress(LoadProgress("weights", 10**6, 14 * GB, 0, 4))
         time.sleep(self.load_seconds)
-        about = {"name": name, "eos_id": END, "end_ids": (END,), "mask_id": MASK, "max_positions": 66048}
+        about = {"name": name, "eos_id": END, "end_ids": (END,), "mask_id": MASK}
+        about["max_positions"] = MODELS[name].trained_length
         copies = [
             SimpleNamespace(**about, defaults=MODELS[name].defaults, number=number, stepping=self.stepping[number])
             for number in range(self.devices)

@@ -266,9 +266,10 @@ def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None
     said = "document.querySelector('.sd-prompt .sd-notes').textContent"
     page.wait_for_function(f"() => {said}.includes('32 tokens are generated, not 16')")
     page.wait_for_function("() => document.querySelector('#sd-steps input[type=number]').value === '32'")
-    choose(page, "sd-gen-length", "^64$")
-    page.wait_for_function("() => document.querySelector('#sd-steps input[type=number]').value === '64'")
-    set_slider(page, "sd-steps", "33")
+    choose(page, "sd-gen-length", "^256$")
+    page.wait_for_function("() => document.querySelector('#sd-steps input[type=number]').value === '256'")
+    choose(page, "sd-block-length", "^16$")
+    set_slider(page, "sd-steps", "40")
     page.wait_for_selector(".sd-problem:not([hidden])")
     assert "steps must be a multiple of the number of semi-autoreg" in page.inner_text(".sd-problem")
     page.click("#sd-run")

@@ -95,8 +95,9 @@ def make_run(
     backend = "sdpa" if dense else "gather"
     info = RunInfo(
         sampler=sampler, attention=attention.resolve(cells), backend=backend, dense_backend="sdpa", dtype="float32",
-        device="cpu", prompt_tokens=7, batch=1, phases={phase: phases[phase] for phase in ("dense", "select", "sparse")},
-        total=total, finished=finished, notes=("Short.",),
+        device="cpu", prompt_tokens=7, batch=1, total=total,
+        phases={phase: phases[phase] for phase in ("dense", "select", "sparse")},
+        finished=finished, notes=("Short.",),
         switch_step=next((step.index for step in steps if step.phase == "sparse"), None),
     )  # fmt: skip
     return SimpleNamespace(

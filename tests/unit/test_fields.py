@@ -17,8 +17,8 @@ from app.race.request import Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import GENERIC_DEFAULTS
 
-# What the engine has and neither page nor programs can ask for here: Dream's finer settings, what a lane stands for, what
-# a study sets.
+# What the engine has and neither page nor programs can ask for here: Dream's finer settings, what a lane stands for,
+# what a study sets.
 NOT_ASKED_FOR = {
     "sampler": {"top_k", "alg_temp", "eps"},
     "attention": {"method", "keep_importance", "on_no_gain", "isolated", "reuse"},

@@ -307,7 +307,8 @@ def test_how_lanes_share_the_machine_is_said_in_a_sentence() -> None:
 
 
 def test_each_note_is_said_once_by_name_where_not_every_lane_says_it() -> None:
-    notes = {"Full attention": ["Short."], "SparseD": ["Short.", "Slow.", "Slow."], "Random blocks": ["Slow.", "Short."]}
+    ours, theirs = ["Short.", "Slow.", "Slow."], ["Slow.", "Short."]
+    notes = {"Full attention": ["Short."], "SparseD": ours, "Random blocks": theirs}
     assert of_lanes(notes) == ["Short.", "SparseD and Random blocks: Slow."]
     assert of_lanes({"SparseD": ["Slow."]}) == ["Slow."] and of_lanes({}) == []
 
