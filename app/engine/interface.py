@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -12,6 +11,7 @@ from app.lanes import LaneSpec
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.models.chat import Message
+from sparsed.models.hub import HUB_ID
 from sparsed.trace.types import Trace
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Listener = Callable[[Any], None]
 # A prompt as a run takes it: the user's message, or all messages.
 Given = str | list[Message]
-# What may be a repository on the Hub. A folder is anything else that is there.
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def check_name(name: str) -> None:

@@ -169,7 +169,7 @@ class SparsedLM(SharedLM):
                 "model": self.model.name,
                 **made_with(self.model, self.arguments),
                 "processes": self.crew.size,
-                "tasks": self.counts.record(),
+                "tasks": self.results(),
             },
         }
 

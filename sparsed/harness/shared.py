@@ -30,11 +30,11 @@ class SharedLM(TemplateLM):
     def __init__(self) -> None:
         super().__init__()
         self.crew = _joined()
-        self._counts = Counts()
-        self._everyones: Counts | None = None  # of all processes, once they came together
-        self._said: set[str] = set()
-        self._summed: set[tuple[str, str]] = set()
         self.show_speed = False
+        self.counts = Counts()  # what the runs of the evaluation were, those of all processes
+        self._new = Counts()  # of this process, since all came together
+        self._said: set[str] = set()
+        self._over = False  # the evaluation has its results; what comes next belongs to another one
 
     @property
     def rank(self) -> int:
@@ -43,11 +43,6 @@ class SharedLM(TemplateLM):
     @property
     def world_size(self) -> int:
         return self.crew.size
-
-    @property
-    def counts(self) -> Counts:
-        """What the runs were; of all processes, as of the last kind of request that all of them have answered."""
-        return self._counts if self._everyones is None else self._everyones
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The number of requests of a task in each process. The harness has processes with fewer than another answer
@@ -67,19 +62,24 @@ class SharedLM(TemplateLM):
 
     def barrier(self) -> None:
         """All processes come here after each kind of request."""
-        self._everyones = Counts.of_all(self.crew.gather(self._counts))
         self._sum_up()
+
+    def results(self) -> dict[str, Any]:
+        """The counts of an evaluation, which is over now, as plain values for JSON."""
+        self._over = True
+        return self.counts.record()
 
     def count(self, task: str, kind: str, info: RunInfo, requests: int) -> Count:
         """Counts a run for a task, and says its notes."""
-        count = self._counts.of(task, kind)
+        count = self._new.of(task, kind)
         count.add(info, requests)
         for note in info.notes:
             self.say(kind_of(note), note)
         return count
 
     def say(self, what: str, sentence: str) -> None:
-        """A warning, once for each kind, of the first process."""
+        """A warning, once for each kind and evaluation, of the first process."""
+        self._begin()
         if self.rank == 0 and what not in self._said:
             self._said.add(what)
             _log.warning(sentence)
@@ -90,15 +90,24 @@ class SharedLM(TemplateLM):
             self._sum_up()
 
     def _sum_up(self) -> None:
-        """Says what the runs of the requests just answered were, once those of all processes are known."""
-        new = Counts({key: count for key, count in self.counts.items() if key not in self._summed})
-        self._summed |= new.keys()
+        """Says what the runs of the requests just answered were, those of all processes together."""
+        self._begin()
+        new = Counts.of_all(self.crew.gather(self._new))
+        self._new = Counts()
+        self.counts = Counts.of_all([self.counts, new])
         for count in new.values():
             for kind, (first, _) in count.notes.items():
                 self.say(kind, first)
         for sentence in (new.never_sparse(), new.speed() if self.show_speed else None):
             if sentence is not None:
                 self.say(sentence, sentence)
+
+    def _begin(self) -> None:
+        """Forgets an evaluation that is over; a model may be used for several."""
+        if self._over:
+            self._over = False
+            self.counts = Counts()
+            self._said.clear()
 
 
 def launched() -> bool:

@@ -40,8 +40,7 @@ def read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
     found = []
     for file in weight_files(folder):
         if not (folder / file).is_file():
-            others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-            hint = f" ({others[0]} is a pickle, which can run code, and is not loaded)" if others else ""
+            hint = _instead(folder)
             raise FileNotFoundError(f"The model folder {folder} has no {file}{hint}.")
         try:
             with safe_open(folder / file, framework="pt") as opened:
@@ -56,6 +55,17 @@ def read_headers(folder: Path) -> list[tuple[str, str, list[int]]]:
                 f"weights can be loaded."
             )
     return found
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without its weights has instead, in brackets."""
+    says = {
+        "*.safetensors": "it has {}, which no index names",
+        "*.gguf": "{} is no safetensors file, and is not read",
+        **dict.fromkeys(("*.bin", "*.pt", "*.pth"), "{} is a pickle, which can run code, and is not loaded"),
+    }
+    found = ((said, path.name) for pattern, said in says.items() for path in sorted(folder.glob(pattern)))
+    return next((f" ({said.format(name)})" for said, name in found), "")
 
 
 def read_generation(folder: Path) -> tuple[tuple[int, ...], list[str]]:

@@ -27,7 +27,7 @@ TOKENIZER = (
 )
 
 # A file that says that the weights are not all that there is to the model, and what it says.
-_OTHERS = {
+OTHERS = {
     "adapter_config.json": "an adapter (LoRA): merge it into its model, and save that",
     "quantize_config.json": "quantised weights; only float32, bfloat16 and float16 ones can be loaded",
     "quant_config.json": "quantised weights; only float32, bfloat16 and float16 ones can be loaded",
@@ -82,7 +82,7 @@ def check_files(folder: Path) -> list[str]:
     Raises LoadError, in one sentence, for a folder that holds another kind of model, two sets of weights, or a
     git-lfs pointer where a file should be.
     """
-    for name, kind in _OTHERS.items():
+    for name, kind in OTHERS.items():
         if (folder / name).is_file():
             raise LoadError(f"{folder} holds {name}, which stands for {kind}.")
     for name in (CONFIG, GENERATION, INDEX, WEIGHTS, *TOKENIZER):

@@ -12,12 +12,13 @@ from typing import Any
 
 from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec, find, names
-from sparsed.models.files import CONFIG, GENERATION, TOKENIZER
+from sparsed.models.files import CONFIG, GENERATION, OTHERS, TOKENIZER
 from sparsed.paths import data_dir
 
 # Never code, never pickles.
-_PATTERNS = (CONFIG, GENERATION, *TOKENIZER, "*.safetensors", "*.safetensors.index.json")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PATTERNS = (CONFIG, GENERATION, *TOKENIZER, *OTHERS, "*.safetensors", "*.safetensors.index.json")
+# What may be a repository on the Hub. A folder is anything else that is there.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 GB = 10**9
 
 
@@ -57,6 +58,8 @@ def locate(
     spec = find(given)
     if spec is not None and given != spec.name and folder.is_dir():
         spec = None  # the path of a clone may read as its Hub id
+    if revision is not None and (folder.is_dir() if spec is None else spec.bundled):
+        raise LoadError(f"{given} is a folder of this machine, which has no revision {revision!r}: leave it out.")
     if spec is not None and spec.bundled:
         return spec, data_dir("assets") / spec.source, spec.name
     if spec is not None:
@@ -64,21 +67,15 @@ def locate(
         return spec, fetch(spec.source, revision, progress), spec.name
     if folder.is_dir():
         return None, folder.resolve(), folder.resolve().name
-    if _looks_like_a_path(given):
-        raise LoadError(f"There is no folder {given!r}{' (that is a file)' if folder.is_file() else ''}.")
-    if _HUB_ID.fullmatch(given):
+    if HUB_ID.fullmatch(given):
         return None, fetch(given, revision, progress), given
+    if "/" in given or "\\" in given:
+        raise LoadError(f"There is no folder {given!r}{' (that is a file)' if folder.is_file() else ''}.")
     listed = ", ".join(repr(known) for known in names())
     raise LoadError(
         f"There is no model {given!r}. Known names: {listed}; or give a Hub id (owner/name), or the path of a "
         f"local folder."
     )
-
-
-def _looks_like_a_path(given: str) -> bool:
-    """Is it no Hub id, which is two names with one slash between, neither of dots alone?"""
-    parts = given.split("/")
-    return "\\" in given or len(parts) > 2 or (len(parts) == 2 and bool({"", ".", "..", "~"} & set(parts)))
 
 
 def fetch(hub_id: str, revision: str | None = None, progress: Listener | None = None) -> Path:
@@ -94,6 +91,9 @@ def fetch(hub_id: str, revision: str | None = None, progress: Listener | None = 
         listed: Any = snapshot_download(**what, dry_run=True, tqdm_class=_silent(None))
         # The patterns also match in subfolders, where other things lie.
         listed = [info for info in listed if "/" not in info.filename]
+        for info in listed:
+            if info.filename in OTHERS:
+                raise LoadError(f"{hub_id} holds {info.filename}, which stands for {OTHERS[info.filename]}.")
         if not any(info.filename.endswith(".safetensors") for info in listed):
             raise LoadError(f"{hub_id} holds no safetensors; weights in other formats can run code and are not loaded.")
         wanted = [info for info in listed if info.will_download]

@@ -42,26 +42,33 @@ def load(
     (tokenizer.json, or vocab.json and merges.txt). model_type decides the family: llada, Dream, or a Llama,
     Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a mask token. An object "sparsed" in
     config.json may give mask_token, label, trained_length and the sampler's defaults (steps, gen_length,
-    block_length, algorithm, temperature).
+    block_length, algorithm, temperature). What the model is follows from these files alone, by whatever name: the
+    family's defaults and trained length otherwise, a chat template if the tokenizer has one. What they say to no effect
+    stands in `Model.notes`.
 
     device: CUDA, else MPS, else CPU by default. dtype: by default bfloat16 on CUDA, float32 on MPS, and on a CPU
     the faster of float32 and bfloat16, tried out (about 0.1 s), or bfloat16 where only that fits into memory.
-    device_map: spreads a model over several devices, by accelerate's rules ("auto", or module → device).
+    device_map: spreads a model over several devices, by accelerate's rules ("auto", or module → device), instead of
+    device.
     fuse: torch.compile what surrounds attention (see `sparsed.models.fuse.fuse`); by default on CUDA, where all
     weights are on one device and the machine compiles (a ZeroGPU Space does not).
     team: the processes that hold the model together (`sparsed.parallel.meeting.join`); device and device_map are not
     given then.
-    revision: of a Hub repository. progress: called with a LoadProgress while files arrive and weights are read.
+    revision: of a Hub repository, of nothing else. progress: called with a LoadProgress while files arrive and weights
+    are read.
 
     Raises LoadError (a ValueError) in one sentence: unknown name or family, no network, no access, no
-    safetensors, weights that do not fit the config, too little memory; ValueError for a dtype that is none of
-    float32, bfloat16, float16; FileNotFoundError if a file is missing.
+    safetensors, files or keys that would be another model, weights that do not fit the config, too little memory;
+    ValueError for a dtype that is none of float32, bfloat16, float16, or a device map that is none; FileNotFoundError
+    if a file is missing.
     """
     if team is not None and (device is not None or device_map is not None):
         raise ValueError("torchrun places each process by itself: leave device and device_map out.")
     place = pick_device(device) if team is None else team.share.device
     chosen = check_dtype(dtype)
     check_device_map(device_map)
+    if device is not None and device_map is not None:
+        raise ValueError("device_map places the weights by itself: leave device out.")
     ways = 1 if team is None else team.size
 
     def fits(spec: ModelSpec) -> None:

@@ -128,7 +128,8 @@ class Model:
 
         A string is one user message; it and a list of chat messages go through the tokenizer's chat template,
         with the header of the answer appended. chat: None does so where there is a template; False gives their plain
-        text, a blank line between, every space in its place; True wants the template. A special token that is spelled
+        text, a blank line between, every space in its place, after what the tokenizer puts before a text by itself (a
+        beginning token, in some); True wants the template. A special token that is spelled
         in a message is text: it becomes the tokens of its letters. Token ids [length] or [batch, length] are used
         exactly as they are.
 
@@ -149,9 +150,18 @@ class Model:
             )
         if not any(message["content"].strip() for message in check_messages(prompt)):
             raise ValueError("The prompt is empty: it must hold at least one character that is not a space.")
-        made = pieces(self.tokenizer, prompt, self.chat if chat is None else chat)
-        ids = [i for piece in made for i in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        template = self.chat if chat is None else chat
+        ids = [] if template else self._before_text
+        for piece in pieces(self.tokenizer, prompt, template):
+            ids = ids + self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         return torch.tensor([ids], dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def _before_text(self) -> list[int]:
+        """The tokens that the tokenizer puts before a plain text by itself: its beginning token, of those that do."""
+        plain, whole = (self.tokenizer("x", add_special_tokens=special)["input_ids"] for special in (False, True))
+        before: list[int] = whole[: whole.index(plain[0])] if plain[0] in whole else []
+        return before
 
     def decode(self, tokens: Tensor) -> str:
         """The text of generated tokens [gen_length]: up to the first end token, special tokens left out, spaces and

@@ -321,7 +321,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/compare", {"gen_length": 1000, "block_length": 600}, "The generation would have 1200 tokens, rounded"),
     ("/compare", {"top_p": 0.5}, "The setting top_p would have no effect: leave it out. Only Dream's"),
     ("/compare", {"algorithm": "origin", "threshold": 0.9}, "The setting threshold would have no effect:"),
-    ("/compare", {"system": "Be short."}, "The setting system would have no effect: leave it out. It belongs to a text"),
+    ("/compare", {"system": "Be short."}, "The setting system would have no effect: leave it out. It belongs to"),
     ("/compare", {"text": "Hi", "length": "1k"}, "The setting length would have no effect beside a text of your own"),
     ("/compare", {"text": "Hi", "question": 7}, "The setting question would have no effect beside a text of your own"),
     ("/compare", {"stop": "END"}, "The value of stop strings must be a list of texts of 1 to 200 characters each."),

@@ -97,6 +97,26 @@ def test_a_prompt_is_raw_or_by_the_template_as_asked(model_of, family: str) -> N
     assert [rendered.index(part) for part in ("be brief", "now")] == sorted(map(rendered.index, ("be brief", "now")))
 
 
+def test_raw_text_begins_as_the_tokenizer_begins_every_text(folder_of, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folder_of("llada"), tmp_path / "llada"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    begin = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == "<|startoftext|>")
+    whole = {"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": whole, "pair": whole,
+        "special_tokens": {"<|startoftext|>": {"id": "<|startoftext|>", "ids": [begin], "tokens": ["<|startoftext|>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = load(folder)
+    for text in ("  the a", "the <|eot_id|> [CLS]"):
+        raw = model.encode(text, chat=False)[0].tolist()
+        assert raw[0] == begin and begin not in raw[1:]
+        assert model.tokenizer.decode(raw[1:]) == text
+    assert model.encode("  the a", chat=False)[0].tolist() == model.tokenizer("  the a")["input_ids"]
+    # A template has its own.
+    assert model.encode("the a")[0].tolist().count(begin) == 1
+
+
 def test_without_a_template_it_cannot_be_asked_for(with_template) -> None:
     model = load(with_template(None))
     assert not model.chat

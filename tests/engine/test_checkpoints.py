@@ -230,6 +230,20 @@ def test_a_config_that_does_not_fit_the_weights(checkpoints, copied) -> None:
     assert "shape" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model-Q4_K_M.gguf", "(model-Q4_K_M.gguf is no safetensors file, and is not read)"),
+        ("model.fp16.safetensors", "(it has model.fp16.safetensors, which no index names)"),
+        ("pytorch_model.bin", "(pytorch_model.bin is a pickle, which can run code, and is not loaded)"),
+    ],
+)
+def test_what_is_there_instead_of_the_weights_is_said(copied, name: str, said: str) -> None:
+    folder = copied("llada")
+    (folder / "model.safetensors").rename(folder / name)
+    assert refusal(folder) == f"The model folder {folder} has no model.safetensors {said}."
+
+
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "gone"])
 def test_a_damaged_shard(copied, family: str, damage: str) -> None:
@@ -678,6 +692,17 @@ def test_a_mistyped_path_is_no_hub_id(monkeypatch, name: str) -> None:
     assert refusal(name) == f"There is no folder {name!r}."
 
 
+def test_a_revision_is_of_the_hub(folder_of) -> None:
+    for name in (folder_of("llada"), "mini"):
+        said = f"{name} is a folder of this machine, which has no revision 'v2': leave it out."
+        assert refusal(name, revision="v2") == said
+
+
+def test_a_device_and_a_device_map_are_not_asked_for_together(folder_of) -> None:
+    said = refusal(folder_of("llada"), device_map="auto")
+    assert said == "device_map places the weights by itself: leave device out."
+
+
 def test_a_file_is_no_folder(folder_of) -> None:
     assert refusal(folder_of("llada") / "config.json").endswith("config.json' (that is a file).")
 
@@ -757,6 +782,17 @@ def test_a_repository_without_safetensors_is_refused(folder_of, tmp_path, monkey
         monkeypatch.setattr(huggingface_hub, name, getattr(hub, name))
     assert "safetensors" in refusal("someone/some-model")
     assert not [name for name in hub.asked if name.endswith(".bin")]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "quantize_config.json", "hf_quant_config.json"])
+def test_another_kind_of_model_is_refused_before_it_is_downloaded(folder_of, tmp_path, monkeypatch, name: str) -> None:
+    source = Path(shutil.copytree(folder_of("llada"), tmp_path / "hub"))
+    (source / name).write_text("{}")
+    hub = FakeHub(source, tmp_path / "cache")
+    for function in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, function, getattr(hub, function))
+    assert refusal("someone/some-model").startswith(f"someone/some-model holds {name}, which stands for ")
+    assert not hub.asked
 
 
 def test_too_little_memory_is_said_with_what_would_fit(folder_of, monkeypatch) -> None:

@@ -170,6 +170,15 @@ def test_lladas_rotation_is_scaled_as_a_llamas(folder_of, tmp_path: Path, name: 
     assert (rotation.attention_scaling != 1) == name.startswith("yarn")
 
 
+def test_a_llada_may_rotate_in_the_dtype_of_its_weights(folder_of, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folder_of("llada"), tmp_path / "llada"))
+    twin, ids = load(as_llama(folder, tmp_path / "llama", {}), "bfloat16"), some_ids(200)
+    assert not torch.equal(logits_of(load(folder, "bfloat16").network, ids), logits_of(twin.network, ids))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_full_precision": False}))
+    assert torch.equal(logits_of(load(folder, "bfloat16").network, ids), logits_of(twin.network, ids))
+
+
 @pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
 @pytest.mark.parametrize(
     ("values", "said"),

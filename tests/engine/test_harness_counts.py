@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from sparsed.__main__ import main  # noqa: E402
 from sparsed.harness.counts import Count, Counts  # noqa: E402
 from sparsed.harness.made_with import made_with  # noqa: E402
 from sparsed.paths import data_dir  # noqa: E402
@@ -117,6 +118,33 @@ def test_the_counts_are_those_of_the_runs(harness_of) -> None:
     )
 
 
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
+@pytest.mark.parametrize("wish", [{"max_gen_toks": 64}, {"max_gen_toks": 64, "threshold": 0.02}, {"max_gen_toks": 33}])
+def test_a_request_is_the_same_by_the_command_line(
+    harness_of, folder_of, capsys, family: str, wish: dict[str, Any]
+) -> None:
+    question = "Is 1 + 1 even?"
+    lm = harness_of(family, skip=0.1, attention_block_size=32)
+    prompt = lm.apply_chat_template([{"role": "user", "content": question}])
+    wishes = {"until": ["\n"], **wish}
+    [answer] = lm.generate_until(asked("generate_until", (prompt, wishes)), disable_tqdm=True)
+    count = lm.counts["a", "generate_until"].record()
+    line = ["generate", "--model", str(folder_of(family)), "--prompt", question, "--device", "cpu",
+            "--dtype", "float32", "--gen-length", str(wish["max_gen_toks"]), "--temperature", "0", "--early-stop", "yes",
+            "--stop", "\n", "--skip", "0.1", "--block-size", "32", "--json"]  # fmt: skip
+    if "threshold" in wish:
+        line += ["--threshold", str(wish["threshold"])]
+    assert main(line) == 0
+    told_there = json.loads(capsys.readouterr().out)
+    for name in ("sampler", "attention", "backend", "dense_backend", "dtype", "device", "prompt_tokens", "total"):
+        assert count[name] == told_there[name]
+    assert (count["steps"], count["forwards"]) == (told_there["phases"], told_there["forwards"])
+    notes = {kind_of(note) for note in count["notes"]}, {kind_of(note) for note in told_there["notes"]}
+    assert {note for note in notes[0] if "max_gen_toks" not in note} - {CLOCK} == notes[1] - {CLOCK}
+    whole = told_there["text"]
+    assert whole == answer or ("max_gen_toks" in str(notes[0]) and whole.startswith(answer))
+
+
 def test_likelihoods_say_what_stands_behind_them(harness_of, caplog) -> None:
     lm = harness_of("llada", mc_num=8, skip=0.25, attention_block_size=32, max_length=None)
     context = "some text " * 12 + ":"
@@ -194,6 +222,28 @@ def test_answers_of_the_harness_cache_belong_to_the_settings_they_were_made_with
     plain.dbdict["key"] = "answer"
     with pytest.raises(ValueError, match="do not say what they were made with"):
         CachingLM(harness_of("llada"), str(tmp_path / "old.db"))
+
+
+def test_a_model_that_is_used_twice_tells_each_evaluation_apart(harness_of, tasks: Path, caplog) -> None:
+    lm = harness_of("qwen3", threshold=0.05, gen_length=32, mc_num=2)
+
+    def results(task: str) -> dict[str, Any]:
+        caplog.clear()
+        found = lm_eval.simple_evaluate(
+            model=lm, tasks=[task], bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        )  # fmt: skip
+        return dict(found["config"]["sparsed"]["tasks"])
+
+    first = results("tiny_answer")
+    said = told(caplog)
+    assert list(first) == ["tiny_answer"] and any("full attention's results" in line for line in said)
+    assert list(results("tiny_choice")) == ["tiny_choice"]
+    again = results("tiny_answer")
+    assert told(caplog) == said
+    for count in (first, again):
+        del count["tiny_answer"]["generate_until"]["seconds"]
+    assert again == first
 
 
 def test_the_same_weights_by_two_names_share_a_cache(harness_of, tmp_path: Path) -> None:
