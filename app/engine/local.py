@@ -17,7 +17,8 @@ from app.lanes import LaneSpec
 from sparsed import trace
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
-from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec
+from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec, find
+from sparsed.models.families import describe
 from sparsed.models.hub import locate
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS, token_budget
@@ -75,8 +76,15 @@ class SparsedEngine:
 
     @staticmethod
     def spec_of(name: str) -> ModelSpec:
-        """What is known of a model that is not in the catalogue, before it is loaded. A folder is here already."""
+        """What is known of a model before it is loaded: by the catalogue, by a folder's config.json, or little."""
         short = Path(name).name or name
+        if Path(name).is_dir():
+            try:
+                return describe(Path(name), short)
+            except (ValueError, OSError):
+                pass  # loading says what is wrong with it
+        elif (known := find(name)) is not None:
+            return known
         return ModelSpec(short, short, name, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=Path(name).is_dir())
 
     def kinds(self) -> Mapping[str, str]:

@@ -130,8 +130,8 @@ def test_a_request_is_the_same_by_the_command_line(
     [answer] = lm.generate_until(asked("generate_until", (prompt, wishes)), disable_tqdm=True)
     count = lm.counts["a", "generate_until"].record()
     line = ["generate", "--model", str(folder_of(family)), "--prompt", question, "--device", "cpu",
-            "--dtype", "float32", "--gen-length", str(wish["max_gen_toks"]), "--temperature", "0", "--early-stop", "yes",
-            "--stop", "\n", "--skip", "0.1", "--block-size", "32", "--json"]  # fmt: skip
+            "--dtype", "float32", "--gen-length", str(wish["max_gen_toks"]), "--temperature", "0",
+            "--early-stop", "yes", "--stop", "\n", "--skip", "0.1", "--block-size", "32", "--json"]  # fmt: skip
     if "threshold" in wish:
         line += ["--threshold", str(wish["threshold"])]
     assert main(line) == 0
