@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparsed.answer_text import agreement, answer_length
 from sparsed.config import AttentionConfig, ResolvedSampler
 from sparsed.evaluation.key import key_of
-from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method
+from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method, spelled
 from sparsed.evaluation.reading import read_records
 from sparsed.evaluation.scores import Answer
 from sparsed.parallel.crew import ALONE, Crew
@@ -65,6 +65,7 @@ def evaluate(
     from tqdm import tqdm
 
     plan = plan or Plan()
+    methods = list(dict.fromkeys(spelled(method, plan.attention) for method in methods))
     configs = {method: parse_method(method, plan.attention) for method in methods}
     key = key_of(model, plan)
     check_alike(crew, key)

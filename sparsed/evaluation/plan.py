@@ -10,7 +10,7 @@ from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, SamplerConf
 from sparsed.options import ATTENTION, reader
 from sparsed.parallel.crew import Crew
 from sparsed.questions.build import check_depth
-from sparsed.questions.lengths import token_budget
+from sparsed.questions.lengths import length_name, token_budget
 
 TYPES: dict[str, tuple[str, ...]] = {
     "lookup": ("fact", "inverse"),
@@ -85,14 +85,31 @@ def parse_method(method: str, base: AttentionConfig) -> AttentionConfig:
     return replace(base, method=name, **values)
 
 
+def spelled(method: str, base: AttentionConfig) -> str:
+    """The one way to write a method: "sparsed:skip=0,select=0.1" for "sparsed:select=.1,skip=0.0". Raises ValueError as
+    `parse_method` does.
+    """
+    config = parse_method(method, base)
+    name, _, said = method.partition(":")
+    given = {part.partition("=")[0] for part in said.split(",")}
+    settings = [f"{key}={_spelled(getattr(config, key))}" for key in _SETTINGS if key in given]
+    return ":".join([name, *([",".join(settings)] if settings else [])])
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).removesuffix(".0")
+
+
 _SETTINGS = {name: row for name, row in ATTENTION.items() if name != "method"}
 
 
 def default_cells(lengths: Iterable[str], types: Iterable[str], questions: int | None = None) -> list[Cell]:
     """The evaluation grid: 200 questions a cell up to 16k, 100 at 32k, 40 at 64k."""
-    types = list(types)
+    types = list(dict.fromkeys(types))
     cells = []
-    for length in lengths:
+    for length in dict.fromkeys(map(length_name, lengths)):
         tokens = token_budget(length)
         usual = 200 if tokens <= 16384 else 100 if tokens <= 32768 else 40
         cells += [Cell(type, length, questions or usual) for type in types]

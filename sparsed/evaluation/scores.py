@@ -186,10 +186,24 @@ def _score(records: Sequence[Answer], dense: dict[tuple[str, int], Answer]) -> d
         spread = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in pairs)) / len(pairs)
         row["difference"], row["difference_interval"] = mean, (mean - spread, mean + spread)
     known = [
-        r.agreement for r, d in besides if r.agreement is not None and (d is None or not unlike_dense(r, d))
+        agreement
+        for r, d in besides
+        if (d is None or not unlike_dense(r, d)) and (agreement := _agreement(r, d)) is not None
     ]
     row["agreement"] = sum(known) / len(known) if known else None
     return row
+
+
+def _agreement(answer: Answer, dense: Answer | None) -> float | None:
+    """The share of equal tokens that the answer keeps; where dense answered later, from the tokens of both.
+
+    An answer's last token ends it, and stands for all that would follow.
+    """
+    if answer.agreement is not None or dense is None:
+        return answer.agreement
+    shorter, longer = sorted((answer.tokens, dense.tokens), key=len)
+    padded = shorter + shorter[-1:] * (len(longer) - len(shorter))
+    return sum(one == two for one, two in zip(longer, padded, strict=True)) / len(longer)
 
 
 def unlike_dense(answer: Answer, dense: Answer) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsed.config import SamplerConfig
 from sparsed.models import LoadError, reason
-from sparsed.models.catalogue import DREAM_DEFAULTS, DREAM_LENGTH, GENERIC_DEFAULTS, LLADA_DEFAULTS
+from sparsed.models.catalogue import DREAM_DEFAULTS, DREAM_LENGTH, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
 from sparsed.models.config_checks import (
     CHECKED,
     LLADA_HARMLESS,
@@ -120,16 +120,10 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
 
     Raises LoadError for an unknown model_type, or a LLaDA variant that is no Llama.
     """
-    kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in _TYPES:
-        known = ", ".join(name for name in _TYPES if name != "dream")
-        raise LoadError(
-            f"{where} says model_type {kind!r}, which is no diffusion language model known here; known are {known}."
-        )
+    family, backbone = _family(raw, where)
     check_quantisation(raw, where)
     check_network(raw, where)
     check_rope(raw, where)
-    family, backbone = _TYPES[kind]
     values = _llama_values(raw, where) if family == "llada" else raw
     config = _config(backbone, values, where)
     check_windows(raw, getattr(config, "layer_types", None), where)
@@ -150,17 +144,44 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
         float32_rotation=family == "llada" and raw.get("rope_full_precision", True) is not False,
         mask_id=token_id(raw.get("mask_token_id")),
         end_ids=token_ids(*ends),
-        trained_length=about.get("trained_length", _trained_length(family, config)),
+        trained_length=_trained_length(family, about, int(config.max_position_embeddings)),
         defaults=_defaults(family, about, where),
         notes=tuple(unknown(raw, own | CHECKED, where)),
         about=about,
     )
 
 
-def _trained_length(family: str, config: PreTrainedConfig) -> int:
-    """Positions seen in training. Dream's config.json names what its autoregressive ancestor saw."""
-    positions = int(config.max_position_embeddings)
-    return min(positions, DREAM_LENGTH) if family == "dream" else positions
+def describe(folder: Path, name: str) -> ModelSpec:
+    """What a folder is, before it is loaded: a catalogue's row for it, read from config.json alone, without torch and
+    transformers. parameters: 0, they are not counted. Raises what reading config.json does, and LoadError for one that
+    cannot be of a model known here.
+    """
+    raw, where = read_config(folder), f"config.json of {name}"
+    family, _ = _family(raw, where)
+    about = _about(raw.get("sparsed"), where)
+    positions = raw.get("max_sequence_length" if family == "llada" else "max_position_embeddings")
+    length = _trained_length(family, about, positions if isinstance(positions, int) else 0)
+    label = about.get("label", name)
+    return ModelSpec(name, label, str(folder), family, _defaults(family, about, where), length, 0, bundled=True)
+
+
+def _family(raw: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """The family, and transformers' class of its networks."""
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        known = ", ".join(name for name in _TYPES if name != "dream")
+        raise LoadError(
+            f"{where} says model_type {kind!r}, which is no diffusion language model known here; known are {known}."
+        )
+    return _TYPES[kind]
+
+
+def _trained_length(family: str, about: Mapping[str, Any], positions: int) -> int:
+    """Positions seen in training, of so many that the config names. Dream's names those of its autoregressive
+    ancestor.
+    """
+    told: int = about.get("trained_length", min(positions, DREAM_LENGTH) if family == "dream" else positions)
+    return told
 
 
 def _defaults(family: str, about: Mapping[str, Any], where: str) -> SamplerConfig:

@@ -32,3 +32,15 @@ def token_budget(length: str | int) -> int:
     if not SHORTEST <= tokens <= LONGEST:
         raise ValueError(f"A prompt of {tokens:,} tokens is out of range; ask for {SHORTEST} to {LONGEST:,} tokens.")
     return tokens
+
+
+def length_name(length: str | int) -> str:
+    """The one way to write a length: "4k" for 4096 too. Raises ValueError as `token_budget` does.
+
+    "short_context" is more than its number: a word problem comes without documents there.
+    """
+    tokens = token_budget(length)
+    if length == "short_context":
+        return "short_context"
+    named = {size: name for name, size in _BUDGETS.items() if name != "short_context"}
+    return named.get(tokens, str(tokens))

@@ -7,6 +7,7 @@ on a flat [tokens, hidden] tensor whose shape never changes and is compiled once
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from transformers import LlamaForCausalLM
 
 from sparsed.files import draft, write
 from sparsed.models.layer import after_attention, before_attention
+from sparsed.results_folder import differences
 from sparsed.training.data import TURN_KINDS, Batches, RowMaker, stack
 from sparsed.training.loss import loss_of, probe
 from sparsed.training.recipe import CURRICULUM, Recipe, Stage, mini_config
@@ -66,6 +68,7 @@ class Trainer:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.recipe, self.folder, self.tokenizer, self.workers = recipe, folder, tokenizer, workers
         self.curriculum = curriculum
+        self.start_from = None if start_from is None else hashlib.sha256(start_from.read_bytes()).hexdigest()
         self.mask, self.end = special_id(tokenizer, MASK), special_id(tokenizer, END)
         torch.manual_seed(recipe.seed)
         self.network = LlamaForCausalLM._from_config(
@@ -106,6 +109,11 @@ class Trainer:
         first, used, plan = 0, 0.0, None
         if state.exists():
             saved = json.loads(state.read_text())
+            unlike = differences({name: saved.get(name) for name in self._made_with()}, self._made_with())
+            if unlike:
+                raise ValueError(
+                    f"{self.folder} holds a run of other settings ({', '.join(unlike)}): choose another folder."
+                )
             first, used, plan = saved["step"], saved["seconds"], saved["plan"]
             self._resume()
         if plan is None:
@@ -257,13 +265,23 @@ class Trainer:
             moments.update({f"{index}.{name}": value.detach().reshape(-1).contiguous() for name, value in slot.items()})
             moments[f"{index}.weight"] = parameter.detach().contiguous()
         save_weights(self.network, self.folder)
-        body = {"step": step, "seconds": seconds, "processes": self.world, "recipe": asdict(self.recipe), "plan": plan}
+        body = {"step": step, "seconds": seconds, **self._made_with(), "plan": plan}
         # Moments of one step beside the number of another would be resumed as if they belonged together: both are
         # written before either takes its place.
         with draft(self.folder / "checkpoint.json") as state, draft(self.folder / "checkpoint.safetensors") as weights:
             save_file(moments, str(weights))
             state.write_text(json.dumps(body))
         write(self.folder / "log.json", json.dumps(self.log))
+
+    def _made_with(self) -> dict[str, Any]:
+        """What a run that is gone on with must have alike, as plain values for JSON."""
+        return {
+            "processes": self.world,
+            "recipe": asdict(self.recipe),
+            "curriculum": [[stage.share, [list(pair) for pair in stage.lengths.items()]] for stage in self.curriculum],
+            "start_from": self.start_from,
+            "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
+        }
 
     def _resume(self) -> None:
         saved = load_file(str(self.folder / "checkpoint.safetensors"), device=str(self.device))

@@ -114,6 +114,18 @@ def test_the_same_asked_in_other_words_goes_on(mini: Model, tmp_path: Path) -> N
     assert [r.method for r in read_records(tmp_path)] == ["dense", "sparsed"] * 2
 
 
+def test_dense_may_answer_last(mini: Model, tmp_path: Path) -> None:
+    plan = replace(PLAN, attention=SparseDConfig(select=0.1))
+    cells = [Cell("several", "200", 4)]
+    rows = []
+    for name, order in (("first", ["dense", "sparsed"]), ("last", ["sparsed", "dense"])):
+        for method in order:
+            evaluate(mini, cells, [method], tmp_path / name, plan=plan)
+        rows.append(summarise(read_records(tmp_path / name))["lengths"][1])
+    first, last = ({name: row[name] for name in ("method", "agreement", "difference", "right")} for row in rows)
+    assert first == last and first["agreement"] < 1
+
+
 def test_a_question_that_has_become_another_is_refused(
     mini: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

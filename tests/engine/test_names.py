@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 import torch
 
 import sparsed
+from app.engine.local import SparsedEngine
 from sparsed.models import catalogue, hub
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
-from sparsed.models.families import recognise
+from sparsed.models.families import describe, recognise
 from sparsed.paths import data_dir
 from sparsed.training.data import CANVAS, MAX_POSITION
 
@@ -60,8 +63,34 @@ def test_a_name_and_a_folder_are_one_model(spec: ModelSpec, stand_in, monkeypatc
         # What the catalogue says before anything is loaded is what the files say.
         assert by_name.defaults == spec.defaults.resolve(spec.defaults)
         assert (by_name.max_positions, by_name.family) == (spec.trained_length, spec.family)
+    told = describe(folder, "some folder")
+    assert (told.family, told.trained_length, told.defaults) == (spec.family, spec.trained_length, spec.defaults)
+    assert told.label == by_folder.label and told.bundled
     assert by_folder.name == "some folder"
     assert asked == ([] if spec.bundled else [spec.source] * 2)
+
+
+def test_a_folder_is_described_without_heavy_libraries(folder_of) -> None:
+    program = (
+        "import sys; from pathlib import Path; from sparsed.models.families import describe; "
+        "print(describe(Path(sys.argv[1]), 'x').trained_length, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder_of("dream"))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["512", "set()"]
+
+
+def test_the_page_knows_a_folder_and_a_hub_id_as_it_knows_the_name(stand_in, tmp_path: Path) -> None:
+    """Before anything is loaded: the settings that it offers first are those of the model."""
+    dream = catalogue.find("dream-7b-instruct")
+    for name in (str(stand_in(dream)), dream.source):
+        engine = SparsedEngine(any_model=True)
+        engine.admit(name)
+        told = engine.models()[name]
+        assert (told.family, told.trained_length, told.defaults) == ("dream", dream.trained_length, dream.defaults)
+    (tmp_path / "some folder/config.json").write_text("{")
+    assert SparsedEngine(str(tmp_path / "some folder")).models()[str(tmp_path / "some folder")].family == ""
 
 
 def test_minis_facts_are_told_alike_in_all_places() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_run_learns_stops_resumes_and_loads(tokenizer: Tokenizer, tmp_path: Pa
     again.run()
     moments = [again.optimizer.state[p]["step"].item() for p in again.parameters]
     assert set(moments) == {12 + 4}, "the optimiser went on counting from the checkpoint"
+
+    other = replace(recipe, learning_rate=1e-3)
+    for trainer, said in (
+        (Short(other, run, tokenizer, workers=0, curriculum=TINY), "recipe.learning_rate is 0.003 there, 0.001 here"),
+        (Short(recipe, run, tokenizer, workers=0, curriculum=CURRICULUM), "curriculum is"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a run of other settings .*{said}.*choose another folder"):
+            trainer.run()
 
     export(run, tokenizer, tmp_path / "model")
     model = sparsed.load(tmp_path / "model", dtype="float32")

@@ -15,7 +15,7 @@ from sparsed.config import AttentionConfig, SparseDConfig
 from sparsed.denoising.info import RunInfo
 from sparsed.evaluation.answers import own_share, token_agreement
 from sparsed.evaluation.command import _parser, main, without_effect
-from sparsed.evaluation.plan import ABLATIONS, default_cells, parse_method
+from sparsed.evaluation.plan import ABLATIONS, default_cells, parse_method, spelled
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
 from sparsed.evaluation.tables import table
@@ -141,6 +141,18 @@ def test_methods_take_settings_of_their_own() -> None:
     assert all(parse_method(method, SparseDConfig()).method == "sparsed" for method in ABLATIONS)
 
 
+def test_the_same_length_or_method_in_other_words_is_the_same() -> None:
+    cells = default_cells(["1024", "1k", "0512", "512", "256", "short_context"], ["lookup", "lookup"], 1)
+    assert [cell.length for cell in cells] == ["1k", "512", "256", "short_context"]
+    base = SparseDConfig()
+    ways = ["sparsed:skip=0,select=0.1,reuse=no", "sparsed:select=.1,reuse=no,skip=0.0"]
+    assert {spelled(way, base) for way in ways} == {"sparsed:skip=0,select=0.1,reuse=no"}
+    for method in ("dense", "sparsed", "shared:block_size=64", *ABLATIONS):
+        assert spelled(method, base) == method
+    with pytest.raises(ValueError, match="no setting"):
+        spelled("sparsed:speed=2", base)
+
+
 def test_a_folder_holds_the_entries_of_all_processes(tmp_path: Path) -> None:
     for shard in range(2):
         folder = Folder(tmp_path, {"weights": "5c1f"}, f"{shard}-of-2")
@@ -176,7 +188,7 @@ def test_a_column_that_never_was_sparse_says_so_in_its_heading() -> None:
     rows = {row["method"]: row for row in summary["lengths"]}
     assert [rows[method]["never_sparse"] for method in ("dense", "sparsed", "random", "shared")] == [0, 4, 0, 3]
     assert rows["shared"]["phases"] == {"dense": 28, "select": 1, "sparse": 4}
-    assert said.count(NEVER) == 1 and f"Note (SparseD 4 of 4): {NEVER}" in said
+    assert said.count(NEVER) == 1 and f"Note (SparseD: 4 of 4): {NEVER}" in said
     assert summary["notes"] == [{"note": NEVER, "label": "sparsed", "times": 4, "of": 4}]
 
 
@@ -203,7 +215,7 @@ def test_notes_that_differ_in_numbers_alone_are_one() -> None:
     ]
     found.append({"note": "Other.", "label": "random", "times": 1, "of": 2})
     assert told(found, str.upper) == [
-        "Note (SPARSED 3 of 4): 90 tokens of 4,096: slow.", "Note (SPARSED 3 of 4, RANDOM 1 of 2): Other."
+        "Note (SPARSED: 3 of 4): 90 tokens of 4,096: slow.", "Note (SPARSED: 3 of 4; RANDOM: 1 of 2): Other."
     ]  # fmt: skip
 
 
