@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jinja2
+from sparsed.models.chat import by_template
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -30,25 +30,11 @@ def encode(model: Model, text: str, add_special_tokens: bool) -> list[int]:
 
 def render(model: Model, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
     """A task's messages by the model's chat template, ending with the header of an answer or, without it, inside the
-    last message. Raises ValueError where there is no template, or it refuses the messages.
+    last message. Raises ValueError where there is no template, or it refuses the messages or leaves one out.
     """
-    tokenizer: Any = model.tokenizer
-    if not tokenizer.chat_template:
+    if not model.chat:
         raise ValueError(f"{model.label} has no chat template: leave --apply_chat_template out.")
-    try:
-        # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
-        text = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            enable_thinking=False,
-        )
-    except jinja2.TemplateError as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"The model's chat template refuses a task's messages: {said}.") from error
-    assert isinstance(text, str)
-    return text
+    return by_template(model.tokenizer, messages, header=add_generation_prompt)
 
 
 def written(model: Model, row: list[int]) -> int:

@@ -72,17 +72,8 @@ def pieces(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template
     template: by the tokenizer's chat template, with the header of the answer; otherwise the plain texts, a blank line
     between. Raises ValueError where the template refuses the messages or leaves one out.
     """
-    contents = [message["content"] for message in messages]
-    # Stand-ins show where the template puts the messages.
-    frame = _render(tokenizer, [{**m, "content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)], template)
-    around = re.split("\ue000(\\d+)\ue001", frame)
-    places = [int(number) for number in around[1::2]]
-    for number, message in enumerate(messages):
-        if number not in places:
-            raise ValueError(
-                f"The model's chat template leaves out message {number + 1}, of role {message['role']!r}: the model "
-                f"would not see it."
-            )
+    around = _frame(tokenizer, messages, template)
+    contents, places = [message["content"] for message in messages], [int(number) for number in around[1::2]]
     names = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     spelled = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
     whole = _render(tokenizer, messages, template)
@@ -103,21 +94,50 @@ def pieces(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template
     return made
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool) -> str:
+def by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message], header: bool = True) -> str:
+    """The messages by the tokenizer's chat template, ending with the header of the answer or, without it, inside the
+    last message. Raises ValueError where the template refuses the messages or leaves one out.
+    """
+    _frame(tokenizer, messages, template=True)
+    return _render(tokenizer, messages, template=True, header=header)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool) -> list[str]:
+    """What surrounds the messages, with the number of each where it stands: text, number, text, … text."""
+    stand_ins = [{**message, "content": f"\ue000{number}\ue001"} for number, message in enumerate(messages)]
+    around = re.split("\ue000(\\d+)\ue001", _render(tokenizer, stand_ins, template))
+    for number, message in enumerate(messages):
+        if str(number) not in around[1::2]:
+            raise ValueError(
+                f"The model's chat template leaves out message {number + 1}, of role {message['role']!r}: the model "
+                f"would not see it."
+            )
+    return around
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool, header: bool = True
+) -> str:
     if not template:
         return "\n\n".join(message["content"] for message in messages)
     import jinja2
 
     try:
-        return _apply(tokenizer, messages)
+        return _apply(tokenizer, messages, header)
     # A template is a program: it raises on purpose, or fails like one.
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"The model's chat template refuses these messages: {_first_line(error)}.") from error
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], header: bool = True) -> str:
     # A hybrid thinker (Qwen3) is asked not to think aloud; other templates do not look at it.
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=header,
+        continue_final_message=not header,
+        enable_thinking=False,
+    )
     assert isinstance(text, str)
     return text
 

@@ -283,7 +283,7 @@ def test_the_chat_template(harness_of) -> None:
     assert lm.chat_template(True) == lm.tokenizer.chat_template and lm.chat_template(False) is None
     assert lm.tokenizer_name == lm.tokenizer.name_or_path.replace("/", "__") and "/" not in lm.tokenizer_name
     lm.tokenizer.chat_template = "{{ raise_exception('no such role') }}"
-    with pytest.raises(ValueError, match="chat template refuses a task's messages: no such role."):
+    with pytest.raises(ValueError, match="chat template refuses these messages: no such role."):
         lm.apply_chat_template(messages)
     lm.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template: leave --apply_chat_template out"):
