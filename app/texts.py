@@ -22,6 +22,7 @@ ALGORITHMS = {
     "topk_margin": "Dream · topk_margin: clearest lead first",
     "entropy": "Dream · entropy: lowest entropy first",
 }
+PROMPT_FORMATS = {"model": "as the model has it", "chat": "with its chat template", "raw": "raw text"}
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 
 # What the view of one head shows.

@@ -14,7 +14,7 @@ import gradio as gr
 from app.race.fields import FIELDS, Field
 from app.server.gradio_internals import describe_parameters
 
-_TYPES = {"whole": int, "number": float, "switch": bool}
+_TYPES: dict[str, Any] = {"whole": int, "number": float, "switch": bool, "texts": list[str]}
 
 
 @dataclass(frozen=True)

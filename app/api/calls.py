@@ -12,7 +12,7 @@ import gradio as gr
 
 from app.lengths.forecast import NOTHING_CHOSEN
 from app.race import request
-from app.race.fields import MAX_CHARACTERS, OWN_TEXT
+from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
 from app.race.request import Request
 from app.server.desk import Desk
 from app.server.gradio_internals import from_mcp, hung_up
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Request:
     """The request of a call; what is None takes the default. Raises ValueError, one sentence, for what cannot run."""
-    said = {name: plain(name, given[name]) for name in usual if given.get(name) is not None}
+    said = {name: _read(name, given[name]) for name in usual if given.get(name) is not None}
     values = {**usual, **said}
     if not isinstance(values["text"], str):
         raise ValueError("The value of text must be a string.")
@@ -41,6 +41,9 @@ def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Req
         if values["kind"] != usual["kind"]:
             raise ValueError(TWO_PROMPTS)
         values["kind"] = OWN_TEXT
+    for name in ("length", "question") if values["text"].strip() else ():
+        if values[name] != usual[name]:
+            raise ValueError(f"The setting {name} would have no effect beside a text of your own: leave it out.")
     if isinstance(values["model"], str) and values["model"] not in desk.engine.models():
         desk.engine.admit(values["model"])
     return request.parse(
@@ -51,6 +54,12 @@ def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Req
         kinds=desk.engine.kinds(),
         lengths=desk.engine.lengths(),
     )
+
+
+def _read(name: str, value: Any) -> Any:
+    """A list of texts is for `parse` to look at."""
+    listed = isinstance(value, list) and BY_NAME[name].kind == "texts"
+    return value if listed else plain(name, value)
 
 
 def lengths_of(desk: Desk, given: Any) -> list[str]:
@@ -71,7 +80,7 @@ def plain(name: str, value: Any) -> Any:
     Raises ValueError.
     """
     if isinstance(value, str):
-        most = MAX_CHARACTERS if name == "text" else MOST_CHARACTERS
+        most = MAX_CHARACTERS if name in ("text", "system") else MOST_CHARACTERS
         if len(value) > most:
             raise ValueError(f"The value of {name} has {len(value):,} characters; it may have up to {most:,}.")
     elif isinstance(value, int) and abs(value) > MOST_NUMBER:

@@ -19,7 +19,7 @@ from app.server.desk import Desk
 from app.server.session import perform
 
 # A sweep has lengths of its own, asks the page's questions alone, and has two lanes.
-NOT_IN_SWEEP = ("length", "text", "third")
+NOT_IN_SWEEP = ("length", "text", "system", "third")
 LENGTHS = "Prompt lengths to compare, each once, run from the shortest to the longest."
 PATTERN_ARGUMENTS = (
     Argument("run", str, "The key in the last value of /compare."),

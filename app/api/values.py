@@ -12,8 +12,9 @@ from app.server.desk import Desk
 from app.server.shown import Shown
 
 MASKED = "▒"
-_TYPES = {"whole": int, "number": float, "choice": str}
-# A model's sampler, where a call says nothing else. Lengths in tokens; threshold: None where it is off.
+_TYPES: dict[str, Any] = {"whole": int, "number": float, "choice": str, "switch": bool, "texts": list[str]}
+# A model's sampler, where a call says nothing else (with a threshold, temperature is 0 and top_p off then). Lengths in
+# tokens; threshold: None where it is off.
 Defaults = TypedDict(  # type: ignore[misc]
     "Defaults",
     {
@@ -56,23 +57,50 @@ class Agreement(TypedDict):
     text: str
 
 
+class Info(TypedDict):
+    """What a run is: its sampler and its attention with every default filled in, what computes its sparse steps (of
+    full attention: all) and the others, the steps made so far of each phase, forward passes, steps at most.
+    switch_step: its first sparse step, counted from 0, None if there is none.
+    """
+
+    sampler: dict[str, Any]
+    attention: dict[str, Any]
+    backend: str
+    dense_backend: str
+    dtype: str
+    device: str
+    prompt_tokens: int
+    batch: int
+    phases: dict[str, int]
+    forwards: int
+    total: int
+    finished: bool
+    switch_step: int | None
+    notes: list[str]
+
+
 class LaneValue(TypedDict):
-    """One lane. step of total; seconds of its own computing so far; text: its answer, "▒" for each token that is still
-    masked; right, verdict: of the finished answer, None where the right one is not known; speedup: against full
-    attention, once the lane does anything else; agreement: with full attention, at the end.
+    """One lane. never_sparse: it has a pattern to use and does not use it (its seconds say nothing of SparseD); step of
+    total; seconds of its own computing so far; text: its answer, "▒" for each token that is still masked; ended_early:
+    what comes after the answer was left out, and stays masked; right, verdict: of the finished answer, None where the
+    right one is not known; speedup: against full attention, once the lane does anything else; agreement: with full
+    attention, at the end; info: the run as it was resolved and made so far, None before it begins.
     """
 
     label: str
+    never_sparse: bool
     backend: str
     phase: str
     step: int
     total: int
     seconds: float
     text: str
+    ended_early: bool
     right: bool | None
     verdict: str | None
     speedup: Speedup | None
     agreement: Agreement | None
+    info: Info | None
 
 
 class Compared(TypedDict):
@@ -103,8 +131,9 @@ class Compared(TypedDict):
 
 class SweptRow(TypedDict):
     """One prompt length of /sweep. state: "waiting", "preparing", "running", "done", "refused", "failed" or "stopped";
-    step of total, both lanes together; seconds of each lane; memory: the peak in bytes; published: the paper's seconds
-    and speed-up at this length, where it has any. What is not known yet is None.
+    step of total, both lanes together; seconds of each lane; never_sparse: SparseD's lane was full attention to its
+    end, and its seconds say nothing of SparseD; infos: the runs by lane, at the end; memory: the peak in bytes;
+    published: the paper's seconds and speed-up at this length, where it has any. What is not known yet is None.
     """
 
     length: str
@@ -115,6 +144,7 @@ class SweptRow(TypedDict):
     total: int
     dense_seconds: float | None
     sparse_seconds: float | None
+    never_sparse: bool
     speedup: Speedup | None
     agreement: Agreement | None
     dense_right: bool | None
@@ -122,6 +152,7 @@ class SweptRow(TypedDict):
     memory: int | None
     published: dict[str, float] | None
     notes: list[str]
+    infos: dict[str, Info]
 
 
 class Swept(TypedDict):
@@ -138,19 +169,23 @@ class Swept(TypedDict):
 
 
 def model_of(desk: Desk, name: str) -> Model:
-    spec, defaults = desk.models.spec(name), desk.models.defaults(name)
-    defaults = defaults.resolve(defaults)
+    spec, defaults, loaded = desk.models.spec(name), desk.models.defaults(name), desk.models.loaded(name)
+    own = defaults.resolve(defaults)
     return {
         "name": name,
         "label": spec.label,
         "parameters": spec.parameters,
         "download_gb": spec.download_gb,
         "bundled": spec.bundled,
-        "in_memory": desk.models.loaded(name) is not None,
-        "trained_length": spec.trained_length,
+        "in_memory": loaded is not None,
+        "trained_length": spec.trained_length if loaded is None else loaded.model.max_positions,
         "too_large": desk.models.too_large(name),
-        "defaults": cast(Defaults, {name: getattr(defaults, name) for name in Defaults.__annotations__}),
+        "defaults": cast(Defaults, {name: _plain(getattr(own, name)) for name in Defaults.__annotations__}),
     }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _speedup(value: Snapshot | None) -> Speedup | None:
@@ -167,16 +202,19 @@ def _lane(lane: Snapshot) -> LaneValue:
         text = "".join(MASKED if step == 0 else "" if end else cell for cell, step, _, end in lane["cells"])
     return {
         "label": lane["label"],
+        "never_sparse": lane["never_sparse"],
         "backend": lane["backend"],
         "phase": lane["phase"],
         "step": lane["step"],
         "total": lane["total"],
         "seconds": lane["seconds"],
         "text": text,
+        "ended_early": lane["ended_early"],
         "right": lane["right"],
         "verdict": lane["verdict"],
         "speedup": _speedup(lane["speedup"]),
         "agreement": _agreement(lane["same"]),
+        "info": lane["info"],
     }
 
 
@@ -227,6 +265,7 @@ def _row(row: Mapping[str, Any]) -> SweptRow:
         "total": row["total"],
         "dense_seconds": row["dense_seconds"],
         "sparse_seconds": row["sparse_seconds"],
+        "never_sparse": row["never_sparse"],
         "speedup": _speedup(row["speedup"]),
         "agreement": _agreement(row["agreement"]),
         "dense_right": row["dense_right"],
@@ -234,4 +273,5 @@ def _row(row: Mapping[str, Any]) -> SweptRow:
         "memory": row["memory"],
         "published": paper and {name: paper[name] for name in ("dense_seconds", "sparse_seconds", "ratio")},
         "notes": row["notes"],
+        "infos": row["infos"],
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 import sparsed
 from app.engine.cost import Speed
-from app.engine.interface import Listener
+from app.engine.interface import Given, Listener
 from app.engine.local import SparsedEngine
 from app.engine.remote import AT_ONCE, BORROWED_FLOPS, START_SECONDS, Broke, Facts, Made, Opened, lent_race
 from app.lanes import LaneSpec
@@ -100,9 +100,10 @@ class BorrowedRun:
         self._take(opened.facts[lane])
 
     def _take(self, facts: Facts) -> None:
-        self.sampler, self.attention = facts.sampler, facts.attention
-        self.total, self.switch_step, self.backend = facts.total, facts.switch_step, facts.backend
-        self.notes, self.finished = list(facts.notes), facts.finished
+        self.info = info = facts.info
+        self.sampler, self.attention, self.backend = info.sampler, info.attention, info.backend
+        self.total, self.switch_step = info.total, facts.switch_step
+        self.notes, self.finished = list(info.notes), info.finished
 
     def __iter__(self) -> BorrowedRun:
         return self
@@ -146,14 +147,15 @@ class ZeroEngine(SparsedEngine):
     def _race(
         self,
         name: str,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
+        chat: bool | None,
         seconds: float,
     ) -> Iterator[Any]:
-        yield from lent_race(self._placed, name, prompt, sampler, lanes, backend, first)
+        yield from lent_race(self._placed, name, prompt, sampler, lanes, backend, first, chat)
 
     def models(self) -> Mapping[str, ModelSpec]:
         known = super().models()
@@ -194,32 +196,34 @@ class ZeroEngine(SparsedEngine):
     def denoise(
         self,
         model: Any,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         attention: Any,
         backend: str,
         probe_steps: Sequence[int] = (),
+        chat: bool | None = None,
     ) -> Any:
         # Here it is only asked for what it says before its first step; which backends there are, is known over there.
-        return super().denoise(model, prompt, sampler, attention, "auto", probe_steps)
+        return super().denoise(model, prompt, sampler, attention, "auto", probe_steps, chat)
 
     def lend(
         self,
         model: Any,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
+        chat: bool | None = None,
     ) -> dict[str, Any] | None:
         name = next(name for name, one in self._placed.items() if one.network is model.network)
-        stream = _Stream(self._lent(name, prompt, sampler, tuple(lanes), backend, first, seconds))
+        stream = _Stream(self._lent(name, prompt, sampler, tuple(lanes), backend, first, chat, seconds))
         opened = stream.open()
         return {lane.key: BorrowedRun(lane.key, stream, opened, model) for lane in lanes}
 
-    def record(self, runs: Mapping[str, Any], *, prompt: Any, devices: Mapping[str, int]) -> Trace | None:
-        made = super().record(runs, prompt=prompt, devices=devices)
+    def record(self, runs: Mapping[str, Any], **about: Any) -> Trace | None:
+        made = super().record(runs, **about)
         if made is None:
             return None
         there = next(iter(runs.values())).machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.engine.interface import Engine, Listener, M, RunLike
+from app.engine.interface import Engine, Given, Listener, M, RunLike
 from app.lanes import OFFERED, LaneSpec
 from sparsed.config import SamplerConfig
 from sparsed.turns import seat
@@ -17,7 +17,13 @@ ROOM_TOKENS, ROOM_GENERATED, ROOM_BLOCK = 4224, 128, 128
 
 
 def line_up(
-    engine: Engine[M], copies: Sequence[M], prompt: str, sampler: SamplerConfig, lanes: Sequence[LaneSpec], backend: str
+    engine: Engine[M],
+    copies: Sequence[M],
+    prompt: Given,
+    sampler: SamplerConfig,
+    lanes: Sequence[LaneSpec],
+    backend: str,
+    chat: bool | None = None,
 ) -> dict[str, RunLike]:
     """The runs of a race by lane, ready for their first step. copies: of the model, one for each device that the lanes
     have (`sparsed.turns.seat`). Raises what `Engine.denoise` raises; nothing is left open then.
@@ -26,7 +32,7 @@ def line_up(
     try:
         for number, lane in enumerate(lanes):
             model = copies[seat(number, len(copies))]
-            run = engine.denoise(model, prompt, sampler, lane.attention, backend, lane.probe_steps)
+            run = engine.denoise(model, prompt, sampler, lane.attention, backend, lane.probe_steps, chat)
             runs[lane.key] = run
             # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
             warm_up = getattr(run, "warm_up", None)

@@ -10,6 +10,7 @@ from app.engine.cost import Shape, Speed
 from app.lanes import LaneSpec
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
+from sparsed.models.chat import Message
 from sparsed.models.hub import HUB_ID
 from sparsed.trace.types import Trace
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
 Listener = Callable[[Any], None]
+# A prompt as a run takes it: the user's message, or all messages.
+Given = str | list[Message]
 
 
 def check_name(name: str) -> None:
@@ -88,6 +91,10 @@ class ModelLike(Protocol):
     def defaults(self) -> SamplerConfig:
         """The sampler's settings."""
 
+    @property
+    def max_positions(self) -> int:
+        """Positions seen in training, in tokens."""
+
 
 class PromptLike(Protocol):
     """A prompt with a known answer, as `sparsed.questions.build.Prompt`."""
@@ -104,6 +111,13 @@ class PromptLike(Protocol):
     @property
     def tokens(self) -> int:
         """Of the whole prompt, the chat template included."""
+
+
+class InfoLike(Protocol):
+    """What a run is, as `sparsed.denoising.info.RunInfo`."""
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON."""
 
 
 class RunLike(Protocol):
@@ -127,6 +141,10 @@ class RunLike(Protocol):
     @property
     def notes(self) -> Sequence[str]:
         """Sentences a user should see; they may become more."""
+
+    @property
+    def info(self) -> InfoLike:
+        """What it is, as it was resolved, and what it has made so far."""
 
     @property
     def steps(self) -> Sequence[StepLike]:
@@ -195,11 +213,11 @@ class Engine(Protocol[M]):
     def backend(self, model: M) -> str:
         """What runs the sparse lane here; "auto" where that depends on the run."""
 
-    def build_prompt(self, model: M, length: str, kind: str, seed: int) -> PromptLike:
-        """Raises ValueError where none can be made."""
+    def build_prompt(self, model: M, length: str, kind: str, seed: int, chat: bool | None = None) -> PromptLike:
+        """chat: as for `denoise`. Raises ValueError where none can be made."""
 
-    def count(self, model: M, text: str) -> int:
-        """Tokens of `text` with the chat template."""
+    def count(self, model: M, prompt: Given, chat: bool | None = None) -> int:
+        """Tokens of a prompt as the model sees it. Raises ValueError as `denoise` does."""
 
     def verdict(self, text: str, gold: str) -> tuple[bool, str]:
         """Is the answer right, and that in a few words."""
@@ -207,23 +225,27 @@ class Engine(Protocol[M]):
     def denoise(
         self,
         model: M,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
+        chat: bool | None = None,
     ) -> RunLike:
-        """A run. probe_steps: select afresh there, for comparison."""
+        """A run. probe_steps: select afresh there, for comparison. chat: the prompt goes through the model's chat
+        template (None: where there is one). Raises ValueError for what cannot be run.
+        """
 
     def lend(
         self,
         model: M,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
+        chat: bool | None = None,
     ) -> dict[str, RunLike] | None:
         """The runs of a race by lane, on a device that has to be borrowed for it; None where the device is always here
         and `denoise` makes the runs. Waits for the device, which is given back when the runs are closed.
@@ -233,14 +255,21 @@ class Engine(Protocol[M]):
         """
 
     def record(
-        self, runs: Mapping[str, RunLike], *, prompt: PromptLike | str, devices: Mapping[str, int]
+        self,
+        runs: Mapping[str, RunLike],
+        *,
+        prompt: PromptLike | str,
+        devices: Mapping[str, int],
+        system: str = "",
+        chat: bool | None = None,
     ) -> Trace | None:
         """What runs by lane did, each of one step or more; None where nothing is recorded. prompt: what `build_prompt`
-        made, or a visitor's own text. devices: the number of the one that each lane had.
+        made, or a visitor's own text. devices: the number of the one that each lane had. system: the system prompt
+        before it. chat: as for `denoise`.
         """
 
     def decode_tokens(self, model: M, tokens: Sequence[int]) -> str:
         """The text of some tokens as it stands in the answer, spaces kept."""
 
-    def read_answer(self, model: M, tokens: Sequence[int]) -> str:
-        """The answer's text, up to the first end token."""
+    def read_answer(self, model: M, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The answer's text, up to the first end token or stop string."""

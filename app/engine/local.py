@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import sparsed
 from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
 from app.engine.cost import MEMORY_SHARE, Shape, Speed, lanes_take_turns, memory_needed
-from app.engine.interface import Listener, PromptLike, RunLike, check_name
+from app.engine.interface import Given, Listener, PromptLike, RunLike, check_name
 from app.lanes import LaneSpec
 from sparsed import trace
 from sparsed.config import AttentionConfig, SamplerConfig
@@ -172,11 +172,11 @@ class SparsedEngine:
         # On a GPU the kernels are tried out for each shape, when a run begins.
         return "auto" if model.device.type == "cuda" else "gather"
 
-    def build_prompt(self, model: Model, length: str, kind: str, seed: int) -> Prompt:
-        return build_prompt(model, length, kind, seed)
+    def build_prompt(self, model: Model, length: str, kind: str, seed: int, chat: bool | None = None) -> Prompt:
+        return build_prompt(model, length, kind, seed, chat=chat)
 
-    def count(self, model: Model, text: str) -> int:
-        return int(model.encode(text).shape[1])
+    def count(self, model: Model, prompt: Given, chat: bool | None = None) -> int:
+        return int(model.encode(prompt, chat).shape[1])
 
     def verdict(self, text: str, gold: str) -> tuple[bool, str]:
         if exact_match(text, gold):
@@ -187,11 +187,12 @@ class SparsedEngine:
     def denoise(
         self,
         model: Model,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         attention: AttentionConfig,
         backend: str,
         probe_steps: Sequence[int] = (),
+        chat: bool | None = None,
     ) -> RunLike:
         return sparsed.denoise(
             model,
@@ -200,31 +201,40 @@ class SparsedEngine:
             attention=attention,
             backend=backend,
             probe_steps=probe_steps,
+            chat=chat,
         )
 
     def lend(
         self,
         model: Model,
-        prompt: str,
+        prompt: Given,
         sampler: SamplerConfig,
         lanes: Sequence[LaneSpec],
         backend: str,
         first: int,
         seconds: float,
+        chat: bool | None = None,
     ) -> dict[str, RunLike] | None:
         return None
 
     def record(
-        self, runs: Mapping[str, RunLike], *, prompt: PromptLike | str, devices: Mapping[str, int]
+        self,
+        runs: Mapping[str, RunLike],
+        *,
+        prompt: PromptLike | str,
+        devices: Mapping[str, int],
+        system: str = "",
+        chat: bool | None = None,
     ) -> Trace | None:
         # Whoever makes runs in another way gives those that a record needs.
         made = cast("Mapping[str, Run]", runs)
-        return trace.record(made, prompt=cast("Prompt | str", prompt), devices=devices)
+        told = cast("Prompt | str", prompt)
+        return trace.record(made, prompt=told, devices=devices, system=system, chat=chat)
 
     def decode_tokens(self, model: Model, tokens: Sequence[int]) -> str:
         return str(model.tokens_text(tokens))
 
-    def read_answer(self, model: Model, tokens: Sequence[int]) -> str:
-        import torch
+    def read_answer(self, model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+        from sparsed.denoising.answers import Answers  # needs torch
 
-        return str(model.decode(torch.tensor(list(tokens), dtype=torch.int64)))
+        return Answers(model, stop).read(tokens).text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from app.engine.copies import line_up
+from app.engine.interface import Given
 from app.engine.local import SparsedEngine
 from app.engine.sentences import out_of_memory
 from app.lanes import LaneSpec
@@ -18,6 +19,7 @@ from sparsed.machine import machine
 from sparsed.turns import whose_turn
 
 if TYPE_CHECKING:
+    from sparsed.denoising.info import RunInfo
     from sparsed.denoising.run import Run
     from sparsed.models.model import Model
 
@@ -32,19 +34,14 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run says of itself, at this moment."""
+    """What a run says of itself, at this moment. switch_step: the first sparse step, made or still to come."""
 
-    sampler: SamplerConfig
-    attention: Any
-    total: int
+    info: RunInfo
     switch_step: int | None
-    backend: str
-    notes: tuple[str, ...]
-    finished: bool
 
     @classmethod
-    def of(cls, run: Any) -> Facts:
-        return cls(run.sampler, run.attention, run.total, run.switch_step, run.backend, tuple(run.notes), run.finished)
+    def of(cls, run: Run) -> Facts:
+        return cls(run.info, run.switch_step)
 
 
 @dataclass(frozen=True)
@@ -79,11 +76,12 @@ class Broke:
 def lent_race(
     models: Mapping[str, Model],
     name: str,
-    prompt: str,
+    prompt: Given,
     sampler: SamplerConfig,
     lanes: Sequence[LaneSpec],
     backend: str,
     first: int,
+    chat: bool | None,
 ) -> Iterator[Opened | Made | Broke]:
     """The race, where the GPU is: first what the runs are, then every step in the order in which the lanes take turns
     (`sparsed.turns.whose_turn`, as here). After a Broke nothing comes.
@@ -96,7 +94,7 @@ def lent_race(
     lane: str | None = None
     try:
         model = models[name]
-        runs = cast("dict[str, Run]", line_up(SparsedEngine(), (model,), prompt, sampler, lanes, backend))
+        runs = cast("dict[str, Run]", line_up(SparsedEngine(), (model,), prompt, sampler, lanes, backend, chat))
         one = next(iter(runs.values()))
         yield Opened({key: Facts.of(run) for key, run in runs.items()}, one.prompt.numpy(), machine())
         keys, clocks, running = list(runs), [0.0] * len(runs), set(range(len(runs)))

@@ -15,7 +15,7 @@ from app.finished.replay import Judge, final_snapshot, lane_view, origin
 from app.finished.run import recorded
 from app.lanes import headline, reference
 from app.phrases import clock
-from app.race.lane_view import LaneView
+from app.race.lane_view import LaneView, Snapshot
 from app.race.snapshot import speedup
 from sparsed import trace as traces
 from sparsed.files import draft
@@ -201,7 +201,8 @@ class _Film:
         y = self.px(108)
         if score is None:
             both = "All" if len(steps) > 2 else "Both"
-            self.plain.draw(draw, x, y, "" if over else f"{both} lanes begin with full attention.", muted)
+            said = _never(self.final) if over else f"{both} lanes begin with full attention."
+            self.plain.draw(draw, x, y, said, muted)
         else:
             slower = score["words"].startswith("slower")
             faster = self.final["reference" if slower else "headline"]
@@ -230,10 +231,13 @@ class _Film:
         draw.rectangle((left, top, right, top + self.px(4) - 1), fill=lane)
         x, end = left + self.inner, right - self.inner
         phase = view.phases[step - 1] if step else ""
+        if shown["ended_early"] and step == len(view.times):
+            phase = "answer complete"
         clocked = clock(sum(view.times[:step])) if step else "–"
         at_most = "≤ " if view.at_most else ""
         room = end - x - self.label.width(clocked) - self.px(8)
-        self.label.draw(draw, x, top + self.px(32), self.label.fit(shown["label"], room), ink)
+        never = " · never sparse" if shown["never_sparse"] and step == len(view.times) else ""
+        self.label.draw(draw, x, top + self.px(32), self.label.fit(f"{shown['label']}{never}", room), ink)
         self.label.draw(draw, end - self.label.width(clocked), top + self.px(32), clocked, ink)
         self.plain.draw(draw, x, top + self.px(56), f"step {step or '–'} of {at_most}{view.total}", muted)
         self.plain.draw(draw, end - self.plain.width(phase), top + self.px(56), phase, lane)
@@ -296,6 +300,12 @@ class _Film:
             draw.rectangle((x, y - 0.95 * size, x + wide, y + 0.3 * size), fill=colours[f"{self.lanes[key]}-soft"])
             draw.rectangle((x, y + 0.3 * size, x + wide, y + 0.3 * size + self.px(1)), fill=colours[self.lanes[key]])
         self.body.draw(draw, x, y, text, colours["muted" if padding else "ink"])
+
+
+def _never(final: Snapshot) -> str:
+    """The caption of a race without a factor: why there is none, or nothing."""
+    named = [lane["label"] for lane in final["lanes"] if lane["never_sparse"] and lane["key"] == final["headline"]]
+    return f"{named[0]} was never sparse here: full attention to the end." if named else ""
 
 
 def _usual_width(trace: traces.Trace) -> int:

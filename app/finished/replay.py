@@ -24,6 +24,8 @@ from sparsed.trace.check import read_time
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
 FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second")
+# What it shows at its end alone; before, as it was planned.
+ENDING = ("text", "right", "verdict", "speedup", "same", "never_sparse", "ended_early")
 
 
 def replay_value(
@@ -45,9 +47,9 @@ def replay_value(
     for the first time is committed in that step; applying the first k lists gives `Canvas.cells()` after k steps.
     "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step. "ranges": the phases as planned,
     "made": as they were, both as `app.race.lane_view.phase_ranges`. "text", "right", "verdict": None unless the lane
-    reached its
-    end; "same", its agreement with full attention, and the gold answer: None unless every lane did. "speedups":
-    `app.race.snapshot.speedup` over the first 0, 1, … steps of full attention and this lane, empty without the two.
+    reached its end; "never_sparse", "ended_early": as they were then; "same", its agreement with full attention, and
+    the gold answer: None unless every lane did. "speedups": `app.race.snapshot.speedup` over the first 0, 1, …
+    steps of full attention and this lane, empty without the two.
 
     "state": "done" or "stopped".
 
@@ -101,8 +103,17 @@ def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
         switch_step=lane.switch_step(made.total) if made.switch_step is None else made.switch_step,
         backend=BACKEND_WORDS.get(made.backend, made.backend),
         parallel=sampler.block_length,
-        at_most=sampler.threshold is not None,
+        at_most=sampler.at_most,
+        source=_Recorded(made.notes, traces.LaneInfo(trace, made)),
     )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a run that is over said of itself."""
+
+    notes: Sequence[str]
+    info: traces.LaneInfo
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,6 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
             held_together(trace.model.processes) if trace.model.processes > 1 else "",
         ),
     )
-    stage.notes = trace.lanes[names[(stage.headline or views[0]).key]].notes
     planned = {key: view.ranges() for key, view in stage.lanes.items()}
     steps = {key: _steps(stage.lanes[key], traces.replay(trace, name)) for key, name in names.items()}
     for key, name in names.items():
@@ -173,7 +183,7 @@ def _speedups(reference: LaneView | None, lane: LaneView) -> list[Snapshot | Non
 def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
     lane = played.stage.lanes[shown["key"]]
     return {
-        **{name: shown[name] for name in ("key", "label", "style", "backend", "parallel", "total", "at_most")},
+        **{name: shown[name] for name in ("key", "label", "style", "backend", "info", "parallel", "total", "at_most")},
         "finished": lane.finished,
         "ranges": played.planned[lane.key],
         "made": made_ranges(lane.phases),
@@ -181,5 +191,5 @@ def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
         "phases": list(lane.phases),
         **played.steps[lane.key],
         "speedups": _speedups(played.stage.reference, lane),
-        **{name: shown[name] for name in ("text", "right", "verdict", "speedup", "same")},
+        **{name: shown[name] for name in ENDING},
     }

@@ -34,7 +34,7 @@ def timeline(run: Kept | None) -> Value | None:
         {lane.key: [step.phase for step in made.steps] for lane, made in lanes.items()},
         total,
         None if run.sparse is None else run.sparse.switch_step,
-        run.trace.sampler.threshold is not None,
+        run.trace.sampler.at_most,
     )
     labels = " and ".join(lane.label for lane in lanes)
     figure = timeline_figure.timeline(times)

@@ -141,6 +141,7 @@ def chart_label(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> str:
     parts = []
     for row in done(rows):
         gain = f", {row['speedup']['text']} {row['speedup']['words']}" if row["speedup"] else ""
+        gain = ", never sparse" if row["never_sparse"] else gain
         seconds = (f"{clock(row[f'{lane.key}_seconds'])} with {lane.name}" for lane in PAIR)
         parts.append(f"{row['name']}: {', '.join(seconds)}{gain}")
     if pinned:

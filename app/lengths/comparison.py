@@ -121,6 +121,8 @@ def _outcome(row: Row) -> str:
     """How a length ended, in a few words or the sentence that says why."""
     if row["state"] != "done":
         return str(row["message"])
+    if row["never_sparse"]:
+        return "done; SparseD was never sparse."
     if row["speedup"] is None:
         return "done."
     return f"SparseD was {row['speedup']['text']} {row['speedup']['words']}."

@@ -20,6 +20,8 @@ Row = dict[str, Any]
 Comparison = dict[str, Any]
 # A row that was not stopped and that nothing more will come of.
 FINISHED = ("done", "refused", "failed")
+# Beside the seconds of a lane of SparseD that were full attention's to the end.
+NEVER = " · never sparse"
 TIMES = {
     0.01: "0.01 s", 0.03: "0.03 s", 0.1: "0.1 s", 0.3: "0.3 s", 1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min",
     180: "3 min", 600: "10 min", 1800: "30 min", 3600: "1 h", 10_800: "3 h",
@@ -45,7 +47,9 @@ def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
     tokens: of the prompt, None before it is made; budget: the most it may have. state: "waiting", "preparing",
     "running", "done", "refused", "failed" or "stopped"; message: the same as a sentence. step, total: of all
     lanes together. The numbers of a race that is not done are None: seconds of each lane, speed-up and agreement as in
-    `app.race.snapshot`, right and verdict (also None where nobody knows the answer), peak memory in bytes.
+    `app.race.snapshot`, right and verdict (also None where nobody knows the answer), peak memory in bytes. infos: what
+    each lane was (`sparsed.denoising.info.RunInfo` as JSON). never_sparse: SparseD's lane was full attention to its
+    end, so that its seconds say nothing of SparseD.
     """
     figures = None
     if paper is not None:
@@ -65,11 +69,13 @@ def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
         "step": 0,
         "total": 0,
         **{f"{lane.key}_{what}": None for lane in PAIR for what in ("seconds", "steps", "right", "verdict")},
+        "never_sparse": False,
         "speedup": None,
         "agreement": None,
         "memory": None,
         "published": figures,
         "notes": [],
+        "infos": {},
     }
 
 
@@ -106,6 +112,8 @@ class Table:
             for key, lane in lanes.items():
                 row[f"{key}_seconds"], row[f"{key}_steps"] = lane["seconds"], lane["step"]
                 row[f"{key}_right"], row[f"{key}_verdict"] = lane["right"], lane["verdict"]
+            row["infos"] = {key: lane["info"] for key, lane in lanes.items()}
+            row["never_sparse"] = any(lane["never_sparse"] for lane in lanes.values())
             row["memory"] = None if peak is None else peak.bytes
         # What is said of lanes with GPUs of their own is true of those that took turns as well.
         if peak is not None and self.memory != LANES_WORDS:
@@ -233,7 +241,7 @@ def seconds_of(rows: Sequence[Row], lane: LaneSpec, **more: Any) -> base.Figure:
         "name": lane.label,
         "x": [row["name"] for row in rows],
         "y": [row[f"{lane.key}_seconds"] for row in rows],
-        "text": [f"{row['tokens']:,} tokens" for row in rows],
+        "text": [f"{row['tokens']:,} tokens{NEVER if row['never_sparse'] and not lane.full else ''}" for row in rows],
         "line": {"color": colour, "width": 2, "dash": dash},
         "marker": {"symbol": symbol, "size": 9, "color": colour},
         "hovertemplate": "%{x} · %{text}<br>%{y:.2f} s<extra>%{fullData.name}</extra>",

@@ -11,14 +11,14 @@ import gradio as gr
 from app.page.settings import within
 from app.page.values import names_of
 from app.race import request
-from app.race.fields import FIELDS, FOLLOWING, OWN_TEXT
+from app.race.fields import FOLLOWING, ON_PAGE, OWN_TEXT
 from app.race.request import Request
 from app.server.desk import Desk
 from app.server.visits import Visit
 from sparsed.models.catalogue import ModelSpec
 
 # The order in which gradio sends them: those that follow the model last, and after them what the visitor has set.
-NAMES = tuple(field.name for field in sorted(FIELDS, key=lambda field: field.follows))
+NAMES = tuple(field.name for field in sorted(ON_PAGE, key=lambda field: field.follows))
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,10 @@ class Server:
             self.desk.engine.admit(chosen)
         # What is no string is refused by `parse`.
         defaults = self.desk.models.defaults(chosen if isinstance(chosen, str) else self.desk.models.default)
-        untouched = dict.fromkeys(set(FOLLOWING) - given.touched)
-        values = within({**given.values, **untouched}, defaults)
+        values = within({**given.values, **dict.fromkeys(set(FOLLOWING) - given.touched)})
+        if not given.own:
+            # What stands in the boxes for a text of one's own waits there, out of sight.
+            values |= {"text": "", "system": ""}
         return request.parse(
-            **values, defaults=defaults, models=self.models, kinds=self.kinds, lengths=self.lengths
+            **values, defaults=defaults, models=self.models, kinds=self.kinds, lengths=self.lengths, lenient=True
         )

@@ -120,11 +120,15 @@ def build(server: Server) -> Components:
         label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=4, max_lines=12, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-text",
     )  # fmt: skip
+    system = gr.Textbox(
+        label=BY_NAME["system"].label, info=BY_NAME["system"].help, lines=1, max_lines=6, max_length=MAX_CHARACTERS,
+        visible=False, elem_id="sd-system",
+    )  # fmt: skip
     panel = view_of("prompt", {"state": "loading"}, "sd-prompt")
     models = [(model_label(server, name), name) for name in server.models]
     usual = server.models[desk.models.default].defaults
     made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
-    made |= {"kind": kind, "length": length, "text": text}
+    made |= {"kind": kind, "length": length, "text": text, "system": system}
     stage = view_of("stage", stage_before(server), "sd-stage")
     replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")
     with gr.Row(elem_id="sd-charts", equal_height=False):

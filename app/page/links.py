@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from app.page.inputs import NAMES, Given, Server
-from app.page.settings import within
 from app.page.values import Values, toast
-from app.race.fields import FOLLOWING, usual
+from app.race.fields import FOLLOWING, OWN_TEXT, usual
 from app.race.links import from_link
+from app.race.request import ASKED_A_QUESTION
 
 
 class Links:
@@ -24,9 +24,13 @@ class Links:
         touched = frozenset(values) & {*FOLLOWING, "length"}
         if values:
             start = usual(server.desk.models.default, server.default_kind, next(iter(server.lengths)))
-            values = within(values, server.desk.models.defaults(server.desk.models.default))
             try:
-                server.asked(Given({**start, **values}, touched))
+                asked = server.asked(Given({**start, **values}, touched))
+                problems += asked.left_out
+                unread = () if asked.kind == OWN_TEXT else ("text", "system")
+                problems += [
+                    f"The link's {name} is left out. {ASKED_A_QUESTION}" for name in unread if values.get(name)
+                ]
             except ValueError as error:
                 values = {}
                 problems = [f"This link cannot be followed. {error}"]

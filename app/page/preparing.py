@@ -80,6 +80,7 @@ class Preparing:
         length = gr.update(visible=not given.own)
         updates: Updates = {
             at.another: gr.update(visible=not given.own), at.inputs["text"]: gr.update(visible=given.own),
+            at.inputs["system"]: gr.update(visible=given.own),
         }  # fmt: skip
         try:
             asked = server.asked(given.but(kind=server.default_kind) if given.empty else given)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import gradio as gr
 
 from app.race import request
-from app.race.fields import BY_NAME, CPU_BACKENDS, FIELDS, Field
+from app.race.fields import BY_NAME, CPU_BACKENDS, ON_PAGE, Field
 from app.race.request import Request
 from sparsed.config import AttentionConfig, SamplerConfig
 
 Component = gr.Dropdown | gr.Slider | gr.Number | gr.Checkbox | gr.Textbox
 # Heading → the rows below it. What is in the table and in no row comes after the last one of its own kind.
 ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "": (("model", "question"),),
+    "": (("model", "prompt_format", "question"),),
     "Sampler": (
         ("algorithm", "steps", "gen_length"), ("block_length", "temperature", "top_p"),
-        ("threshold", "cfg_scale", "seed"),
+        ("threshold", "cfg_scale", "seed"), ("early_stop", "logits_eos_inf", "confidence_eos_eot_inf"),
     ),
     "SparseD": (("skip", "select", "block_size"), ("selection", "backend", "third"), ("track",)),
 }  # fmt: skip
@@ -80,18 +80,14 @@ def component(field: Field, value: Any, **more: Any) -> Component:
     return gr.Number(**{**about, "precision": 0, "minimum": field.low, "maximum": field.high, **more})
 
 
-def within(given: Mapping[str, Any], defaults: SamplerConfig) -> dict[str, Any]:
-    """The values, those of the sliders moved into their ranges, as the browser does it with what is typed there."""
+def within(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, those of the sliders moved into what they may be: beyond, whatever is typed there means the end."""
     values = dict(given)
-    for field in FIELDS:
+    for field in ON_PAGE:
         value = values.get(field.name)
         # What is no number is refused by `request.parse`, and so is one that is none.
-        if field.slider is None or isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            continue
-        low, high, _ = field.slider
-        if field.name == "steps" and defaults.steps is not None:
-            low, high = min(low, defaults.steps), max(high, defaults.steps)
-        values[field.name] = min(max(value, low), high)
+        if field.slider is not None and _is_number(value) and value == value:
+            values[field.name] = min(max(value, field.low), field.high)
     return values
 
 
@@ -110,11 +106,14 @@ def follow(
         update: dict[str, Any] = {}
         if name not in touched and value != given[name]:
             update["value"] = value
-            if field.offers:
-                update["choices"] = _choices(field, value)
-            if name == "steps" and field.slider is not None:
-                low, high, _ = field.slider
-                update |= {"minimum": min(low, value), "maximum": max(high, value)}
+        held = update.get("value", given[name])
+        if field.offers and _is_number(held) and held not in field.offers:
+            update |= {"value": held, "choices": _choices(field, held)}
+        if field.slider is not None:
+            low, high, _ = field.slider
+            if not low <= value <= high:
+                # A slider reaches as far as what it holds; said again, because the browser may have moved it back.
+                update |= {"value": value, "minimum": min(low, value), "maximum": max(high, value)}
         if field.trial is not None:
             update |= {"interactive": name not in unused, "info": unused.get(name, field.help)}
         if name == "steps":
@@ -124,17 +123,21 @@ def follow(
     return updates
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _rows(heading: str) -> list[tuple[str, ...]]:
     """The rows below a heading, and one for what is in no row."""
     placed = {name for rows in ROWS.values() for row in rows for name in row}
-    left = tuple(field.name for field in FIELDS if _HOMES.get(field.home) == heading and field.name not in placed)
+    left = tuple(field.name for field in ON_PAGE if _HOMES.get(field.home) == heading and field.name not in placed)
     return [*ROWS[heading], *([left] if left else [])]
 
 
 def _values(sampler: SamplerConfig, attention: AttentionConfig) -> dict[str, Any]:
     """What follows the model and the prompt length, by name, as the components hold it. Both are resolved."""
     found = {}
-    for field in FIELDS:
+    for field in ON_PAGE:
         if field.follows:
             value = getattr(sampler if field.home == "sampler" else attention, field.name)
             found[field.name] = field.off if value is None else value

@@ -83,8 +83,9 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
             None, at.touched, at.touched, js=_TOUCH % name, trigger_mode="multiple", **_AT_ONCE
         ).then(*prepare, **_LONG)
     changes = [listed[name].input for name in ("kind", "length", "question")]
-    changes.append(listed["text"].change)  # its input event misses what is pasted or deleted
-    changes += [listed[name].input for name in ("skip", "selection", "backend", "third")]
+    # Their input event misses what is pasted or deleted.
+    changes += [listed[name].change for name in ("text", "system")]
+    changes += [listed[name].input for name in ("prompt_format", "skip", "selection", "backend", "third")]
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
     listed["model"].input(*prepare, trigger_mode="multiple", **_LONG)
@@ -96,7 +97,7 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
 
 
 def _shows_the_next_run(at: Components) -> list[Any]:
-    moved = [at.inputs[name] for name in ("text", "model", *FOLLOWING)]
+    moved = [at.inputs[name] for name in ("text", "system", "model", *FOLLOWING)]
     return [at.header, at.panel, at.inputs["length"], at.another, *moved]
 
 

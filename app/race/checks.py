@@ -33,6 +33,16 @@ def check_whole(name: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
+def check_texts(name: str, value: Any, most: int, longest: int) -> tuple[str, ...]:
+    """most: so many of them; longest: in characters."""
+    good = isinstance(value, (list, tuple)) and all(isinstance(one, str) and 0 < len(one) <= longest for one in value)
+    if not good:
+        raise ValueError(f"The value of {name} must be a list of texts of 1 to {longest} characters each.")
+    if len(value) > most:
+        raise ValueError(f"The value of {name} must have {most} texts at most, not {len(value)}.")
+    return tuple(value)
+
+
 def repeated(value: Any) -> str:
     """A wrong value as it is repeated in a sentence: short, whatever it is."""
     if value is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app import texts
-from app.race.checks import check_choice, check_number, check_whole
+from app.race.checks import check_choice, check_number, check_texts, check_whole
 from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, METHOD_LABELS, SELECTIONS
 from sparsed.options import ATTENTION, SAMPLER
 
@@ -19,11 +19,15 @@ MAX_STEPS = 1024
 MAX_GENERATION = 1024
 MAX_CHARACTERS = 600_000
 MAX_NUMBER = 2**31 - 1
+# Of a list of texts.
+MOST_TEXTS, MOST_OF_TEXT = 16, 200
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
 # The methods that a third lane may use, and no third lane.
 BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
 NO_BASELINE = "none"
+# A prompt is put to the model as the model has it.
+AS_MODEL = "model"
 
 _GENERATIONS = (16, 32, 64, 128, 256)
 _THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
@@ -34,8 +38,8 @@ class Field:
     """One setting."""
 
     name: str
-    # "choice": one of some names; "whole", "number": within low … high; "switch": yes or no.
-    kind: Literal["choice", "whole", "number", "text", "switch"]
+    # "choice": one of some names; "whole", "number": within low … high; "switch": yes or no; "texts": a list of them.
+    kind: Literal["choice", "whole", "number", "text", "switch", "texts"]
     # What the page says above it and below it, and what programs read of it.
     label: str
     help: str
@@ -62,15 +66,21 @@ class Field:
     # Where not every algorithm has it: a value to ask the engine with, and what is said where it does not.
     trial: Any = None
     lacking: str = ""
-    # Whether programs can set it.
+    # Whether programs can set it, and whether the page has it.
     in_api: bool = True
+    on_page: bool = True
+
+    @property
+    def said(self) -> str:
+        """What a sentence calls it."""
+        return self.called or self.label[0].lower() + self.label[1:]
 
     def check(self, value: Any, choices: Collection[str] | None = None) -> Any:
         """The value as a request holds it; None, where it may be, is left to the defaults.
 
         choices: what a choice may be, where the table does not know it. Raises ValueError, one sentence.
         """
-        called = self.called or self.label[0].lower() + self.label[1:]
+        called = self.said
         if value is None and (self.follows or self.home == "attention" or self.off is not None):
             return None
         if self.kind == "choice":
@@ -81,6 +91,8 @@ class Field:
             value = check_number(called, value, self.low, self.high)
         elif self.kind == "switch":
             value = bool(value)
+        elif self.kind == "texts":
+            value = check_texts(called, value, MOST_TEXTS, MOST_OF_TEXT)
         return None if value == self.off else value
 
 
@@ -89,7 +101,8 @@ _KINDS = {int: "whole", float: "number", str: "choice", bool: "switch"}
 
 def _of_engine(name: str, label: str, help: str, doc: str, **more: Any) -> Field:
     """The row of a setting of the engine: whose it is and what kind of value it takes stand in its config."""
-    kind: Any = _KINDS[(SAMPLER | ATTENTION)[name].metadata["kind"]]
+    about = (SAMPLER | ATTENTION)[name].metadata
+    kind: Any = "texts" if about.get("many") else _KINDS[about["kind"]]
     return Field(name, kind, label, help, doc, home="sampler" if name in SAMPLER else "attention", **more)
 
 
@@ -122,13 +135,13 @@ FIELDS = (
     ),
     _of_engine(
         "gen_length", "Generation length", "Tokens the answer may have.",
-        f"Tokens to generate, 1 to {MAX_GENERATION}. Default: the model's.",
+        f"Tokens to generate, 1 to {MAX_GENERATION}; rounded up to whole blocks. Default: the model's.",
         low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
     ),
     _of_engine(
         "block_length", "Semi-autoregressive block length",
         "Blocks of the answer are finished from left to right.",
-        "Semi-autoregressive block length in tokens; divides gen_length. Default: the model's.",
+        "Semi-autoregressive block length in tokens. Default: the model's.",
         low=1, high=MAX_GENERATION, offers=_GENERATIONS, follows=True,
         trial=1, lacking="Dream's algorithms unmask the whole at once.",
     ),
@@ -199,9 +212,42 @@ FIELDS = (
         "A simpler pattern that keeps as many blocks, in a third lane.",
         choices={NO_BASELINE: "none", **BASELINES}, usual=NO_BASELINE, off=NO_BASELINE,
     ),
+    # Programs may give arguments by their place: what is new comes last.
+    Field(
+        "system", "text", "System prompt", "Stands before your own text, where there is one.",
+        f"A system prompt before a text of your own, up to {MAX_CHARACTERS:,} characters.", usual="",
+    ),
+    Field(
+        "prompt_format", "choice", "Prompt format", "With the chat template, or as raw text.",
+        "With the model's chat template, or as raw text. Default: with it, where the model has one.",
+        choices=texts.PROMPT_FORMATS, usual=AS_MODEL, off=AS_MODEL,
+    ),
+    _of_engine(
+        "early_stop", "Stop at the answer's end", "Leaves out what would come after the end token.",
+        "End a run as soon as the answer has its end token or a stop string, with nothing masked before it; the rest "
+        "stays masked. Default: the model's.",
+        follows=True,
+    ),
+    _of_engine(
+        "logits_eos_inf", "Never predict the end token", "As in LLaDA's own evaluation.",
+        "Never predict the end token, as in LLaDA's own evaluation. Default: the model's.", follows=True,
+    ),
+    _of_engine(
+        "confidence_eos_eot_inf", "Commit end tokens last", "As in LLaDA's own evaluation.",
+        "Commit tokens that end the answer last, as in LLaDA's own evaluation. Default: the model's.", follows=True,
+        trial=True, lacking="Not with {algorithm}, which commits positions by chance.",
+    ),
+    _of_engine(
+        "stop", "Stop strings", "The answer's text ends before the first of them.",
+        f"Up to {MOST_TEXTS} texts of at most {MOST_OF_TEXT} characters: the answer ends before the first of them. "
+        "Default: the model's.",
+        follows=True, on_page=False,
+    ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}
-FOLLOWING = tuple(field.name for field in FIELDS if field.follows)
+ON_PAGE = tuple(field for field in FIELDS if field.on_page)
+# What the page moves with the model and the prompt length.
+FOLLOWING = tuple(field.name for field in ON_PAGE if field.follows)
 
 
 def usual(model: str, kind: str, length: str) -> dict[str, Any]:

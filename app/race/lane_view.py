@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from app.engine.interface import StepLike
+from app.engine.interface import InfoLike, StepLike
 from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
@@ -13,12 +13,24 @@ from sparsed.answer_text import answer_length
 Snapshot = dict[str, Any]
 
 
+class Source(Protocol):
+    """What a lane's view asks of its run, be it one that goes on or one of a record."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences a user should see; they may become more."""
+
+    @property
+    def info(self) -> InfoLike: ...
+
+
 class LaneView:
     """One lane: its canvas, its clock and its phase.
 
     total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
     None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
-    at_most: the run may end before its last step.
+    at_most: the run may end before its last step. source: what the run says of itself, asked anew for each snapshot;
+    None before there is one.
     """
 
     def __init__(
@@ -31,6 +43,7 @@ class LaneView:
         backend: str,
         parallel: int,
         at_most: bool = False,
+        source: Source | None = None,
     ) -> None:
         self.lane = lane
         self.key, self.label = lane.key, lane.label
@@ -40,6 +53,7 @@ class LaneView:
         self.backend = backend
         self.parallel = parallel
         self.at_most = at_most
+        self._source = source
         self.phase = "dense"
         self.finished = False
         self.times: list[float] = []
@@ -66,6 +80,26 @@ class LaneView:
         return "sparse" in self.phases
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the run says."""
+        return () if self._source is None else self._source.notes
+
+    @property
+    def info(self) -> Snapshot | None:
+        """What the run is, as it was resolved, and what it has made so far; None before there is one."""
+        return None if self._source is None else self._source.info.record()
+
+    @property
+    def never_sparse(self) -> bool:
+        """Does a lane that has a pattern to use not use it at all: by its settings, or because it was done before?"""
+        return not self.lane.full and self.switch_step is None and not self.apart
+
+    @property
+    def ended_early(self) -> bool:
+        """Is it done, and a part of its canvas still masked: what comes after the answer was left out?"""
+        return self.finished and self.canvas.committed < self.canvas.length
+
+    @property
     def seconds(self) -> float:
         """The lane's own compute so far, in seconds."""
         return sum(self.times)
@@ -73,6 +107,8 @@ class LaneView:
     @property
     def progress(self) -> float:
         """The share of the run that is done, 0 … 1: of its steps, or of its tokens where the steps are not known."""
+        if self.finished:
+            return 1.0
         if self.at_most:
             return self.canvas.committed / self.canvas.length
         return len(self.times) / self.total
@@ -98,6 +134,8 @@ class LaneView:
             "state": "done" if self.finished else state,
             "phase": self.phase,
             "phases": self.ranges(),
+            "never_sparse": self.never_sparse,
+            "ended_early": self.ended_early,
             "step": done,
             "total": self.total,
             "at_most": self.at_most,
@@ -106,6 +144,7 @@ class LaneView:
             "ms_per_step": round(1000 * seconds / done, 1) if done else None,
             "tokens_per_second": round(self._answered() / seconds, 3) if seconds > 0 else None,
             "backend": self.backend,
+            "info": self.info,
             "parallel": self.parallel,
             "cells": self.canvas.cells(),
             "text": self.text,

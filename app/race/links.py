@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from app.race.fields import FIELDS, OWN_TEXT
+from app.race.fields import ON_PAGE, OWN_TEXT
 
 _READ: dict[str, Callable[[str], Any]] = {
     "choice": str, "text": str, "whole": int, "number": float, "switch": lambda value: value == "1",
@@ -15,7 +15,7 @@ _READ: dict[str, Callable[[str], Any]] = {
 # Beyond it a link would break on its way; such a text is left out.
 _LINKED_CHARACTERS = 1500
 # What follows the model is only said where the visitor has set it himself, and comes last.
-_LINKED = sorted(FIELDS, key=lambda field: field.follows)
+_LINKED = sorted(ON_PAGE, key=lambda field: field.follows)
 
 
 def link(given: Mapping[str, Any], touched: Collection[str]) -> str:

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.lanes import LaneSpec, headline, lanes_for
-from app.race.fields import BASELINES, BY_NAME, FIELDS, MAX_CHARACTERS, OWN_TEXT
+from app.race.fields import BASELINES, BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
 from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
+from sparsed.models.chat import Message, messages_of
+
+# Why what belongs to a text of the visitor's own has no effect.
+ASKED_A_QUESTION = "It belongs to a text of your own, and one of the questions is asked."
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,9 @@ class Request:
 
     lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
     default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
-    see how far the pattern would move.
+    see how far the pattern would move. system: the system prompt before a text of the visitor's own, or "".
+    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. left_out:
+    sentences on what was asked for and would have no effect.
     """
 
     model: str
@@ -29,6 +35,13 @@ class Request:
     lanes: tuple[LaneSpec, ...]
     backend: str
     track: bool = False
+    system: str = ""
+    chat: bool | None = None
+    left_out: tuple[str, ...] = ()
+
+    def messages(self, text: str) -> str | list[Message]:
+        """A prompt as the engine takes it."""
+        return messages_of(text, self.system) if self.system else text
 
     @property
     def headline(self) -> LaneSpec:
@@ -54,8 +67,8 @@ class Request:
 
     @property
     def at_most(self) -> bool:
-        """The run ends before its last step if nothing is masked any more."""
-        return self.sampler.threshold is not None
+        """The run ends before its last step if nothing is left to do."""
+        return self.sampler.at_most
 
     @property
     def rows(self) -> int:
@@ -78,13 +91,17 @@ def parse(
     models: Collection[str],
     kinds: Collection[str],
     lengths: Collection[str],
+    lenient: bool = False,
     **given: Any,
 ) -> Request:
     """A `Request` from what the page sent: `given` is one value for each name of the table (`app.race.fields`).
 
-    What may be None, or is left out, then follows the model's `defaults` and the length; a setting that the algorithm
-    does not have (`unused`) is left out. Raises ValueError, one sentence, for what cannot be run, and TypeError for a
-    name that is not in the table.
+    What may be None, or is left out, then follows the model's `defaults` and the length. lenient: a setting that would
+    have no effect beside the others is left out, and named in the request's `left_out`.
+
+    Raises ValueError, one sentence, for what cannot be run, or (not lenient) would have no effect: a sampler's setting
+    that its algorithm does not have (`unused`), or what belongs to a text of one's own where a question is asked; and
+    TypeError for a name that is not in the table.
     """
     if unknown := set(given) - set(BY_NAME):
         raise TypeError(f"The table of settings has no {', '.join(sorted(unknown))}.")
@@ -93,25 +110,48 @@ def parse(
     for field in FIELDS:
         values[field.home][field.name] = field.check(given.get(field.name), known.get(field.name))
     race = values["race"]
-    race["text"] = _own_text(race["text"]) if race["kind"] == OWN_TEXT else ""
-    sampler = SamplerConfig(**values["sampler"])
-    sampler = replace(sampler, **dict.fromkeys(unused(sampler, defaults)))
+    own = race["kind"] == OWN_TEXT
+    without = {} if own else {name: ASKED_A_QUESTION for name in ("text", "system") if race[name]}
+    race["text"] = _own_text(race["text"]) if own else ""
+    race["system"] = _checked_text("system prompt", race["system"] or "") if own else ""
+    settings = SamplerConfig(**values["sampler"])
+    idle = unused(settings, defaults)
+    sampler = replace(settings, **dict.fromkeys(idle)).resolve(defaults)
+    # What is as it would be anyway may be said.
+    changed = (name for name in idle if getattr(settings, name) not in (None, getattr(sampler, name)))
+    without |= {name: idle[name] for name in changed}
+    if without and not lenient:
+        name, why = next(iter(without.items()))
+        raise ValueError(f"The setting {name} would have no effect: leave it out. {why}")
+    left_out = tuple(f"The setting “{BY_NAME[name].label}” is left out. {why}" for name, why in without.items())
+    if sampler.gen_length > MAX_GENERATION:
+        raise ValueError(
+            f"The generation would have {sampler.gen_length} tokens, rounded up to whole semi-autoregressive blocks of "
+            f"{sampler.block_length}; this page takes up to {MAX_GENERATION}. Choose a shorter one."
+        )
     attention = SparseDConfig(**values["attention"])
     third = race.pop("third")
+    race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
     if third == "shared" and attention.selection == "reference":
         raise ValueError(
             f"The third lane “{BASELINES['shared']}” needs the selection of the paper: the public code has none for it."
         )
-    return Request(**race, sampler=sampler.resolve(defaults), lanes=lanes_for(attention, third))
+    return Request(**race, sampler=sampler, lanes=lanes_for(attention, third), left_out=left_out)
 
 
 def _own_text(text: Any) -> str:
     """A prompt of the visitor's own. Raises ValueError where there is none, or too much."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("Your own text is empty: type or paste a prompt, or choose one of the questions.")
+    return _checked_text("own text", text)
+
+
+def _checked_text(called: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"The {called} must be a text.")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(
-            f"Your own text has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
+            f"Your {called} has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
         )
     # Half a pair of surrogates is no character; tokenizers do not take it.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -9,6 +9,7 @@ from app.lanes import LaneSpec, headline, reference
 from app.phrases import clock, gain, steps_in_words
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot
+from app.race.notes import of_lanes
 from app.race.race import Update
 from app.texts import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, OTHERS_IN_TURNS
 from sparsed.answer_text import agreement
@@ -72,9 +73,8 @@ class Stage:
 
     decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
     (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
-    text. question: what this run answers, which may not be what the controls say by now. notes: read anew for each
-    snapshot, because a run adds to its own. mode: what `mode` gives, None before a run. The gold answer is in no
-    snapshot before every lane has ended.
+    text. question: what this run answers, which may not be what the controls say by now. mode: what `mode` gives, None
+    before a run. The gold answer is in no snapshot before every lane has ended.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class Stage:
         gold: str | None = None,
         judge: Callable[[str, str], tuple[bool, str]] | None = None,
         read: Callable[[Sequence[int]], str] | None = None,
-        notes: Sequence[str] = (),
         question: str = "",
         mode: Snapshot | None = None,
     ) -> None:
@@ -99,7 +98,6 @@ class Stage:
         self.gold = gold
         self.judge = judge
         self.read = read
-        self.notes = notes
         self.question = question
         self.mode = mode
         self.state = "running"
@@ -131,6 +129,11 @@ class Stage:
         """True when every lane has reached its end."""
         return all(lane.finished for lane in self.lanes.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """What the lanes have to say."""
+        return of_lanes({lane.label: lane.notes for lane in self.lanes.values()})
+
     def step_times(self) -> StepTimes:
         """The seconds of every step so far; later steps do not change it."""
         views = self.lanes.values()
@@ -155,7 +158,7 @@ class Stage:
         """How much of a lane's text is the reference's, token by token; None until every lane has ended."""
         if self.reference is None or lane is None or lane is self.reference or not self.finished:
             return None
-        counted = agreement(self.reference.canvas.tokens, lane.canvas.tokens, self.end_ids)
+        counted = agreement(self._tokens(self.reference), self._tokens(lane), self.end_ids)
         if counted is None:
             return None
         same, compared = counted
@@ -168,6 +171,11 @@ class Stage:
             "words": "same text",
             "detail": f"{same} of {compared} tokens are the same, the end token included",
         }
+
+    def _tokens(self, lane: LaneView) -> list[int | None]:
+        """The tokens of a lane that is done; what it left out counts as what comes after an end, which it is."""
+        end = next(iter(self.end_ids), None)
+        return [end if token is None else token for token in lane.canvas.tokens]
 
     def snapshot(self, update: Update | None = None) -> Snapshot:
         """The whole stage as JSON; a new value each time."""
@@ -185,7 +193,7 @@ class Stage:
             "state": self.state,
             "message": self.message,
             "question": self.question,
-            "notes": list(self.notes),
+            "notes": self.notes,
             "mode": self.mode,
             "reference": None if self.reference is None else self.reference.key,
             "headline": None if self.headline is None else self.headline.key,

@@ -57,20 +57,22 @@ class Desk:
         self._active: set[Visit] = set()
         self._races: WeakSet[Race] = WeakSet()
         self._lock = threading.Lock()
-        self._prompts: OrderedDict[tuple[str, str, str, int], PromptLike] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, str, str, int, bool | None], PromptLike] = OrderedDict()
         self._building = threading.Lock()
 
-    def prompt(self, loaded: Loaded, length: str, kind: str, seed: int) -> PromptLike:
+    def prompt(
+        self, loaded: Loaded, length: str, kind: str, seed: int, chat: bool | None = None
+    ) -> PromptLike:
         """The engine's prompt; the last few are remembered, since a long one takes a second to build.
 
         Raises ValueError when there is no such question at this length.
         """
-        key = (loaded.name, length, kind, seed)
+        key = (loaded.name, length, kind, seed, chat)
         # One at a time: a long one takes a second of a machine that may be running a race.
         with self._building:
             known = self._prompts.get(key)
             if known is None:
-                known = self.engine.build_prompt(loaded.model, length, kind, seed)
+                known = self.engine.build_prompt(loaded.model, length, kind, seed, chat)
             self._prompts[key] = known
             self._prompts.move_to_end(key)
             while len(self._prompts) > KEPT_PROMPTS:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.engine import cost
-from app.engine.interface import PromptLike
+from app.engine.interface import Given, PromptLike
+from app.race.notes import of_lanes
 from app.race.request import OWN_TEXT, Request
 from app.server import limits
 from app.server.desk import Desk
@@ -31,6 +32,11 @@ class Material:
     places: Places
 
     @property
+    def given(self) -> Given:
+        """The prompt as the engine takes it."""
+        return self.asked.messages(self.text)
+
+    @property
     def expected(self) -> float | None:
         """Seconds of the race; None where nobody knows."""
         return None if self.estimated is None else self.estimated.seconds
@@ -41,9 +47,9 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     if asked.kind == OWN_TEXT:
         prompt: PromptLike | str = asked.text
         text, question, gold = asked.text, "", None
-        tokens = desk.engine.count(loaded.model, text)
+        tokens = desk.engine.count(loaded.model, asked.messages(text), asked.chat)
     else:
-        prompt = built = desk.prompt(loaded, asked.length, asked.kind, asked.question)
+        prompt = built = desk.prompt(loaded, asked.length, asked.kind, asked.question, asked.chat)
         text, question, gold, tokens = built.text, built.question, built.answer, built.tokens
     asked = asked.resolve(tokens)
     places = desk.speed.places(loaded, asked, tokens)
@@ -55,8 +61,15 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
 
 
 def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
-    """What the engine says before the first step. Raises ValueError for what it refuses."""
-    asked = material.asked
-    run = desk.engine.denoise(loaded.model, material.text, asked.sampler, asked.attention, asked.backend)
-    run.close()
-    return list(run.notes)
+    """What was left out of what was asked, and what the engine says of each lane before the first step.
+
+    Raises ValueError for what it refuses.
+    """
+    asked, said = material.asked, {}
+    for lane in asked.lanes:
+        run = desk.engine.denoise(
+            loaded.model, material.given, asked.sampler, lane.attention, asked.backend, chat=asked.chat
+        )
+        run.close()
+        said[lane.label] = run.notes
+    return [*asked.left_out, *of_lanes(said)]

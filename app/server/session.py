@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Literal
 
 from app.engine import cost
@@ -240,10 +241,14 @@ class _Session:
         """The record of the race, which is its visit's last one now; None where none is kept, or no step was made."""
         if not self.observer.keeps:
             return None
-        kept = await asyncio.to_thread(keep, started.runs, material.prompt, self.desk.engine.record)
+        kept = await asyncio.to_thread(self._keep, started, material)
         if kept is not None:
             self.desk.visits.remember(self.visit, kept)
         return kept
+
+    def _keep(self, started: Started, material: Material) -> Kept | None:
+        record, asked = self.desk.engine.record, material.asked
+        return keep(started.runs, material.prompt, partial(record, system=asked.system, chat=asked.chat))
 
     def _message(self, update: Update, material: Material, lane: LaneView | None) -> str:
         """What the page says below the lanes. lane: the one with the error."""

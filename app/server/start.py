@@ -40,11 +40,13 @@ def start(
     lanes = _watched(loaded, material) if observer.wants_pattern else asked.lanes
     first = desk.queue.next_turn()
     seconds = desk.speed.limits.max_seconds if material.estimated is None else material.estimated.seconds
-    runs = engine.lend(loaded.model, material.text, asked.sampler, lanes, asked.backend, first, seconds)
+    runs = engine.lend(
+        loaded.model, material.given, asked.sampler, lanes, asked.backend, first, seconds, asked.chat
+    )
     if runs is None:
         # The memory of a device that is elsewhere is not known here.
         observer.begin(copies)
-        runs = line_up(engine, copies, material.text, asked.sampler, lanes, asked.backend)
+        runs = line_up(engine, copies, material.given, asked.sampler, lanes, asked.backend, asked.chat)
     lines = [Lane(key, run, seat(number, len(copies))) for number, (key, run) in enumerate(runs.items())]
     race = Race(lines, first=first, on_end=on_end, most_seconds=material.most_seconds)
     return Started(race, _stage(desk, loaded, material, lanes, runs), runs)
@@ -73,6 +75,7 @@ def _stage(
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
             parallel=asked.sampler.block_length,
+            source=run,
         )
         for lane, run in zip(lanes, runs.values(), strict=True)
     ]
@@ -82,8 +85,7 @@ def _stage(
         end_ids=end_ids,
         gold=material.gold,
         judge=engine.verdict,
-        read=lambda tokens: engine.read_answer(model, tokens),
-        notes=runs[asked.headline.key].notes,
+        read=lambda tokens: engine.read_answer(model, tokens, asked.sampler.stop),
         question=material.question or OWN_QUESTION,
         mode=mode(len(runs), len(places.copies), places.why),
     )

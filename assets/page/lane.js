@@ -36,6 +36,7 @@
   function laneView(key) {
     const heading = `sd-lane-${key}-title`;
     const backend = el("span", { class: "sd-backend" });
+    const never = el("span", { class: "sd-never", hidden: "" }, "never sparse");
     const phases = el("ol", { class: "sd-phases", "aria-label": "Phases" });
     const step = el("dd", {});
     const elapsed = el("dd", {});
@@ -45,6 +46,7 @@
     const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
     const tip = el("p", { class: "sd-tip", hidden: "" });
+    const early = el("p", { class: "sd-early", hidden: "" }, "The answer was complete: what is still masked was left out.");
     const verdict = el("p", { class: "sd-verdict" });
     const gain = scoreLine("sd-lane-gain");
     const same = scoreLine("sd-lane-same");
@@ -52,18 +54,19 @@
     const title = el("h2", { id: heading });
     const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
-      el("div", { class: "sd-lane-head" }, title, backend),
+      el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, never), backend),
       phases,
       el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
-      bar, el("div", { class: "sd-canvas-box" }, canvas, tip), verdict, scores);
+      bar, el("div", { class: "sd-canvas-box" }, canvas, early, tip), verdict, scores);
     let cells = [];
     let drawn = 0;
     let data = [];
     let active = -1;
+    let leftOut = false; // what is masked stays so
 
     function describe(index) {
       const [text, at, confidence, end] = data[index];
-      if (!at) return `Token ${index + 1}: masked`;
+      if (!at) return `Token ${index + 1}: ${leftOut ? "left out" : "masked"}`;
       const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
       return `Token ${index + 1}: ${what}, committed in step ${at}${sure}`;
@@ -71,7 +74,7 @@
 
     // The name of a cell whose text says nothing; null where it does.
     function named([text, at, , isEnd], later) {
-      if (!at) return "masked";
+      if (!at) return leftOut ? "left out" : "masked";
       if (isEnd) return later ? "after the end" : "end of the answer";
       if (text.trim() || text.includes("\n")) return null;
       return text ? "space" : "part of the character before";
@@ -113,6 +116,7 @@
 
     function drawCells(lane, other) {
       data = lane.cells;
+      leftOut = lane.ended_early;
       if (cells.length !== data.length) {
         cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
         canvas.replaceChildren(...cells);
@@ -133,6 +137,7 @@
         setAttribute(node, "data-turns", text && TURNING.test(text) ? "" : null);
         setAttribute(node, "data-state", kind);
         setAttribute(node, "data-step", at || null);
+        setAttribute(node, "data-left-out", !at && leftOut ? "" : null);
         setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);
         const theirs = other && other.cells[i];
         const longer = other ? Math.max(end, other.cells.findIndex((cell) => cell[3] === 1)) : -1;
@@ -163,6 +168,7 @@
         setAttribute(root, "style", `--lane: var(--lane-${lane.style}); --lane-soft: var(--lane-${lane.style}-soft)`);
         setAttribute(root, "data-state", lane.state);
         setText(title, lane.label);
+        show(never, lane.never_sparse);
         setText(backend, lane.backend);
         drawPhases(lane);
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
@@ -173,6 +179,7 @@
         fill.style.transform = `scaleX(${lane.progress})`;
         drawCells(lane, other);
         drawn = lane.step;
+        show(early, lane.ended_early);
         setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");
         setAttribute(verdict, "data-right", lane.verdict ? String(lane.right) : null);
         gain.draw(scored ? lane.speedup : null);

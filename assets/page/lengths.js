@@ -23,9 +23,10 @@
   const NUMBERS = COLUMNS.slice(2);
 
   const right = (value) => (value === null ? "–" : value ? "✓ right" : "✗ wrong");
-  const ran = (value, steps, other) => {
+  // never: the lane was full attention to its end.
+  const ran = (value, steps, other, never = false) => {
     if (value === null) return ["–", ""];
-    return [clock(value), steps === other ? "" : `${steps} steps`];
+    return [clock(value), [steps === other ? "" : `${steps} steps`, never ? "never sparse" : ""].filter(Boolean).join(", ")];
   };
 
   // Column → what the cell says, and in smaller letters what belongs to it.
@@ -35,8 +36,8 @@
     const paper = row.published;
     return {
       dense: ran(row.dense_seconds, row.dense_steps, row.sparse_steps),
-      sparse: ran(row.sparse_seconds, row.sparse_steps, row.dense_steps),
-      gain: gain ? [gain.text, gain.words] : ["–", row.state === "done" ? "never sparse" : ""],
+      sparse: ran(row.sparse_seconds, row.sparse_steps, row.dense_steps, row.never_sparse),
+      gain: gain ? [gain.text, gain.words] : ["–", row.never_sparse ? "never sparse" : ""],
       same: same ? [same.text, `${same.same} of ${same.compared}`] : ["–", ""],
       "dense-right": [right(row.dense_right), row.dense_right ? "" : row.dense_verdict || ""],
       "sparse-right": [right(row.sparse_right), row.sparse_right ? "" : row.sparse_verdict || ""],

@@ -33,12 +33,14 @@
     const [progress, seconds, ms_per_step, tokens_per_second] = frames[step];
     return {
       ...fixed,
-      ...(done ? {} : { text: null, right: null, verdict: null }),
+      ...(done ? {} : { text: null, right: null, verdict: null, ended_early: false }),
+      // Before its end a lane that has a pattern to use may still use it.
+      never_sparse: lane.never_sparse && (done || !ranges.some(([phase]) => phase === "sparse")),
       state: done ? "done" : state,
       phase: step ? each[step - 1] : "dense",
       phases: done ? phases : ranges,
       step,
-      progress,
+      progress: done ? 1 : progress,
       seconds,
       ms_per_step,
       tokens_per_second,

@@ -59,6 +59,7 @@ def build_prompt(
     kind: str = "about",
     seed: int = 0,
     depth: float | None = None,
+    chat: bool | None = None,
 ) -> Prompt:
     """Build a prompt of a given number of tokens.
 
@@ -70,6 +71,8 @@ def build_prompt(
         depth: where the documents that the question needs stand, one after the other, 0 (first) to 1 (last): the same
             prompt, but for the order of its documents. None leaves them where chance put them. Without effect where no
             document is needed.
+        chat: the length is counted with the model's chat template (None: where it has one), or without. A tokenizer's
+            is always counted with it.
 
     Returns:
         A prompt within 1 % of the length and never above it (with the bundled tokenizer: exactly; "short_context"
@@ -83,7 +86,7 @@ def build_prompt(
     if kind not in KINDS:
         raise ValueError(f"Question kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     budget = token_budget(length)
-    counter = _Counter(source)
+    counter = _Counter(source, chat)
     for attempt in range(40):
         rng = random.Random(f"prompt-{seed}-{kind}-{budget}-{attempt}")
         world = World(rng, held_out=True)
@@ -128,7 +131,8 @@ class _Built:
 class _Counter:
     """Counts tokens: pieces one by one (an estimate, except for the bundled tokenizer) and whole prompts (exactly)."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, chat: bool | None) -> None:
+        self._chat = chat
         model = source if hasattr(source, "tokenizer") else None
         self._tokenizer = source if model is None else model.tokenizer
         if model is None and not getattr(source, "chat_template", None):
@@ -145,7 +149,7 @@ class _Counter:
 
     def prompt(self, pieces: Pieces) -> int:
         if self._model is not None:
-            return int(self._model.encode("".join(pieces)).shape[1])
+            return int(self._model.encode("".join(pieces), self._chat).shape[1])
         messages = [{"role": "user", "content": "".join(pieces)}]
         encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return len(encoded["input_ids"])

@@ -5,6 +5,7 @@ from sparsed.trace.recording import record
 from sparsed.trace.types import (
     Commit,
     Lane,
+    LaneInfo,
     ReplayedStep,
     Trace,
     TraceModel,
@@ -17,6 +18,7 @@ from sparsed.trace.types import (
 __all__ = [
     "Commit",
     "Lane",
+    "LaneInfo",
     "ReplayedStep",
     "Trace",
     "TraceModel",

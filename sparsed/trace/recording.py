@@ -43,13 +43,16 @@ def record(
     store_text: bool = True,
     importance: bool = False,
     devices: Mapping[str, int] | None = None,
+    system: str = "",
+    chat: bool | None = None,
 ) -> Trace:
     """The record of a run, or of several by name, finished or stopped.
 
     runs: of one model, prompt and sampler. A single run's lane is named after its attention's method. prompt: what
     `sparsed.questions.build.build_prompt` made, or the user's own text. store_text: False leaves the prompt's text out.
     importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers. devices: where
-    runs were made at the same time on copies of the model, the number of the device that each had, from 0.
+    runs were made at the same time on copies of the model, the number of the device that each had, from 0. system: the
+    system prompt before the prompt. chat: as `denoise` was given it.
 
     Raises ValueError for no run, a run without any step, or runs that do not belong together.
     """
@@ -72,8 +75,9 @@ def record(
     if devices is not None:
         lanes = {name: replace(lane, device=devices[name]) for name, lane in lanes.items()}
     about = _prompt(prompt, first.prompt_length, store_text)
+    about = replace(about, chat=chat)
     if store_text:
-        about = replace(about, words=_words(runs.values()))
+        about = replace(about, words=_words(runs.values()), system=system or None)
     trace = Trace(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         software=_software(),
@@ -115,6 +119,9 @@ def _weights(run: Run, runs: Iterable[Run]) -> tuple[Tensor, ...] | None:
 
 
 def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lane:
+    from sparsed.denoising.answers import Answers  # needs torch, which reading a record does not
+
+    answers = Answers(run.model, run.sampler.stop)
     steps = []
     for step in run.steps:
         places = step.committed.nonzero().tolist()
@@ -128,12 +135,13 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
     return Lane(
         attention=run.attention,
         backend=run.backend,
+        dense_backend=run.info.dense_backend,
         total=run.total,
         switch_step=run.switch_step,
         finished=run.finished,
         notes=tuple(run.notes),
         seconds=sum(step.seconds for step in run.steps),
-        text=tuple(run.model.decode(row) for row in run.steps[-1].tokens),
+        text=tuple(answers.read(row).text for row in run.steps[-1].tokens.tolist()),
         steps=tuple(steps),
         pattern=None if run.pattern is None else _masks(run, run.pattern, weights, importance),
         probes=() if run.pattern is None else _probes(run, run.pattern),

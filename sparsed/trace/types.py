@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,8 @@ class TraceModel:
 class TracePrompt:
     """What was asked. tokens: prompt tokens, template included; all else None where it is not known or stored.
 
-    words: how each attention block of the whole sequence begins, () where it is not known or stored.
+    words: how each attention block of the whole sequence begins, () where it is not known or stored. system: the system
+    prompt before the text. chat: it was asked for with the chat template, or without; None is as the model has it.
     """
 
     tokens: int
@@ -42,6 +44,8 @@ class TracePrompt:
     length: str | None = None
     seed: int | None = None
     words: tuple[str, ...] = ()
+    system: str | None = None
+    chat: bool | None = None
 
 
 class Commit(NamedTuple):
@@ -76,7 +80,8 @@ class Lane:
     """One run. switch_step: the first sparse step or None. text: one a row. seconds: the sum over steps.
 
     probes: by ascending step; only where there is a pattern. device: lanes with the same number took turns, lanes with
-    different ones ran at the same time.
+    different ones ran at the same time. dense_backend: what ran the steps that were not sparse; "" where it is not
+    known.
     """
 
     attention: ResolvedAttention
@@ -91,6 +96,7 @@ class Lane:
     pattern: Masks | None
     probes: tuple[TraceProbe, ...] = ()
     device: int = 0
+    dense_backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,37 @@ class Trace:
         """The text of tokens that occur in the trace, as it stands in an answer."""
         whole = dict(self.fragments).get(tuple(tokens)) if len(tokens) > 1 else None
         return "".join(self.vocabulary[token] for token in tokens) if whole is None else whole
+
+
+@dataclass(frozen=True)
+class LaneInfo:
+    """What a recorded run was: `sparsed.denoising.info.RunInfo`, without torch."""
+
+    trace: Trace
+    lane: Lane
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON, with the names that RunInfo has."""
+        trace, lane = self.trace, self.lane
+        sampler = {**asdict(trace.sampler), "stop": list(trace.sampler.stop)}
+        del sampler["changed"]  # the notes begin with it
+        made = Counter(step.phase for step in lane.steps)
+        return {
+            "sampler": sampler,
+            "attention": {"method": "dense"} if lane.attention.dense else asdict(lane.attention),
+            "backend": lane.backend,
+            "dense_backend": lane.dense_backend,
+            "dtype": trace.model.dtype,
+            "device": trace.model.device,
+            "prompt_tokens": trace.prompt.tokens,
+            "batch": trace.batch,
+            "phases": {phase: made[phase] for phase in ("dense", "select", "sparse")},
+            "forwards": len(lane.steps),
+            "total": lane.total,
+            "finished": lane.finished,
+            "switch_step": next((step.index for step in lane.steps if step.phase == "sparse"), None),
+            "notes": list(lane.notes),
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,10 @@ computing.
 
 Every word is a token. Full attention and SparseD write the same answer, in an order drawn from the seed; a baseline
 gets every third word wrong. A text that contains FAIL_WORD makes the lane of SparseD raise an error in its third step,
-FAIL_BASELINE the third lane. With a threshold every step commits PER_STEP
-tokens. It can have several devices, where lanes step at the same time. The models: one that is here, one in Dream's
-manner whose download takes a second or two, one whose download never ends, one that fails, and one that is too large.
+FAIL_BASELINE the third lane. With a threshold every step commits PER_STEP tokens; a run that stops early ends once the
+end token and everything before it is there. It can have several devices, where lanes step at the same time. The models:
+one that is here, one in Dream's manner whose download takes a second or two, one whose download never ends, one that
+fails, and one that is too large.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import math
 import random
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +57,11 @@ MODELS = {
 }
 
 
+def text_of(prompt):
+    """A prompt as words, whether it is a text or messages."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
 def ours(attention):
     """Full attention, or SparseD; else it is a baseline."""
     return attention.method in ("dense", "sparsed")
@@ -87,6 +94,34 @@ class Step:
     seconds: float
 
 
+@dataclass
+class Info:
+    """What a run is, as `sparsed.denoising.info.RunInfo`, which needs torch."""
+
+    run: Run
+
+    def record(self):
+        run, sampler = self.run, {**asdict(self.run.sampler), "stop": list(self.run.sampler.stop)}
+        del sampler["changed"]
+        made = Counter(step.phase for step in run.steps)
+        return {
+            "sampler": sampler,
+            "attention": {"method": "dense"} if run.attention.dense else asdict(run.attention),
+            "backend": run.backend,
+            "dense_backend": "sdpa",
+            "dtype": "float32",
+            "device": "cpu",
+            "prompt_tokens": run.prompt_length,
+            "batch": 1,
+            "phases": {phase: made[phase] for phase in ("dense", "select", "sparse")},
+            "forwards": len(run.steps),
+            "total": run.total,
+            "finished": run.finished,
+            "switch_step": next((step.index for step in run.steps if step.phase == "sparse"), None),
+            "notes": list(run.notes),
+        }
+
+
 class Run:
     """Steps of `pace` seconds each, sparse ones a third shorter. Knows when two runs of one device step at the same
     time.
@@ -105,7 +140,7 @@ class Run:
         self.switch_step = switch_step(self.total, self.attention.skip)
         self._select = select_step(self.total, self.attention.skip)
         self.pattern = None
-        self.notes = []
+        self.notes = list(sampler.changed)
         if not attention.dense and self.switch_step is None:
             self.notes.append("This run never becomes sparse: full attention lasts to the end.")
         if self.length > 4096 + 64:
@@ -121,6 +156,10 @@ class Run:
 
     def __iter__(self):
         return self
+
+    @property
+    def info(self):
+        return Info(self)
 
     def __next__(self) -> Step:
         if self.closed or self.finished:
@@ -150,12 +189,14 @@ class Run:
         else:
             first, last = PER_STEP * index, PER_STEP * (index + 1)
             self.finished = last >= count
-        if self.finished and self.switch_step is not None and index + 1 <= self.switch_step:
-            self.notes.append(f"This run never became sparse: it was done after {index + 1} steps.")
-            self.switch_step = None
         committed = np.zeros(count, dtype=bool)
         committed[self._order[first:last]] = True
         self._state = np.where(committed, self._answer, self._state)
+        if self.sampler.early_stop and END in self._state:
+            self.finished = self.finished or MASK not in self._state[: self._state.tolist().index(END)]
+        if self.finished and self.switch_step is not None and index + 1 <= self.switch_step:
+            self.notes.append(f"This run never became sparse: it was done after {index + 1} steps.")
+            self.switch_step = None
         confidence = np.where(committed, 0.9, np.nan)
         if phase == "select":
             layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)
@@ -221,7 +262,8 @@ class FakeEngine:
     def load(self, name, progress):
         progress(LoadProgress("weights", 10**6, 14 * GB, 0, 4))
         time.sleep(self.load_seconds)
-        about = {"name": name, "eos_id": END, "end_ids": (END,), "mask_id": MASK, "max_positions": 66048}
+        about = {"name": name, "eos_id": END, "end_ids": (END,), "mask_id": MASK}
+        about["max_positions"] = MODELS[name].trained_length
         copies = [
             SimpleNamespace(**about, defaults=MODELS[name].defaults, number=number, stepping=self.stepping[number])
             for number in range(self.devices)
@@ -249,7 +291,7 @@ class FakeEngine:
     def backend(self, model):
         return "gather"
 
-    def build_prompt(self, model, length, kind, seed):
+    def build_prompt(self, model, length, kind, seed, chat=None):
         words = (SEED_WORDS + " ") * (self.lengths()[length] // 25)
         question = f"Tell me about Mara Velin ({seed})."
         return SimpleNamespace(
@@ -262,13 +304,13 @@ class FakeEngine:
             seed=seed,
         )
 
-    def count(self, model, text):
-        return len(text.split())
+    def count(self, model, prompt, chat=None):
+        return len(text_of(prompt).split())
 
     def verdict(self, text, gold):
         return (True, "as expected") if text == gold else (False, "not the expected answer")
 
-    def record(self, runs, *, prompt, devices):
+    def record(self, runs, *, prompt, devices, system="", chat=None):
         """The record of runs by lane. It is built here, because `sparsed.trace.recording.record` takes torch's
         tensors."""
         if not self.keeps:
@@ -283,7 +325,7 @@ class FakeEngine:
             software={},
             machine={"cpu": "a stand-in"},
             model=traces.TraceModel("mini", "mini (a stand-in)", "llada", "float32", "cpu"),
-            prompt=traces.TracePrompt(first.prompt_length, **about),
+            prompt=traces.TracePrompt(first.prompt_length, **about, system=system or None, chat=chat),
             sampler=first.sampler,
             batch=1,
             gen_length=first.sampler.gen_length,
@@ -310,6 +352,7 @@ class FakeEngine:
         return traces.Lane(
             attention=run.attention,
             backend=run.backend,
+            dense_backend="sdpa",
             total=run.total,
             switch_step=run.switch_step,
             finished=run.finished,
@@ -320,7 +363,8 @@ class FakeEngine:
             pattern=None if run.pattern is None else Masks.of(run.pattern),
         )
 
-    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=()):
+    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=(), chat=None):
+        prompt, sampler = text_of(prompt), sampler.resolve(model.defaults)
         written = (SEED_WORDS if "Mara Velin" in prompt else prompt).split()
         if not ours(attention):
             written[2::3] = [WRONG] * len(written[2::3])
@@ -337,6 +381,7 @@ class FakeEngine:
     def decode_tokens(self, model, tokens):
         return "".join(self.vocabulary[token] for token in tokens)
 
-    def read_answer(self, model, tokens):
+    def read_answer(self, model, tokens, stop=()):
         tokens = list(tokens)
-        return self.decode_tokens(model, tokens[: tokens.index(END)] if END in tokens else tokens)
+        text = self.decode_tokens(model, tokens[: tokens.index(END)] if END in tokens else tokens)
+        return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]

@@ -120,11 +120,11 @@ def main() -> None:
         used, name = local.SparsedEngine(which), which
     log, denoise = Log(), used.denoise
 
-    def watched(model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Watched:
+    def watched(model: Any, prompt: Any, sampler: Any, attention: Any, *more: Any, **named: Any) -> Watched:
         def read(token: int) -> str | None:
             return None if token == model.mask_id else used.decode_tokens(model, [token])
 
-        return Watched(denoise(model, prompt, sampler, attention, *more), log, attention.method, read)
+        return Watched(denoise(model, prompt, sampler, attention, *more, **named), log, attention.method, read)
 
     used.denoise = watched
     here = desk.Desk(used, name, limits.Limits(max_seconds=1200))

@@ -21,6 +21,7 @@ import pytest
 from gradio_client import Client
 
 from app.api.endpoints import add
+from app.api.values import Info
 from app.finished.replay import final_snapshot
 from app.finished.run import opening
 from app.server.desk import Desk
@@ -30,6 +31,7 @@ from sparsed import trace as traces
 SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
+    "system", "prompt_format", "early_stop", "logits_eos_inf", "confidence_eos_eot_inf", "stop",
 ]  # fmt: skip
 GOING_ON = {"loading", "preparing", "waiting", "running"}
 # So long that nobody waits for its end: on the stand-in 1,000 steps of 0.02 s, in two lanes.
@@ -88,7 +90,8 @@ def test_four_endpoints_are_named_and_every_parameter_says_what_it_is(client: Cl
     names = {name: [one["parameter_name"] for one in about["parameters"]] for name, about in endpoints.items()}
     assert names["/models"] == []
     assert names["/compare"] == SETTINGS
-    assert names["/sweep"] == ["lengths", *(name for name in SETTINGS if name not in ("length", "text", "third"))]
+    of_one_race = ("length", "text", "system", "third")
+    assert names["/sweep"] == ["lengths", *(name for name in SETTINGS if name not in of_one_race)]
     assert names["/pattern"] == ["run", "layer", "head", "lane", "importance"]
     for about in endpoints.values():
         assert about["description"].endswith(".")
@@ -104,7 +107,7 @@ def test_what_may_be_left_out_has_the_default_that_is_promised(client: Client) -
     assert all(one["parameter_has_default"] for one in given.values())
     assert defaults == {
         "model": "mini", "kind": "about", "length": "short_context", "question": 0, "text": "", "skip": 0.2,
-        "selection": "paper", "seed": 0, "backend": "auto", "third": "none",
+        "selection": "paper", "seed": 0, "backend": "auto", "third": "none", "system": "", "prompt_format": "model",
     }  # fmt: skip
     assert [one["parameter_name"] for one in endpoints["/sweep"]["parameters"] if not one["parameter_has_default"]] == [
         "lengths"
@@ -123,7 +126,8 @@ def test_the_models_say_what_they_need_and_what_they_are_sampled_with(client: Cl
         "in_memory": True, "trained_length": 4096, "too_large": "",
         "defaults": {
             "steps": 64, "gen_length": 64, "block_length": 64, "algorithm": "low_confidence", "temperature": 0.0,
-            "threshold": None, "cfg_scale": 0.0, "top_p": 1.0,
+            "threshold": None, "cfg_scale": 0.0, "top_p": 1.0, "early_stop": False, "logits_eos_inf": False,
+            "confidence_eos_eot_inf": False, "stop": [],
         },
     }  # fmt: skip
     assert models["dreamer"]["defaults"]["algorithm"] == "maskgit_plus"
@@ -188,7 +192,35 @@ def test_null_is_the_default_in_every_language(client: Client) -> None:
 def test_a_run_without_a_sparse_step_says_so(client: Client) -> None:
     last = values(client, steps=8, skip=1)[-1]
     assert last["state"] == "done" and last["switch_step"] is None and last["speedup"] is None
-    assert last["notes"] == ["This run never becomes sparse: full attention lasts to the end."]
+    said = "This run never becomes sparse: full attention lasts to the end."
+    assert last["notes"] == [f"SparseD: {said}"]
+    assert {key: lane["never_sparse"] for key, lane in last["lanes"].items()} == {"dense": False, "sparse": True}
+    assert last["lanes"]["sparse"]["info"]["notes"] == [said]
+
+
+def test_every_lane_says_what_it_was_and_what_it_made(client: Client) -> None:
+    last = values(client, gen_length=40, block_length=16, stop=["glass", "x"], early_stop=True)[-1]
+    assert last["state"] == "done" and last["notes"][0].startswith("48 tokens are generated, not 40")
+    for key, lane in last["lanes"].items():
+        info = lane["info"]
+        assert set(info) == set(Info.__annotations__)
+        assert info["sampler"]["gen_length"] == 48 and info["sampler"]["stop"] == ["glass", "x"]
+        assert info["forwards"] == sum(info["phases"].values()) == lane["step"] and info["finished"]
+        assert (info["phases"]["sparse"] > 0) == (key == "sparse") and info["prompt_tokens"] == last["prompt_tokens"]
+        # The answer ends before a stop string, and the canvas after the answer is left as it is.
+        assert lane["text"].endswith("worked as a ") and "glass" not in lane["text"]
+    row = values(client, "/sweep", lengths=["short_context"], steps=8, skip=1)[-1]["rows"][0]
+    assert row["never_sparse"] and row["speedup"] is None and row["notes"] == [
+        "SparseD: This run never becomes sparse: full attention lasts to the end."
+    ]
+    assert {key: info["phases"]["dense"] for key, info in row["infos"].items()} == {"dense": 8, "sparse": 8}
+
+
+def test_a_run_may_end_early_and_leave_the_rest_masked(client: Client) -> None:
+    last = values(client, text="one two three", steps=16, gen_length=16, block_length=4, early_stop=True)[-1]
+    for lane in last["lanes"].values():
+        assert (lane["text"], lane["ended_early"]) == ("one two three", True)
+        assert lane["step"] < lane["total"] == 16
 
 
 def test_a_run_that_fails_ends_with_a_sentence_and_what_was_written(client: Client) -> None:
@@ -285,7 +317,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/compare", {"steps": 10**300}, "The value of steps is a number far beyond its range."),
     ("/compare", {"steps": True}, "The value of steps must be a whole number between 1 and 1024, not"),
     ("/compare", {"steps": 7.5}, "The value of steps must be a whole number between 1 and 1024, not"),
-    ("/compare", {"gen_length": 64, "block_length": 7}, "gen_length must be a multiple of block_length"),
+    ("/compare", {"gen_length": 64, "block_length": 32, "steps": 33}, "steps must be a multiple of the number"),
+    ("/compare", {"gen_length": 1000, "block_length": 600}, "The generation would have 1200 tokens, rounded"),
+    ("/compare", {"top_p": 0.5}, "The setting top_p would have no effect: leave it out. Only Dream's"),
+    ("/compare", {"algorithm": "origin", "threshold": 0.9}, "The setting threshold would have no effect:"),
+    ("/compare", {"system": "Be short."}, "The setting system would have no effect: leave it out. It belongs to"),
+    ("/compare", {"text": "Hi", "length": "1k"}, "The setting length would have no effect beside a text of your own"),
+    ("/compare", {"text": "Hi", "question": 7}, "The setting question would have no effect beside a text of your own"),
+    ("/compare", {"stop": "END"}, "The value of stop strings must be a list of texts of 1 to 200 characters each."),
+    ("/compare", {"stop": ["a"] * 17}, "The value of stop strings must have 16 texts at most, not 17."),
+    ("/compare", {"prompt_format": "xml"}, "The prompt format 'xml' is not one of model, chat, raw."),
     ("/compare", {"temperature": "hot"}, "The value of temperature must be a number between 0 and 10, not 'hot'."),
     ("/compare", {"skip": 1.5}, "The value of skip must lie between 0 and 1, not 1.5."),
     ("/compare", {"block_size": 33}, "block_size must be one of 32, 64, 128, not 33."),

@@ -75,15 +75,15 @@ class Noting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._fake, name)
 
-    def build_prompt(self, model: Any, length: str, kind: str, seed: int) -> Any:
+    def build_prompt(self, model: Any, length: str, kind: str, seed: int, chat: bool | None = None) -> Any:
         if length in self.missing:
             raise ValueError(self.missing[length])
         made = self._fake.build_prompt(model, length, kind, seed)
         self.names[made.text] = length
         return made
 
-    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, backend: str, *more: Any) -> Any:
-        run = self._fake.denoise(model, prompt, sampler, attention, backend, *more)
+    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Any:
+        run = self._fake.denoise(model, prompt, sampler, attention, *more)
         name = self.names.get(prompt, "")
         noted = Noted(run, name, attention, self.failing.get(name) if not attention.dense else None)
         self.runs.append(noted)
@@ -457,7 +457,7 @@ def test_a_model_that_is_not_in_memory_is_loaded_first(engine: Noting) -> None:
 )
 def test_what_cannot_be_compared_is_one_sentence(engine: Noting, kind: str, lengths: list[str], says: str) -> None:
     desk, visit = desk_of(engine), Visit()
-    (only,) = collect(desk, visit, asked_of(desk, kind=kind, text="hello"), lengths)
+    (only,) = collect(desk, visit, asked_of(desk, kind=kind, text="hello" if kind == OWN_TEXT else ""), lengths)
     assert (only["state"], only["message"], only["rows"]) == ("refused", says, []) and free(desk, visit)
 
 
@@ -468,7 +468,12 @@ def test_a_run_that_never_becomes_sparse_has_no_speed_up(engine: Noting) -> None
     end = collect(desk, Visit(), asked, ["short_context"])[-1]
     (row,) = end["rows"]
     assert row["state"] == "done" and row["speedup"] is None and (row["dense_steps"], row["total"]) == (11, 128)
-    assert row["notes"] == ["This run never became sparse: it was done after 11 steps."]
+    assert row["notes"] == ["SparseD: This run never became sparse: it was done after 11 steps."]
+    # What stands in SparseD's column is not reported as SparseD's.
+    assert row["never_sparse"] and row["infos"]["sparse"]["phases"]["sparse"] == 0
+    assert "never sparse" in chart_label(end["rows"])
+    told = {trace["name"]: trace["text"] for trace in chart(end["rows"])["data"]}
+    assert ["never sparse" in text for text in told["SparseD"] + told["Full attention"]] == [True, False]
     assert end["label"] == "mini · up to 64 steps · default select · threshold 0.9"
     assert [trace["name"] for trace in chart(end["rows"])["data"]] == ["Full attention", "SparseD"]
     assert outlook(desk, asked, ["1k"]).endswith(" on this machine at most.")

@@ -242,8 +242,8 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
 
     engine.denoise = noted
     seen = collect(desk, Visit(), asked)
-    (sampler, full, _), (_, ours, _), (_, theirs, (backend, probes)) = calls
-    assert full.dense and {one for one, _, _ in calls} == {sampler} and (backend, probes) == ("auto", ())
+    (sampler, full, _), (_, ours, _), (_, theirs, (backend, probes, chat)) = calls
+    assert full.dense and {one for one, _, _ in calls} == {sampler} and (backend, probes, chat) == ("auto", (), None)
     assert (ours.method, theirs.method) == ("sparsed", "random") and ours.keep_importance
     assert replace(ours, keep_importance=False, method="random") == theirs
     # Three canvases from the first picture on, each step once, and the verdicts of each lane.
@@ -402,7 +402,12 @@ def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
     dense, sparse = seen[-1].stage["lanes"]
     assert seen[-1].stage["state"] == "done" and (dense["step"], dense["total"]) == (11, 64)
     assert sparse["phases"] == [["dense", 1, 11]]
-    assert seen[-1].stage["notes"] == ["This run never became sparse: it was done after 11 steps."]
+    assert seen[-1].stage["notes"] == ["SparseD: This run never became sparse: it was done after 11 steps."]
+    assert [lane["never_sparse"] for lane in seen[-1].stage["lanes"]] == [False, True]
+    full, ours = (lane["info"] for lane in seen[-1].stage["lanes"])
+    assert (full["phases"], full["attention"]) == ({"dense": 11, "select": 0, "sparse": 0}, {"method": "dense"})
+    assert (ours["forwards"], ours["total"], ours["switch_step"]) == (11, ours["sampler"]["steps"], None)
+    assert ours["notes"] == ["This run never became sparse: it was done after 11 steps."]
     assert timeline.timeline(seen[-1].times)["layout"]["shapes"] == []
 
 

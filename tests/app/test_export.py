@@ -173,7 +173,6 @@ def stage_after(trace: traces.Trace, steps: dict[str, int], judge: Any = None) -
         end_ids=trace.end_ids,
         gold=trace.prompt.gold,
         judge=judge,
-        notes=next(reversed(trace.lanes.values())).notes,
         question=trace.prompt.question or "",
         mode=mode(len(names), 1),
     )

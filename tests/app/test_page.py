@@ -262,8 +262,16 @@ def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None
     page.click("#sd-settings button")
     choose(page, "sd-block-length", "^32$")
     choose(page, "sd-gen-length", "^16$")
+    # A generation is whole blocks, which is said, and the steps that follow are those of the run.
+    said = "document.querySelector('.sd-prompt .sd-notes').textContent"
+    page.wait_for_function(f"() => {said}.includes('32 tokens are generated, not 16')")
+    page.wait_for_function("() => document.querySelector('#sd-steps input[type=number]').value === '32'")
+    choose(page, "sd-gen-length", "^256$")
+    page.wait_for_function("() => document.querySelector('#sd-steps input[type=number]').value === '256'")
+    choose(page, "sd-block-length", "^16$")
+    set_slider(page, "sd-steps", "40")
     page.wait_for_selector(".sd-problem:not([hidden])")
-    assert "gen_length must be a multiple of block_length" in page.inner_text(".sd-problem")
+    assert "steps must be a multiple of the number of semi-autoreg" in page.inner_text(".sd-problem")
     page.click("#sd-run")
     wait_for(page, "refused")
     assert "must be a multiple" in page.inner_text(".sd-message")
@@ -413,13 +421,20 @@ def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
     choose(page, "sd-algorithm", "entropy")
     page.wait_for_function("() => document.querySelector('#sd-threshold input').disabled")
     assert "Not with entropy" in page.inner_text("#sd-threshold")
+    said = "document.querySelector('.sd-prompt .sd-notes').textContent"
+    page.wait_for_function(f"() => {said}.includes('The setting “Confidence threshold” is left out. Not with entropy')")
     choose(page, "sd-algorithm", "low_confidence")
     page.wait_for_function("() => !document.querySelector('#sd-threshold input').disabled")
     page.wait_for_function("() => / at most on this machine ·/.test(document.querySelector('.sd-facts').textContent)")
+    assert not page.evaluate(f"{said}.includes('left out')")
     run_to_end(page)
     assert page.locator('[data-lane="sparse"] .sd-figures dd').all_inner_texts()[0] == "11 of ≤ 64"
     assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–11"]
-    assert page.inner_text(".sd-stage .sd-notes") == "This run never became sparse: it was done after 11 steps."
+    said = "SparseD: This run never became sparse: it was done after 11 steps."
+    assert page.inner_text(".sd-stage .sd-notes") == said
+    # No factor is reported as SparseD's, and its heading says why.
+    assert page.inner_text('[data-lane="sparse"] .sd-never') == "never sparse" and page.is_hidden(".sd-score-speed")
+    assert page.is_hidden('[data-lane="dense"] .sd-never')
     assert page.locator('.sd-cell[data-state="masked"]:not([aria-hidden])').count() == 0
     page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 11")
     layout = page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout")

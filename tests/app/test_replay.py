@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,9 @@ from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, AttentionConfig, ResolvedSampler, select_step, switch_step
+from sparsed.denoising.answers import Answers
+from sparsed.denoising.info import RunInfo
 from sparsed.questions.build import Prompt
 
 DENSE, SPARSE, BASELINE = "dense", "sparse", "baseline"
@@ -46,7 +49,7 @@ MODEL = SimpleNamespace(
     end_ids=ENDS,
     token_text=lambda token: read([token]),
     tokens_text=read,
-    decode=lambda row: read([token for token in row.tolist() if token not in (MASK, *ENDS)]).strip(),
+    tokenizer=SimpleNamespace(decode=lambda tokens, **_: read(tokens)),
 )
 
 
@@ -83,9 +86,20 @@ def make_run(
         )
     attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32)
     finished = made == total or threshold is not None
-    sampler = SamplerConfig(
-        total, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
+    # With a threshold, fewer steps are made than tokens at the outside; here they only have to be recorded.
+    most = max(total, cells) if threshold else total
+    sampler = ResolvedSampler(
+        most, cells, cells, "low_confidence", 0.0, 0, 1.0, 0, 0.0, 1e-3, 0.0, threshold=threshold
     )
+    phases = Counter(step.phase for step in steps)
+    backend = "sdpa" if dense else "gather"
+    info = RunInfo(
+        sampler=sampler, attention=attention.resolve(cells), backend=backend, dense_backend="sdpa", dtype="float32",
+        device="cpu", prompt_tokens=7, batch=1, total=total,
+        phases={phase: phases[phase] for phase in ("dense", "select", "sparse")},
+        finished=finished, notes=("Short.",),
+        switch_step=next((step.index for step in steps if step.phase == "sparse"), None),
+    )  # fmt: skip
     return SimpleNamespace(
         model=MODEL,
         prompt=torch.full((1, 7), 65),
@@ -97,9 +111,10 @@ def make_run(
         pattern=None,
         # As the engine has it: a run that ended before it was sparse has no switch any more.
         switch_step=None if finished and switch is not None and made <= switch else switch,
-        backend="sdpa" if dense else "gather",
+        backend=backend,
         finished=finished,
         notes=["Short."],
+        info=info,
         steps=steps,
     )
 
@@ -185,7 +200,8 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
                 switch_step=switch_step(run.total, run.attention.skip),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
-                at_most=run.sampler.threshold is not None,
+                at_most=run.sampler.at_most,
+                source=run,
             )
         )
     stage = Stage(
@@ -194,8 +210,7 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
         end_ids=ENDS,
         gold="Ann.",
         judge=judge,
-        read=lambda tokens: MODEL.decode(torch.tensor(list(tokens), dtype=torch.int64)),
-        notes=["Short."],
+        read=lambda tokens: Answers(MODEL).read(tokens).text,
         question="Who?",
         mode=mode(len(lanes), 1),
     )

@@ -10,16 +10,17 @@ import gradio as gr
 import pytest
 
 from app.page.inputs import NAMES, read
-from app.page.settings import accordion, within
-from app.race.fields import BY_NAME, FIELDS, FOLLOWING, OWN_TEXT, usual
+from app.page.settings import accordion, follow, within
+from app.race.fields import BY_NAME, FIELDS, FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import from_link, link
 from app.race.request import Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import GENERIC_DEFAULTS
 
-# What the engine has and the page does not offer: Dream's finer settings, what a lane stands for, what a study sets.
-NOT_ON_THE_PAGE = {
-    "sampler": {"top_k", "alg_temp", "eps", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop"},
+# What the engine has and neither page nor programs can ask for here: Dream's finer settings, what a lane stands for,
+# what a study sets.
+NOT_ASKED_FOR = {
+    "sampler": {"top_k", "alg_temp", "eps"},
     "attention": {"method", "keep_importance", "on_no_gain", "isolated", "reuse"},
 }
 KNOWN: dict[str, Any] = {
@@ -31,13 +32,23 @@ KNOWN: dict[str, Any] = {
 def test_the_table_and_the_engine_name_the_same_settings(home: str, config: type) -> None:
     ours = {field.name for field in FIELDS if field.home == home}
     theirs = {field.name for field in fields(config)}
-    assert NOT_ON_THE_PAGE[home] <= theirs and ours == theirs - NOT_ON_THE_PAGE[home]
+    assert NOT_ASKED_FOR[home] <= theirs and ours == theirs - NOT_ASKED_FOR[home]
+
+
+def test_programs_alone_can_give_stop_strings() -> None:
+    assert [field.name for field in FIELDS if not field.on_page] == ["stop"]
+    assert [field.name for field in FIELDS if not field.in_api] == ["track"]
+    assert BY_NAME["stop"].check(["\n\n", "Q:"]) == ("\n\n", "Q:") and BY_NAME["stop"].check(None) is None
+    for wrong in ("Q:", [""], [1], ["x" * 201], ["x"] * 17):
+        with pytest.raises(ValueError, match="The value of stop strings must"):
+            BY_NAME["stop"].check(wrong)
 
 
 def test_the_table_and_the_request_name_the_same_settings() -> None:
     ours = {field.name for field in FIELDS if field.home == "race"}
-    # What a third lane is, is one of the lanes.
-    assert ours - {"third"} | {"sampler", "lanes"} == {field.name for field in fields(Request)}
+    # What a third lane is, is one of the lanes; the format of a prompt is with the chat template or without.
+    made = {"sampler", "lanes", "chat", "left_out"}
+    assert ours - {"third", "prompt_format"} | made == {field.name for field in fields(Request)}
 
 
 def test_every_setting_is_named_once_and_said_in_words() -> None:
@@ -54,7 +65,9 @@ def test_every_setting_is_named_once_and_said_in_words() -> None:
 
 def test_what_is_usual_can_be_run_and_is_what_a_fresh_page_asks_for() -> None:
     start = usual("mini", "about", "4k")
-    assert set(start) == set(BY_NAME) and {name for name, value in start.items() if value is None} == set(FOLLOWING)
+    following = {field.name for field in FIELDS if field.follows}
+    assert set(start) == set(BY_NAME) and {name for name, value in start.items() if value is None} == following
+    assert following - set(FOLLOWING) == {"stop"}  # not on the page
     asked = parse(**start, **KNOWN)
     assert asked.sampler == GENERIC_DEFAULTS.resolve(GENERIC_DEFAULTS)
     assert (len(asked.lanes), asked.track, asked.backend, asked.attention.selection) == (2, False, "auto", "paper")
@@ -76,7 +89,8 @@ def test_every_value_of_a_setting_with_choices_is_taken() -> None:
 def test_the_inputs_are_read_by_name() -> None:
     sent = [f"the {name}" for name in NAMES]
     given = read([*sent, "steps,top_p"])
-    assert all(given[name] == f"the {name}" for name in BY_NAME) and given.touched == {"steps", "top_p"}
+    assert set(BY_NAME) - set(NAMES) == {"stop"}
+    assert all(given[name] == f"the {name}" for name in NAMES) and given.touched == {"steps", "top_p"}
     with pytest.raises(ValueError):
         read([*sent[:-1], ""])
 
@@ -84,19 +98,31 @@ def test_the_inputs_are_read_by_name() -> None:
 def test_every_setting_has_a_component_of_its_name() -> None:
     with gr.Blocks():
         made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
-    assert set(made) == set(BY_NAME) - {"kind", "length", "text"}  # these stand above the accordion
+    # These stand above the accordion.
+    assert set(made) == {field.name for field in ON_PAGE} - {"kind", "length", "text", "system"}
     for name, component in made.items():
         assert (component.label, component.elem_id) == (BY_NAME[name].label, f"sd-{name.replace('_', '-')}")
 
 
-def test_sliders_take_what_lies_beyond_them_at_their_ends() -> None:
-    moved = within({"steps": 1000, "top_p": 7, "skip": -1.0, "select": "much", "seed": 2**40}, GENERIC_DEFAULTS)
-    assert moved == {"steps": 256, "top_p": 1.0, "skip": 0.0, "select": "much", "seed": 2**40}
-    assert within({"steps": 1000}, SamplerConfig(steps=512)) == {"steps": 512}
+def test_what_is_typed_into_a_slider_counts_as_far_as_it_may_be() -> None:
+    moved = within({"steps": 5000, "top_p": 7, "skip": -1.0, "select": "much", "seed": 2**40})
+    assert moved == {"steps": 1024, "top_p": 1.0, "skip": 0.0, "select": "much", "seed": 2**40}
+    assert within({"steps": 1000, "temperature": 9}) == {"steps": 1000, "temperature": 9}
+
+
+def test_a_slider_reaches_as_far_as_what_it_holds() -> None:
+    with gr.Blocks():
+        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+    held = {name: component.value for name, component in made.items()} | {"steps": 512, "gen_length": 512}
+    touched = {"steps", "gen_length"}
+    asked = parse(**{**usual("mini", "about", "4k"), **{name: held[name] for name in touched}}, **KNOWN).resolve(300)
+    updates = {name: update for name in made if (update := follow(made, asked, held, touched).get(made[name]))}
+    assert (updates["steps"]["maximum"], updates["steps"]["value"]) == (512, 512)
+    assert 512 in updates["gen_length"]["choices"] and updates["gen_length"]["value"] == 512
 
 
 def test_every_setting_can_be_linked() -> None:
     kinds = {"choice": "mini", "whole": 7, "number": 0.25, "text": "a & b", "switch": True}
-    given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in FIELDS} | {"kind": OWN_TEXT}
+    given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in ON_PAGE} | {"kind": OWN_TEXT}
     query = dict(parse_qsl(link(given, FOLLOWING).removeprefix("?")))
     assert from_link(query) == (given, [])

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from app.race import links, request
-from app.race.fields import FOLLOWING, MAX_CHARACTERS, OWN_TEXT
+from app.race.fields import BY_NAME, FOLLOWING, MAX_CHARACTERS, MAX_STEPS, OWN_TEXT, usual
 from app.race.request import parse, unused
 from sparsed.config import ALGORITHMS, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS
@@ -126,16 +126,107 @@ def test_off_is_off() -> None:
 @pytest.mark.parametrize("defaults", [LLADA_DEFAULTS, DREAM_DEFAULTS])
 def test_what_an_algorithm_does_not_have_is_never_sent(algorithm: str, defaults: SamplerConfig) -> None:
     given = {"algorithm": algorithm, "top_p": 0.5, "block_length": 32, "gen_length": 64, "steps": 64, "threshold": 0.9}
-    sampler = parse(**{**NOTHING_SET, "defaults": defaults, **given}).sampler
+    asked = parse(**{**NOTHING_SET, "defaults": defaults, **given}, lenient=True)
+    sampler = asked.sampler
     left_out = unused(SamplerConfig(algorithm=algorithm, threshold=0.9), defaults)
     dream = algorithm not in ("low_confidence", "random")
     expected = set() if dream else {"top_p"}
     if algorithm in ("origin", "entropy"):
         expected = {"threshold", "block_length"}
-    assert set(left_out) == expected and all(left_out.values())
+    assert set(left_out) == expected | ({"confidence_eos_eot_inf"} if algorithm == "origin" else set())
+    assert all(left_out.values())
+    # The page says it, and programs are told.
+    assert {name for name in given if any(BY_NAME[name].label in said for said in asked.left_out)} == expected
+    assert len(asked.left_out) == len(expected)
+    for name in expected:
+        rest = {other: value for other, value in given.items() if other == name or other not in expected}
+        with pytest.raises(ValueError, match=f"^The setting {name} would have no effect: leave it out. "):
+            parse(**{**NOTHING_SET, "defaults": defaults, **rest})
     assert (sampler.top_p == 0.5) == dream
     assert (sampler.threshold is None) == ("threshold" in expected)
     assert sampler.block_length == (64 if "block_length" in expected else 32)
+
+
+# A value of each setting that is not what it is anyway.
+OTHER: dict[str, Any] = {
+    "model": "other", "kind": "fact", "length": "4k", "question": 7, "text": "Hello", "system": "Be short.",
+    "prompt_format": "raw", "steps": 16, "gen_length": 32, "block_length": 8, "algorithm": "random", "temperature": 0.7,
+    "threshold": 0.8, "cfg_scale": 1.5, "top_p": 0.4, "early_stop": True, "logits_eos_inf": True,
+    "confidence_eos_eot_inf": True, "stop": ["\n"], "skip": 0.45, "select": 0.15, "block_size": 64,
+    "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["about", OWN_TEXT])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, None])
+@pytest.mark.parametrize("defaults", [GENERIC_DEFAULTS, LLADA_DEFAULTS, DREAM_DEFAULTS])
+def test_no_setting_is_accepted_and_ignored(kind: str, algorithm: str | None, defaults: SamplerConfig) -> None:
+    assert set(OTHER) == set(BY_NAME)
+    own = {"text": "What?"} if kind == OWN_TEXT else {}
+    base = {
+        **usual("mini", kind, "short_context"), **own, "algorithm": algorithm, "defaults": defaults,
+        "models": ["mini", "other"], "kinds": ["about", "fact"], "lengths": ["short_context", "4k"],
+    }  # fmt: skip
+    plain = parse(**base)
+    for name, value in OTHER.items():
+        if value == base[name]:
+            continue
+        try:
+            changed = parse(**{**base, name: value})
+        except ValueError as refused:
+            # In a sentence, and about that.
+            assert str(refused).endswith(".") and len(str(refused)) < 300
+            assert name in str(refused) or BY_NAME[name].said in str(refused).lower(), (name, refused)
+        else:
+            assert changed != plain and not changed.left_out, name
+
+
+def test_with_a_threshold_what_would_cancel_it_is_off_until_somebody_wants_it() -> None:
+    dream = {**NOTHING_SET, "defaults": DREAM_DEFAULTS}
+    off, on = parse(**dream).sampler, parse(**{**dream, "threshold": 0.9}).sampler
+    assert (off.temperature, off.top_p, off.threshold) == (0.05, 0.95, None)
+    assert (on.temperature, on.top_p, on.threshold) == (0.0, 1.0, 0.9)
+    assert parse(**{**dream, "threshold": 0}).sampler == off
+    wanted = parse(**{**dream, "threshold": 0.9, "temperature": 0.4, "top_p": 0.8}).sampler
+    assert (wanted.temperature, wanted.top_p) == (0.4, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "said"),
+    [
+        ({"gen_length": 256}, (256, 256, 32), False),
+        ({"gen_length": 500}, (512, 512, 32), True),
+        ({"gen_length": 500, "block_length": 100, "steps": 50}, (500, 50, 100), False),
+        ({"gen_length": 20}, (20, 20, 20), False),
+    ],
+)
+def test_lengths_are_the_engines(given: dict[str, int], expected: tuple[int, int, int], said: bool) -> None:
+    asked = parse(**{**NOTHING_SET, "defaults": LLADA_DEFAULTS, **given})
+    theirs = SamplerConfig(**given).resolve(LLADA_DEFAULTS)
+    assert asked.sampler == theirs and asked.sampler.changed == theirs.changed
+    assert (asked.gen_length, asked.steps, asked.sampler.block_length) == expected
+    assert bool(asked.sampler.changed) == said and asked.steps <= MAX_STEPS
+
+
+def test_a_generation_that_is_too_long_once_it_is_rounded_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="The generation would have 1200 tokens, rounded up to whole semi-autoregr"):
+        parse(**{**NOTHING_SET, "gen_length": 1000, "block_length": 600})
+
+
+def test_a_system_prompt_stands_before_ones_own_text_and_raw_text_is_asked_for() -> None:
+    asked = parse(**{**GOOD, "kind": OWN_TEXT, "text": "Hi", "system": "Be \ud800 short.", "prompt_format": "raw"})
+    assert asked.chat is False and asked.system == "Be \ufffd short."
+    assert asked.messages("Hi") == [
+        {"role": "system", "content": "Be \ufffd short."}, {"role": "user", "content": "Hi"},
+    ]  # fmt: skip
+    plain = parse(**GOOD)
+    assert (plain.chat, plain.system, plain.messages("Hi")) == (None, "", "Hi")
+    assert parse(**{**GOOD, "prompt_format": "chat"}).chat is True
+    for name in ("text", "system"):
+        with pytest.raises(ValueError, match=f"The setting {name} would have no effect: leave it out. It belongs to"):
+            parse(**{**GOOD, name: "Hi"})
+    with pytest.raises(ValueError, match="Your system prompt has 600,001 characters"):
+        parse(**{**GOOD, "kind": OWN_TEXT, "text": "Hi", "system": "x" * (MAX_CHARACTERS + 1)})
 
 
 def test_without_a_threshold_dream_has_one_block() -> None:

@@ -12,6 +12,7 @@ from app.lanes import PAIR, lanes_for
 from app.phrases import clock
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, phase_ranges
+from app.race.notes import of_lanes
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, before_run, mode, speedup
 from sparsed.config import SparseDConfig
@@ -29,9 +30,16 @@ def judge(text: str, gold: str) -> tuple[bool, str]:
     return text == gold, "words"
 
 
+def said(*notes: str) -> SimpleNamespace:
+    """A run that says this of itself."""
+    return SimpleNamespace(notes=list(notes), info=SimpleNamespace(record=lambda: {"notes": list(notes)}))
+
+
 def stage_of(gold: str | None = "It is so") -> Stage:
     lanes = [
-        LaneView(lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4)
+        LaneView(
+            lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4, source=said("n")
+        )
         for lane, switch in zip(PAIR, (None, 2), strict=True)
     ]
     return Stage(
@@ -41,7 +49,6 @@ def stage_of(gold: str | None = "It is so") -> Stage:
         gold=gold,
         judge=judge,
         read=lambda t: decode(t).split("<end>")[0],
-        notes=["n"],
     )
 
 
@@ -204,6 +211,7 @@ def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone(
             switch_step=switch,
             backend="x",
             parallel=4,
+            source=said("n"),
         )
         for lane, switch in zip(lanes_for(SparseDConfig(), "sliding_window"), (None, 2, 2), strict=True)
     ]
@@ -241,12 +249,15 @@ def test_before_a_run_a_third_lane_is_there_if_it_will_be() -> None:
 
 
 def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_sparse() -> None:
-    notes: list[str] = []
+    sources = said(), said()
     lanes = [
-        LaneView(lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="", parallel=4, at_most=True)
-        for lane, switch in zip(PAIR, (None, 2), strict=True)
-    ]
-    stage = Stage(lanes, end_ids={END}, notes=notes)
+        LaneView(
+            lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="", parallel=4, at_most=True,
+            source=source,
+        )
+        for lane, switch, source in zip(PAIR, (None, 2), sources, strict=True)
+    ]  # fmt: skip
+    stage = Stage(lanes, end_ids={END})
     planned = stage.snapshot()["lanes"]
     assert [lane["phases"] for lane in planned] == [
         [["dense", 1, None]],
@@ -263,11 +274,14 @@ def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_spar
 
     half = stage.apply(Update((burst("dense", 0, "dense"), burst("sparse", 0, "dense")), "running", ()))
     assert [(lane["step"], lane["progress"]) for lane in half["lanes"]] == [(1, 0.5)] * 2
-    notes.append("This run never became sparse.")
+    # A run on a borrowed device has another list after each step.
+    sources[1].notes = ["This run never became sparse."]
     steps = (burst("dense", 1, "dense"), burst("sparse", 1, "select"))
     value = stage.apply(Update(steps, "done", ("dense", "sparse")))
     dense, sparse = value["lanes"]
-    assert value["notes"] == ["This run never became sparse."] and half["notes"] == []
+    assert value["notes"] == ["SparseD: This run never became sparse."] and half["notes"] == []
+    assert [lane["never_sparse"] for lane in half["lanes"]] == [False, False]
+    assert (dense["never_sparse"], sparse["never_sparse"], value["speedup"]) == (False, True, None)
     assert (sparse["step"], sparse["total"], sparse["at_most"], sparse["progress"]) == (2, 4, True, 1.0)
     assert dense["phases"] == [["dense", 1, 2]] and sparse["phases"] == [["dense", 1, 1], ["select", 2, 2]]
     assert stage.lanes["sparse"].switch_step is None and dense["state"] == "done"
@@ -290,3 +304,39 @@ def test_how_lanes_share_the_machine_is_said_in_a_sentence() -> None:
     assert mode(2, 1, "Why.") == {"name": "turns", "text": "Why."}
     stage = Stage([], end_ids=(), mode=said[2, 2])
     assert stage.snapshot()["mode"] == both and before_run(PAIR, 8, 8, total=4)["mode"] is None
+
+
+def test_each_note_is_said_once_by_name_where_not_every_lane_says_it() -> None:
+    ours, theirs = ["Short.", "Slow.", "Slow."], ["Slow.", "Short."]
+    notes = {"Full attention": ["Short."], "SparseD": ours, "Random blocks": theirs}
+    assert of_lanes(notes) == ["Short.", "SparseD and Random blocks: Slow."]
+    assert of_lanes({"SparseD": ["Slow."]}) == ["Slow."] and of_lanes({}) == []
+
+
+def test_a_lane_says_beforehand_that_it_will_never_be_sparse() -> None:
+    value = before_run(lanes_for(SparseDConfig(skip=1.0), "random"), 8, 8, total=4)
+    assert [lane["never_sparse"] for lane in value["lanes"]] == [False, True, True]
+    assert [lane["info"] for lane in value["lanes"]] == [None] * 3
+
+
+def test_what_a_run_leaves_out_after_its_answer_stays_masked_and_is_no_difference() -> None:
+    lanes = [
+        LaneView(
+            lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4, at_most=True,
+            source=said(),
+        )
+        for lane, switch in zip(PAIR, (None, 1), strict=True)
+    ]  # fmt: skip
+    stage = Stage(lanes, end_ids={END}, gold="It is", judge=judge, read=lambda t: decode(t).split("<end>")[0])
+    steps = [step(lane, index, token, 0.1) for lane in ("dense", "sparse") for index, token in enumerate([1, 2, END])]
+    running = stage.apply(Update(tuple(steps), "running", ()))
+    assert [lane["ended_early"] for lane in running["lanes"]] == [False, False]
+    value = stage.apply(Update((), "done", ("dense", "sparse")))
+    for lane in value["lanes"]:
+        assert (lane["ended_early"], lane["progress"], lane["text"], lane["right"]) == (True, 1.0, "It is", True)
+        assert [cell[1] for cell in lane["cells"]] == [1, 2, 3, 0]
+    assert (value["agreement"]["same"], value["agreement"]["compared"]) == (3, 3)
+    # The other lane goes on where this one has ended.
+    longer = stage.lanes["sparse"].canvas
+    longer.apply(step("sparse", 3, 1, 0.1).step)
+    assert stage.agreement(stage.lanes["sparse"])["compared"] == 3  # type: ignore[index]

@@ -27,6 +27,7 @@ from sparsed.attention import analysis
 from sparsed.attention.masks import Masks
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.config import FULL_ATTENTION, ResolvedSampler, SamplerConfig, SparseDConfig
+from sparsed.denoising.answers import Answers
 from sparsed.questions.build import Prompt
 from sparsed.trace import check
 
@@ -58,7 +59,6 @@ def fake_model() -> Any:
         tokenizer=tokenizer,
         token_text=lambda token: tokenizer.decode([token]),
         tokens_text=lambda tokens: tokenizer.decode(list(tokens)),
-        decode=lambda row: tokenizer.decode([i for i in row.tolist() if i != MASK]),
     )
 
 
@@ -135,6 +135,7 @@ def fake_run(
         backend="sdpa" if dense else "gather",
         finished=done == steps,
         notes=["Short."],
+        info=SimpleNamespace(dense_backend="sdpa"),
         steps=events,
     )
 
@@ -188,7 +189,7 @@ def test_saved_and_loaded_it_replays_the_very_steps(
     assert_replays(run, loaded, name)
     lane = loaded.lanes[name]
     assert lane.finished == (made == steps) and lane.seconds == sum(step.seconds for step in run.steps)
-    assert lane.text == tuple(run.model.decode(row) for row in run.steps[-1].tokens)
+    assert lane.text == tuple(Answers(run.model).read(row).text for row in run.steps[-1].tokens.tolist())
 
 
 def test_two_lanes_share_one_file(tmp_path: Path) -> None:
@@ -460,6 +461,8 @@ def test_a_run_of_a_model_is_recorded_with_all_there_is_to_see(tiny: Any, tmp_pa
     loaded = trace.load(tmp_path / "a.json.gz")
     lane = loaded.lanes["sparsed"]
     assert lane.finished == (made == 8)
+    # What a run says of itself is what its record says of it.
+    assert trace.LaneInfo(loaded, lane).record() == run.info.record()
     assert len(loaded.prompt.words) == -(-run.length // 32)
     assert loaded.prompt.words[1] == tiny.tokens_text(before[0, 32:64].tolist()).strip()
     if made == 1:
