@@ -17,6 +17,7 @@ from sparsed.models.checkpoint import load_tokenizer, read_generation, read_head
 from sparsed.models.devices import can_fuse, check_device_map, check_dtype, pick_device, pick_dtype
 from sparsed.models.families import read_config, recognise
 from sparsed.models.files import check_files
+from sparsed.models.fingerprint import stamp
 from sparsed.models.fuse import fuse as fuse_network
 from sparsed.models.hub import Listener, locate
 from sparsed.models.model import Model
@@ -78,7 +79,7 @@ def load(
 
     spec, folder, name = locate(name_or_path, revision, progress, fits)
     label = spec.label if spec is not None else name
-    notes = check_files(folder)
+    notes, before = check_files(folder), stamp(folder)
     checkpoint = recognise(read_config(folder), f"config.json of {label}")
     weights = read_headers(folder)
     parameters = sum(prod(shape) for _, _, shape in weights) // ways
@@ -117,4 +118,5 @@ def load(
         notes=tuple(notes),
         team=team,
         folder=folder,
+        stamp=before,
     )

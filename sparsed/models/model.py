@@ -15,8 +15,9 @@ from torch import Tensor
 from sparsed.attention.backends.registry import Problem
 from sparsed.config import ResolvedSampler
 from sparsed.machine import peak_bytes
+from sparsed.models import LoadError
 from sparsed.models.chat import check_messages, messages_of, pieces
-from sparsed.models.fingerprint import fingerprint, of_random_weights
+from sparsed.models.fingerprint import Stamp, fingerprint, of_random_weights, stamp
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +49,7 @@ class Model:
     "qwen3". shift: the logits of position i − 1 predict position i. end_ids: every token that ends an answer, eos_id
     first. notes: sentences about how it was loaded that a user should see. team: the processes that hold the network
     together, each a share of it; None where it is whole. folder: where its files are; None for random weights.
+    stamp: of these files when they were loaded.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Model:
     notes: tuple[str, ...] = ()
     team: ModelTeam | None = None
     folder: Path | None = None
+    stamp: Stamp | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
@@ -89,13 +92,21 @@ class Model:
 
     def fingerprint(self) -> str:
         """The SHA-256 of the files it was loaded from (`sparsed.models.fingerprint`), read when first asked for; for
-        random weights a name of their shape and seed.
+        random weights a name of their shape and seed. Raises LoadError where these files are no more what was loaded.
         """
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        return of_random_weights(self.name) if self.folder is None else fingerprint(self.folder)
+        if self.folder is None:
+            return of_random_weights(self.name)
+        found = fingerprint(self.folder)
+        if self.stamp not in (None, stamp(self.folder)):
+            raise LoadError(
+                f"The files in {self.folder} were changed or removed after {self.label} was loaded from them: what it "
+                f"was made of cannot be told any more. Load it again."
+            )
+        return found
 
     def problem(self, batch: int, length: int) -> Problem:
         """What a forward over so many sequences of `length` positions asks of attention in this process."""

@@ -160,6 +160,22 @@ def test_a_model_knows_its_own_and_reads_it_once(folder_of, model_of, monkeypatc
     assert model_of("dream").fingerprint() != loaded.fingerprint()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "config.json"])
+def test_files_that_changed_after_loading_give_no_fingerprint(folder_of, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(folder_of("llada"), tmp_path / "merged again and again"))
+    said = "were changed or removed after .* was loaded from them: what it was made of cannot be told"
+    loaded, asked_before = (sparsed.load(folder, device="cpu", dtype="float32") for _ in range(2))
+    known = asked_before.fingerprint()
+    kept = (folder / name).read_bytes()
+    (folder / name).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))  # as large as before
+    with pytest.raises(LoadError, match=said):
+        loaded.fingerprint()
+    assert asked_before.fingerprint() == known != fingerprint(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(LoadError, match=said):
+        loaded.fingerprint()
+
+
 def test_random_weights_are_named_by_their_shape_and_seed() -> None:
     made = load_or_make(Namespace(shape="mini", device="cpu", no_fuse=True), "float32")
     assert made.folder is None and made.fingerprint() == "random weights of mini, seed 0"
