@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import field, fields
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -38,6 +39,10 @@ def choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 def texts(name: str, value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
         raise ValueError(f"{name} must be a tuple of texts that are not empty, not {value!r}.")
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError:  # half a character: bytes of another encoding on a command line
+        raise ValueError(f"{name} must be Unicode text, not {value!r}.") from None
 
 
 AT_LEAST_0 = partial(number, fits=lambda value: 0 <= value < math.inf, said="be 0 or above and finite")
@@ -70,11 +75,24 @@ def given(config: Any) -> dict[str, Any]:
 
 
 def check_each(config: type, values: Any) -> None:
-    """The range of each field that is set, by the rows of the class `config`."""
+    """The range of each field that is set, by the rows of the class `config`. Numbers of another library (numpy) and
+    lists become Python's own numbers and tuples.
+    """
     for row in fields(config):
-        value = getattr(values, row.name)
+        value = _plain(getattr(values, row.name))
         if value is not None:
             row.metadata["check"](row.name, value)
+            object.__setattr__(values, row.name, value)  # configs are frozen
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_set(values: Any, but: tuple[str, ...] = ()) -> None:

@@ -44,7 +44,9 @@ def denoise(
     backend.
     """
     ids = model.encode(prompt, chat)
-    settings = (sampler if sampler is not None else SamplerConfig()).resolve(model.defaults)
+    if not isinstance(sampler, SamplerConfig | None):
+        raise ValueError(f"sampler must be a SamplerConfig, not {sampler!r}.")
+    settings = (sampler or SamplerConfig()).resolve(model.defaults)
     dense.check(dense_backend, model.device)
     probes = tuple(probe_steps)
     for step in probes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from sparsed.config import (
@@ -86,6 +88,7 @@ def test_switch_at_the_edges(steps: int, skip: float, switch: int | None) -> Non
         ({"early_stop": 1}, "early_stop must be one of False, True, not 1"),
         ({"stop": "text"}, "stop must be a tuple of texts that are not empty, not 'text'"),
         ({"stop": ("a", "")}, "stop must be a tuple of texts that are not empty"),
+        ({"stop": ("a", "caf\udce9")}, "stop must be Unicode text, not"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"seed": 2**63}, "seed must be below 2\\^63"),
     ],
@@ -125,6 +128,19 @@ def test_sampler_says_what_is_wrong(values: dict, said: str) -> None:
 def test_attention_says_what_is_wrong(values: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         AttentionConfig(**values)
+
+
+def test_numbers_of_other_libraries_become_plain_ones() -> None:
+    """As a sweep over numpy's ranges has them, and JSON its lists."""
+    given = SamplerConfig(steps=np.int64(8), temperature=np.float32(0.5), seed=np.uint8(3), stop=["a", "b"])  # type: ignore[arg-type]
+    assert given == SamplerConfig(steps=8, temperature=0.5, seed=3, stop=("a", "b"))
+    assert json.dumps([given.steps, given.temperature, given.seed]) == "[8, 0.5, 3]"
+    attention = AttentionConfig(skip=np.float64(0.2), block_size=np.int32(64))
+    assert (type(attention.skip), type(attention.block_size)) == (float, int)
+    with pytest.raises(ValueError, match="steps must be a whole number, not 8.5"):
+        SamplerConfig(steps=np.float64(8.5))
+    with pytest.raises(ValueError, match="threshold must lie between 0 and 1, both excluded, not 1.5"):
+        SamplerConfig(threshold=np.float32(1.5))
 
 
 def test_sampler_takes_what_is_unset_from_the_model() -> None:
