@@ -11,6 +11,8 @@ from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparsed.models.model import Model
 
 # The first sparse steps may still prepare something.
@@ -31,6 +33,22 @@ def beforehand(predictor: Predictor, sampler: ResolvedSampler) -> list[str]:
     if sampler.steps > sampler.gen_length and sampler.threshold is None:
         notes.append(f"{sampler.steps} steps for {sampler.gen_length} tokens: some steps commit nothing.")
     return notes
+
+
+def padding(model: Model, prompt: Tensor) -> list[str]:
+    """Of token ids [batch, length] that look as if rows of other lengths were filled up: no mask hides the filling."""
+    fillings = {model.eos_id, getattr(model.tokenizer, "pad_token_id", None)}
+    ends: list[int] = []
+    for row in prompt.tolist():
+        here = [next((n for n, token in enumerate(side) if token not in fillings), 0) for side in (row, row[::-1])]
+        ends.append(max(here))
+    rows = [str(number) for number, count in enumerate(ends, 1) if count > 1 or (count and min(ends) == 0)]
+    if not rows:
+        return []
+    return [
+        f"The token ids of prompt {', '.join(rows)} begin or end with padding, which the model reads like the rest: "
+        f"run prompts of unequal length one by one."
+    ]
 
 
 def speed_only(model: Model, length: int) -> str:

@@ -22,7 +22,7 @@ from sparsed.config import ResolvedAttention, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.info import RunInfo
-from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain
+from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain, padding
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
 from sparsed.machine import dtype_name
@@ -67,7 +67,7 @@ class Run(Iterator[Step]):
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
-        self.notes = beforehand(self._predictor, sampler)
+        self.notes = [*beforehand(self._predictor, sampler), *padding(model, self.prompt)]
         self._answers = Answers(model, sampler.stop)
         self._dense_again = False
         self._probe_steps = frozenset(probe_steps)

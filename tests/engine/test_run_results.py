@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,25 @@ def test_a_run_tells_what_it_really_made(mini, prompts, sampler, attention, neve
     assert told["phases"] == dict(info.phases) and told["forwards"] == info.forwards
     assert told["attention"]["method"] == ("dense" if attention == "dense" else "sparsed")
     assert told["sampler"]["gen_length"] == run.sampler.gen_length and told["notes"] == list(info.notes)
+
+
+def test_padding_in_a_batch_is_said_to_be_read(mini) -> None:
+    short, long = mini.encode("Hello!"), mini.encode("Hello! Hello!")
+    pad = torch.full((1, long.shape[1] - short.shape[1]), mini.eos_id)
+    settings: dict[str, Any] = {"sampler": SamplerConfig(steps=2, gen_length=4), "attention": "dense"}
+    for rows in (torch.cat([pad, short], 1), torch.cat([short, pad], 1)):
+        notes = sparsed.denoise(mini, torch.cat([long, rows]), **settings).notes
+        assert notes == [
+            "The token ids of prompt 2 begin or end with padding, which the model reads like the rest: run prompts of "
+            "unequal length one by one."
+        ]
+    for ids in (short, torch.cat([long, long]), torch.tensor([[mini.eos_id]]), torch.tensor([[mini.eos_id, 5]] * 2)):
+        assert sparsed.denoise(mini, ids, **settings).notes == []
+
+
+def test_a_sampler_is_no_dictionary(mini) -> None:
+    with pytest.raises(ValueError, match=r"sampler must be a SamplerConfig, not \{'steps': 8\}"):
+        sparsed.denoise(mini, "Hello!", sampler={"steps": 8})  # type: ignore[arg-type]
 
 
 def test_what_is_not_as_asked_for_is_the_first_note(mini, prompts) -> None:
