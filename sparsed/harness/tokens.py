@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sparsed.models.chat import by_template
+from sparsed.models.chat import by_template, check_text
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -15,6 +15,7 @@ def encode(model: Model, text: str, add_special_tokens: bool) -> list[int]:
     which no prompt holds: where the text spells it, it becomes the tokens of its letters.
     """
     tokenizer: Any = model.tokenizer
+    check_text(text, "The text of a request")
     ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens)
     mask = tokenizer.convert_ids_to_tokens(model.mask_id)
     if model.mask_id not in ids or not isinstance(mask, str):

@@ -45,13 +45,19 @@ def check_messages(messages: Any, what: str = "the prompt") -> list[Message]:
                 f"Message {number} of {what} must be an object with 'role' and 'content', both text, not "
                 f"{message!r:.60}."
             )
-        try:
-            message["content"].encode()
-        except UnicodeError:
-            raise ValueError(f"Message {number} of {what} is no text: it holds half a character.") from None
+        for text in (message["role"], message["content"]):
+            check_text(text, f"Message {number} of {what}")
         if others := sorted(map(repr, message.keys() - {"role", "content"})):
             raise ValueError(f"Message {number} of {what} has {others[0]} beside 'role' and 'content', the only keys.")
     return messages
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises ValueError, about `what`, for half a character: a byte of another encoding, half of a pair in JSON."""
+    try:
+        text.encode()
+    except UnicodeError:
+        raise ValueError(f"{what} is no text: it holds half a character.") from None
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:

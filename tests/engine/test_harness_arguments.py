@@ -249,6 +249,11 @@ def test_a_request_is_resolved_as_by_generate_and_the_command(harness_of, family
     assert as_arguments.changed == as_request.changed == want.changed
 
 
+def test_a_request_that_is_no_text_is_one_sentence(harness_of) -> None:
+    with pytest.raises(ValueError, match="The text of a request is no text: it holds half a character."):
+        harness_of("qwen3").generate_until(asked("generate_until", ("\ud83d", {"until": []})), disable_tqdm=True)
+
+
 @pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
 def test_a_mask_token_in_a_prompt_is_text(harness_of, family: str) -> None:
     lm = harness_of(family, steps=4, gen_length=8, block_length=8, mc_num=3, attention="dense")
