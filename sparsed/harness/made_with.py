@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import hash_args
 
 from sparsed.harness.arguments import Arguments
 from sparsed.origin import origin_of
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from sparsed.models.model import Model
 
 _KEY = "sparsed: made with"
+_DRAWN = "sparsed: drawn at random"
 
 
 def made_with(model: Model, arguments: Arguments) -> dict[str, Any]:
@@ -35,7 +38,8 @@ def made_with(model: Model, arguments: Arguments) -> dict[str, Any]:
 
 
 def claim(store: MutableMapping[str, Any], made: dict[str, Any]) -> None:
-    """Says in a store of answers what they are made with, since its keys hold the requests alone.
+    """Says in a store of answers what they are made with, since its keys hold the requests alone, and takes those that
+    were drawn at random out of it.
 
     Raises ValueError where the answers in it were made with something else, or do not say.
     """
@@ -46,6 +50,16 @@ def claim(store: MutableMapping[str, Any], made: dict[str, Any]) -> None:
     if unlike:
         raise ValueError(f"The answers at --use_cache were made otherwise ({', '.join(unlike)}): choose another path.")
     store[_KEY] = made
+    for key in store.pop(_DRAWN, ()):
+        store.pop(key, None)
+
+
+def forget_later(store: MutableMapping[str, Any], kind: str, requests: Collection[tuple[object, ...]]) -> None:
+    """Says in a store which answers were drawn at random: the harness keeps one for all repeats of a request, which
+    would all be equal the next time. It puts them there itself, after this.
+    """
+    if requests:
+        store[_DRAWN] = sorted({*store.get(_DRAWN, ()), *(hash_args(kind, request) for request in requests)})
 
 
 def _given(config: Any) -> dict[str, Any]:

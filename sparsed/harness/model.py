@@ -28,7 +28,7 @@ from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
 from sparsed.harness.arguments import GENERATION_ONLY, LIKELIHOOD_ONLY, clear_block_size, read_arguments
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
-from sparsed.harness.made_with import claim, made_with
+from sparsed.harness.made_with import claim, forget_later, made_with
 from sparsed.harness.requests import USUAL_LENGTH, Wish, read_wish
 from sparsed.harness.shared import SharedLM, launched
 from sparsed.harness.tokens import encode, render, written
@@ -92,6 +92,7 @@ class SparsedLM(SharedLM):
             # On a CPU a trial decides, and could decide otherwise in another process.
             dtype = dtype_name(self.crew.agree(pick_dtype(None, pick_device(device), 0, arguments.pretrained)))
         self.model = load(arguments.pretrained, device=device, dtype=dtype, revision=arguments.revision)
+        self.model.fingerprint()  # the results name it hours later, when the folder may hold other files
         if arguments.mask_id not in (None, self.model.mask_id):
             raise ValueError(f"The mask_id of {self.model.label} is {self.model.mask_id}, not {arguments.mask_id}.")
         dense.check(self.dense_backend, self.model.device)
@@ -266,6 +267,7 @@ class SparsedLM(SharedLM):
         """One answer for each request (context, generation_kwargs), without the stop string that ended it."""
         self._warn_without_effect(LIKELIHOOD_ONLY, "generated answers")
         repeats: Counter[tuple[object, ...]] = Counter()
+        drawn: list[tuple[object, ...]] = []
         groups: dict[tuple[str, int, ResolvedSampler, int | None], list[tuple[int, list[int]]]] = defaultdict(list)
         for index, request in enumerate(requests):
             context, asked = request.args
@@ -276,6 +278,7 @@ class SparsedLM(SharedLM):
                 who = (request.task_name, request.doc_id, request.idx, context)
                 sampler = replace(sampler, seed=sampler.seed + repeats[who])
                 repeats[who] += 1
+                drawn.append(request.args)
             ids = self._cut(self.tok_encode(context) or [self.prefix_token_id], sampler.gen_length)
             groups[_task(request), len(ids), sampler, wish.most].append((index, ids))
         answers = [""] * len(requests)
@@ -290,8 +293,11 @@ class SparsedLM(SharedLM):
                     texts = self._run(task, [ids for _, ids in batch], sampler, most)
                     for (index, _), text in zip(batch, texts):
                         answers[index] = text
-                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                        if not sampler.draws:
+                            self.cache_hook.add_partial("generate_until", requests[index].args, text)
                     bar.update(len(batch))
+        if self.cache_hook.dbdict is not None:
+            forget_later(self.cache_hook.dbdict, "generate_until", drawn)
         self.answered()
         return answers
 

@@ -24,6 +24,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from sparsed.__main__ import main  # noqa: E402
 from sparsed.harness.counts import Count, Counts  # noqa: E402
 from sparsed.harness.made_with import made_with  # noqa: E402
+from sparsed.harness.model import SparsedLM  # noqa: E402
+from sparsed.models.fingerprint import fingerprint  # noqa: E402
 from sparsed.paths import data_dir  # noqa: E402
 from sparsed.runs import kind_of  # noqa: E402
 
@@ -222,6 +224,31 @@ def test_answers_of_the_harness_cache_belong_to_the_settings_they_were_made_with
     plain.dbdict["key"] = "answer"
     with pytest.raises(ValueError, match="do not say what they were made with"):
         CachingLM(harness_of("llada"), str(tmp_path / "old.db"))
+
+
+def test_the_results_name_the_weights_that_answered(make_checkpoint, tmp_path: Path) -> None:
+    """The harness asks for them when every answer is there; the folder may hold a newer checkpoint by then."""
+    folder = make_checkpoint(tmp_path / "model")
+    lm = SparsedLM(pretrained=str(folder), device="cpu", dtype="float32")
+    answered = fingerprint(folder)
+    (folder / "model.safetensors").unlink()
+    assert lm.get_model_info()["sparsed"]["weights"] == answered
+
+
+@pytest.mark.parametrize("draws", [{"temperature": 1.5}, {"algorithm": "random"}, {}])
+def test_repeats_that_are_drawn_differ_with_a_cache_as_without(harness_of, tmp_path: Path, draws: dict) -> None:
+    """A temperature of the model's arguments, where the harness takes answers for greedy (no do_sample)."""
+    settings: dict[str, Any] = {"steps": 8, "gen_length": 8, "block_length": 8, "attention": "dense", **draws}
+    requests = asked("generate_until", ("a line", {"until": []}), ("other", {"until": []}))
+    requests = [requests[0], requests[0], requests[0], requests[1]]
+    alone = harness_of("qwen3", **settings).generate_until(requests, disable_tqdm=True)
+    assert len(set(alone[:3])) > 1 or not draws
+    for again in range(3):
+        lm = harness_of("qwen3", **settings)
+        assert CachingLM(lm, str(tmp_path / "cache.db")).generate_until(requests) == alone
+        # Greedy answers are taken from the store.
+        made = lm.counts["a", "generate_until"].requests if lm.counts else 0
+        assert made == (4 if draws or not again else 0)
 
 
 def test_a_model_that_is_used_twice_tells_each_evaluation_apart(harness_of, tasks: Path, caplog) -> None:
