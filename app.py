@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from app import options
 from app.engine.gpu import gpu_is_borrowed
+from sparsed.edge import go_on, program
 from sparsed.parallel.launch import Launch
 
 if __name__ == "__main__":
@@ -96,6 +97,7 @@ def stop(here: desk.Desk) -> None:
 
 def main(launch: Launch, given: options.Options | None) -> int:
     """Serve the page until it is interrupted; the model loads meanwhile. given: None in a follower."""
+    go_on()  # whoever reads its first line may go away
     team: Team | None = None
     try:
         if launch.kind == "tensor":
@@ -119,8 +121,8 @@ def main(launch: Launch, given: options.Options | None) -> int:
                 **serving.launch_options(here),
             )
     except (OSError, OverflowError):
-        # gradio asks for a port that nobody uses, and says in its own words that there is none.
-        print(f"error: {options.cannot_listen(given.port)}", file=sys.stderr)
+        # gradio asks for a port that nobody uses, and says in its own words that there is none, or no such host.
+        print(f"error: {options.cannot_listen(given.port, given.host)}", file=sys.stderr)
         return 2
     if address is None:
         # `gradio app.py` runs this file again for its reloading and serves that; the first visit loads the
@@ -147,4 +149,4 @@ def main(launch: Launch, given: options.Options | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(LAUNCH, GIVEN))
+    sys.exit(program(lambda: main(LAUNCH, GIVEN)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,11 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     given = parser().parse_args(arguments)
     if given.port is not None and given.port not in PORTS:
         raise ValueError(cannot_listen(given.port))
+    for name in ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS"):
+        # gradio reads them when it is imported, and fails with a traceback.
+        said = (os.environ if environment is None else environment).get(name)
+        if said is not None and not (said.isascii() and said.isdigit()):
+            raise ValueError(f"{name} is {said!r}; it must be a whole number.")
     check_name(given.model)
     limits, journal = Limits.here(environment), Journal.here(environment)
     lanes_take_turns(environment)
@@ -57,7 +63,9 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     return Options(given.host, given.port, given.model, given.allow_any_model, limits, journal)
 
 
-def cannot_listen(port: int | None) -> str:
-    """What is said of a port that is taken, or is none."""
+def cannot_listen(port: int | None, host: str | None = None) -> str:
+    """What is said of a port that is taken, or is none, or of a host that may not be this machine."""
     wanted = f"port {port}" if port is not None else "any port that it tried"
+    if host is not None:
+        return f"The page cannot listen on {wanted} of {host!r}: choose another one with --port or --host."
     return f"The page cannot listen on {wanted}: choose another one with --port."

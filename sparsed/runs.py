@@ -109,14 +109,14 @@ def notes_of(runs: Iterable[tuple[str, RunRecord | None]]) -> list[dict[str, Any
 
 
 def told(notes: Iterable[Mapping[str, Any]], labels: Callable[[str], str] = str) -> list[str]:
-    """The notes of `notes_of` as lines, each once: "Note (Full attention 4 of 4, SparseD 4 of 4): …"."""
+    """The notes of `notes_of` as lines, each once: "Note (Full attention: 4 of 4; SparseD: 4 of 4): …"."""
     who: dict[str, list[str]] = {}
     words: dict[str, str] = {}
     for note in notes:
         kind = kind_of(note["note"])
         words.setdefault(kind, note["note"])
-        who.setdefault(kind, []).append(f"{labels(note['label'])} {note['times']} of {note['of']}")
-    return [f"Note ({', '.join(who[kind])}): {words[kind]}" for kind in words]
+        who.setdefault(kind, []).append(f"{labels(note['label'])}: {note['times']} of {note['of']}")
+    return [f"Note ({'; '.join(who[kind])}): {words[kind]}" for kind in words]
 
 
 def kind_of(note: str) -> str:

@@ -23,7 +23,7 @@ from sparsed.bench.table import Report, device_of, print_machine, tell
 from sparsed.config import ResolvedSampler
 from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
-from sparsed.models.devices import check_dtype, pick_device, pick_dtype
+from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
 from sparsed.models.model import Model
 from sparsed.options import ATTENTION, SAMPLER, add_attention_options, add_sampler_options, attention_of, sampler_of
 from sparsed.origin import versions
@@ -155,7 +155,7 @@ def _measure_missing(
     """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
     place = pick_device(options.device)
     named = [check_dtype(dtype) for dtype in options.dtype or [None]]
-    key = _key_before(options, about, place.type)
+    key = _key_before(options, about, place)
     check_alike(crew, key)
     check(options.out, key)
     # Rank 0 alone looks what is there, and tries which dtype is fastest on a CPU: all share out the same list.
@@ -199,11 +199,11 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def _key_before(options: argparse.Namespace, about: dict[str, Any], device: str) -> dict[str, Any]:
+def _key_before(options: argparse.Namespace, about: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What the measurements of a folder depend on and have alike, as far as it is known before a model is loaded: all
     but the weights and what their defaults make of the sampler.
     """
-    facts = ("cpu", "gpu", "torch") if device == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
+    facts = ("cpu", "gpu", "torch") if device.type == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
     launch = Launch.here()
     sampler = {name: value for name in SAMPLER if (value := getattr(options, name)) is not None}
     sampler.pop("gen_length", None)  # it may be rounded up
@@ -211,7 +211,8 @@ def _key_before(options: argparse.Namespace, about: dict[str, Any], device: str)
         **{name: getattr(options, name) for name in SETTINGS},
         "sampler": sampler,
         "attention": {name: getattr(options, name) for name in ATTENTION if name != "method"},
-        "device": device,
+        "device": device.type,
+        "fuses": can_fuse(device) and not options.no_fuse,
         "processes of one model": launch.size if launch.kind == "tensor" else 1,
         "machine": {name: about.get(name) for name in facts},
         "prompts": prompts_version(),

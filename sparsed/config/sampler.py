@@ -25,6 +25,8 @@ from sparsed.config.rows import (
 LLADA_ALGORITHMS = ("low_confidence", "random")
 DREAM_ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
+# Of steps and tokens: far beyond every model, and what a slip of the finger asks for would fill the memory.
+_MOST = 2**20
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class SamplerConfig:
     """
 
     steps: int | None = setting(
-        partial(whole, least=1),
+        partial(whole, least=1, below=_MOST),
         "denoising steps of the whole run; each semi-autoregressive block gets an equal share",
         kind=int,
     )
     gen_length: int | None = setting(
-        partial(whole, least=1), "tokens to generate, rounded up to whole blocks", "--seq_len", kind=int
+        partial(whole, least=1, below=_MOST), "tokens to generate, rounded up to whole blocks", "--seq_len", kind=int
     )
     # Dream has one block, the whole generation, unless it decodes by threshold.
     block_length: int | None = setting(
-        partial(whole, least=1), "semi-autoregressive block length, in tokens", kind=int
+        partial(whole, least=1, below=_MOST), "semi-autoregressive block length, in tokens", kind=int
     )
     # LLaDA's "low_confidence" commits the surest tokens first; Dream's "origin" each position by chance,
     # "maskgit_plus" the surest first, "topk_margin" the largest lead over the second best, "entropy" the lowest.

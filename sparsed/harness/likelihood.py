@@ -250,8 +250,8 @@ class _Estimate:
         notes = [*self.model.notes, *self._notes]
         if not config.dense and self._policy.switch_step is None:
             notes.append(
-                f"These likelihoods never become sparse: with {self._policy.steps} draws and skip {config.skip}, full "
-                f"attention lasts to the end. Lower skip or take more draws (mc_num)."
+                f"These likelihoods never become sparse: with mc_num {self._policy.steps} and skip {config.skip}, full "
+                f"attention lasts to the last draw. Lower skip or raise mc_num."
             )
         if self.predictor.length > self.model.max_positions:
             notes.append(speed_only(self.model, self.predictor.length))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsed.config import DREAM_ALGORITHMS, ResolvedSampler, SamplerConfig
-from sparsed.harness.arguments import Arguments, one_name_each, texts, whole
+from sparsed.harness.arguments import Arguments, flag, one_name_each, texts, whole
 from sparsed.options import SAMPLER
 
 # Tokens of an answer where nobody says: what every model of the harness takes.
@@ -49,7 +49,7 @@ def read_wish(asked: Mapping[str, Any], arguments: Arguments, defaults: Resolved
     until = texts(given.pop("until", ())) + texts(given.pop("stop", ()))
     wanted, _ = one_name_each(given)
     remarks = []
-    if not wanted.pop("do_sample", wanted.get("temperature")):
+    if not flag("do_sample", wanted.pop("do_sample", bool(wanted.get("temperature")))):
         if wanted.get("temperature"):
             remarks.append(
                 f"temperature={wanted['temperature']} of the generation_kwargs has no effect: do_sample=False."

@@ -45,6 +45,10 @@ def check_messages(messages: Any, what: str = "the prompt") -> list[Message]:
                 f"Message {number} of {what} must be an object with 'role' and 'content', both text, not "
                 f"{message!r:.60}."
             )
+        try:
+            message["content"].encode()
+        except UnicodeError:
+            raise ValueError(f"Message {number} of {what} is no text: it holds half a character.") from None
         if others := sorted(map(repr, message.keys() - {"role", "content"})):
             raise ValueError(f"Message {number} of {what} has {others[0]} beside 'role' and 'content', the only keys.")
     return messages

@@ -81,9 +81,9 @@ class Crew:
             return [value]
         import torch.distributed
 
-        box: list[T | None] = [None] * self.size
+        box = [value] * self.size
         torch.distributed.all_gather_object(box, value)
-        return [one for one in box if one is not None]
+        return box
 
     def wait(self) -> None:
         """Until all of the crew are here."""

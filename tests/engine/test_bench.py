@@ -113,7 +113,7 @@ def test_a_lane_that_never_was_sparse_is_called_so(tiny: Any) -> None:
     assert lines[1].split("  ")[-1].strip() == "80 (80), never sparse"
     assert any(line.startswith("steps of SparseD: dense / select / sparse") and "4 / 0 / 0" in line for line in lines)
     [note] = (line for line in lines if "never becomes sparse" in line)
-    assert note.startswith("Note (SparseD 1 of 1): ")
+    assert note.startswith("Note (SparseD: 1 of 1): ")
     assert any(line.startswith("sampler: steps 4, gen_length 32, ") for line in lines)
 
 
@@ -139,7 +139,7 @@ def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
     assert sum("trained to 50" in line for line in said) == 2 and sum("dense again" in line for line in said) == 1
     lines = _lines([result])
     assert lines[1].split("  ")[-1].strip() == "80 (80), dense again"
-    assert "Note (dense 2 of 2, SparseD 2 of 2): Speed only: trained to 50" in "\n".join(lines)
+    assert "Note (dense: 2 of 2; SparseD: 2 of 2): Speed only: trained to 50" in "\n".join(lines)
 
 
 def test_runs_that_end_early_are_measured(tiny: Any) -> None:

@@ -216,6 +216,7 @@ def test_generation_kwargs_have_public_names_too(harness_of, caplog) -> None:
     for wrong, words in (
         ({"block_size": 32}, "block_size names two things"),
         ({"max_gen_toks": 8, "max_new_tokens": 9}, "max_gen_toks=8 and max_new_tokens=9 of the generation_kwargs are"),
+        ({"do_sample": "perhaps"}, "do_sample must be true or false, not 'perhaps'"),
         ({"max_gen_toks": 0}, "max_gen_toks must be a whole number of at least 1, not 0"),
         ({"alg": "random", "remasking": "low_confidence"}, "two names of one setting, algorithm"),
     ):

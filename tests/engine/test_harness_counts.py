@@ -162,7 +162,7 @@ def test_likelihoods_say_what_stands_behind_them(harness_of, caplog) -> None:
     never.loglikelihood(asked("loglikelihood", (context * 3, "a")), disable_tqdm=True)
     said = told(caplog)
     assert len(said) == 3
-    assert said[0].startswith("These likelihoods never become sparse: with 2 draws and skip 1.0")
+    assert said[0].startswith("These likelihoods never become sparse: with mc_num 2 and skip 1.0")
     assert said[1].startswith("Speed only: trained to 256 positions, and this sequence")
     assert said[2] == "a (loglikelihood): 1 of 1 runs never became sparse: these are full attention's results."
     assert list(never.counts["a", "loglikelihood"].record()["notes"]) == said[:2]

@@ -188,7 +188,7 @@ def test_a_column_that_never_was_sparse_says_so_in_its_heading() -> None:
     rows = {row["method"]: row for row in summary["lengths"]}
     assert [rows[method]["never_sparse"] for method in ("dense", "sparsed", "random", "shared")] == [0, 4, 0, 3]
     assert rows["shared"]["phases"] == {"dense": 28, "select": 1, "sparse": 4}
-    assert said.count(NEVER) == 1 and f"Note (SparseD 4 of 4): {NEVER}" in said
+    assert said.count(NEVER) == 1 and f"Note (SparseD: 4 of 4): {NEVER}" in said
     assert summary["notes"] == [{"note": NEVER, "label": "sparsed", "times": 4, "of": 4}]
 
 
@@ -215,7 +215,7 @@ def test_notes_that_differ_in_numbers_alone_are_one() -> None:
     ]
     found.append({"note": "Other.", "label": "random", "times": 1, "of": 2})
     assert told(found, str.upper) == [
-        "Note (SPARSED 3 of 4): 90 tokens of 4,096: slow.", "Note (SPARSED 3 of 4, RANDOM 1 of 2): Other."
+        "Note (SPARSED: 3 of 4): 90 tokens of 4,096: slow.", "Note (SPARSED: 3 of 4; RANDOM: 1 of 2): Other."
     ]  # fmt: skip
 
 
