@@ -48,7 +48,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
 
 def prompt_of(model: Any, batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(11)
-    return torch.randint(2, model.network.config.vocab_size - 12, (batch, 300), generator=generator)
+    ids = torch.randint(2, model.network.config.vocab_size - 12, (batch, 300), generator=generator)
+    return ids.where(ids != model.mask_id, 2)
 
 
 def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
