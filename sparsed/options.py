@@ -31,9 +31,24 @@ def sampler_of(options: argparse.Namespace) -> SamplerConfig:
 
 
 def attention_of(options: argparse.Namespace) -> AttentionConfig:
-    """Full attention needs no other setting, and leaves those given unread. Raises ValueError as above."""
+    """Full attention needs no other setting, and leaves those given unread, which `without_effect` can say. Raises
+    ValueError as above.
+    """
     given = _given(options, ATTENTION)
     return FULL_ATTENTION if given.get("method") == "dense" else AttentionConfig(**given)
+
+
+def given_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> set[str]:
+    """The names of the options whose values are not their defaults."""
+    named = {action.dest for action in parser._actions} - {"help"}
+    return {name for name in named if getattr(options, name, None) != parser.get_default(name)}
+
+
+def without_effect(given: Collection[str], names: Collection[str], why: str) -> list[str]:
+    """The sentence about those of the options `given`, by name, that are among `names` and change nothing; none, none.
+    """
+    found = sorted(f"--{name.replace('_', '-')}" for name in given if name in names)
+    return [f"{', '.join(found)} without effect: {why}"] if found else []
 
 
 def reader(setting: Field[Any]) -> Callable[[str], Any]:

@@ -10,6 +10,7 @@ from app.race.fields import FIELDS
 from app.race.lane_view import Snapshot
 from app.server.desk import Desk
 from app.server.shown import Shown
+from sparsed.runs import RunRecord
 
 MASKED = "▒"
 _TYPES: dict[str, Any] = {"whole": int, "number": float, "choice": str, "switch": bool, "texts": list[str]}
@@ -57,34 +58,13 @@ class Agreement(TypedDict):
     text: str
 
 
-class Info(TypedDict):
-    """What a run is: its sampler and its attention with every default filled in, what computes its sparse steps (of
-    full attention: all) and the others, the steps made so far of each phase, forward passes, steps at most.
-    switch_step: its first sparse step, counted from 0, None if there is none.
-    """
-
-    sampler: dict[str, Any]
-    attention: dict[str, Any]
-    backend: str
-    dense_backend: str
-    dtype: str
-    device: str
-    prompt_tokens: int
-    batch: int
-    phases: dict[str, int]
-    forwards: int
-    total: int
-    finished: bool
-    switch_step: int | None
-    notes: list[str]
-
-
 class LaneValue(TypedDict):
     """One lane. never_sparse: it has a pattern to use and does not use it (its seconds say nothing of SparseD); step of
     total; seconds of its own computing so far; text: its answer, "▒" for each token that is still masked; ended_early:
     what comes after the answer was left out, and stays masked; right, verdict: of the finished answer, None where the
     right one is not known; speedup: against full attention, once the lane does anything else; agreement: with full
-    attention, at the end; info: the run as it was resolved and made so far, None before it begins.
+    attention, at the end; info: the run as it was resolved and made so far (its switch_step counts from 0), None before
+    it begins.
     """
 
     label: str
@@ -100,7 +80,7 @@ class LaneValue(TypedDict):
     verdict: str | None
     speedup: Speedup | None
     agreement: Agreement | None
-    info: Info | None
+    info: RunRecord | None
 
 
 class Compared(TypedDict):
@@ -152,7 +132,7 @@ class SweptRow(TypedDict):
     memory: int | None
     published: dict[str, float] | None
     notes: list[str]
-    infos: dict[str, Info]
+    infos: dict[str, RunRecord]
 
 
 class Swept(TypedDict):

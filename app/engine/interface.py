@@ -12,6 +12,7 @@ from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.models.chat import Message
 from sparsed.models.hub import HUB_ID
+from sparsed.runs import RunRecord
 from sparsed.trace.types import Trace
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ class PromptLike(Protocol):
 class InfoLike(Protocol):
     """What a run is, as `sparsed.denoising.info.RunInfo`."""
 
-    def record(self) -> dict[str, Any]:
-        """All of it as JSON."""
+    def record(self) -> RunRecord:
+        """All of it as plain values."""
 
 
 class RunLike(Protocol):

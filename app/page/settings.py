@@ -29,7 +29,7 @@ _HOMES = {"sampler": "Sampler", "attention": "SparseD"}
 _SHARES = {"model": 4, "question": 1, "algorithm": 2, "steps": 1, "gen_length": 1}
 _NARROW, _WIDE = 200, 320
 ANY_MODEL_INFO = "Or type a Hub id (owner/name) or a folder. Nothing is downloaded before you press Run."
-STEPS_AT_MOST_INFO = "At most: the threshold may end it."
+STEPS_AT_MOST_INFO = "At most: the run may end before."
 
 
 def accordion(

@@ -9,6 +9,7 @@ from app.engine.interface import InfoLike, StepLike
 from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
+from sparsed.runs import RunRecord
 
 Snapshot = dict[str, Any]
 
@@ -85,7 +86,7 @@ class LaneView:
         return () if self._source is None else self._source.notes
 
     @property
-    def info(self) -> Snapshot | None:
+    def info(self) -> RunRecord | None:
         """What the run is, as it was resolved, and what it has made so far; None before there is one."""
         return None if self._source is None else self._source.info.record()
 

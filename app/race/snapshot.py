@@ -169,7 +169,8 @@ class Stage:
             "compared": compared,
             "text": f"{shown} %",
             "words": "same text",
-            "detail": f"{same} of {compared} tokens are the same, the end token included",
+            "detail": f"{same} of {compared} tokens are the same, the end token included"
+            + (f"; {lane.label} was never sparse" if lane.never_sparse else ""),
         }
 
     def _tokens(self, lane: LaneView) -> list[int | None]:

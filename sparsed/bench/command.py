@@ -25,7 +25,16 @@ from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
 from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
 from sparsed.models.model import Model
-from sparsed.options import ATTENTION, SAMPLER, add_attention_options, add_sampler_options, attention_of, sampler_of
+from sparsed.options import (
+    ATTENTION,
+    SAMPLER,
+    add_attention_options,
+    add_sampler_options,
+    attention_of,
+    given_of,
+    sampler_of,
+    without_effect,
+)
 from sparsed.origin import versions
 from sparsed.parallel.crew import Crew
 from sparsed.parallel.launch import Launch
@@ -45,7 +54,9 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
 
     team: the processes that hold the model together, under torchrun.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    given = given_of(parser, options)
     if options.threads is not None:
         if options.threads < 1:
             raise ValueError(f"threads must be at least 1, not {options.threads}.")
@@ -68,7 +79,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         own = _fill_in(options)
         if crew.rank == 0:
             print_machine(about)
-            for sentence in without_effect(options):
+            for sentence in unheeded(options, given):
                 print(f"note: {sentence}", file=sys.stderr)
             if own:
                 print(f"bench's own defaults: {own}; what else was not said is the model's", flush=True)
@@ -107,10 +118,10 @@ def _fill_in(options: argparse.Namespace) -> str:
     return ", ".join(f"{name} {DEFAULTS[name]}" for name in names)
 
 
-def without_effect(options: argparse.Namespace) -> list[str]:
-    """Sentences about options that were given and change nothing here."""
+def unheeded(options: argparse.Namespace, given: set[str]) -> list[str]:
+    """Sentences about options that were `given`, by their names, and that change nothing here."""
     random = options.random_tokens or options.shape is not None
-    return ["--kind without effect: the prompt is random tokens."] if random and options.kind != "about" else []
+    return without_effect(given, {"kind"} if random else (), "the prompt is random tokens.")
 
 
 def _measurements(

@@ -7,7 +7,6 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ def measure(
     steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
     same = 1.0
     told: set[tuple[str, str]] = set()
-    runs: dict[str, list[dict[str, Any]]] = {"dense": [], "SparseD": []}
+    runs: dict[str, list[RunRecord]] = {"dense": [], "SparseD": []}
 
     def tell(label: str, run: Run) -> None:
         for note in run.notes:
@@ -102,7 +101,7 @@ def measure(
     limit_step = None if density is None else other + density * full
     composed = []
     # A run that went back to full attention would not be sparse to its end, however long.
-    stays = not any(dense_again(cast("RunRecord", run)) for run in runs["SparseD"])
+    stays = not any(dense_again(run) for run in runs["SparseD"])
     if stays and select_step is not None and sparse_step is not None and limit_step is not None:
         for total in compose:
             switch = switch_step(total, settings.skip, settings.selection)

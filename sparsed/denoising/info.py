@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 from sparsed.attention.policy import Phase
 from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.runs import RunRecord
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class RunInfo:
         """It was asked to become sparse, and made every step with full attention."""
         return not self.attention.dense and not self.phases["sparse"]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """As plain values for JSON; of full attention, which has no other setting, the method alone."""
         attention = {"method": "dense"} if self.attention.dense else asdict(self.attention)
         values = {**asdict(self), "attention": attention, "forwards": self.forwards}
         values["sampler"]["stop"] = list(self.sampler.stop)
         values["notes"] = list(self.notes)
         del values["sampler"]["changed"]  # the notes begin with it
-        return values
+        return cast(RunRecord, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,15 @@ from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, def
 from sparsed.evaluation.reading import doubts, read_observations, read_records
 from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import table
-from sparsed.options import ATTENTION, add_attention_options, add_sampler_options, attention_of, sampler_of
+from sparsed.options import (
+    ATTENTION,
+    add_attention_options,
+    add_sampler_options,
+    attention_of,
+    given_of,
+    sampler_of,
+    without_effect,
+)
 from sparsed.parallel.crew import Crew
 from sparsed.results_folder import check, key_there
 
@@ -37,11 +45,11 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
         raise ValueError(f"--batch-tokens must be 0 or above, not {args.batch_tokens}.")
     if args.questions is not None and args.questions < 1:
         raise ValueError(f"--questions must be at least 1, not {args.questions}.")
-    given = {action.dest for action in parser._actions if getattr(args, action.dest, None) != action.default}
+    given = given_of(parser, args)
     if args.ablations and "methods" in given:
         raise ValueError("--ablations asks methods of its own: leave one of --ablations and --methods out.")
     with Crew.here() as crew:
-        for sentence in without_effect(args, given - {"help"}) if crew.rank == 0 else ():
+        for sentence in unheeded(args, given) if crew.rank == 0 else ():
             print(f"note: {sentence}", file=sys.stderr)
         if crew.size > 1 and args.shard is not None:
             raise ValueError("The processes of accelerate launch share the questions by themselves; leave out --shard.")
@@ -65,24 +73,19 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
         files.write(args.json, json.dumps(summary, indent=1))
 
 
-def without_effect(args: argparse.Namespace, given: Collection[str]) -> list[str]:
+def unheeded(args: argparse.Namespace, given: set[str]) -> list[str]:
     """Sentences about options that were `given`, by their names, and that change nothing here."""
-    said = []
-
-    def among(names: Collection[str], why: str) -> None:
-        found = [f"--{name.replace('_', '-')}" for name in given if name in names]
-        if found:
-            said.append(f"{', '.join(sorted(found))} without effect: {why}")
-
     if args.report:
-        among(set(given) - {"report", "out", "json"}, "--report only reads the folder.")
-        return said
+        return without_effect(given, given - {"report", "out", "json"}, "--report only reads the folder.")
+    said = []
     if args.observe:
-        among({"methods", "ablations", "batch_tokens"}, "--observe makes runs of SparseD alone, one by one.")
+        alone = {"methods", "ablations", "batch_tokens"}
+        said += without_effect(given, alone, "--observe makes runs of SparseD alone, one by one.")
     elif not args.ablations and set(args.methods) == {"dense"}:
-        among({*ATTENTION, "backend"}, "no sparse method is asked (later ones of this folder will have it).")
+        sparse = {*ATTENTION, "backend"}
+        said += without_effect(given, sparse, "no sparse method is asked (later ones of this folder will have it).")
     if set(args.types) == {"arithmetic"}:
-        among({"depths"}, "word problems need no document.")
+        said += without_effect(given, {"depths"}, "word problems need no document.")
     return said
 
 

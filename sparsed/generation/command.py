@@ -19,7 +19,15 @@ from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on, heeding_sig
 from sparsed.generation.prompt import history_of, own_text
 from sparsed.machine import dtype_name
 from sparsed.models.chat import messages_of
-from sparsed.options import add_attention_options, add_sampler_options, attention_of, sampler_of
+from sparsed.options import (
+    ATTENTION,
+    add_attention_options,
+    add_sampler_options,
+    attention_of,
+    given_of,
+    sampler_of,
+    without_effect,
+)
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS
 from sparsed.questions.world import KINDS
@@ -34,13 +42,20 @@ if TYPE_CHECKING:
 
 # What --prompt-format says of a chat template.
 _FORMATS = {"chat": True, "raw": False}
+_OF_BUILT_PROMPTS = ("kind", "prompt_seed", "prompt_depth")
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     """The command line. Returns the exit code (130 after Ctrl-C, 143 after SIGTERM, where steps were made); raises
     ValueError for wrong values.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    given = given_of(parser, options)
+    if options.method == "dense":
+        _notes(without_effect(given, {*ATTENTION, "backend"} - {"method"}, "full attention has no such setting."))
+    if options.prompt not in LENGTHS:
+        _notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompt is a text of your own."))
     with nullcontext() if team is not None else heeding_sigterm():
         return _generate(options, team)
 

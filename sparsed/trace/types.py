@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from sparsed.attention.masks import Masks
 from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.runs import RunRecord
 
 FORMAT, VERSION = "sparsed-trace", 1
 CHARACTERS_OF_BLOCK = 48
@@ -130,8 +131,8 @@ class LaneInfo:
     trace: Trace
     lane: Lane
 
-    def record(self) -> dict[str, Any]:
-        """As plain values for JSON, with the names that RunInfo has."""
+    def record(self) -> RunRecord:
+        """As plain values for JSON, as of RunInfo."""
         trace, lane = self.trace, self.lane
         sampler = {**asdict(trace.sampler), "stop": list(trace.sampler.stop)}
         del sampler["changed"]  # the notes begin with it

@@ -21,12 +21,12 @@ import pytest
 from gradio_client import Client
 
 from app.api.endpoints import add
-from app.api.values import Info
 from app.finished.replay import final_snapshot
 from app.finished.run import opening
 from app.server.desk import Desk
 from app.server.limits import Limits
 from sparsed import trace as traces
+from sparsed.runs import RunRecord
 
 SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
@@ -203,7 +203,7 @@ def test_every_lane_says_what_it_was_and_what_it_made(client: Client) -> None:
     assert last["state"] == "done" and last["notes"][0].startswith("48 tokens are generated, not 40")
     for key, lane in last["lanes"].items():
         info = lane["info"]
-        assert set(info) == set(Info.__annotations__)
+        assert set(info) == set(RunRecord.__annotations__)
         assert info["sampler"]["gen_length"] == 48 and info["sampler"]["stop"] == ["glass", "x"]
         assert info["forwards"] == sum(info["phases"].values()) == lane["step"] and info["finished"]
         assert (info["phases"]["sparse"] > 0) == (key == "sparse") and info["prompt_tokens"] == last["prompt_tokens"]

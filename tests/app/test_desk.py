@@ -408,6 +408,7 @@ def test_a_run_with_a_threshold_ends_early(make_engine) -> None:
     assert (full["phases"], full["attention"]) == ({"dense": 11, "select": 0, "sparse": 0}, {"method": "dense"})
     assert (ours["forwards"], ours["total"], ours["switch_step"]) == (11, ours["sampler"]["steps"], None)
     assert ours["notes"] == ["This run never became sparse: it was done after 11 steps."]
+    assert seen[-1].stage["agreement"]["detail"].endswith("; SparseD was never sparse")
     assert timeline.timeline(seen[-1].times)["layout"]["shapes"] == []
 
 

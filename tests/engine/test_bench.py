@@ -19,11 +19,12 @@ import torch
 from sparsed.__main__ import main as program
 from sparsed.bench import command, numbers
 from sparsed.bench import measure as measure_module
-from sparsed.bench.command import _kept, main, without_effect
+from sparsed.bench.command import _kept, main, unheeded
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.table import print_table
 from sparsed.config import SamplerConfig, SparseDConfig
 from sparsed.edge import Terminated
+from sparsed.options import given_of
 from sparsed.parallel import crew
 from sparsed.turns import take_turns
 from sparsed.typed_json import read_as
@@ -169,13 +170,21 @@ def test_numbers_below_one_are_refused(arguments: list[str]) -> None:
 def test_settings_that_shut_each_other_out() -> None:
     with pytest.raises(ValueError, match="--shape draws weights of its own: leave --model out"):
         main(["--shape", "mini", "--model", "llada-8b"])
-    parse = command._parser().parse_args
-    assert without_effect(parse(["--shape", "mini", "--kind", "fact"])) == [
-        "--kind without effect: the prompt is random tokens."
-    ]
-    assert without_effect(parse(["--random-tokens", "--kind", "fact"]))
-    assert not without_effect(parse(["--kind", "fact"]))
-    assert not without_effect(parse(["--shape", "mini", "--prompt-seed", "3"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--shape", "mini", "--kind", "fact"], ["--kind without effect: the prompt is random tokens."]),
+        (["--random-tokens", "--kind", "fact"], ["--kind without effect: the prompt is random tokens."]),
+        (["--kind", "fact"], []),
+        (["--shape", "mini", "--prompt-seed", "3"], []),
+    ],
+)
+def test_options_without_effect_are_said(words: list[str], said: list[str]) -> None:
+    parser = command._parser()
+    options = parser.parse_args(words)
+    assert unheeded(options, given_of(parser, options)) == said
 
 
 @pytest.fixture

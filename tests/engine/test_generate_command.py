@@ -252,6 +252,22 @@ def test_full_attention(tell: Any, tmp_path: Path) -> None:
     assert lane.attention.dense and lane.pattern is None
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--origin"], []),
+        (["--dense", "--skip", "0.1", "--backend", "gather", "--block_size", "64"],
+         ["--backend, --block-size, --skip without effect: full attention has no such setting."]),
+        (["--prompt-seed", "3", "--kind", "fact", "--skip", "0.1"],
+         ["--kind, --prompt-seed without effect: the prompt is a text of your own."]),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_said(tell: Any, words: list[str], said: list[str]) -> None:
+    code, _, errors = tell("--prompt", "Hi", "--gen-length", "8", "--steps", "2", *words)
+    told = [line.removeprefix("note: ") for line in errors.splitlines() if "without effect" in line]
+    assert (code, told) == (0, said)
+
+
 def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)

@@ -14,11 +14,12 @@ import pytest
 from sparsed.config import AttentionConfig, SparseDConfig
 from sparsed.denoising.info import RunInfo
 from sparsed.evaluation.answers import own_share, token_agreement
-from sparsed.evaluation.command import _parser, main, without_effect
+from sparsed.evaluation.command import _parser, main, unheeded
 from sparsed.evaluation.plan import ABLATIONS, default_cells, parse_method, spelled
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
 from sparsed.evaluation.tables import table
+from sparsed.options import given_of
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 from sparsed.results_folder import Folder
@@ -334,8 +335,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, opt
 def test_settings_without_effect_are_said(options: str, said: str) -> None:
     parser = _parser()
     args = parser.parse_args(options.split())
-    given = {action.dest for action in parser._actions if getattr(args, action.dest, None) != action.default}
-    found = without_effect(args, given)
+    found = unheeded(args, given_of(parser, args))
     assert len(found) == bool(said) and said in "".join(found)
 
 
