@@ -43,6 +43,15 @@ def check_texts(name: str, value: Any, most: int, longest: int) -> tuple[str, ..
     return tuple(value)
 
 
+def check_switch(name: str, value: Any) -> bool:
+    """Programs write it in words, too; what is left out is no."""
+    said = {None: False, 0: False, 1: True, "false": False, "true": True, "no": False, "yes": True}
+    value = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(value, (str, bool, int, type(None))) or value not in said:
+        raise ValueError(f"The value of {name} must be true or false, not {repeated(value)}.")
+    return said[value]
+
+
 def repeated(value: Any) -> str:
     """A wrong value as it is repeated in a sentence: short, whatever it is."""
     if value is None:

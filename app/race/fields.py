@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app import texts
-from app.race.checks import check_choice, check_number, check_texts, check_whole
+from app.race.checks import check_choice, check_number, check_switch, check_texts, check_whole
 from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, METHOD_LABELS, SELECTIONS
 from sparsed.options import ATTENTION, SAMPLER
 
@@ -90,7 +90,7 @@ class Field:
         elif self.kind == "number":
             value = check_number(called, value, self.low, self.high)
         elif self.kind == "switch":
-            value = bool(value)
+            value = check_switch(called, value)
         elif self.kind == "texts":
             value = check_texts(called, value, MOST_TEXTS, MOST_OF_TEXT)
         return None if value == self.off else value

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from app.race.fields import ON_PAGE, OWN_TEXT
 
 _READ: dict[str, Callable[[str], Any]] = {
-    "choice": str, "text": str, "whole": int, "number": float, "switch": lambda value: value == "1",
+    "choice": str, "text": str, "whole": int, "number": float, "switch": lambda value: bool(("0", "1").index(value)),
 }  # fmt: skip
 # Beyond it a link would break on its way; such a text is left out.
 _LINKED_CHARACTERS = 1500
@@ -49,5 +49,6 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
                 raise ValueError
             values[field.name] = value
         except ValueError:
-            problems.append(f"The link's {field.name.replace('_', ' ')} {said[:40]!r} is no number: it is left out.")
+            what = "neither 1 nor 0" if field.kind == "switch" else "no number"
+            problems.append(f"The link's {field.name.replace('_', ' ')} {said[:40]!r} is {what}: it is left out.")
     return values, problems

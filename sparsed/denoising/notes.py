@@ -32,6 +32,12 @@ def beforehand(predictor: Predictor, sampler: ResolvedSampler) -> list[str]:
         notes.append(speed_only(model, length))
     if sampler.steps > sampler.gen_length and sampler.threshold is None:
         notes.append(f"{sampler.steps} steps for {sampler.gen_length} tokens: some steps commit nothing.")
+    notes += [
+        f"The stop string {stop!r} holds a backslash and the letter n, which is no line feed (a shell writes that as "
+        f"$'\\n')."
+        for stop in sampler.stop
+        if "\\n" in stop
+    ]
     return notes
 
 

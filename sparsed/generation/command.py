@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         _notes(without_effect(given, {*ATTENTION, "backend"} - {"method"}, "full attention has no such setting."))
     if options.prompt not in LENGTHS:
         _notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompt is a text of your own."))
+    if options.prompt.isdecimal():
+        _notes([f"The prompt is the text {options.prompt!r}, not a length; lengths are {', '.join(LENGTHS)}."])
     with nullcontext() if team is not None else heeding_sigterm():
         return _generate(options, team)
 

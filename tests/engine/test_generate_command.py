@@ -268,6 +268,12 @@ def test_options_without_effect_are_said(tell: Any, words: list[str], said: list
     assert (code, told) == (0, said)
 
 
+def test_a_number_is_a_text_and_no_length(tell: Any) -> None:
+    """Elsewhere (`eval --lengths 512`) a number is one."""
+    code, _, errors = tell("--prompt", "512", "--gen-length", "8", "--steps", "2")
+    assert code == 0 and "note: The prompt is the text '512', not a length; lengths are short_context, 1k, " in errors
+
+
 def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)

@@ -132,6 +132,16 @@ def test_padding_in_a_batch_is_said_to_be_read(mini) -> None:
         assert sparsed.denoise(mini, ids, **settings).notes == []
 
 
+@pytest.mark.parametrize(("stop", "said"), [("\\ndef", True), ("\ndef", False), ("\\end", False)])
+def test_a_backslash_in_a_stop_string_is_said_to_be_one(mini, stop: str, said: bool) -> None:
+    """What a shell makes of --stop '\\ndef'."""
+    notes = sparsed.denoise(mini, "Hello!", sampler=SamplerConfig(stop=(stop,)), attention="dense").notes
+    assert notes == said * [
+        r"The stop string '\\ndef' holds a backslash and the letter n, which is no line feed (a shell writes that as "
+        r"$'\n')."
+    ]
+
+
 def test_a_sampler_is_no_dictionary(mini) -> None:
     with pytest.raises(ValueError, match=r"sampler must be a SamplerConfig, not \{'steps': 8\}"):
         sparsed.denoise(mini, "Hello!", sampler={"steps": 8})  # type: ignore[arg-type]

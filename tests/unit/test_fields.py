@@ -44,6 +44,25 @@ def test_programs_alone_can_give_stop_strings() -> None:
             BY_NAME["stop"].check(wrong)
 
 
+def test_a_switch_is_what_its_word_says() -> None:
+    for field in [field for field in FIELDS if field.kind == "switch"]:
+        off = None if field.off is False else False
+        for no in (False, 0, "false", "No"):
+            assert field.check(no) is off
+        for yes in (True, 1, "true", " Yes "):
+            assert field.check(yes) is True
+        for wrong in ("", "off", "maybe", 2, 0.5, [True], {}):
+            with pytest.raises(ValueError, match=f"The value of {field.said} must be true or false, not "):
+                field.check(wrong)
+
+
+def test_a_link_says_yes_or_no_by_a_digit() -> None:
+    assert from_link({"early_stop": "1", "track": "0"}) == ({"early_stop": True, "track": False}, [])
+    assert from_link({"early_stop": "true"}) == (
+        {}, ["The link's early stop 'true' is neither 1 nor 0: it is left out."],
+    )  # fmt: skip
+
+
 def test_the_table_and_the_request_name_the_same_settings() -> None:
     ours = {field.name for field in FIELDS if field.home == "race"}
     # What a third lane is, is one of the lanes; the format of a prompt is with the chat template or without.
