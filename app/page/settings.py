@@ -106,13 +106,14 @@ def follow(
         update: dict[str, Any] = {}
         if name not in touched and value != given[name]:
             update["value"] = value
-        held = update.get("value", given[name])
-        if field.offers and _is_number(held) and held not in field.offers:
-            update |= {"value": held, "choices": _choices(field, held)}
-        if field.slider is not None:
-            low, high, _ = field.slider
-            if not low <= value <= high:
+        # What neither moves nor was set stands there as it was made: a word about it could arrive after a link's value.
+        if update or name in touched:
+            held = update.get("value", given[name])
+            if field.offers and _is_number(held) and held not in (*field.offers, field.off):
+                update |= {"value": held, "choices": _choices(field, held)}
+            if field.slider is not None and not field.slider[0] <= value <= field.slider[1]:
                 # A slider reaches as far as what it holds; said again, because the browser may have moved it back.
+                low, high, _ = field.slider
                 update |= {"value": value, "minimum": min(low, value), "maximum": max(high, value)}
         if field.trial is not None:
             update |= {"interactive": name not in unused, "info": unused.get(name, field.help)}

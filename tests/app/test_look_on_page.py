@@ -274,6 +274,22 @@ def test_a_link_brings_the_settings_back(raced, visit, real) -> None:
     assert other.input_value("#sd-steps input[type=number]") == str(find("mini").defaults.steps)
 
 
+def test_a_link_s_values_are_those_of_the_run(visit, real) -> None:
+    """What the page prepares beside the link, for the settings it began with, moves none of them back."""
+    real.idle()
+    for _ in range(2):  # a page that is served again begins with what it knows by then
+        page = visit(real, "?length=short_context&threshold=0.9&gen_length=50&block_length=32")
+        page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('at most')")
+        page.wait_for_selector("text=64 tokens are generated, not 50: whole semi-autoregressive blocks of 32.")
+        page.wait_for_timeout(500)
+        page.click("#sd-run")
+        page.wait_for_function("() => window.seen.some((one) => one.state === 'done')", timeout=120_000)
+        assert "of ≤ 64" in page.inner_text('[data-lane="sparse"] .sd-figures')
+        assert page.locator('[data-lane="sparse"] .sd-cell').count() == 64
+        page.click("#sd-settings button")
+        assert page.input_value("#sd-threshold input") == "0.90"
+
+
 def test_two_lengths_end_with_two_rows(visit, real) -> None:
     real.idle()
     page = visit(real)

@@ -15,7 +15,7 @@ from app.race.fields import BY_NAME, FIELDS, FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import from_link, link
 from app.race.request import Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
-from sparsed.models.catalogue import GENERIC_DEFAULTS
+from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, MINI_DEFAULTS
 
 # What the engine has and neither page nor programs can ask for here: Dream's finer settings, what a lane stands for,
 # what a study sets.
@@ -127,6 +127,17 @@ def test_what_is_typed_into_a_slider_counts_as_far_as_it_may_be() -> None:
     moved = within({"steps": 5000, "top_p": 7, "skip": -1.0, "select": "much", "seed": 2**40})
     assert moved == {"steps": 1024, "top_p": 1.0, "skip": 0.0, "select": "much", "seed": 2**40}
     assert within({"steps": 1000, "temperature": 9}) == {"steps": 1000, "temperature": 9}
+
+
+@pytest.mark.parametrize("defaults", [GENERIC_DEFAULTS, MINI_DEFAULTS, LLADA_DEFAULTS, DREAM_DEFAULTS])
+def test_of_what_stands_as_it_was_made_no_value_is_said(defaults: SamplerConfig) -> None:
+    """A page prepares what it was made with while a link's values are on their way to it."""
+    with gr.Blocks():
+        made = accordion([("Mini", "mini")], "mini", defaults, any_model=False)
+    held = {name: component.value for name, component in made.items()}
+    asked = parse(**usual("mini", "about", "4k"), **{**KNOWN, "defaults": defaults})
+    updates = follow(made, asked.resolve(0), held, ())
+    assert updates and not [update for update in updates.values() if {"value", "choices"} & set(update)]
 
 
 def test_a_slider_reaches_as_far_as_what_it_holds() -> None:
