@@ -97,8 +97,10 @@ class LaneView:
 
     @property
     def ended_early(self) -> bool:
-        """Is it done, and a part of its canvas still masked: what comes after the answer was left out?"""
-        return self.finished and self.canvas.committed < self.canvas.length
+        """Was it done with its answer before its steps were, so that what comes after is left out? (Masks may also be
+        left after all steps, where the model predicted the mask token.)
+        """
+        return self.finished and len(self.times) < self.total and self.canvas.committed < self.canvas.length
 
     @property
     def seconds(self) -> float:

@@ -175,6 +175,8 @@ class Stage:
 
     def _tokens(self, lane: LaneView) -> list[int | None]:
         """The tokens of a lane that is done; what it left out counts as what comes after an end, which it is."""
+        if not lane.ended_early:
+            return lane.canvas.tokens
         end = next(iter(self.end_ids), None)
         return [end if token is None else token for token in lane.canvas.tokens]
 
