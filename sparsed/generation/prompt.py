@@ -27,7 +27,7 @@ def own_text(prompt: str) -> str | None:
     if prompt == "-":
         text = _text(_standard_input(), "Standard input")
     elif prompt.startswith("@"):
-        text = _text(_content(prompt[1:], "--prompt @"), f"The prompt file {prompt[1:]}")
+        text = _text(_content(prompt[1:], "--prompt @FILE"), f"The prompt file {prompt[1:]}")
     else:
         text = prompt
         try:

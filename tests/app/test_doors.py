@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,9 @@ def by_page(name: str, sampler: dict[str, Any], attention: dict[str, Any]) -> Se
         async def last() -> Any:
             return [shown async for shown in perform(desk, Visit("door"), asked)][-1]
 
-        shown = asyncio.run(last())
+        # Not in this thread, where a browser's loop may run.
+        with ThreadPoolExecutor(1) as thread:
+            shown = thread.submit(asyncio.run, last()).result()
     assert shown.stage["state"] == "done", shown.stage["message"]
     (lane,) = (lane for lane in shown.stage["lanes"] if lane["key"] == "sparse")
     return Seen.of(lane["info"], lane["text"])

@@ -308,6 +308,8 @@ def counted(page: Any, text: str) -> None:
 def prompt_text(page: Any) -> str:
     if not page.evaluate("() => document.querySelector('.sd-preview').open"):
         page.click(".sd-preview summary")
+    # It is filled in when the browser says that it is open, which is a moment later.
+    page.wait_for_function("() => document.querySelector('.sd-prompt-text').textContent")
     return page.evaluate("() => document.querySelector('.sd-prompt-text').textContent")
 
 
