@@ -70,7 +70,7 @@ def component(field: Field, value: Any, **more: Any) -> Component:
         "value": value, "label": field.label, "info": field.help, "elem_id": f"sd-{field.name.replace('_', '-')}",
     }  # fmt: skip
     if field.kind == "switch":
-        return gr.Checkbox(**{**about, "min_width": _NARROW, **more})
+        return gr.Checkbox(**{**about, **more})
     about |= {"min_width": _WIDE if (share or 0) > 1 else _NARROW, "scale": share}
     if field.slider is not None:
         low, high, step = field.slider
