@@ -127,7 +127,8 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     else:
         prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
     messages = messages_of(prompt if isinstance(prompt, str) else prompt.text, options.system, history)
-    chat = model.chat if options.prompt_format is None else _FORMATS[options.prompt_format]
+    asked = None if options.prompt_format is None else _FORMATS[options.prompt_format]
+    chat = model.chat if asked is None else asked
 
     from sparsed.denoising import denoise  # these need torch
     from sparsed.generation.report import report_of, say
@@ -160,7 +161,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         from sparsed import trace  # needs numpy
 
         # After the answer, which a full disk should not cost.
-        trace.save(trace.record(run, prompt=prompt), options.save_trace)
+        trace.save(trace.record(run, prompt=prompt, system=options.system or "", chat=asked), options.save_trace)
     return code
 
 
@@ -189,9 +190,6 @@ def _denoise(run: Run, console: Console | None, quiet: bool) -> int:
     """Makes all steps and shows them. The exit code: of Ctrl-C or SIGTERM, which end it within the step, or 0."""
     try:
         with _view(run, console, quiet) as shown:
-            if run.model.device.type != "cpu":
-                shown.say("warming up")
-                run.warm_up()
             for step in run:
                 shown.apply(step)
     except KeyboardInterrupt as error:

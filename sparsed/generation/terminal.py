@@ -138,9 +138,6 @@ class Canvas:
 class View(Protocol):
     """Something that is told of every step of a run, and shows it or not."""
 
-    def say(self, what: str) -> None:
-        """Something that goes on before the first step."""
-
     def apply(self, step: Step) -> None:
         """The newest step. Called between two steps: nothing is drawn while one is timed."""
 
@@ -152,7 +149,6 @@ class LiveView:
         self._run, self._canvas, self._console = run, canvas, console
         self._seconds: dict[str, list[float]] = {phase: [] for phase in _PHASES}
         self._last: Step | None = None
-        self._saying = ""
         # No refresh of its own: a thread that draws would take time from the step that is being measured.
         self._live = Live(self, console=console, auto_refresh=False, transient=True)
         self._drawn = 0.0
@@ -164,12 +160,8 @@ class LiveView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def say(self, what: str) -> None:
-        self._saying = what
-        self._draw()
-
     def apply(self, step: Step) -> None:
-        self._last, self._saying = step, ""
+        self._last = step
         self._seconds[step.phase].append(step.seconds)
         self._canvas.apply(step)
         if monotonic() - self._drawn >= REDRAW_SECONDS or step.index + 1 == step.total:
@@ -207,8 +199,6 @@ class LiveView:
     def status(self) -> Text:
         """Step, phase, switch, seconds so far and milliseconds a step of the phase, in one line."""
         run, last = self._run, self._last
-        if self._saying:
-            return Text(self._saying)
         at_most = "at most " if run.sampler.at_most else ""
         parts = [Text(f"step {0 if last is None else last.index + 1} of {at_most}{run.total}")]
         if last is not None:
@@ -230,22 +220,17 @@ class PlainView:
         self._seconds = 0.0
         self._said = monotonic()
 
-    def say(self, what: str) -> None:
-        print(what, file=self._file, flush=True)
-
     def apply(self, step: Step) -> None:
         self._seconds += step.seconds
         if monotonic() - self._said >= SAY_SECONDS:
             self._said = monotonic()
             total = f"{self._at_most}{step.total}"
-            self.say(f"step {step.index + 1} of {total}: {step.phase}, {self._seconds:.1f} s so far")
+            said = f"step {step.index + 1} of {total}: {step.phase}, {self._seconds:.1f} s so far"
+            print(said, file=self._file, flush=True)
 
 
 class SilentView:
     """Shows nothing."""
-
-    def say(self, what: str) -> None:
-        pass
 
     def apply(self, step: Step) -> None:
         pass

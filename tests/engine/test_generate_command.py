@@ -468,6 +468,20 @@ def test_prompt_formats_system_and_history(tell: Any, tmp_path: Path) -> None:
     assert " · 15 prompt tokens · raw prompt\n" in out and "note: The prompt is plain text" in err and code == 0
 
 
+def test_a_record_says_how_its_prompt_was_put(tell: Any, tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    flags = ("--prompt", "Hi", "--steps", "2", "--gen-length", "8", "--save-trace", str(file))
+    for more, system, chat in (
+        ((), None, None),
+        (("--system", "Be brief."), "Be brief.", None),
+        (("--prompt-format", "raw"), None, False),
+        (("--prompt-format", "chat", "--system", "s"), "s", True),
+    ):
+        assert tell(*flags, *more)[0] == 0
+        prompt = trace.load(file).prompt
+        assert (prompt.system or None, prompt.chat, prompt.text) == (system, chat, "Hi")
+
+
 # Tokens around a message of each role in the tiny model's template.
 HEADERS = {"user": 2, "assistant": 2, "system": len("<|system|>") + 1}
 
