@@ -36,8 +36,7 @@ class Answers:
         """The answer in the generated tokens of one row; masks are left out."""
         end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
         written = [token for token in tokens[:end] if token != self._model.mask_id]
-        text = self._model.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
+        text = self._model.tokens_text(written, special=False)
         cut = min((place for place in map(text.find, self._stop) if place >= 0), default=None)
         if cut is not None:
             return Answer(text[:cut], "stop string")

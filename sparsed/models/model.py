@@ -180,17 +180,17 @@ class Model:
         """
         ids = tokens.tolist()
         end = next((position for position, token in enumerate(ids) if token in self.end_ids), len(ids))
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return self.tokens_text(ids[:end], special=False)
 
     def token_text(self, token: int) -> str:
         """The text of one token as it stands in an answer, special tokens by their names."""
         return self.tokens_text([token])
 
-    def tokens_text(self, tokens: Sequence[int]) -> str:
-        """The text of neighbouring tokens as they stand in an answer, special tokens by their names."""
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def tokens_text(self, tokens: Sequence[int], special: bool = True) -> str:
+        """The text of neighbouring tokens as they stand in an answer; special tokens by their names, or left out."""
+        text = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)
         return text
 

@@ -319,17 +319,22 @@ def test_a_lane_says_beforehand_that_it_will_never_be_sparse() -> None:
     assert [lane["info"] for lane in value["lanes"]] == [None] * 3
 
 
+def racing(total: int, at_most: bool) -> Stage:
+    """Both lanes before their first step, with canvases of four cells."""
+    lanes = [
+        LaneView(
+            lane, Canvas(4, decode, {END}), total=total, switch_step=switch, backend="x", parallel=4, at_most=at_most,
+            source=said(),
+        )
+        for lane, switch in zip(PAIR, (None, 1), strict=True)
+    ]  # fmt: skip
+    return Stage(lanes, end_ids={END}, gold="It is", judge=judge, read=lambda t: decode(t).split("<end>")[0])
+
+
 def test_masks_that_are_left_after_all_steps_are_no_early_end() -> None:
     """A model may predict the mask token to the last step: that is a hole in the answer, and nothing was left out."""
     for at_most in (False, True):
-        lanes = [
-            LaneView(
-                lane, Canvas(4, decode, {END}), total=3, switch_step=switch, backend="x", parallel=4, at_most=at_most,
-                source=said(),
-            )
-            for lane, switch in zip(PAIR, (None, 1), strict=True)
-        ]  # fmt: skip
-        stage = Stage(lanes, end_ids={END}, gold="It is", judge=judge, read=lambda t: decode(t).split("<end>")[0])
+        stage = racing(total=3, at_most=at_most)
         steps = [step(lane, index, token, 0.1) for lane in ("dense", "sparse") for index, token in enumerate([1, 2, 1])]
         stage.apply(Update(tuple(steps), "running", ()))
         value = stage.apply(Update((), "done", ("dense", "sparse")))
@@ -338,14 +343,7 @@ def test_masks_that_are_left_after_all_steps_are_no_early_end() -> None:
 
 
 def test_what_a_run_leaves_out_after_its_answer_stays_masked_and_is_no_difference() -> None:
-    lanes = [
-        LaneView(
-            lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4, at_most=True,
-            source=said(),
-        )
-        for lane, switch in zip(PAIR, (None, 1), strict=True)
-    ]  # fmt: skip
-    stage = Stage(lanes, end_ids={END}, gold="It is", judge=judge, read=lambda t: decode(t).split("<end>")[0])
+    stage = racing(total=4, at_most=True)
     steps = [step(lane, index, token, 0.1) for lane in ("dense", "sparse") for index, token in enumerate([1, 2, END])]
     running = stage.apply(Update(tuple(steps), "running", ()))
     assert [lane["ended_early"] for lane in running["lanes"]] == [False, False]
