@@ -34,7 +34,7 @@ BYTES = [0, 1, 65, 66, 97, 32, 10, 0xC3, 0xA9, 0xC3, 0xA9, 0xE2, 0x82, 0xAC]
 PROMPT = Prompt("Documents.\nWho?", "Who?", "Ann.", "about", "short_context", 7, 3)
 
 
-def read(tokens: Any) -> str:
+def read(tokens: Any, special: bool = True) -> str:
     return bytes(tokens).decode("utf-8", errors="replace")
 
 

@@ -58,7 +58,7 @@ def fake_model() -> Any:
         end_ids=(END, 1),
         tokenizer=tokenizer,
         token_text=lambda token: tokenizer.decode([token]),
-        tokens_text=lambda tokens: tokenizer.decode(list(tokens)),
+        tokens_text=lambda tokens, special=True: tokenizer.decode(list(tokens), skip_special_tokens=not special),
     )
 
 
@@ -386,7 +386,7 @@ def test_words_are_the_beginnings_of_blocks() -> None:
     run.prompt, run.steps[-1].tokens = canvas[:, :74], canvas[:, 74:]
     text = {4: " \n ", MASK: "<mask>", 0: "<end>", 1: "<stop>"}
     letters = run.model.tokens_text
-    run.model.tokens_text = lambda tokens: "".join(
+    run.model.tokens_text = lambda tokens, special=True: "".join(
         "".join(text[t] for t in group) if known else letters(list(group))
         for known, group in itertools.groupby(tokens, key=text.__contains__)
     )
@@ -415,7 +415,7 @@ def test_words_are_the_beginnings_of_blocks() -> None:
 )
 def test_words_have_at_most_48_characters(block: str, words: str) -> None:
     run = fake_run()
-    run.model.tokens_text = lambda tokens: block
+    run.model.tokens_text = lambda tokens, special=True: block
     assert trace.record(run).prompt.words == (words,)
 
 
