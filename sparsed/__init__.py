@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sparsed.config import METHOD_LABELS, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.config import METHOD_LABELS, METHODS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 
 if TYPE_CHECKING:
     from sparsed.attention.layout import BlockLayout as BlockLayout
@@ -36,6 +36,7 @@ __all__ = [
     "METHOD_LABELS",
     "AttentionConfig",
     "BlockLayout",
+    "CacheConfig",
     "LayerPattern",
     "Model",
     "Pattern",

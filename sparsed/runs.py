@@ -15,10 +15,13 @@ COMMON = ("sampler", "dtype", "device", "total")
 """What all runs of a table have alike: without it, they are not compared."""
 QUESTION = ("prompt_tokens",)
 """What all runs of one prompt have alike, likewise."""
-METHOD = ("attention", "backend", "dense_backend")
+METHOD = ("attention", "cache", "backend", "dense_backend")
 """What all runs of one method and prompt length have alike; where they do not, a table says so."""
-OWN = ("batch", "phases", "forwards", "finished", "switch_step", "notes")
+OWN = ("batch", "phases", "forwards", "rows", "finished", "switch_step", "notes")
 """What belongs to one run alone. Every field of a record is in one of these four."""
+
+
+_NO_CACHE = {"method": "none"}
 
 
 class RunRecord(TypedDict):
@@ -26,6 +29,7 @@ class RunRecord(TypedDict):
 
     sampler: dict[str, Any]
     attention: dict[str, Any]
+    cache: dict[str, Any]
     backend: str
     dense_backend: str
     dtype: str
@@ -34,6 +38,7 @@ class RunRecord(TypedDict):
     batch: int
     phases: dict[str, int]
     forwards: int
+    rows: int
     total: int
     finished: bool
     switch_step: int | None
@@ -164,6 +169,8 @@ def _parts(name: str, value: Any) -> list[str]:
 
 
 def _value(run: RunRecord, name: str) -> Any:
-    """A field's value; of the device its kind alone: processes that share the work have a GPU each."""
-    value = run[name]  # type: ignore[literal-required]
+    """A field's value; of the device its kind alone: processes that share the work have a GPU each. Records from before
+    there were caches have none.
+    """
+    value: Any = run.get(name, _NO_CACHE if name == "cache" else None)
     return value.partition(":")[0] if name == "device" else value

@@ -200,9 +200,18 @@ class LayerPattern:
     @classmethod
     def joined(cls, parts: Sequence[LayerPattern]) -> LayerPattern:
         """One pattern for the heads of several, in their order; all on one device."""
+        return cls._together(parts, 1)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[LayerPattern]) -> LayerPattern:
+        """One pattern for the batch rows of several, in their order; all on one device."""
+        return cls._together(parts, 0)
+
+    @classmethod
+    def _together(cls, parts: Sequence[LayerPattern], dim: int) -> LayerPattern:
         kept = max(part.kept for part in parts)
         wide = [pad(part.indices, (0, kept - part.kept), value=-1) for part in parts]
-        return cls(torch.cat(wide, dim=1), torch.cat([part.counts for part in parts], dim=1), parts[0].full_blocks)
+        return cls(torch.cat(wide, dim), torch.cat([part.counts for part in parts], dim), parts[0].full_blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +226,20 @@ class Pattern:
     layers: tuple[LayerPattern, ...]
     select: float
     importance: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of_sequences(cls, parts: Sequence[Pattern], guided: bool) -> Pattern:
+        """One pattern of several, each of one sequence (guided: of two batch rows, the conditional one first): rows in
+        their order, all conditional ones first.
+        """
+        order = torch.arange(len(parts) * (2 if guided else 1))
+        order = order.view(len(parts), -1).T.flatten()
+        layers = tuple(LayerPattern.stacked(one).of_rows(order) for one in zip(*(part.layers for part in parts)))
+        first = parts[0]
+        importance = None
+        if first.importance is not None:
+            importance = tuple(torch.cat(one)[order] for one in zip(*(part.importance or () for part in parts)))
+        return cls(first.layout, layers, first.select, importance)
 
     def mask(self, layer: int, head: int, batch: int = 0) -> Tensor:
         """Bool [query_blocks, key_blocks] on the CPU: True where `head` of `layer` keeps the key block."""

@@ -65,19 +65,23 @@ class AttentionPolicy:
         config = self.config
         return switch_step(self.steps, config.skip, config.selection, config.refresh, self.steps // self.blocks)
 
-    def phase(self, step: int, selected: int | None = None, new_block: bool = False) -> Phase:
-        """Full attention, then the step that makes the pattern, then the pattern; with `refresh`, fresh ones too.
-
-        selected: the last step that made a pattern, None: not known. new_block: a semi-autoregressive block has begun
-        since.
+    def phase(self, step: int) -> Phase:
+        """Full attention, then the step that makes the pattern, then the pattern; without `refresh`, where every step
+        computes all rows.
         """
         if self.select_step is None or step < self.select_step:
             return "dense"
-        if step == self.select_step:
-            return "select"
+        return "select" if step == self.select_step else "sparse"
+
+    def due(self, step: int, selected: int | None, new_block: bool) -> bool:
+        """Is a pattern to be made, the first one or (with `refresh`) a fresh one?
+
+        selected: the last step that made one, None: none yet. new_block: a semi-autoregressive block has begun since.
+        """
+        if self.select_step is None or step < self.select_step:
+            return False
         refresh = self.config.refresh
-        due = selected is not None and refresh > 0 and (new_block or step - selected >= refresh)
-        return "select" if due else "sparse"
+        return selected is None or (refresh > 0 and (new_block or step - selected >= refresh))
 
     def selects(self, phase: Phase) -> bool:
         """Whether a step of that phase makes patterns; without `reuse` the sparse ones do too. Such a step computes all

@@ -23,11 +23,14 @@ from sparsed.config.attention import (
     select_step,
     switch_step,
 )
+from sparsed.config.cache import CACHE_LABELS, CACHES, NO_CACHE, CacheConfig, ResolvedCache
 from sparsed.config.sampler import ALGORITHMS, DREAM_ALGORITHMS, LLADA_ALGORITHMS, ResolvedSampler, SamplerConfig
 
 __all__ = [
     "ALGORITHMS",
     "BLOCK_SIZES",
+    "CACHES",
+    "CACHE_LABELS",
     "DEFAULT_SKIP",
     "DREAM_ALGORITHMS",
     "FULL_ATTENTION",
@@ -35,11 +38,14 @@ __all__ = [
     "LLADA_ALGORITHMS",
     "METHODS",
     "METHOD_LABELS",
+    "NO_CACHE",
     "ON_NO_GAIN",
     "SELECTIONS",
     "AttentionConfig",
+    "CacheConfig",
     "Phase",
     "ResolvedAttention",
+    "ResolvedCache",
     "ResolvedSampler",
     "SamplerConfig",
     "SparseDConfig",

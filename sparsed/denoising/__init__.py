@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.denoising.plan import one_by_one
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
 
@@ -25,6 +26,7 @@ def denoise(
     *,
     sampler: SamplerConfig | None = None,
     attention: AttentionConfig | Literal["dense"] | None = None,
+    cache: CacheConfig | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
     chat: bool | None = None,
@@ -35,7 +37,8 @@ def denoise(
     prompt: a string or chat messages, or token ids [length] or [batch, length], used as they are. chat: whether a
     string or messages go through the tokenizer's chat template; None, wherever it has one. sampler: what is None takes
     the model's defaults, by the rules of `SamplerConfig.resolve`; what that changes is the run's first note. attention:
-    None is SparseD as published for the length, "dense" full attention throughout. backend: "auto" or the name of a
+    None is SparseD as published for the length, "dense" full attention throughout. cache: None, every step computes
+    every row. backend: "auto" or the name of a
     sparse backend (a dense run does not use it). dense_backend: likewise for dense attention: "sdpa", or on a GPU
     "cudnn", "flash" or "flash4". probe_steps: after each of these steps, counted from 0, the pattern is selected afresh
     for comparison, outside every clock (`Run.probes`).
@@ -57,7 +60,18 @@ def denoise(
         raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
     resolved = asked.resolve(ids.shape[1] + settings.gen_length)
     check_backend(backend, model.device, None if resolved.dense else resolved.block_size)
-    return Run(model, ids, settings, resolved, backend, probes, dense_backend)
+    if not isinstance(cache, CacheConfig | None):
+        raise ValueError(f"cache must be a CacheConfig, not {cache!r}.")
+    rows = (cache or CacheConfig()).resolve()
+    if rows.keys == "pattern" and (resolved.dense or not resolved.reuse):
+        raise ValueError("keys = 'pattern' needs a pattern that is kept: sparse attention with reuse.")
+    alone = settings.threshold is not None and one_by_one(rows, settings.threshold)
+    if len(ids) > 1 and alone and not resolved.dense:
+        raise ValueError(
+            "With a threshold, a cache and sparse attention, the sequences of a batch come to their pattern at "
+            "different steps: give prompts one by one."
+        )
+    return Run(model, ids, settings, resolved, backend, probes, dense_backend, rows)
 
 
 def generate(
@@ -66,6 +80,7 @@ def generate(
     *,
     sampler: SamplerConfig | None = None,
     attention: AttentionConfig | Literal["dense"] | None = None,
+    cache: CacheConfig | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
     chat: bool | None = None,
@@ -76,6 +91,7 @@ def generate(
         prompt,
         sampler=sampler,
         attention=attention,
+        cache=cache,
         backend=backend,
         dense_backend=dense_backend,
         chat=chat,

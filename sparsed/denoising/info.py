@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from sparsed.config import Phase, ResolvedAttention, ResolvedSampler
+from sparsed.config import NO_CACHE, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.runs import RunRecord
 
 
@@ -23,10 +23,12 @@ class RunInfo:
     prompt_tokens: int  # of one sequence, its template included
     batch: int  # sequences
     phases: Mapping[Phase, int]  # steps made of each phase
+    rows: int  # positions of a sequence that these steps computed, all together
     total: int  # steps of the whole run, at most
     finished: bool
     switch_step: int | None  # the first sparse step made, counted from 0; None where there was none
     notes: tuple[str, ...]  # sentences that a user should see
+    cache: ResolvedCache = NO_CACHE
 
     @property
     def forwards(self) -> int:
@@ -39,9 +41,10 @@ class RunInfo:
         return not self.attention.dense and not self.phases["sparse"]
 
     def record(self) -> RunRecord:
-        """As plain values for JSON; of full attention, which has no other setting, the method alone."""
+        """As plain values for JSON; of full attention and of no cache the method alone: they have no other setting."""
         attention = {"method": "dense"} if self.attention.dense else asdict(self.attention)
-        values = {**asdict(self), "attention": attention, "forwards": self.forwards}
+        cache = {"method": "none"} if self.cache.none else asdict(self.cache)
+        values = {**asdict(self), "attention": attention, "cache": cache, "forwards": self.forwards}
         values["sampler"]["stop"] = list(self.sampler.stop)
         values["notes"] = list(self.notes)
         del values["sampler"]["changed"]  # the notes begin with it

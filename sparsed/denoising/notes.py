@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from sparsed.config import ResolvedSampler
+from sparsed.config import ResolvedCache, ResolvedSampler
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Step
 
@@ -19,18 +19,25 @@ if TYPE_CHECKING:
 STEPS_TO_JUDGE = 3
 
 
-def beforehand(predictor: Predictor, sampler: ResolvedSampler) -> list[str]:
-    """What is known before the first step: first what is not as it was asked for."""
+def beforehand(
+    predictor: Predictor, sampler: ResolvedSampler, cache: ResolvedCache, switch_step: int | None
+) -> list[str]:
+    """What is known before the first step: first what is not as it was asked for. switch_step: as planned."""
     model, policy, length = predictor.model, predictor.policy, predictor.length
     notes = [*sampler.changed, *model.notes]
-    if not policy.config.dense and policy.switch_step is None:
-        notes.append(
-            f"This run never becomes sparse: with {policy.steps} steps and skip {policy.config.skip}, "
-            f"full attention lasts to the end. Lower skip or take more steps."
-            if policy.select_step is None or not policy.config.refresh
-            else f"This run never becomes sparse: with refresh, each of its {policy.blocks} semi-autoregressive blocks "
-            f"begins with a fresh pattern, and {policy.steps} steps leave no other. Take more steps."
-        )
+    if not policy.config.dense and switch_step is None:
+        why = f"with {policy.steps} steps and skip {policy.config.skip}, full attention lasts to the end"
+        way = "Lower skip or take more steps"
+        if policy.switch_step is not None:
+            why = f"after the one that makes the pattern, the cache {cache.method!r} plans no step over all rows"
+            way = "Lower skip, or take shorter semi-autoregressive blocks or the pattern's keys"
+        elif policy.select_step is not None and policy.config.refresh:
+            why = (
+                f"with refresh, each of its {policy.blocks} semi-autoregressive blocks begins with a fresh pattern, "
+                f"and {policy.steps} steps leave no other"
+            )
+            way = "Take more steps"
+        notes.append(f"This run never becomes sparse: {why}. {way}.")
     if length > model.max_positions:
         notes.append(speed_only(model, length))
     if sampler.steps > sampler.gen_length and sampler.threshold is None:
@@ -67,8 +74,10 @@ def speed_only(model: Model, length: int) -> str:
 
 def no_gain(steps: Sequence[Step]) -> str | None:
     """That sparse steps are no faster than dense ones, without its end; None if they are, or nothing can be said."""
-    dense_times = [step.seconds for step in steps if step.phase == "dense"]
-    sparse_times = [step.seconds for step in steps if step.phase == "sparse"]
+    sparse = [step for step in steps if step.phase == "sparse"]
+    # Of steps that compute as many rows.
+    dense_times = [step.seconds for step in steps if step.phase == "dense" and step.rows == sparse[0].rows]
+    sparse_times = [step.seconds for step in sparse]
     if not dense_times or min(sparse_times) < median(dense_times):
         return None
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from torch import Tensor
 from sparsed.attention.pattern import Pattern
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
-from sparsed.config import Phase, ResolvedAttention, ResolvedSampler
+from sparsed.cache.store import RowStore
+from sparsed.config import NO_CACHE, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain, padding
+from sparsed.denoising.plan import Planner, one_by_one, planned_phases
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
 from sparsed.machine import dtype_name
@@ -30,6 +32,15 @@ from sparsed.samplers import make_sampler
 if TYPE_CHECKING:
     from sparsed.attention.backends.dense import DenseAttention
     from sparsed.models.model import Model
+
+
+class _Part(NamedTuple):
+    """Sequences of a run that go through the network together."""
+
+    sequences: slice
+    planner: Planner
+    attention: RunAttention
+    store: RowStore | None  # None where every step computes every row
 
 
 class Run(Iterator[Step]):
@@ -48,36 +59,38 @@ class Run(Iterator[Step]):
         backend: str,
         probe_steps: Iterable[int] = (),
         dense_backend: str = "auto",
+        cache: ResolvedCache = NO_CACHE,
     ) -> None:
         batch, self.prompt_length = prompt.shape  # in tokens, as `length`
         self.model = model
         self.prompt = prompt.to("cpu", copy=True)  # token ids, int64 [batch, prompt_length] on the CPU
         self.sampler = sampler
         self.attention = attention
+        self.cache = cache
         self._predictor = Predictor(model, self.prompt_length, sampler, attention, backend, dense_backend)
         self._policy = self._predictor.policy
         self._asked_backend, self._asked_dense_backend = backend, dense_backend
         self.length = self._predictor.length
         self.total = self._policy.steps  # number of steps, or the most there can be (`ResolvedSampler.at_most`)
-        # First sparse step, counted from 0: as planned until it is made; None if there is none.
-        self.switch_step = self._policy.switch_step
         self.pattern: Pattern | None = None  # that of the last select step, once one was made
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
         self.steps: list[Step] = []  # made so far
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
-        self.notes = [*beforehand(self._predictor, sampler), *padding(model, self.prompt)]
+        self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
+        planned = planned_phases(self._planner())
+        # First sparse step, counted from 0: as planned until it is made; None if there is none.
+        self.switch_step = planned.index("sparse") if "sparse" in planned else None
+        told = beforehand(self._predictor, sampler, cache, self.switch_step)
+        self.notes = [*told, *padding(model, self.prompt)]
         self._answers = Answers(model, sampler.stop)
         self._dense_again = False
-        # The last select step, and where the semi-autoregressive block of each row began then, int64 [batch, 1].
-        self._selected: tuple[int, Tensor] | None = None
         self._probe_steps = frozenset(probe_steps)
-        self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
         shape = batch, self.length - self.prompt_length
         masks = torch.full(shape, model.mask_id, dtype=torch.int64, device=model.device)
         self._canvas: Tensor | None = torch.cat([prompt, masks], dim=1)
-        self._attention: RunAttention | None = None
+        self._parts: list[_Part] | None = None
         # MPS has no float64, which the sampler's noise needs: there the CPU draws it.
         home = torch.device("cpu") if model.device.type == "mps" else model.device
         self._generator = torch.Generator(home).manual_seed(self._policy.seed)
@@ -104,6 +117,7 @@ class Run(Iterator[Step]):
         return RunInfo(
             sampler=self.sampler,
             attention=self.attention,
+            cache=self.cache,
             backend=self.backend,
             dense_backend=self._asked_dense_backend if self.dense is None else self.dense.name,
             dtype=dtype_name(self.model.dtype),
@@ -111,6 +125,7 @@ class Run(Iterator[Step]):
             prompt_tokens=self.prompt_length,
             batch=len(self.prompt),
             phases=phases,
+            rows=sum(step.rows for step in self.steps),
             total=self.total,
             finished=self.finished,
             switch_step=next((step.index for step in self.steps if step.phase == "sparse"), None),
@@ -123,18 +138,19 @@ class Run(Iterator[Step]):
     def __next__(self) -> Step:
         """Makes the next step. Raises RuntimeError if the model's logits are not finite."""
         # Local names, in the reverse order of `close`: another thread may close the run while this step is being made.
-        attention, canvas = self._attention, self._canvas
+        parts, canvas = self._parts, self._canvas
         index = len(self.steps)
         if canvas is None or self.finished:
             raise StopIteration
         try:
             # Where several processes hold the model, nobody else may give them orders while the clock runs.
             with self.model.turn():
-                attention = attention or self._begin(len(canvas))
-                step = self._make_step(index, canvas, attention)
+                parts = parts or self._begin(len(canvas))
+                step = self._make_step(index, canvas, parts)
             self.steps.append(step)
             if step.phase == "select":
-                self.pattern = self._predictor.forward.pattern(attention)
+                made = [self._predictor.forward.pattern(part.attention) for part in parts]
+                self.pattern = made[0] if len(made) == 1 else Pattern.of_sequences(made, self.sampler.cfg_scale > 0)
             if step.phase == "sparse":
                 self._became_sparse()
             if index in self._probe_steps:
@@ -154,17 +170,20 @@ class Run(Iterator[Step]):
         canvas = self._canvas
         if canvas is None or self.finished or self.model.device.type == "cpu":
             return
-        if self._attention is None:
+        if self._parts is None:
             self._begin(len(canvas))
-        scratch = self._predictor.attention()
+        scratch, store = self._predictor.attention(), None if self.cache.none else RowStore()
         phases: tuple[Phase, ...] = ("dense",) if self._policy.select_step is None else ("dense", "select", "sparse")
         spare = torch.Generator(self._generator.device).manual_seed(0)
         with torch.inference_mode():
             generation = canvas[:, self.prompt_length :]
             eligible = self._sampler.eligible(generation, 0)
-            for phase in phases:
-                scratch.phase = phase
-                logits = self._predictor.logits(canvas, eligible, scratch)
+            rows = [(phase, ALL) for phase in phases]
+            if store is not None:
+                first = self.prompt_length - int(self.model.shift)
+                rows.append(("dense", Rows(torch.arange(first, self.length, device=canvas.device)[None])))
+            for scratch.phase, computed in rows:
+                logits = self._predictor.logits(canvas, eligible, scratch, computed, store)
                 self._sampler.commit(generation, eligible, logits, 0, spare)
         self._synchronize()
 
@@ -204,36 +223,48 @@ class Run(Iterator[Step]):
         """
         if not self.finished:
             self._canvas = None
-        self._attention = None
+        self._parts = None
 
-    def _begin(self, batch: int) -> RunAttention:
+    def _begin(self, batch: int) -> list[_Part]:
         """Chooses kernels, outside every clock."""
-        self.notes += self._predictor.choose_kernels(batch)
-        self._attention = self._predictor.attention()
-        return self._attention
+        each = 1 if one_by_one(self.cache, self.sampler.threshold) else batch
+        self.notes += self._predictor.choose_kernels(each)
+        self._parts = [
+            _Part(
+                slice(first, first + each),
+                self._planner(),
+                self._predictor.attention(),
+                None if self.cache.none else RowStore(),
+            )
+            for first in range(0, batch, each)
+        ]
+        return self._parts
 
-    def _plan(self, index: int, canvas: Tensor) -> tuple[Phase, Rows]:
-        """The attention of a step, and the rows it computes."""
-        if self._dense_again:
-            return "dense", ALL
-        if not self.attention.refresh:
-            return self._policy.phase(index), ALL
-        starts, ends = self._sampler.block(canvas[:, self.prompt_length :], index)
-        selected, before = self._selected or (None, starts)
-        new_block = bool(((starts != before) & (starts < ends)).any())
-        phase = self._policy.phase(index, selected, new_block)
-        if phase == "select":
-            self._selected = index, starts
-        return phase, ALL
+    def _planner(self) -> Planner:
+        return Planner(self._policy, self.cache, self._sampler, self.prompt_length, self.model.shift)
 
-    def _make_step(self, index: int, canvas: Tensor, attention: RunAttention) -> Step:
-        attention.phase, rows = self._plan(index, canvas)
+    def _make_step(self, index: int, canvas: Tensor, parts: list[_Part]) -> Step:
+        generation = canvas[:, self.prompt_length :]
+        # A sequence that goes alone and is done needs no forward.
+        parts = [
+            part for part in parts if len(parts) == 1 or bool((generation[part.sequences] == self.model.mask_id).any())
+        ] or parts[:1]
+        plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
+        phase = plans[0].phase
         self._synchronize()
         start = perf_counter()
         with torch.inference_mode():
-            generation = canvas[:, self.prompt_length :]
             eligible = self._sampler.eligible(generation, index)
-            logits = self._predictor.logits(canvas, eligible, attention, rows)
+            found = []
+            for part, plan in zip(parts, plans):
+                part.attention.phase = plan.phase
+                wanted = eligible[part.sequences]
+                if plan.candidates is not None:
+                    wanted &= plan.candidates
+                found.append(
+                    self._predictor.logits(canvas[part.sequences], wanted, part.attention, plan.rows, part.store)
+                )
+            logits = found[0] if len(found) == 1 else torch.cat(found)
             # One number a row tells: NaN and +inf both reach the maximum. No sampler may see them: drawing from them
             # fails in words of its own, and on a GPU in a way that no later run survives.
             finite = not len(logits) or bool(logits.amax(-1).isfinite().all())
@@ -245,7 +276,7 @@ class Run(Iterator[Step]):
         if not finite:
             dtype = dtype_name(self.model.dtype)
             raise RuntimeError(
-                f"The model's logits are not finite at step {index + 1} of {self.total} ({attention.phase} "
+                f"The model's logits are not finite at step {index + 1} of {self.total} ({phase} "
                 f"attention): its weights are damaged, or too large for {dtype}."
             )
         # A position that was given the mask token is still masked.
@@ -253,8 +284,8 @@ class Run(Iterator[Step]):
         return Step(
             index=index,
             total=self.total,
-            phase=attention.phase,
-            rows=rows.count(self.length),
+            phase=phase,
+            rows=max(plan.rows.count(self.length) for plan in plans),
             tokens=commit.tokens.to("cpu", copy=True),
             committed=committed.cpu(),
             confidence=torch.where(committed, commit.confidence, torch.nan).cpu(),
@@ -282,7 +313,7 @@ class Run(Iterator[Step]):
 
     def _finish(self) -> None:
         self.finished = True
-        self._attention = None
+        self._parts = None
         if self.switch_step is not None and all(step.phase != "sparse" for step in self.steps):
             self.notes.append(never_sparse(len(self.steps), self.total, self.switch_step))
             self.switch_step = None

@@ -75,6 +75,8 @@ def _check_lane(lane: Lane, trace: Trace) -> set[int]:
     for index, step in enumerate(lane.steps):
         if step.index != index:
             raise ValueError(f"step {index} is missing.")
+        if step.rows is not None and not 0 < step.rows <= trace.prompt.tokens + trace.gen_length:
+            raise ValueError(f"step {index} computed {step.rows} rows, which cannot be.")
         if step.seconds < 0:
             raise ValueError(f"step {index} took less than no time.")
         for row, position, token, _ in step.committed:

@@ -131,7 +131,8 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
             Commit(row, position, token, confidence if math.isfinite(confidence) else None)
             for (row, position), token, confidence in zip(places, tokens, confidences)
         )
-        steps.append(TraceStep(step.index, step.phase, step.seconds, tuple(commits)))
+        rows = None if step.rows == run.length else step.rows
+        steps.append(TraceStep(step.index, step.phase, step.seconds, tuple(commits), rows))
     return Lane(
         attention=run.attention,
         backend=run.backend,
@@ -145,6 +146,7 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
         steps=tuple(steps),
         pattern=None if run.pattern is None else _masks(run, run.pattern, weights, importance),
         probes=() if run.pattern is None else _probes(run, run.pattern),
+        cache=run.cache,
     )
 
 

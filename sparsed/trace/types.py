@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsed.attention.masks import Masks
-from sparsed.config import Phase, ResolvedAttention, ResolvedSampler
+from sparsed.config import NO_CACHE, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.runs import RunRecord
 
 FORMAT, VERSION = "sparsed-trace", 1
@@ -60,12 +60,13 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True)
 class TraceStep:
-    """What one step did, and the seconds it took."""
+    """What one step did, and the seconds it took. rows: positions of a sequence that it computed; None: all."""
 
     index: int
     phase: Phase
     seconds: float
     committed: tuple[Commit, ...]
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Lane:
     probes: tuple[TraceProbe, ...] = ()
     device: int = 0
     dense_backend: str = ""
+    cache: ResolvedCache = NO_CACHE
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,11 @@ class LaneInfo:
         sampler = {**asdict(trace.sampler), "stop": list(trace.sampler.stop)}
         del sampler["changed"]  # the notes begin with it
         made = Counter(step.phase for step in lane.steps)
+        whole = trace.prompt.tokens + trace.gen_length
         return {
             "sampler": sampler,
             "attention": {"method": "dense"} if lane.attention.dense else asdict(lane.attention),
+            "cache": {"method": "none"} if lane.cache.none else asdict(lane.cache),
             "backend": lane.backend,
             "dense_backend": lane.dense_backend,
             "dtype": trace.model.dtype,
@@ -148,6 +152,7 @@ class LaneInfo:
             "batch": trace.batch,
             "phases": {phase: made[phase] for phase in ("dense", "select", "sparse")},
             "forwards": len(lane.steps),
+            "rows": sum(whole if step.rows is None else step.rows for step in lane.steps),
             "total": lane.total,
             "finished": lane.finished,
             "switch_step": next((step.index for step in lane.steps if step.phase == "sparse"), None),

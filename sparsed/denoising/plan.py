@@ -1,0 +1,111 @@
+"""What each step of a run does: the one place where its two policies meet, which keys a query sees (attention) and
+which rows a step computes (cache).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sparsed.attention.policy import AttentionPolicy
+from sparsed.cache.policy import computed, full, full_later
+from sparsed.cache.rows import ALL, Rows
+from sparsed.config import Phase, ResolvedCache
+from sparsed.samplers.base import Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One step. phase: the attention of the rows that it computes."""
+
+    phase: Phase
+    rows: Rows = ALL
+    candidates: Tensor | None = None  # bool [1, gen_length]: positions whose tokens may be committed; None: all
+
+
+@dataclass(eq=False)
+class Planner:
+    """Plans the steps of some sequences of a run, one after the other. With a cache whose rows depend on what was
+    committed (`one_by_one`) there is one sequence.
+    """
+
+    attention: AttentionPolicy
+    cache: ResolvedCache
+    sampler: Sampler
+    prompt_length: int
+    shift: bool  # position i is predicted by i − 1
+    selected: int | None = field(default=None, init=False)  # the last step that made a pattern
+    _blocks: Tensor | None = field(default=None, init=False)  # where each sequence's block starts, int64 [batch, 1]
+    _began: int = field(default=0, init=False)  # the step at which these blocks began
+    _selected_blocks: Tensor | None = field(default=None, init=False)  # those of the last select step
+    _masked: Tensor | None = field(default=None, init=False)  # bool [batch, gen_length]: before the last step
+    _last: tuple[Tensor, Rows] | None = field(default=None, init=False)  # rows computed last: equal ones are the same
+
+    def plan(self, step: int, generation: Tensor, dense_again: bool = False) -> Plan:
+        """The next step, over generation, int64 [batch, gen_length]. dense_again: no pattern is made or used from now
+        on.
+        """
+        attention, cache = self.attention, self.cache
+        if cache.none and not attention.config.refresh:
+            return Plan("dense" if dense_again else attention.phase(step))
+        starts, ends = self.sampler.block(generation, step)
+        if self._blocks is None or bool(((starts != self._blocks) & (starts < ends)).any()):
+            self._blocks, self._began = starts, step
+        of_block, masked = step - self._began, generation == self.sampler.mask_id
+        every_row = full(cache, step, of_block)
+        phase: Phase = "dense"
+        if not dense_again and attention.due(step, self.selected, self._selected_blocks is not self._blocks):
+            # A select step computes every row: the first one at or after its time that the cache computes them in
+            # anyway, or this one where there is none to come.
+            if every_row or (self.selected is None and not self._full_later(step, masked)):
+                every_row, phase = True, "select"
+                self.selected, self._selected_blocks = step, self._blocks
+        if phase == "dense" and self.selected is not None and not dense_again:
+            phase = "sparse" if every_row or cache.keys == "pattern" else "dense"
+        uncommitted, self._masked = masked if self._masked is None else self._masked, masked
+        if every_row:
+            return Plan(phase)
+        start, end = int(starts[0]), int(ends[0])
+        rows = computed(cache, start, end, uncommitted[0], masked[0], self.shift)
+        inside = torch.arange(generation.shape[1], device=generation.device)[None]
+        candidates = (inside >= start) & (inside < end) if cache.method in ("prefix", "dual") else None
+        return Plan(phase, self._rows(rows), candidates)
+
+    def _full_later(self, step: int, masked: Tensor) -> bool:
+        """Does the cache compute every row in any later step, if the block takes all the steps that it may?"""
+        config, of_block = self.sampler.config, step - self._began
+        assert self._blocks is not None
+        start = int(self._blocks[0])
+        end = start + config.block_length
+        left = config.steps // (config.gen_length // config.block_length) - of_block - 1
+        if config.threshold is not None:
+            left = int(masked[0, start:end].sum()) - 1
+        of_run = config.steps - step - 1
+        return full_later(self.cache, step, of_block, of_run, left, last_block=end >= config.gen_length)
+
+    def _rows(self, computed_rows: Tensor) -> Rows:
+        if self._last is None or not torch.equal(self._last[0], computed_rows):
+            positions = computed_rows.nonzero()[:, 0] + self.prompt_length - 1
+            self._last = computed_rows, Rows(positions[None])
+        return self._last[1]
+
+
+def planned_phases(planner: Planner) -> tuple[Phase, ...]:
+    """The phase of each step, if blocks take all the steps that they may: with a threshold, one for each token.
+
+    planner: one that has planned nothing yet, which serves for this alone.
+    """
+    config, mask = planner.sampler.config, planner.sampler.mask_id
+    generation, phases = torch.full((1, config.gen_length), mask), []
+    for step in range(config.steps if config.threshold is None else config.gen_length):
+        phases.append(planner.plan(step, generation).phase)
+        if config.threshold is not None:
+            generation[0, step] = mask + 1
+    return tuple(phases)
+
+
+def one_by_one(cache: ResolvedCache, threshold: float | None) -> bool:
+    """Do the rows that a step computes depend on what a sequence has committed, so that those of a batch differ?"""
+    return not cache.none and (cache.method == "delayed" or threshold is not None)
