@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from sparsed.config import select_step
+
 COMMON = ("sampler", "dtype", "device", "total")
 """What all runs of a table have alike: without it, they are not compared."""
 QUESTION = ("prompt_tokens",)
@@ -47,8 +49,13 @@ def never_sparse(run: RunRecord) -> bool:
 
 def dense_again(run: RunRecord) -> bool:
     """It was sparse, and went back to full attention (on_no_gain "dense")."""
-    switch = run["switch_step"]
-    return switch is not None and run["phases"]["dense"] + run["phases"]["select"] > switch
+    switch, made, attention = run["switch_step"], run["phases"], run["attention"]
+    if switch is None:
+        return False
+    # What was kept of runs before there was `refresh` has no entry for it.
+    if not attention.get("refresh"):
+        return made["dense"] + made["select"] > switch
+    return made["dense"] > select_step(run["total"], attention["skip"], attention["selection"])
 
 
 def unlike(one: RunRecord | None, two: RunRecord | None, names: Sequence[str] = (*COMMON, *QUESTION)) -> list[str]:
