@@ -41,7 +41,7 @@ KEY = {
 APART = {"model", "types", "lengths", "questions", "methods", "ablations", "observe"}
 # Who asks, what is reported: no answer depends on it. (A device of another kind is refused, see below; questions that
 # run together give what each gives alone, see test_a_batch_shows_in_no_answer.)
-WITHOUT = {"help", "out", "shard", "report", "json", "device", "batch_tokens"}
+WITHOUT = {"help", "out", "shard", "report", "json", "recommend", "device", "batch_tokens"}
 
 
 @pytest.fixture(scope="module")
