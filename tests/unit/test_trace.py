@@ -733,7 +733,7 @@ def test_the_text_of_a_pattern_is_what_the_format_says(tmp_path: Path) -> None:
         assert np.array_equal(codes == 0, true == 0)
         assert np.abs(255 + 10 * np.log2(true[true > 0]) - codes[true > 0]).max() <= 0.5 + 1e-6
     keys = ["length", "prompt_length", "block_size", "select", "batch", "heads", "kept", "layers", "kept_mass"]
-    assert list(raw) == [*keys, "importance"]
+    assert list(raw) == [*keys, "importance", "full_blocks"]
 
 
 def test_a_canvas_too_large_for_memory_is_refused(tmp_path: Path) -> None:
