@@ -36,7 +36,7 @@ def densities(result: Result) -> list[float | None]:
         return [None] * batch
     found: list[float | None] = []
     for row in range(batch):
-        own = slice(row, None, batch)
-        layers = tuple(replace(one, indices=one.indices[own], counts=one.counts[own]) for one in pattern.layers)
+        own = torch.arange(row, len(pattern.layers[0].counts), batch)
+        layers = tuple(layer.of_rows(own) for layer in pattern.layers)
         found.append(executed_density(result.backend, replace(pattern, layers=layers, importance=None)))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
 from sparsed.results_folder import key_there
 
-PLAN = Plan(sampler=SamplerConfig(steps=6))
-METHODS = ["dense", "sparsed", "dense:steps=3", "sparsed:steps=4,block_length=48", "dense:threshold=0.9"]
+COMMON = SamplerConfig(steps=4, gen_length=48)
+PLAN = Plan(sampler=COMMON)
+METHODS = ["dense", "sparsed", "dense:steps=2", "sparsed:steps=6,block_length=24", "dense:threshold=0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ def test_each_answer_has_the_sampler_of_its_method(mini: Model, tmp_path: Path) 
     records = {(r.method, r.index): r for r in read_records(tmp_path)}
     assert len(records) == 2 * len(METHODS)
     own = {
-        "dense": SamplerConfig(steps=6), "sparsed": SamplerConfig(steps=6), "dense:steps=3": SamplerConfig(steps=3),
-        "sparsed:steps=4,block_length=48": SamplerConfig(steps=4, block_length=48),
-        "dense:threshold=0.9": SamplerConfig(threshold=0.9),
+        "dense": COMMON, "sparsed": COMMON, "dense:steps=2": replace(COMMON, steps=2),
+        "sparsed:steps=6,block_length=24": replace(COMMON, steps=6, block_length=24),
+        "dense:threshold=0.9": SamplerConfig(gen_length=48, threshold=0.9),
     }  # fmt: skip
     for (method, index), record in records.items():
         prompt = build_prompt(mini, "200", ("fact", "inverse")[index], FIRST_SEED + index, 0.0)
@@ -48,7 +50,7 @@ def test_each_answer_has_the_sampler_of_its_method(mini: Model, tmp_path: Path) 
         info = result.info.record()
         assert record.run is not None and record.run["sampler"] == info["sampler"]
         assert (record.run["phases"], record.run["total"]) == (info["phases"], info["total"])
-        answer = result.tokens[0, -mini.defaults.gen_length :].tolist()
+        answer = result.tokens[0, -48:].tolist()
         assert record.tokens == answer[: len(record.tokens)]
         # Only those that may end early run one by one.
         assert record.run["batch"] == (1 if "threshold" in method else 2)
@@ -61,16 +63,16 @@ def test_each_answer_has_the_sampler_of_its_method(mini: Model, tmp_path: Path) 
         assert record.agreement == (None if method == "dense" else agreeing)
     # The folder's key holds what is common.
     key = key_there(tmp_path)
-    assert key is not None and (key["sampler"]["steps"], key["sampler"]["threshold"]) == (6, None)
+    assert key is not None and (key["sampler"]["steps"], key["sampler"]["threshold"]) == (4, None)
     assert read_sizes(tmp_path) == Sizes.of(mini)
     rows = {row["method"]: row for row in summarise(list(records.values()), sizes=Sizes.of(mini))["lengths"]}
     assert all(row["speed"] is not None and row["difference"] is not None for m, row in rows.items() if m != "dense")
-    assert rows["dense:threshold=0.9"]["speed"] > rows["dense:steps=3"]["speed"] > rows["sparsed"]["speed"] > 1
-    assert rows["dense:steps=3"]["speed"] == pytest.approx(2, rel=0.05)  # each step's head has more rows
+    assert rows["dense:steps=2"]["speed"] > 1 > rows["sparsed:steps=6,block_length=24"]["speed"]
+    assert rows["dense:steps=2"]["speed"] == pytest.approx(2, rel=0.05)  # each step's head has more rows
 
 
 def test_a_sampler_that_does_not_fit_is_refused_before_anything_is_asked(mini: Model, tmp_path: Path) -> None:
-    for method, said in (("dense:block_length=36", "no whole number"), ("sparsed:steps=5,block_length=48", "multiple")):
+    for method, said in (("dense:block_length=36", "no whole number"), ("sparsed:steps=5,block_length=24", "multiple")):
         with pytest.raises(ValueError, match=f"Method '{method}': .*{said}"):
             evaluate(mini, [Cell("lookup", "200", 1)], ["dense", method], tmp_path, plan=PLAN)
     assert not list(tmp_path.iterdir())
@@ -79,12 +81,12 @@ def test_a_sampler_that_does_not_fit_is_refused_before_anything_is_asked(mini: M
 def test_the_command_asks_a_part_of_the_ablations_and_recommends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = "--lengths 200 --types lookup arithmetic --questions 1 --steps 6 --device cpu --dtype float32".split()
+    options = "--lengths 200 --types lookup arithmetic --questions 1 --steps 3 --device cpu --dtype float32".split()
     out = ["--out", str(tmp_path / "answers"), "--json", str(tmp_path / "scores.json"), "--recommend"]
     main([*options, *out, "--ablations", "block_length", "isolated"])
     said = capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))
-    asked = ["dense", "dense:block_length=32", "sparsed", "sparsed:isolated=no", "sparsed:block_length=32"]
+    asked = ["dense", "dense:block_length=32", "sparsed", "sparsed:block_length=32", "sparsed:isolated=no"]
     assert [row["method"] for row in scores["lengths"]] == asked
     assert said.count("Recommended at 200: ") == 1 and "| 200 | dense, block_length 32 |" in said
     before = (tmp_path / "answers" / "records-0-of-1.jsonl").read_bytes()
@@ -101,6 +103,8 @@ def test_the_command_asks_a_part_of_the_ablations_and_recommends(
         (SamplerConfig(steps=4, block_length=16, cfg_scale=0.5), SparseDConfig(select=0.3, skip=0)),
         (SamplerConfig(threshold=0.9), SparseDConfig(skip=0)),
         (SamplerConfig(steps=4), SparseDConfig(select=0.3, reuse=False)),
+        (SamplerConfig(steps=4), SparseDConfig(select=0.3, generation_rows="full")),
+        (SamplerConfig(steps=6), SparseDConfig(select=0.3, skip=0, refresh=2)),
         (SamplerConfig(steps=4), AttentionConfig("shared", select=0.3)),
         (SamplerConfig(steps=4), AttentionConfig("streaming_llm", select=0.3)),
     ],
@@ -108,7 +112,7 @@ def test_the_command_asks_a_part_of_the_ablations_and_recommends(
 def test_the_cost_is_what_torch_counts(mini: Model, sampler: SamplerConfig, attention: AttentionConfig) -> None:
     """Whole blocks of 32, so that no position is computed that is not there."""
     ids = torch.randint(5, 2000, (2, 96), generator=torch.Generator().manual_seed(0))
-    model = Model(**{**vars(mini), "defaults": SamplerConfig(gen_length=32, block_length=32).resolve(mini.defaults)})
+    model = replace(mini, defaults=SamplerConfig(gen_length=32, block_length=32).resolve(mini.defaults))
     # SDPA's one kernel is not counted, the same as matrix products is.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = sparsed.generate(model, ids, sampler=sampler, attention=attention)

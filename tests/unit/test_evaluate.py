@@ -180,6 +180,12 @@ def test_runs_that_went_back_to_full_attention_are_told() -> None:
     again = ran(dense=7, sparse=3, switch_step=3, phases={"dense": 5, "select": 1, "sparse": 3})
     said = table(summarise([record(0, "sparsed", True, run=again), record(1, "sparsed", True, run=ran())]))
     assert "| SparseD (dense again in 1 of 2) |" in said
+    # A refresh is a dense step too, and no way back: one dense step, then two selections at the start of a block.
+    attention = {"method": "sparsed", "skip": 0.1, "selection": "paper", "refresh": 3}
+    fresh = ran(attention=attention, phases={"dense": 1, "select": 3, "sparse": 4}, switch_step=3)
+    back = ran(attention=attention, phases={"dense": 3, "select": 2, "sparse": 3}, switch_step=3)
+    assert "SparseD |" in table(summarise([record(0, "sparsed", True, run=fresh)]))
+    assert "SparseD (dense again) |" in table(summarise([record(0, "sparsed", True, run=back)]))
 
 
 def test_forwards_of_an_answer_are_a_column() -> None:
