@@ -101,7 +101,7 @@ def test_the_command_asks_a_part_of_the_ablations_and_recommends(
         (SamplerConfig(steps=4), AttentionConfig("dense")),
         (SamplerConfig(steps=4), SparseDConfig()),
         (SamplerConfig(steps=4, block_length=16, cfg_scale=0.5), SparseDConfig(select=0.3, skip=0)),
-        (SamplerConfig(threshold=0.9), SparseDConfig(skip=0)),
+        (SamplerConfig(threshold=0.2), SparseDConfig(skip=0)),
         (SamplerConfig(steps=4), SparseDConfig(select=0.3, reuse=False)),
         (SamplerConfig(steps=4), SparseDConfig(select=0.3, generation_rows="full")),
         (SamplerConfig(steps=6), SparseDConfig(select=0.3, skip=0, refresh=2)),
