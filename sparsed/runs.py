@@ -49,13 +49,13 @@ def never_sparse(run: RunRecord) -> bool:
 
 def dense_again(run: RunRecord) -> bool:
     """It was sparse, and went back to full attention (on_no_gain "dense")."""
-    switch, made, attention = run["switch_step"], run["phases"], run["attention"]
+    switch, attention = run["switch_step"], run["attention"]
     if switch is None:
         return False
-    # What was kept of runs before there was `refresh` has no entry for it.
-    if not attention.get("refresh"):
-        return made["dense"] + made["select"] > switch
-    return made["dense"] > select_step(run["total"], attention["skip"], attention["selection"])
+    # With refresh a semi-autoregressive block may begin, and select again, before the first sparse step.
+    refresh = attention.get("refresh")
+    before = select_step(run["total"], attention["skip"], attention["selection"]) if refresh else switch - 1
+    return run["phases"]["dense"] > before
 
 
 def unlike(one: RunRecord | None, two: RunRecord | None, names: Sequence[str] = (*COMMON, *QUESTION)) -> list[str]:
