@@ -109,7 +109,8 @@ def test_masks_and_densities_are_those_of_the_loops(case: Case) -> None:
         assert torch.equal(pattern.layers[layer].mask()[row, head], mask)
         tiles = set()
         for i, kept in enumerate(blocks):
-            indices, count = pattern.layers[layer].indices[row, head, i], int(pattern.layers[layer].counts[row, head, i])
+            made_layer = pattern.layers[layer]
+            indices, count = made_layer.indices[row, head, i], int(made_layer.counts[row, head, i])
             assert indices.dtype == torch.int32 and (indices[count:] == -1).all()
             # A backend has nothing to do where all is seen.
             assert indices[:count].tolist() == ([] if case.full[i] else sorted(kept))
