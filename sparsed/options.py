@@ -1,28 +1,35 @@
-"""The options of the command lines that set a sampler or an attention: one for each field of the two configs."""
+"""The options of the command lines that set a sampler, an attention or a cache: one for each field of the configs."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, fields
 from typing import Any
 
-from sparsed.config import FULL_ATTENTION, AttentionConfig, SamplerConfig
+from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig
 
-# The rows of the two configs by name.
+# The rows of the configs by name.
 SAMPLER = {row.name: row for row in fields(SamplerConfig)}
 ATTENTION = {row.name: row for row in fields(AttentionConfig)}
+# Those of the cache by the option's name: "cache", "cache_refresh" …
+CACHE = {"cache" if row.name == "method" else f"cache_{row.name}": row for row in fields(CacheConfig)}
 _METAVARS = {int: "N", float: "X", bool: "yes|no"}
 
 
 def add_sampler_options(parser: argparse._ActionsContainer) -> None:
     """--steps, --gen-length …; what is not given is None, the model's default. Ranges are checked by the config."""
-    _add(parser, SAMPLER.values())
+    _add(parser, SAMPLER)
 
 
 def add_attention_options(parser: argparse._ActionsContainer, without: Collection[str] = ()) -> None:
     """--method, --skip …, but for those `without`; what is not given is None, as above."""
-    _add(parser, [row for row in ATTENTION.values() if row.name not in without])
+    _add(parser, {name: row for name, row in ATTENTION.items() if name not in without})
+
+
+def add_cache_options(parser: argparse._ActionsContainer) -> None:
+    """--cache, --cache-refresh …; what is not given is None, as above."""
+    _add(parser, CACHE)
 
 
 def sampler_of(options: argparse.Namespace) -> SamplerConfig:
@@ -36,6 +43,11 @@ def attention_of(options: argparse.Namespace) -> AttentionConfig:
     """
     given = _given(options, ATTENTION)
     return FULL_ATTENTION if given.get("method") == "dense" else AttentionConfig(**given)
+
+
+def cache_of(options: argparse.Namespace) -> CacheConfig:
+    """Raises ValueError as above."""
+    return CacheConfig(**{CACHE[name].name: value for name, value in _given(options, CACHE).items()})
 
 
 def given_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> set[str]:
@@ -63,10 +75,10 @@ def yes_or_no(word: str) -> bool:
     return word == "yes"
 
 
-def _add(parser: argparse._ActionsContainer, settings: Iterable[Field[Any]]) -> None:
-    for row in settings:
+def _add(parser: argparse._ActionsContainer, settings: Mapping[str, Field[Any]]) -> None:
+    for name, row in settings.items():
         # Both spellings: the public SparseD commands have underscores.
-        names = dict.fromkeys([f"--{row.name.replace('_', '-')}", f"--{row.name}", *row.metadata["also"]])
+        names = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", *row.metadata["also"]])
         choices, metavar = row.metadata.get("choices"), _METAVARS.get(row.metadata["kind"])
         action = "append" if "many" in row.metadata else "store"
         parser.add_argument(

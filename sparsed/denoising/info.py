@@ -23,7 +23,7 @@ class RunInfo:
     prompt_tokens: int  # of one sequence, its template included
     batch: int  # sequences
     phases: Mapping[Phase, int]  # steps made of each phase
-    rows: int  # positions of a sequence that these steps computed, all together
+    rows: Mapping[Phase, int]  # positions of a sequence that the steps of each phase computed, all together
     total: int  # steps of the whole run, at most
     finished: bool
     switch_step: int | None  # the first sparse step made, counted from 0; None where there was none

@@ -74,6 +74,7 @@ class Run(Iterator[Step]):
         self.total = self._policy.steps  # number of steps, or the most there can be (`ResolvedSampler.at_most`)
         self.pattern: Pattern | None = None  # that of the last select step, once one was made
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
+        self.probed: dict[int, Pattern] = {}  # step index → the pattern in use then; before there was one, the first
         self.steps: list[Step] = []  # made so far
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
@@ -112,8 +113,10 @@ class Run(Iterator[Step]):
     def info(self) -> RunInfo:
         """What this run is, and what it has made so far."""
         phases: dict[Phase, int] = {"dense": 0, "select": 0, "sparse": 0}
+        rows = dict(phases)
         for step in self.steps:
             phases[step.phase] += 1
+            rows[step.phase] += step.rows
         return RunInfo(
             sampler=self.sampler,
             attention=self.attention,
@@ -125,7 +128,7 @@ class Run(Iterator[Step]):
             prompt_tokens=self.prompt_length,
             batch=len(self.prompt),
             phases=phases,
-            rows=sum(step.rows for step in self.steps),
+            rows=rows,
             total=self.total,
             finished=self.finished,
             switch_step=next((step.index for step in self.steps if step.phase == "sparse"), None),
@@ -153,8 +156,12 @@ class Run(Iterator[Step]):
                 self.pattern = made[0] if len(made) == 1 else Pattern.of_sequences(made, self.sampler.cfg_scale > 0)
             if step.phase == "sparse":
                 self._became_sparse()
+            elif index == self.switch_step and index + 1 < self.total:
+                self.switch_step = index + 1  # a block was done early, and the next one began with a fresh pattern
             if index in self._probe_steps:
                 self.probes[index] = self._predictor.select(canvas)
+            if self.pattern is not None:
+                self.probed |= {at: self.pattern for at in self.probes.keys() - self.probed.keys()}
             if self._is_last(step):
                 self._finish()
         except BaseException:
@@ -315,7 +322,9 @@ class Run(Iterator[Step]):
         self.finished = True
         self._parts = None
         if self.switch_step is not None and all(step.phase != "sparse" for step in self.steps):
-            self.notes.append(never_sparse(len(self.steps), self.total, self.switch_step))
+            selected = sum(step.phase == "select" for step in self.steps)
+            said = never_sparse(len(self.steps), self.total, self.switch_step, selected, self.cache)
+            self.notes.append(said)
             self.switch_step = None
 
     def _synchronize(self) -> None:

@@ -22,8 +22,10 @@ from sparsed.models.chat import messages_of
 from sparsed.options import (
     ATTENTION,
     add_attention_options,
+    add_cache_options,
     add_sampler_options,
     attention_of,
+    cache_of,
     given_of,
     sampler_of,
     without_effect,
@@ -91,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", default="auto", help="sparse backend")
     add("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
 
+    add_cache_options(parser.add_argument_group("cache (default: none, every step computes every row)"))
+
     group = parser.add_argument_group("machine")
     add = group.add_argument
     add("--device", help="default: CUDA, else MPS, else CPU")
@@ -107,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(options: argparse.Namespace, team: Team | None) -> int:
-    sampler, attention = sampler_of(options), attention_of(options)
+    sampler, attention, cache = sampler_of(options), attention_of(options), cache_of(options)
     if options.save_trace is not None:
         files.check(options.save_trace, "--save-trace")
         go_on()
@@ -139,6 +143,7 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         chat=chat,
         sampler=sampler,
         attention=attention,
+        cache=cache,
         backend=options.backend,
         dense_backend=options.dense_backend,
     )

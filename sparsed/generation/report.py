@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsed.answer_text import answer_length, cell_texts
 from sparsed.attention.backends.registry import executed_density
-from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.config import ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
 from sparsed.questions.build import Prompt
@@ -127,6 +127,10 @@ def say(report: Report, run: Run, line: Callable[[str], None]) -> None:
     line(f"backend: {_backend(report)}; {info.dtype} on {info.device}")
     line(f"sampler: {settings(info.sampler)}")
     line(f"attention: {settings(info.attention)}")
+    if not info.cache.none:
+        whole = info.forwards * run.length
+        share = f"{sum(info.rows.values()):,} of {whole:,} rows computed" if whole else "no row computed"
+        line(f"cache: {settings(info.cache)}; {share}")
 
 
 def _backend(report: Report) -> str:
@@ -139,13 +143,15 @@ def _backend(report: Report) -> str:
     return f"{info.backend}, {density}; {info.dense_backend} before"
 
 
-def settings(config: ResolvedSampler | ResolvedAttention) -> str:
+def settings(config: ResolvedSampler | ResolvedAttention | ResolvedCache) -> str:
     """A config in words: what every run has, and of the rest what is not off. Of full attention, its name."""
     told = [
         f"{row.name} {_word(getattr(config, row.name))}"
         for row in fields(config)
         if row.name not in ("changed", "method") and getattr(config, row.name) != row.default
     ]
+    if isinstance(config, ResolvedCache):
+        told = [config.method, *told]
     if isinstance(config, ResolvedAttention):
         told = [config.method, *([] if config.dense else told)]
     return ", ".join(told)

@@ -266,7 +266,7 @@ class _Estimate:
             prompt_tokens=self.predictor.prompt_length,
             batch=questions,
             phases={phase: self._forwards[phase] for phase in ("dense", "select", "sparse")},
-            rows=self._forwards.total() * self.predictor.length,
+            rows={phase: self._forwards[phase] * self.predictor.length for phase in ("dense", "select", "sparse")},
             total=self._policy.steps,
             finished=True,
             switch_step=self._policy.switch_step if self._forwards["sparse"] else None,

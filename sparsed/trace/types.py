@@ -138,8 +138,10 @@ class LaneInfo:
         trace, lane = self.trace, self.lane
         sampler = {**asdict(trace.sampler), "stop": list(trace.sampler.stop)}
         del sampler["changed"]  # the notes begin with it
-        made = Counter(step.phase for step in lane.steps)
+        made, rows = Counter(step.phase for step in lane.steps), Counter[Phase]()
         whole = trace.prompt.tokens + trace.gen_length
+        for step in lane.steps:
+            rows[step.phase] += whole if step.rows is None else step.rows
         return {
             "sampler": sampler,
             "attention": {"method": "dense"} if lane.attention.dense else asdict(lane.attention),
@@ -152,7 +154,7 @@ class LaneInfo:
             "batch": trace.batch,
             "phases": {phase: made[phase] for phase in ("dense", "select", "sparse")},
             "forwards": len(lane.steps),
-            "rows": sum(whole if step.rows is None else step.rows for step in lane.steps),
+            "rows": {phase: rows[phase] for phase in ("dense", "select", "sparse")},
             "total": lane.total,
             "finished": lane.finished,
             "switch_step": next((step.index for step in lane.steps if step.phase == "sparse"), None),

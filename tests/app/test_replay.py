@@ -22,7 +22,7 @@ from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import FULL_ATTENTION, AttentionConfig, ResolvedSampler, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, NO_CACHE, AttentionConfig, ResolvedSampler, select_step, switch_step
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
 from sparsed.questions.build import Prompt
@@ -78,6 +78,7 @@ def make_run(
                 index=index,
                 total=total,
                 phase="dense" if index < select else "select" if index == select else "sparse",
+                rows=7 + cells,
                 tokens=torch.where(torch.from_numpy(when <= index), final, MASK)[None],
                 committed=committed[None],
                 confidence=torch.where(committed, sure, torch.nan)[None],
@@ -97,6 +98,7 @@ def make_run(
         sampler=sampler, attention=attention.resolve(cells), backend=backend, dense_backend="sdpa", dtype="float32",
         device="cpu", prompt_tokens=7, batch=1, total=total,
         phases={phase: phases[phase] for phase in ("dense", "select", "sparse")},
+        rows={phase: phases[phase] * (7 + cells) for phase in ("dense", "select", "sparse")},
         finished=finished, notes=("Short.",),
         switch_step=next((step.index for step in steps if step.phase == "sparse"), None),
     )  # fmt: skip
@@ -104,7 +106,10 @@ def make_run(
         model=MODEL,
         prompt=torch.full((1, 7), 65),
         prompt_length=7,
+        length=7 + cells,
+        cache=NO_CACHE,
         probes={},
+        probed={},
         total=total,
         sampler=sampler,
         attention=attention.resolve(cells),

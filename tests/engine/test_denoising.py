@@ -567,7 +567,7 @@ def test_a_closed_run_is_over_and_frees_its_state(tiny) -> None:
     run = sparsed.denoise(tiny, TEXT)
     for _ in range(7):
         next(run)
-    state, pattern = weakref.ref(run._attention), run.pattern
+    state, pattern = weakref.ref(run._parts[0].attention), run.pattern
     gc.disable()
     try:
         run.close()
@@ -579,7 +579,7 @@ def test_a_closed_run_is_over_and_frees_its_state(tiny) -> None:
         # Without close: the last reference frees it all, no cycle keeps it alive.
         run = sparsed.denoise(tiny, TEXT)
         next(run)
-        state, alive = weakref.ref(run._attention), weakref.ref(run)
+        state, alive = weakref.ref(run._parts[0].attention), weakref.ref(run)
         del run
         assert state() is None and alive() is None
     finally:

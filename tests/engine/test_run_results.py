@@ -114,6 +114,9 @@ def test_a_run_tells_what_it_really_made(mini, prompts, sampler, attention, neve
     assert (info.dtype, info.device, info.sampler, info.attention) == ("float32", "cpu", run.sampler, run.attention)
     told = json.loads(json.dumps(info.record()))
     assert told["phases"] == dict(info.phases) and told["forwards"] == info.forwards
+    length = info.prompt_tokens + run.sampler.gen_length
+    assert told["rows"] == {phase: count * length for phase, count in info.phases.items()}
+    assert told["cache"] == {"method": "none"}
     assert told["attention"]["method"] == ("dense" if attention == "dense" else "sparsed")
     assert told["sampler"]["gen_length"] == run.sampler.gen_length and told["notes"] == list(info.notes)
 
