@@ -38,7 +38,7 @@ ALIASES = MappingProxyType(
     }
 )
 _ONE_MODEL = "a process holds a whole model here; accelerate launch shares the questions among several"
-_NO_STORE = "no cache of keys and values is offered here, every step computes them anew"
+_NO_STORE = "no cache of keys and values is offered in this command, every step computes them anew"
 # Other names that may say what is done here anyway (or None), and why nothing else may be said.
 _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
     {

@@ -505,3 +505,23 @@ def test_bad_histories_are_refused_before_anything_is_loaded(
         (tmp_path / "h.json").write_text(content)
     code, out, err = tell("--prompt", "Hi", "--history", str(tmp_path / "h.json"))
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_a_cache_is_asked_for_told_and_recorded(tell: Any, tmp_path: Path) -> None:
+    flags = ["--prompt", "Hi", "--steps", "8", "--gen-length", "16", "--block-length", "8", "--cache", "refresh",
+             "--cache-refresh", "3"]  # fmt: skip
+    code, out, _ = tell(*flags, "--save-trace", str(tmp_path / "run.json"))
+    loaded = trace.load(tmp_path / "run.json")
+    (lane,) = loaded.lanes.values()
+    length = loaded.prompt.tokens + 16
+    rows = [length if step.rows is None else step.rows for step in lane.steps]
+    assert code == 0 and rows == [length if step % 3 == 0 else 16 for step in range(8)]
+    assert (lane.cache.method, lane.cache.refresh, lane.cache.keys) == ("refresh", 3, "all")
+    assert out.splitlines()[-1] == f"cache: refresh, refresh 3; {sum(rows):,} of {8 * length:,} rows computed"
+    said = json.loads(tell(*flags, "--json")[1])
+    assert said["cache"] == {"method": "refresh", "refresh": 3, "keys": "all"} and sum(said["rows"].values()) == sum(rows)
+
+
+def test_what_is_no_cache_is_one_sentence(tell: Any) -> None:
+    code, out, err = tell("--prompt", "Hi", "--cache", "dual", "--cache-refresh", "3")
+    assert code == 2 and not out and err.strip() == "error: The cache 'dual' has no refresh: only delayed and refresh have."

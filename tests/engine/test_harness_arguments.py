@@ -168,9 +168,9 @@ def test_names_of_public_evaluations_mean_the_same_here(public: dict[str, Any], 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"use_cache": True}, "use_cache=True is not taken: no cache of keys and values is offered here"),
+        ({"use_cache": True}, "use_cache=True is not taken: no cache of keys and values is offered in this command"),
         ({"use_cache": "prefix"}, "use_cache=prefix is not taken"),
-        ({"dual_cache": True}, "no cache of keys and values is offered here"),
+        ({"dual_cache": True}, "no cache of keys and values is offered in this command"),
         ({"factor": 1.0}, "decoding by a factor is not offered here; threshold=… is"),
         ({"save_dir": "there"}, "the harness's own --use_cache PATH"),
         ({"nll_type": "ar_ftb"}, "likelihoods are the Monte-Carlo estimate 'mc' here"),

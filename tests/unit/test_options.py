@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparsed import METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed import METHODS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.generation.command import _parser
-from sparsed.options import ATTENTION, SAMPLER, attention_of, sampler_of
+from sparsed.options import ATTENTION, CACHE, SAMPLER, attention_of, cache_of, sampler_of
 
 # A value for each setting that is not its default, as it is written and as the config has it.
 WRITTEN = {
@@ -37,12 +37,21 @@ def test_every_setting_is_an_option_of_generate(name: str) -> None:
         assert attention_of(options) == AttentionConfig(**given if name in ATTENTION else {})
 
 
+@pytest.mark.parametrize("name", CACHE)
+def test_every_setting_of_a_cache_is_an_option_of_generate(name: str) -> None:
+    word, value = {"cache": ("refresh", "refresh"), "cache_refresh": ("4", 4), "cache_keys": ("all", "all")}[name]
+    given = {"method": "refresh", CACHE[name].name: value}
+    for option in {f"--{name}", f"--{name.replace('_', '-')}"}:
+        assert cache_of(parsed("--cache", "refresh", option, word)) == CacheConfig(**given)
+
+
 def test_a_setting_of_several_values_is_given_one_by_one() -> None:
     assert sampler_of(parsed("--stop", "a b", "--stop", "c")) == SamplerConfig(stop=("a b", "c"))
 
 
 def test_what_is_not_given_is_the_default() -> None:
     assert (sampler_of(parsed()), attention_of(parsed())) == (SamplerConfig(), SparseDConfig())
+    assert cache_of(parsed()) == CacheConfig()
 
 
 @pytest.mark.parametrize("method", METHODS)
