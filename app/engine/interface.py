@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from app.engine.cost import Shape, Speed
 from app.lanes import LaneSpec
-from sparsed.config import AttentionConfig, SamplerConfig
+from sparsed.config import AttentionConfig, Phase, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.models.chat import Message
 from sparsed.models.hub import HUB_ID
@@ -17,7 +17,6 @@ from sparsed.trace.types import Trace
 
 if TYPE_CHECKING:
     from sparsed.attention.pattern import Pattern
-    from sparsed.attention.state import Phase
 
 # How far loading is; str() of what comes is a short text: "downloading: 3.2 of 16.0 GB, file 2 of 6".
 Listener = Callable[[Any], None]

@@ -114,7 +114,7 @@ def lent_race(
             arrays = {name: getattr(step, name).numpy() for name in ("tokens", "committed", "confidence")}
             facts = {name: getattr(step, name) for name in ("index", "total", "phase", "rows", "seconds")}
             told = {**facts, **arrays}
-            pattern = _sent(run.pattern) if before is None and run.pattern is not None else None
+            pattern = _sent(run.pattern) if run.pattern is not None and run.pattern is not before else None
             yield Made(lane, Facts.of(run), told, pattern, new)
     except Exception as error:  # noqa: BLE001 (whatever it is, it must come back as a sentence)
         yield _broke(lane, error)

@@ -129,9 +129,9 @@ class Stage:
         if gold is not None and self.judge is not None and lane.text is not None:
             lane.verdict = self.judge(lane.text, gold)
 
-    def _gold_of(self, lane: LaneView) -> str | None:
+    def _gold_of(self, lane: LaneView | None) -> str | None:
         """The right answer that the lane's is nearest to."""
-        if self.gold is None or lane.text is None:
+        if self.gold is None or lane is None or lane.text is None:
             return self.gold
         return nearest(lane.text, (self.gold, *self.others))
 
@@ -213,7 +213,7 @@ class Stage:
             "headline": None if self.headline is None else self.headline.key,
             "speedup": self.speedup(self.headline),
             "agreement": self.agreement(self.headline),
-            "gold": self._gold_of(next(iter(self.lanes.values()))) if self.finished else None,
+            "gold": self._gold_of(next(iter(self.lanes.values()), None)) if self.finished else None,
             "lanes": lanes,
             "steps": [
                 {

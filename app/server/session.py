@@ -208,13 +208,14 @@ class _Session:
         """The race itself, and the record that it leaves."""
         stage, run = started.stage, started.runs[self.asked.headline.key]
         looks = self.observer.wants_pattern
+        seen = None  # the pattern that was shown last
         if looks:
             self.visit.selected = None
         async for update in started.race.updates():
             selected: Masks | None = None
-            if looks and run.pattern is not None:
-                looks = False
-                selected = self.visit.selected = await asyncio.to_thread(Masks.of, run.pattern)
+            if looks and run.pattern is not None and run.pattern is not seen:
+                seen = run.pattern
+                selected = self.visit.selected = await asyncio.to_thread(Masks.of, seen)
             stage.message = self._message(update, material, stage.lanes.get(update.error_lane or ""))
             if update.error is not None:
                 self.desk.journal.error(update.error, lane=update.error_lane)

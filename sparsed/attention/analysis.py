@@ -41,14 +41,17 @@ def kept_mass(pattern: Pattern, row: int = 0) -> Tensor:
         mass = importance[row].float() * widths
         indices = layer.indices[row]
         kept = mass.gather(-1, indices.clamp(min=0).long()).masked_fill_(indices < 0, 0).sum(-1)
+        full = kept.shape[-1] - layer.full_blocks
+        kept[:, full:] = mass[:, full:].sum(-1)
         share = kept / mass.sum(-1).clamp_(min=torch.finfo(torch.float32).tiny)
         shares.append((share @ widths / pattern.layout.length).clamp_(max=1))
     return torch.stack(shares)
 
 
 def head_overlap(pattern: Pattern, layer: int, row: int = 0) -> np.ndarray:
-    """How alike the heads of a layer are: `mask_overlap` of its mask."""
-    return mask_overlap(pattern.layers[layer].mask()[row].numpy())
+    """How alike the heads of a layer are: `mask_overlap` of its mask, where something was selected."""
+    mask = pattern.layers[layer].mask()[row].numpy()
+    return mask_overlap(mask[:, : mask.shape[1] - pattern.full_blocks])
 
 
 def mask_overlap(mask: np.ndarray) -> np.ndarray:

@@ -51,6 +51,11 @@ class BlockLayout:
         return self.blocks - self.prompt_blocks
 
     @property
+    def generation_query_blocks(self) -> int:
+        """Query blocks that hold a generation position: the last ones, a block that straddles the boundary included."""
+        return self.blocks - self.prompt_length // self.block_size
+
+    @property
     def last_block_rows(self) -> int:
         """Positions in the last block, 1 … block_size."""
         return self.length - (self.blocks - 1) * self.block_size

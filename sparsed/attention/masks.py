@@ -36,6 +36,7 @@ class Masks:
     # The mean attention weight of every pair, for each layer [rows, heads, query blocks, key blocks]; () if not kept.
     # As the select step made them, float16 of all rows; in a record, uint8 codes of row 0, within 3.6 %: 2 ** 0.05 − 1.
     importances: tuple[np.ndarray, ...] = ()
+    full_blocks: int = 0  # the last query blocks, which see every key block: none was selected for them
 
     @property
     def layers(self) -> int:
@@ -86,6 +87,7 @@ class Masks:
             int(heads),
             kept=tuple(layer.kept for layer in pattern.layers),
             bits=tuple(np.packbits(np.asarray(layer.mask())) for layer in pattern.layers),
+            full_blocks=pattern.full_blocks,
             importances=tuple(np.asarray(layer) for layer in pattern.importance or ()),
         )
 
@@ -98,10 +100,11 @@ class Masks:
         layers = []
         for layer, kept in enumerate(self.kept):
             mask = self.mask(layer)
+            mask[:, :, self.layout.blocks - self.full_blocks :] = False  # their lists are empty
             counts = mask.sum(-1, dtype=np.int32)
             indices = np.full((*counts.shape, kept), -1, dtype=np.int32)
             indices[np.arange(kept) < counts[..., None]] = np.flatnonzero(mask) % self.layout.blocks
-            layers.append(LayerPattern(torch.from_numpy(indices), torch.from_numpy(counts)))
+            layers.append(LayerPattern(torch.from_numpy(indices), torch.from_numpy(counts), self.full_blocks))
         weights = [_WEIGHTS[one].astype(np.float16) if one.dtype == np.uint8 else one for one in self.importances]
         importance = tuple(map(torch.from_numpy, weights)) if weights and len(weights[0]) == self.batch else None
         return Pattern(self.layout, tuple(layers), self.select, importance)

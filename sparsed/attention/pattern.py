@@ -50,6 +50,13 @@ def _taken(x: Tensor, rows: Tensor) -> Tensor:
     return laid[torch.arange(len(rows), device=rows.device)[:, None], rows].transpose(1, 2)
 
 
+class FullRows(NamedTuple):
+    """Which of the given query rows see every key, whatever the lists say."""
+
+    start: int  # none before this one
+    those: Tensor | None  # bool [batch, 1, n − start, 1]: which of the others; None: all
+
+
 def _mask(indices: Tensor, key_blocks: int) -> Tensor:
     """Bool [..., key_blocks]: True at each of the indices [..., kept] that is not negative."""
     # One more column catches the padding, and is dropped.
@@ -70,6 +77,7 @@ class BlockLists:
     tile: int  # query rows of a tile, and positions of a key block: the attention block size
     key_length: int  # positions that have a key
     rows: RowMap | None = None  # how fewer query rows than keys lie in the tiles
+    full: FullRows | None = None  # rows that see every key; their tiles' lists are empty
     plans: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a backend derived from this, by its name
 
     @property
@@ -104,6 +112,16 @@ class BlockLists:
         return out if self.rows is None else _taken(out, self.rows.places)
 
 
+def _full_rows(positions: Tensor, first: int) -> FullRows | None:
+    """Those of rows at `positions`, int64 [1 or batch, n] ascending, that are at `first` or after it."""
+    those = positions >= first
+    starts = (~those).sum(1).tolist()
+    start = min(starts)
+    if start == positions.shape[1]:
+        return None
+    return FullRows(start, None if max(starts) == start else those[:, None, start:, None])
+
+
 # Sets of query rows whose lists a layer remembers; the lists of all positions come on top.
 _REMEMBERED = 4
 
@@ -114,6 +132,7 @@ class LayerPattern:
 
     indices: Tensor  # int32 [batch, query_heads, query_blocks, kept], ascending, then −1 for padding
     counts: Tensor  # int32 [batch, query_heads, query_blocks]: the entries of `indices` that are not padding
+    full_blocks: int = 0  # the last query blocks: they see every key block, and their lists are empty
     # (identity of the rows, layout) → the rows and their lists. Every later step of the run needs the same.
     _lists: dict[tuple[int, BlockLayout], tuple[Tensor | None, BlockLists]] = field(
         default_factory=dict, init=False, repr=False
@@ -126,7 +145,17 @@ class LayerPattern:
 
     def mask(self) -> Tensor:
         """Bool [batch, query_heads, query_blocks, key_blocks]: True where a block is kept."""
-        return _mask(self.indices, self.indices.shape[-2])
+        mask = _mask(self.indices, self.indices.shape[-2])
+        mask[..., mask.shape[-2] - self.full_blocks :, :] = True
+        return mask
+
+    def with_full(self, blocks: int) -> LayerPattern:
+        """The same pattern, but that so many of the last query blocks see every key block."""
+        first = self.counts.shape[-1] - blocks
+        indices, counts = self.indices.clone(), self.counts.clone()
+        indices[..., first:, :] = -1
+        counts[..., first:] = 0
+        return LayerPattern(indices, counts, blocks)
 
     def lists(self, positions: Tensor | None, layout: BlockLayout) -> BlockLists:
         """What a backend needs for queries at `positions`; None: at all of the layout's.
@@ -145,32 +174,40 @@ class LayerPattern:
 
     def _made(self, positions: Tensor | None, layout: BlockLayout) -> BlockLists:
         size, length = layout.block_size, layout.length
+        first = (layout.blocks - self.full_blocks) * size  # the first position that sees every key
         if positions is None:
-            return BlockLists(self.indices.contiguous(), self.counts.contiguous(), size, length)
+            full = FullRows(first, None) if self.full_blocks else None
+            return BlockLists(self.indices.contiguous(), self.counts.contiguous(), size, length, full=full)
         rows = _row_map(positions, size)
         block = rows.blocks[:, None].clamp(min=0)
         counts = self.counts.take_along_dim(block, 2).masked_fill(rows.blocks[:, None] < 0, 0)
-        return BlockLists(self.indices.take_along_dim(block[..., None], 2), counts, size, length, rows)
+        indices = self.indices.take_along_dim(block[..., None], 2)
+        return BlockLists(indices, counts, size, length, rows, _full_rows(positions, first))
 
     def to(self, device: torch.device | str) -> LayerPattern:
         """The same pattern on another device."""
-        return LayerPattern(self.indices.to(device), self.counts.to(device))
+        return LayerPattern(self.indices.to(device), self.counts.to(device), self.full_blocks)
+
+    def of_rows(self, rows: Tensor) -> LayerPattern:
+        """The pattern of some batch rows, int64 [m]."""
+        rows = rows.to(self.indices.device)
+        return LayerPattern(self.indices[rows], self.counts[rows], self.full_blocks)
 
     def of_heads(self, heads: slice) -> LayerPattern:
         """The pattern of some heads."""
-        return LayerPattern(self.indices[:, heads].contiguous(), self.counts[:, heads].contiguous())
+        return LayerPattern(self.indices[:, heads].contiguous(), self.counts[:, heads].contiguous(), self.full_blocks)
 
     @classmethod
     def joined(cls, parts: Sequence[LayerPattern]) -> LayerPattern:
         """One pattern for the heads of several, in their order; all on one device."""
         kept = max(part.kept for part in parts)
         wide = [pad(part.indices, (0, kept - part.kept), value=-1) for part in parts]
-        return cls(torch.cat(wide, dim=1), torch.cat([part.counts for part in parts], dim=1))
+        return cls(torch.cat(wide, dim=1), torch.cat([part.counts for part in parts], dim=1), parts[0].full_blocks)
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """The pattern of a run: a LayerPattern for each layer, made once at the select step ("sparse reuse").
+    """The pattern of a run: a LayerPattern for each layer, made at the select step ("sparse reuse").
 
     select: the ratio ρ that was asked for on each side. importance: per layer float16 [batch,
     query_heads, n, n] on the CPU, or None if it was not kept.
@@ -184,19 +221,31 @@ class Pattern:
     def mask(self, layer: int, head: int, batch: int = 0) -> Tensor:
         """Bool [query_blocks, key_blocks] on the CPU: True where `head` of `layer` keeps the key block."""
         chosen = self.layers[layer]
-        one = LayerPattern(chosen.indices[batch, head], chosen.counts[batch, head])
+        one = LayerPattern(chosen.indices[batch, head], chosen.counts[batch, head], chosen.full_blocks)
         return one.mask().cpu()
+
+    @property
+    def full_blocks(self) -> int:
+        """The last query blocks, which see every key block: no block was selected for them."""
+        return self.layers[0].full_blocks
+
+    @property
+    def full_share(self) -> float:
+        """The scores of the query rows that see every key, as a share of the length² scores of dense attention."""
+        layout = self.layout
+        return max(0, layout.length - (layout.blocks - self.full_blocks) * layout.block_size) / layout.length
 
     @property
     def requested_density(self) -> float:
         """Kept (query block, key block) pairs as a share of all pairs, over layers, heads and batch rows."""
         kept = sum(int(layer.counts.sum()) for layer in self.layers)
         pairs = sum(layer.counts.numel() for layer in self.layers) * self.layout.blocks
-        return kept / pairs
+        return kept / pairs + self.full_blocks / self.layout.blocks
 
     @property
     def executed_density(self) -> float:
-        """Scores that the gather backend computes as a share of the length² scores of dense attention, 0 … 1.
+        """Scores that the gather backend computes as a share of the length² scores of dense attention, 0 … 1, those of
+        `full_share` included.
 
         It differs from the requested density only by the partly filled last block, which holds fewer
         scores than the others: gather computes no score that was not asked for (padding slots and absent
@@ -212,13 +261,14 @@ class Pattern:
             rows[-1] = tail
             scores += int((keys * rows).sum())
             dense += layer.counts.shape[0] * layer.counts.shape[1] * layout.length**2
-        return scores / dense
+        return scores / dense + self.full_share
 
     def overlap(self, other: Pattern) -> Tensor:
         """Intersection over union of two patterns' kept pairs, float32 [layers, query_heads] on the CPU.
 
-        Pairs are pooled over batch rows and query blocks of a head. Raises ValueError if the patterns
-        differ in layers or in shape.
+        Pairs are pooled over batch rows and query blocks of a head; query blocks that see everything in either pattern
+        are left out, for nothing was selected there (1 where none is left). Raises ValueError if the patterns differ in
+        layers or in shape.
         """
         if len(self.layers) != len(other.layers):
             raise ValueError(
@@ -229,8 +279,9 @@ class Pattern:
             if mine.counts.shape != theirs.counts.shape:
                 shapes = f"{tuple(mine.counts.shape)} and {tuple(theirs.counts.shape)}"
                 raise ValueError(f"The patterns have shapes {shapes}, not the same.")
-            a, b = mine.mask().cpu(), theirs.mask().cpu()
+            selected = mine.counts.shape[-1] - max(mine.full_blocks, theirs.full_blocks)
+            a, b = (one.mask().cpu()[..., :selected, :] for one in (mine, theirs))
             both = (a & b).sum((0, 2, 3)).float()
             either = (a | b).sum((0, 2, 3)).float()
-            rows.append(both / either)
+            rows.append(torch.where(either > 0, both / either, 1.0))
         return torch.stack(rows)

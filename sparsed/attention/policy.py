@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,12 +13,10 @@ from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.selection.baselines import random_blocks, shared_by_heads, sliding_window, streaming_llm
 from sparsed.attention.selection.isolated import blocks_to_keep, select_blocks
 from sparsed.attention.selection.public_code import reference_blocks
-from sparsed.config import ResolvedAttention, select_step, switch_step
+from sparsed.config import Phase, ResolvedAttention, select_step, switch_step
 
 if TYPE_CHECKING:
     from sparsed.parallel.share import Share
-
-Phase = Literal["dense", "select", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class AttentionPolicy:
     config: ResolvedAttention
     layout: BlockLayout
     steps: int
+    blocks: int = 1  # semi-autoregressive blocks
     seed: int = 0  # what the baseline "random" draws from
     scaled_by_heads: bool = False  # selection "reference" divides scores by √query_heads (the public LLaDA code)
 
@@ -60,14 +59,25 @@ class AttentionPolicy:
 
     @property
     def switch_step(self) -> int | None:
-        """The first sparse step, counted from 0; None: none of them."""
-        return switch_step(self.steps, self.config.skip, self.config.selection)
+        """The first sparse step as planned, counted from 0; None: none of them. (With a threshold and `refresh`, blocks
+        that are done early can move it.)
+        """
+        config = self.config
+        return switch_step(self.steps, config.skip, config.selection, config.refresh, self.steps // self.blocks)
 
-    def phase(self, step: int) -> Phase:
-        """Full attention, then the step that makes the pattern, then the pattern."""
+    def phase(self, step: int, selected: int | None = None, new_block: bool = False) -> Phase:
+        """Full attention, then the step that makes the pattern, then the pattern; with `refresh`, fresh ones too.
+
+        selected: the last step that made a pattern, None: not known. new_block: a semi-autoregressive block has begun
+        since.
+        """
         if self.select_step is None or step < self.select_step:
             return "dense"
-        return "select" if step == self.select_step else "sparse"
+        if step == self.select_step:
+            return "select"
+        refresh = self.config.refresh
+        due = selected is not None and refresh > 0 and (new_block or step - selected >= refresh)
+        return "select" if due else "sparse"
 
     def selects(self, phase: Phase) -> bool:
         """Whether a step of that phase makes patterns; without `reuse` the sparse ones do too. Such a step computes all
@@ -88,7 +98,10 @@ class AttentionPolicy:
 
     def choose(self, given: Selecting) -> Chosen:
         """The blocks that a layer keeps; not for the method "dense"."""
-        return _METHODS[self.config.method](self, given)
+        chosen, ranked = _METHODS[self.config.method](self, given)
+        if self.config.generation_rows == "full":
+            chosen = chosen.with_full(self.layout.generation_query_blocks)
+        return chosen, ranked
 
 
 def _sparsed(policy: AttentionPolicy, given: Selecting) -> Chosen:

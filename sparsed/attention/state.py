@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sparsed.attention.kernels import Kernels
 from sparsed.attention.pattern import LayerPattern, Pattern
-from sparsed.attention.policy import AttentionPolicy, Phase, Selecting
+from sparsed.attention.policy import AttentionPolicy, Selecting
 from sparsed.cache.rows import Rows
+from sparsed.config import Phase
 
 if TYPE_CHECKING:
     from sparsed.parallel.share import Share
@@ -50,7 +51,16 @@ class RunAttention:
             self._select(layer, q, k, lse, scale, rows)
         assert self.kernels.sparse is not None, "a run that selects has a sparse backend"
         lists = self.layers[layer].lists(rows.on(q.device), self.policy.layout)
-        return self.kernels.sparse.attend(q, k, v, lists, scale)
+        if lists.full is None:
+            return self.kernels.sparse.attend(q, k, v, lists, scale)
+        start, those = lists.full
+        full = self.kernels.dense.attend(q[:, :, start:], k, v, scale)
+        if start == 0 and those is None:
+            return full
+        out = self.kernels.sparse.attend(q, k, v, lists, scale)
+        part = out[:, :, start:]
+        part.copy_(full if those is None else torch.where(those, full, part))
+        return out
 
     def _select(self, layer: int, q: Tensor, k: Tensor, lse: Tensor | None, scale: float, rows: Rows) -> None:
         """Makes a layer's pattern."""

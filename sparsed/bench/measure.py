@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from sparsed.attention.backends.registry import executed_density
 from sparsed.bench.attention import attention_times
 from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
-from sparsed.config import AttentionConfig, SamplerConfig, switch_step
+from sparsed.config import AttentionConfig, SamplerConfig, phases_of
 from sparsed.denoising import denoise
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.run import Run
@@ -99,18 +100,22 @@ def measure(
     other = dense_step.median - full
     density = None if pattern is None else pattern.requested_density
     limit_step = None if density is None else other + density * full
+    blocks = sparsed.sampler.gen_length // sparsed.sampler.block_length
     composed = []
     # A run that went back to full attention would not be sparse to its end, however long.
     stays = not any(dense_again(run) for run in runs["SparseD"])
     if stays and select_step is not None and sparse_step is not None and limit_step is not None:
         for total in compose:
-            switch = switch_step(total, settings.skip, settings.selection)
-            if switch is None:
+            planned = Counter(
+                phases_of(total, settings.skip, settings.selection, settings.refresh, max(1, total // blocks))
+            )
+            if not planned["sparse"]:
                 continue
             whole = total * dense_step.median / 1000
-            before = (switch - 1) * dense_step.median
-            ours = (before + select_step.median + (total - switch) * sparse_step.median) / 1000
-            best = (switch * dense_step.median + (total - switch) * limit_step) / 1000
+            before = planned["dense"] * dense_step.median + planned["select"] * select_step.median
+            ours = (before + planned["sparse"] * sparse_step.median) / 1000
+            full_steps = planned["dense"] + planned["select"]
+            best = (full_steps * dense_step.median + planned["sparse"] * limit_step) / 1000
             composed.append(
                 Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
             )

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Literal
 
-from sparsed.config.rows import check_each, check_set, choice, given, number, setting, switch, word
+from sparsed.config.rows import check_each, check_set, choice, given, number, setting, switch, whole, word
+
+Phase = Literal["dense", "select", "sparse"]
 
 SELECTIONS = ("paper", "reference")
 METHOD_LABELS = {
@@ -21,6 +24,7 @@ METHOD_LABELS = {
 METHODS = tuple(METHOD_LABELS)
 ON_NO_GAIN = ("sparse", "dense")
 BLOCK_SIZES = (32, 64, 128)
+GENERATION_ROWS = ("pattern", "full")
 
 # Settings that the paper publishes (section 4.1): short sequences keep more, smaller blocks.
 LONG_SEQUENCE = 4000
@@ -40,10 +44,35 @@ def select_step(steps: int, skip: float, selection: str = "paper") -> int:
     return math.ceil(Fraction(str(skip)) * steps)
 
 
-def switch_step(steps: int, skip: float, selection: str = "paper") -> int | None:
-    """The first sparse step, counted from 0, or None if none of `steps` steps comes after the select step."""
-    step = select_step(steps, skip, selection) + 1
-    return step if step < steps else None
+def switch_step(
+    steps: int, skip: float, selection: str = "paper", refresh: int = 0, block_steps: int | None = None
+) -> int | None:
+    """The first sparse step, counted from 0, or None if none of `steps` steps is.
+
+    refresh, block_steps: see `phases_of`.
+    """
+    planned = phases_of(steps, skip, selection, refresh, block_steps)
+    return next((step for step, phase in enumerate(planned) if phase == "sparse"), None)
+
+
+def phases_of(
+    steps: int, skip: float, selection: str = "paper", refresh: int = 0, block_steps: int | None = None
+) -> tuple[Phase, ...]:
+    """The phase of each of `steps` steps: "dense", "select" (full attention that makes the pattern), "sparse".
+
+    refresh: 0, or a step also selects when so many have been made since the last selection, and where a
+    semi-autoregressive block begins. block_steps: steps of such a block; None: there is one block.
+    """
+    first = select_step(steps, skip, selection)
+    phases: list[Phase] = []
+    selected = first
+    for step in range(steps):
+        fresh = step == first or (
+            step > first and refresh > 0 and (step - selected >= refresh or step % (block_steps or steps) == 0)
+        )
+        selected = step if fresh else selected
+        phases.append("select" if fresh else "dense" if step < first else "sparse")
+    return tuple(phases)
 
 
 @dataclass(frozen=True)
@@ -80,9 +109,23 @@ class AttentionConfig:
     # Two ablations of the paper.
     isolated: bool | None = switch("rank prompt and generation blocks apart (default yes)")
     reuse: bool | None = switch("keep one pattern, instead of a new one in each step (default yes)")
+    # Two settings of ours. "full": in sparse steps every query block that holds a generation position sees all keys.
+    generation_rows: str | None = word(
+        GENERATION_ROWS, "what the generation's rows see in sparse steps: their pattern (the paper), or every key"
+    )
+    refresh: int | None = setting(
+        partial(whole, least=0),
+        "make a fresh pattern every so many steps, and where a semi-autoregressive block begins (default 0: never, "
+        "the paper)",
+        kind=int,
+    )
 
     def __post_init__(self) -> None:
         check_each(AttentionConfig, self)
+        if self.refresh and self.reuse is False:
+            raise ValueError("Without reuse every sparse step makes its own pattern: leave refresh out.")
+        if self.refresh == 1:
+            raise ValueError("With refresh = 1 every step would have full attention: give 2 or more, or 0 (off).")
         if self.selection == "reference" and self.select == 1:
             raise ValueError(
                 "select must be below 1 with selection 'reference': the public code keeps int(blocks · select) + 1 "
@@ -127,6 +170,8 @@ class ResolvedAttention(AttentionConfig):
     on_no_gain: str = "sparse"
     isolated: bool = True
     reuse: bool = True
+    generation_rows: str = "pattern"
+    refresh: int = 0
 
     def __post_init__(self) -> None:
         check_each(AttentionConfig, self)
@@ -145,4 +190,6 @@ def same_importances(one: AttentionConfig, two: AttentionConfig) -> bool:
     """
     if one.dense or two.dense:
         return False
+    if one.refresh or two.refresh:
+        return False  # the last selection's are kept, and by then the runs differ
     return (one.skip, one.selection, one.block_size) == (two.skip, two.selection, two.block_size)

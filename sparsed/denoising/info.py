@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from sparsed.attention.policy import Phase
-from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.config import Phase, ResolvedAttention, ResolvedSampler
 from sparsed.runs import RunRecord
 
 

@@ -27,6 +27,9 @@ def beforehand(predictor: Predictor, sampler: ResolvedSampler) -> list[str]:
         notes.append(
             f"This run never becomes sparse: with {policy.steps} steps and skip {policy.config.skip}, "
             f"full attention lasts to the end. Lower skip or take more steps."
+            if policy.select_step is None or not policy.config.refresh
+            else f"This run never becomes sparse: with refresh, each of its {policy.blocks} semi-autoregressive blocks "
+            f"begins with a fresh pattern, and {policy.steps} steps leave no other. Take more steps."
         )
     if length > model.max_positions:
         notes.append(speed_only(model, length))
@@ -62,10 +65,10 @@ def speed_only(model: Model, length: int) -> str:
     return f"Speed only: trained to {model.max_positions} positions, and this sequence of {model.label} has {length}."
 
 
-def no_gain(steps: Sequence[Step], switch_step: int) -> str | None:
+def no_gain(steps: Sequence[Step]) -> str | None:
     """That sparse steps are no faster than dense ones, without its end; None if they are, or nothing can be said."""
     dense_times = [step.seconds for step in steps if step.phase == "dense"]
-    sparse_times = [step.seconds for step in steps[switch_step:]]
+    sparse_times = [step.seconds for step in steps if step.phase == "sparse"]
     if not dense_times or min(sparse_times) < median(dense_times):
         return None
     return (

@@ -1,8 +1,8 @@
 """The denoising loop: a run is an iterator of steps.
 
 Step s = ⌈steps · skip⌉ makes the pattern; the steps before it use full attention, the steps after it the
-pattern (the paper's "skipping" and "sparse reuse"). Everything a run knows lives in its `Run`; the model
-holds nothing.
+pattern (the paper's "skipping" and "sparse reuse"), or now and then make a fresh one (`refresh`, ours).
+Everything a run knows lives in its `Run`; the model holds nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from sparsed.attention.pattern import Pattern
-from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
-from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.config import Phase, ResolvedAttention, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.info import RunInfo
@@ -60,8 +59,9 @@ class Run(Iterator[Step]):
         self._asked_backend, self._asked_dense_backend = backend, dense_backend
         self.length = self._predictor.length
         self.total = self._policy.steps  # number of steps, or the most there can be (`ResolvedSampler.at_most`)
-        self.switch_step = self._policy.switch_step  # first sparse step, counted from 0; None if there is none
-        self.pattern: Pattern | None = None  # once the select step was made
+        # First sparse step, counted from 0: as planned until it is made; None if there is none.
+        self.switch_step = self._policy.switch_step
+        self.pattern: Pattern | None = None  # that of the last select step, once one was made
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
         self.steps: list[Step] = []  # made so far
         self.finished = False  # the last step was made
@@ -70,6 +70,8 @@ class Run(Iterator[Step]):
         self.notes = [*beforehand(self._predictor, sampler), *padding(model, self.prompt)]
         self._answers = Answers(model, sampler.stop)
         self._dense_again = False
+        # The last select step, and where the semi-autoregressive block of each row began then, int64 [batch, 1].
+        self._selected: tuple[int, Tensor] | None = None
         self._probe_steps = frozenset(probe_steps)
         self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
         shape = batch, self.length - self.prompt_length
@@ -134,7 +136,7 @@ class Run(Iterator[Step]):
             if step.phase == "select":
                 self.pattern = self._predictor.forward.pattern(attention)
             if step.phase == "sparse":
-                self._look_for_gain()
+                self._became_sparse()
             if index in self._probe_steps:
                 self.probes[index] = self._predictor.select(canvas)
             if self._is_last(step):
@@ -210,12 +212,22 @@ class Run(Iterator[Step]):
         self._attention = self._predictor.attention()
         return self._attention
 
-    def _plan(self, index: int) -> tuple[Phase, Rows]:
+    def _plan(self, index: int, canvas: Tensor) -> tuple[Phase, Rows]:
         """The attention of a step, and the rows it computes."""
-        return "dense" if self._dense_again else self._policy.phase(index), ALL
+        if self._dense_again:
+            return "dense", ALL
+        if not self.attention.refresh:
+            return self._policy.phase(index), ALL
+        starts, ends = self._sampler.block(canvas[:, self.prompt_length :], index)
+        selected, before = self._selected or (None, starts)
+        new_block = bool(((starts != before) & (starts < ends)).any())
+        phase = self._policy.phase(index, selected, new_block)
+        if phase == "select":
+            self._selected = index, starts
+        return phase, ALL
 
     def _make_step(self, index: int, canvas: Tensor, attention: RunAttention) -> Step:
-        attention.phase, rows = self._plan(index)
+        attention.phase, rows = self._plan(index, canvas)
         self._synchronize()
         start = perf_counter()
         with torch.inference_mode():
@@ -249,12 +261,11 @@ class Run(Iterator[Step]):
             seconds=seconds,
         )
 
-    def _look_for_gain(self) -> None:
-        """After the first sparse steps: were they worth it?"""
-        if self.switch_step is None or len(self.steps) != self.switch_step + STEPS_TO_JUDGE:
-            return
-        said = no_gain(self.steps, self.switch_step)
-        if said is None:
+    def _became_sparse(self) -> None:
+        """After a sparse step: when was the first, and after the first few of them, were they worth it?"""
+        sparse = [step.index for step in self.steps if step.phase == "sparse"]
+        self.switch_step = sparse[0]
+        if len(sparse) != STEPS_TO_JUDGE or (said := no_gain(self.steps)) is None:
             return
         self._dense_again = self.attention.on_no_gain == "dense"
         again = f"from step {len(self.steps) + 1} on this run is dense again"
@@ -272,7 +283,7 @@ class Run(Iterator[Step]):
     def _finish(self) -> None:
         self.finished = True
         self._attention = None
-        if self.switch_step is not None and len(self.steps) <= self.switch_step:
+        if self.switch_step is not None and all(step.phase != "sparse" for step in self.steps):
             self.notes.append(never_sparse(len(self.steps), self.total, self.switch_step))
             self.switch_step = None
 

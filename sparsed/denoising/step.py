@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from sparsed.attention.pattern import Pattern
-from sparsed.attention.policy import Phase
+from sparsed.config import Phase
 from sparsed.denoising.info import RunInfo
 
 

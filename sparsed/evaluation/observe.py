@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed.evaluation.answers import ask_batch, is_watched, own_share
-from sparsed.evaluation.key import key_of
-from sparsed.evaluation.plan import Cell, Plan, method_name
+from sparsed.evaluation.key import about, key_of
+from sparsed.evaluation.plan import Cell, Plan, file_name
 from sparsed.evaluation.reading import read_observations
 from sparsed.evaluation.scores import Observation
 from sparsed.parallel.crew import ALONE, Crew
@@ -40,7 +40,7 @@ def observe(
     plan = plan or Plan()
     key = key_of(model, plan)
     check_alike(crew, key)
-    folder = Folder(out, key, method_name(shard, crew), {"model": model.name})
+    folder = Folder(out, key, file_name(shard, crew), about(model))
     done = {(one.type, one.length, one.index) for one in read_observations(out)}
     unseen = {
         (place, index): int((cell.type, cell.length, index) not in done)

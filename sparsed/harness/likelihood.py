@@ -23,9 +23,8 @@ from torch import Tensor
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
-from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
-from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig
+from sparsed.config import AttentionConfig, Phase, ResolvedSampler, SamplerConfig
 from sparsed.denoising import attention_of, denoise
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import speed_only
@@ -253,6 +252,8 @@ class _Estimate:
                 f"These likelihoods never become sparse: with mc_num {self._policy.steps} and skip {config.skip}, full "
                 f"attention lasts to the last draw. Lower skip or raise mc_num."
             )
+        if config.refresh:
+            notes.append("refresh is without effect on likelihoods: their draws are no steps of one run.")
         if self.predictor.length > self.model.max_positions:
             notes.append(speed_only(self.model, self.predictor.length))
         return RunInfo(
@@ -309,7 +310,7 @@ class _Estimate:
             # One set of layers as long as the rows stay the same: a backend keeps what it derived from them.
             rows = owners if not self.predictor.guidance else owners + [owner + len(group) for owner in owners]
             chosen = torch.tensor(rows, device=device)
-            attention.layers = {layer: _rows_of(pattern, chosen) for layer, pattern in made.items()}
+            attention.layers = {layer: pattern.of_rows(chosen) for layer, pattern in made.items()}
             self._owners = owners
         logits = self.predictor.logits(canvas, masked.to(device), attention)
         if not bool(logits.amax(-1).isfinite().all()):
@@ -319,11 +320,6 @@ class _Estimate:
                 f"{dtype}."
             )
         return logits
-
-
-def _rows_of(pattern: LayerPattern, rows: Tensor) -> LayerPattern:
-    rows = rows.to(pattern.indices.device)
-    return LayerPattern(pattern.indices[rows], pattern.counts[rows])
 
 
 def _different(question: int, masks: Tensor) -> Iterator[_Draw]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsed.attention.kernels import KernelNames, Kernels
-from sparsed.attention.policy import AttentionPolicy, Phase
+from sparsed.attention.policy import AttentionPolicy
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
 from sparsed.cache.store import RowStore
+from sparsed.config import Phase
 from sparsed.denoising.forward import Pass
 from sparsed.parallel.share import Share
 

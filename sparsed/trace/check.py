@@ -144,8 +144,15 @@ def _check_pattern(pattern: Masks, trace: Trace) -> None:
     tokens, layout = trace.prompt.tokens, pattern.layout
     if (layout.prompt_length, layout.length) != (tokens, tokens + trace.gen_length):
         raise ValueError("the pattern has another length than the sequence.")
+    if pattern.full_blocks not in (0, layout.generation_query_blocks):
+        raise ValueError(f"'full_blocks' must be 0 or {layout.generation_query_blocks}, not {pattern.full_blocks}.")
+    if pattern.full_blocks and not all(
+        pattern.mask(layer)[:, :, layout.blocks - pattern.full_blocks :].all() for layer in range(pattern.layers)
+    ):
+        raise ValueError("the pattern lacks blocks in the query blocks that see every one.")
     if pattern.kept_mass:
         _check_shares(pattern.kept_mass, pattern, "'kept_mass'")
     for layer, kept in enumerate(pattern.kept):
-        if not pattern.mask(layer).sum(-1).max() <= kept <= layout.blocks:
+        selected = pattern.mask(layer)[:, :, : layout.blocks - pattern.full_blocks]
+        if not selected.sum(-1).max(initial=0) <= kept <= layout.blocks:
             raise ValueError(f"layer {layer} of the pattern keeps another number of blocks than {kept}.")

@@ -27,6 +27,7 @@ class PatternText:
     layers: tuple[str, ...]
     kept_mass: tuple[tuple[float, ...], ...] = ()
     importance: tuple[str, ...] = ()
+    full_blocks: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -47,6 +48,7 @@ def to_text(masks: Masks) -> PatternText:
         heads=masks.heads,
         kept=masks.kept,
         layers=tuple(_pack(layer, -1) for layer in masks.bits),
+        full_blocks=masks.full_blocks,
         kept_mass=masks.kept_mass,
         # More effort makes them 2 % smaller and takes up to five times as long.
         importance=tuple(_pack(layer, 1) for layer in masks.importances),
@@ -72,6 +74,7 @@ def from_text(text: PatternText) -> Masks:
         tuple(bits),
         text.kept_mass,
         tuple(layer.reshape(1, *text.shape[1:]) for layer in codes),
+        text.full_blocks,
     )
 
 

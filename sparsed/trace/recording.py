@@ -113,7 +113,7 @@ def _weights(run: Run, runs: Iterable[Run]) -> tuple[Tensor, ...] | None:
     """The importances of a run's select step, be they another run's; None where there are none."""
     for other in (run, *runs):
         importance = None if other.pattern is None else other.pattern.importance
-        if importance is not None and same_importances(other.attention, run.attention):
+        if importance is not None and (other is run or same_importances(other.attention, run.attention)):
             return importance
     return None
 

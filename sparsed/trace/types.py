@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sparsed.attention.masks import Masks
-from sparsed.config import ResolvedAttention, ResolvedSampler
+from sparsed.config import Phase, ResolvedAttention, ResolvedSampler
 from sparsed.runs import RunRecord
 
 FORMAT, VERSION = "sparsed-trace", 1
@@ -65,7 +65,7 @@ class TraceStep:
     """What one step did, and the seconds it took."""
 
     index: int
-    phase: Literal["dense", "select", "sparse"]
+    phase: Phase
     seconds: float
     committed: tuple[Commit, ...]
 
@@ -166,7 +166,7 @@ class ReplayedStep:
 
     index: int
     total: int
-    phase: Literal["dense", "select", "sparse"]
+    phase: Phase
     tokens: np.ndarray
     committed: np.ndarray
     confidence: np.ndarray

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import sparsed
 from sparsed import SamplerConfig, SparseDConfig
-from sparsed.attention.policy import Phase
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
 from sparsed.cache.store import RowStore
+from sparsed.config import Phase
 from sparsed.denoising.forward import Pass, forward_of, hidden_rows
 from sparsed.denoising.predictor import Predictor
 

@@ -19,7 +19,7 @@ WRITTEN = {
     "skip": ("0.1", 0.1), "select": ("0.4", 0.4), "block_size": ("64", 64), "selection": ("reference", "reference"),
     "keep_importance": ("yes", True), "on_no_gain": ("dense", "dense"), "isolated": ("no", False),
     "reuse": ("no", False), "logits_eos_inf": ("yes", True), "confidence_eos_eot_inf": ("yes", True),
-    "early_stop": ("yes", True), "stop": ("\n\n", ("\n\n",)),
+    "generation_rows": ("full", "full"), "refresh": ("8", 8), "early_stop": ("yes", True), "stop": ("\n\n", ("\n\n",)),
 }  # fmt: skip
 
 

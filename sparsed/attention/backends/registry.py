@@ -99,7 +99,7 @@ def load_backend(name: str) -> SparseBackend:
 
 
 def executed_density(name: str, pattern: Pattern) -> float:
-    """Scores that the backend computes as a share of the length² scores of dense attention.
+    """Scores that are computed with the backend as a share of the length² scores of dense attention.
 
     "gather" computes what is kept; "triton" and "flash4" whole blocks, so also what is absent from a partly filled last
     one, triton blocks of 32 two at a time; "flex" whole tiles of 128 × 128, whatever the block size.
@@ -110,14 +110,15 @@ def executed_density(name: str, pattern: Pattern) -> float:
         # It brings torch's flex_attention.
         from sparsed.attention.backends import flex
 
-        return sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers) / len(pattern.layers)
+        visited = sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers)
+        return visited / len(pattern.layers) + pattern.full_share
     size, length = pattern.layout.block_size, pattern.layout.length
     pairs, lists = 0, 0
     for layer in pattern.layers:
         counts = layer.counts.long()
         pairs += int((counts + counts % 2 if size == 32 else counts).sum())
         lists += counts.shape[0] * counts.shape[1]
-    return pairs * size**2 / (lists * length**2)
+    return pairs * size**2 / (lists * length**2) + pattern.full_share
 
 
 @lru_cache(maxsize=256)
