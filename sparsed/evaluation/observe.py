@@ -60,7 +60,7 @@ def observe(
         )
         result = run.result()
         assert result.pattern is not None, "a run with a switch step has a pattern"
-        later = [[step, float(result.pattern.overlap(run.probes[step]).mean())] for step in steps if step in run.probes]
+        later = [[step, float(run.probed[step].overlap(fresh).mean())] for step, fresh in sorted(run.probes.items())]
         ran: Any = result.info.record()
         seen = Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later, ran)
         folder.add("observations", asdict(seen))
