@@ -16,7 +16,6 @@ from sparsed.evaluation.methods import own_settings
 from sparsed.evaluation.recommend import MEAN, recommend
 from sparsed.evaluation.tables import method_label
 
-PUBLISHED = "sparsed"
 # Pixels of the figure, and of its margins.
 WIDTH, HEIGHT = 980, 640
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 84, 108
@@ -84,12 +83,12 @@ def tradeoff(summary: Mapping[str, Any], length: str, measured: bool = False, wi
     # A little more than the points need: names stand above and below them.
     x_range = [math.log10(min(speeds) / 1.25), math.log10(max(speeds) * 1.4)]
     y_range = [max(-3.0, low - 6), 104.0]
-    marks = {PUBLISHED, best_method} & {row["method"] for row in rows}
+    marks = [row["method"] for row in rows if row["method"] in (best_method, published(summary))]
     across, upwards = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     a_point = upwards / (y_range[1] - y_range[0])
     spots = [
         Spot(
-            text=_name(row["method"], best_method),
+            text=_name(row["method"], best_method, published(summary)),
             x=(math.log10(speed) - x_range[0]) / (x_range[1] - x_range[0]) * across,
             y=(share - y_range[0]) * a_point,
             below=(share - 100 * row["interval"][0]) * a_point,
@@ -141,25 +140,30 @@ def _distinct(summary: Mapping[str, Any], length: str) -> list[Mapping[str, Any]
     ran: dict[str, list[str]] = {}
     for row in summary.get("settings", ()):
         if row["length"] == length:
-            settings = {name: row[name] for name in ("attention", "sampler")}
-            ran.setdefault(row["method"], []).append(json.dumps(settings, sort_keys=True))
+            ran.setdefault(row["method"], []).append(json.dumps([row["attention"], row["sampler"]], sort_keys=True))
     rows = [row for row in summary["lengths"] if row["length"] == length]
     seen: set[str] = set()
     found = []
     for row in sorted(rows, key=lambda row: len(own_settings(row["method"]))):
-        settings = repr(ran.get(row["method"], row["method"]))
-        if settings not in seen:
+        alike = repr(ran.get(row["method"], row["method"]))
+        if alike not in seen:
             found.append(row)
-        seen.add(settings)
+        seen.add(alike)
     return [row for row in rows if row in found]
 
 
-def _name(method: str, best: str | None) -> str:
+def published(summary: Mapping[str, Any]) -> str | None:
+    """The method with the settings that the paper publishes: SparseD, unless the folder has settings of its own."""
+    given = (summary.get("key") or {}).get("attention") or {}
+    return "sparsed" if all(value is None for value in given.values()) else None
+
+
+def _name(method: str, best: str | None, as_published: str | None) -> str:
     """What stands at a point: what its family's colour does not say; of the points of note all."""
     plain, own = method.partition(":")[0], own_settings(method)
     whole = _settings(own) or "SparseD"
-    if method == PUBLISHED:
-        return f"<b>SparseD as published{', and recommended' if best == PUBLISHED else ''}</b>"
+    if method == as_published:
+        return f"<b>SparseD as published{', and recommended' if best == method else ''}</b>"
     if plain not in ("dense", "sparsed"):
         whole = ", ".join(filter(None, [METHOD_LABELS.get(plain, plain), _settings(own)]))
     if method == best:
@@ -168,7 +172,7 @@ def _name(method: str, best: str | None) -> str:
         return _settings(own) or "full attention"
     if family_of(method) == "full":
         own.pop("generation_rows")
-        return _settings(own) or "published skip and select"
+        return _settings(own) or "skip and select as SparseD"
     return whole
 
 
@@ -277,8 +281,10 @@ def _words(
     """The figure in a few sentences."""
     said = [f"Accuracy against speed of {len(rows)} settings at {length}, by {how}."]
     best = recommend(summary, length)
-    named = [("Full attention", "dense"), ("SparseD as published", PUBLISHED)]
-    if best is not None and best.method != PUBLISHED:
+    named = [("Full attention", "dense")]
+    if (method := published(summary)) is not None:
+        named.append(("SparseD as published", method))
+    if best is not None and best.method != method:
         named.append((f"The recommended setting ({method_label(best.method)})", best.method))
     for words, method in named:
         for row in rows:

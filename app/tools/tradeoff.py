@@ -17,10 +17,12 @@ import plotly.graph_objects as go
 
 from app.figures.palette import palette, with_values
 from app.figures.tradeoff import HEIGHT, WIDTH, lengths_of, tradeoff
+from app.tools.browser import chromium
 from sparsed.edge import go_on, program
 from sparsed.evaluation.reading import doubts, read_records, read_sizes
 from sparsed.evaluation.scores import summarise
 from sparsed.files import check, write
+from sparsed.results_folder import key_there
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -32,7 +34,8 @@ EDGE = 14  # pixels around the figure
 def summary_of(path: Path) -> dict[str, Any]:
     """Of a folder that `python -m sparsed eval --out` wrote, or of a file that its --json did."""
     if path.is_dir():
-        return summarise(read_records(path), doubts=doubts(path), sizes=read_sizes(path))
+        known = summarise(read_records(path), doubts=doubts(path), sizes=read_sizes(path))
+        return {"key": key_there(path), **known}
     try:
         summary = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -56,8 +59,6 @@ def page_of(summary: dict[str, Any], length: str, measured: bool, dark: bool) ->
 
 def picture_of(page: str) -> bytes:
     """A page's figure as PNG, two pixels for one."""
-    from app.tools.browser import chromium  # Playwright is asked for only where a picture is
-
     with chromium() as browser:
         return shown(browser, page).screenshot()
 

@@ -175,7 +175,8 @@ def test_a_signal_keeps_what_was_made(tmp_path: Path, number: signal.Signals, co
 
 @pytest.mark.parametrize(
     "module",
-    ["sparsed", "sparsed.training", *(f"app.tools.{name}" for name in ("opening", "depth_chart", "tradeoff", "deploy"))],
+    ["sparsed", "sparsed.training", "app.tools.opening", "app.tools.depth_chart", "app.tools.tradeoff",
+     "app.tools.deploy"],  # fmt: skip
 )
 def test_every_program_has_this_edge(module: str) -> None:
     done = shell(f'"$py" -m {module} --help >&-')

@@ -96,6 +96,13 @@ def test_the_published_setting_may_be_the_recommended_one_and_there_may_be_none(
         if one["name"] == "sparsed"
     ]
     assert texts == ["<b>SparseD as published, and recommended</b>", "<b>SparseD as published</b>"]
+    # A folder whose sparse methods have another skip throughout holds no published setting.
+    summary = summary_of({"dense": (1.0, 190), "sparsed": (1.6, 20)})
+    for skip, text in ((None, "<b>SparseD as published</b>"), (0.3, "SparseD")):
+        summary["key"] = {"attention": {"skip": skip, "select": None}}
+        view = tradeoff(summary, "4k")
+        assert view.figure["layout"]["annotations"][skip is not None]["text"] == text
+        assert ("as published" in view.label) == (skip is None)
 
 
 def test_settings_that_ran_alike_are_one_point() -> None:
