@@ -102,7 +102,8 @@ class BorrowedRun:
 
     def _take(self, facts: Facts) -> None:
         self.info = info = facts.info
-        self.sampler, self.attention, self.backend = info.sampler, info.attention, info.backend
+        self.sampler, self.attention, self.cache = info.sampler, info.attention, info.cache
+        self.backend = info.backend
         self.total, self.switch_step = info.total, facts.switch_step
         self.notes, self.finished = list(info.notes), info.finished
 

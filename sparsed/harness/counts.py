@@ -36,6 +36,7 @@ class Count:
     dense_again: int = 0
     forwards: int = 0
     steps: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)  # positions of a sequence that steps of each phase computed
     tokens: int = 0
     seconds: float = 0.0
     notes: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Count:
         self.never_sparse += info.never_sparse and info.finished
         self.forwards += info.forwards
         self.steps.update(info.phases)
+        self.rows.update(info.rows)
         for note in info.notes:
             self.note(note)
         record: Any = info.record()
@@ -69,6 +71,7 @@ class Count:
         self.dense_again += other.dense_again
         self.forwards += other.forwards
         self.steps.update(other.steps)
+        self.rows.update(other.rows)
         self.tokens += other.tokens
         self.seconds += other.seconds
         for sentence, times in other.notes.values():
@@ -86,6 +89,7 @@ class Count:
             "dense_again": self.dense_again,
             "forwards": self.forwards,
             "steps": {phase: self.steps[phase] for phase in ("dense", "select", "sparse")},
+            "rows": {phase: self.rows[phase] for phase in ("dense", "select", "sparse")},
         }
         if self.seconds:
             found |= {"tokens": self.tokens, "seconds": round(self.seconds, 3)}

@@ -131,7 +131,7 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
             Commit(row, position, token, confidence if math.isfinite(confidence) else None)
             for (row, position), token, confidence in zip(places, tokens, confidences)
         )
-        rows = None if step.rows == run.length else step.rows
+        rows = None if step.rows == run.prompt_length + run.sampler.gen_length else step.rows
         steps.append(TraceStep(step.index, step.phase, step.seconds, tuple(commits), rows))
     return Lane(
         attention=run.attention,

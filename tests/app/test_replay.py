@@ -106,7 +106,6 @@ def make_run(
         model=MODEL,
         prompt=torch.full((1, 7), 65),
         prompt_length=7,
-        length=7 + cells,
         cache=NO_CACHE,
         probes={},
         probed={},

@@ -291,6 +291,7 @@ def test_counts_of_processes_are_summed() -> None:
         count = counts.of(task, "generate_until")
         count.requests, count.runs, count.never_sparse, count.forwards = 2, 1, 1, steps
         count.steps.update(dense=steps)
+        count.rows.update(dense=100 * steps)
         count.note(note)
         count._see("total", steps)
         count._see("sampler.stop", ["a"])
@@ -300,7 +301,8 @@ def test_counts_of_processes_are_summed() -> None:
     found = whole.record()["a"]["generate_until"]
     assert found == {
         "requests": 4, "runs": 2, "never_sparse": 2, "dense_again": 0, "forwards": 17,
-        "steps": {"dense": 17, "select": 0, "sparse": 0}, "total": [3, 14], "sampler": {"stop": ["a"]},
+        "steps": {"dense": 17, "select": 0, "sparse": 0}, "rows": {"dense": 1700, "select": 0, "sparse": 0},
+        "total": [3, 14], "sampler": {"stop": ["a"]},
         "notes": {"done after 3 steps": 2},
     }  # fmt: skip
     assert whole.never_sparse() == (

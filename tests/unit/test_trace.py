@@ -129,7 +129,6 @@ def fake_run(
         probes={},
         probed={},
         prompt_length=prompt_length,
-        length=prompt_length + gen_length,
         cache=NO_CACHE,
         total=steps,
         sampler=ResolvedSampler(steps, gen_length, gen_length, "low_confidence", 0.0, seed, 1.0, 0, 0.0, 1e-3, 0.0),
