@@ -57,7 +57,7 @@ def milliseconds(device: torch.device, work: Callable[[], object]) -> float:
         return device_milliseconds(device, work, repeats=9, cold=True)
     spent: list[float] = []
     work()
-    while len(spent) < 5 or (sum(spent) < 0.3 and len(spent) < 50):
+    while len(spent) < 5 or (sum(spent) < 0.1 and len(spent) < 50):
         start = perf_counter()
         work()
         synchronize(device)
