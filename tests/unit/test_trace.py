@@ -220,6 +220,17 @@ def test_runs_that_do_not_belong_together_are_refused() -> None:
         trace.record({})
 
 
+def test_all_right_answers_are_kept(tmp_path: Path) -> None:
+    several = replace(PROMPT, others=("Ben.", "Cleo."))
+    trace.save(trace.record(fake_run(), prompt=several), tmp_path / "run.json")
+    assert trace.load(tmp_path / "run.json").prompt.others == ("Ben.", "Cleo.")
+    raw = json.loads((tmp_path / "run.json").read_text())
+    del raw["prompt"]["others"]  # as earlier versions wrote it
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    loaded = trace.load(tmp_path / "run.json").prompt
+    assert (loaded.gold, loaded.others) == ("Ann.", ())
+
+
 def test_the_prompt_text_can_be_left_out() -> None:
     assert trace.record(fake_run(), prompt=PROMPT).prompt.text == PROMPT.text
     kept_out = trace.record(fake_run(), prompt=PROMPT, store_text=False).prompt
