@@ -39,8 +39,8 @@ class Answer:
         prompt: the prompt's token ids in a few letters: the same for answers to the same prompt.
         run: what ran (`RunInfo.record`), for all questions that ran together.
         density: share of all pairs that its sparse steps computed; None for a run that made no pattern.
-        head_rows: rows of logits that its steps asked for, all together. The last four are None where an earlier
-            version did not keep them.
+        head_rows: rows of logits that its steps asked for, all together. This, `density`, `run` and `prompt` are None
+            where an earlier version did not keep them.
     """
 
     type: str
