@@ -31,6 +31,8 @@ from sparsed.parallel.launch import TeamLost
 
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
+# Of a run that selects again and again a newer pattern is shown so much after the one before, at the earliest.
+SELECTED_SECONDS = 1.0
 BUSY = "A run of this page is going on: stop it, or wait for its end."
 PREPARING = "Preparing the prompt …"
 WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No clock runs yet."
@@ -208,14 +210,20 @@ class _Session:
         """The race itself, and the record that it leaves."""
         stage, run = started.stage, started.runs[self.asked.headline.key]
         looks = self.observer.wants_pattern
-        seen = None  # the pattern that was shown last
+        made, packed = 0, 0.0  # the newest pattern's step, counted from 1; when one was packed to be looked at
         if looks:
-            self.visit.selected = None
+            self.visit.selected, self.visit.selected_in = None, 0
         async for update in started.race.updates():
             selected: Masks | None = None
-            if looks and run.pattern is not None and run.pattern is not seen:
-                seen = run.pattern
-                selected = self.visit.selected = await asyncio.to_thread(Masks.of, seen)
+            for lane_step in update.steps:
+                if lane_step.lane == self.asked.headline.key and lane_step.step.phase == "select":
+                    made = lane_step.step.index + 1
+            # The last one is in the record: no step of the run waits for a pattern that is about to be replaced.
+            if looks and made > self.visit.selected_in and time.monotonic() - packed >= SELECTED_SECONDS:
+                assert run.pattern is not None, "a select step makes one"
+                selected = self.visit.selected = await asyncio.to_thread(Masks.of, run.pattern)
+                stage.selected = self.visit.selected_in = made
+                packed = time.monotonic()
             stage.message = self._message(update, material, stage.lanes.get(update.error_lane or ""))
             if update.error is not None:
                 self.desk.journal.error(update.error, lane=update.error_lane)

@@ -22,7 +22,7 @@ from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import FULL_ATTENTION, AttentionConfig, ResolvedSampler, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, AttentionConfig, ResolvedSampler, phases_of, select_step, switch_step
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
 from sparsed.questions.build import Prompt
@@ -196,8 +196,7 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
             LaneView(
                 lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
-                total=run.total,
-                switch_step=switch_step(run.total, run.attention.skip),
+                planned=phases_of(run.total, run.attention.skip),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.at_most,

@@ -72,8 +72,7 @@ def test_five_lanes_of_the_real_engine_race_are_kept_and_open_again(tmp_path: Pa
             LaneView(
                 lane,
                 Canvas(32, model.tokens_text, model.end_ids),
-                total=run.total,
-                switch_step=run.switch_step,
+                planned=lane.phases(run.total, 1),
                 backend=run.backend,
                 parallel=32,
             )

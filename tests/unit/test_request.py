@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from app.lanes import OTHER_ROWS, THIRD
 from app.race import links, request
 from app.race.fields import BY_NAME, FOLLOWING, MAX_CHARACTERS, MAX_STEPS, OWN_TEXT, usual
 from app.race.request import parse, unused
@@ -84,8 +85,13 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"block_size": 256}, "attention block size"),
         ({"seed": 2**40}, "seed"),
         ({"seed": None}, "seed"),
-        ({"third": "sparsed"}, "lane 'sparsed' is not one of none, sliding_window, streaming_llm, random, shared"),
+        ({"third": "sparsed"}, "lane 'sparsed' is not one of none, full_rows, sliding_window, streaming_llm, random, shared"),
         ({"third": ["random"]}, "third lane"),
+        ({"generation_rows": "some"}, "generation rows 'some' is not one of pattern, full"),
+        ({"refresh": 1}, "With refresh = 1 every step would have full attention: give 2 or more, or 0"),
+        ({"refresh": -1}, "refresh must lie between 0 and 1024"),
+        ({"refresh": 4.5}, "refresh"),
+        ({"refresh": 1025}, "refresh must lie between 0 and 1024"),
         ({"third": "shared", "selection": "reference"}, "“One pattern for all heads” needs the selection of the paper"),
     ],
 )
@@ -274,7 +280,7 @@ def test_two_lanes_are_the_rule(given: dict[str, Any]) -> None:
     assert [lane.key for lane in asked.lanes] == [lane.key for lane in asked.resolve(300).lanes] == ["dense", "sparse"]
 
 
-@pytest.mark.parametrize("method", list(request.BASELINES))
+@pytest.mark.parametrize("method", [one for one in THIRD if one != OTHER_ROWS])
 def test_a_baseline_differs_from_sparsed_in_its_method_alone(method: str) -> None:
     asked = parse(**{**GOOD, "third": method, "skip": 0.25, "block_size": 64}).resolve(300)
     ours, theirs = asdict(asked.attention), asdict(asked.lanes[2].attention)  # type: ignore[call-overload]
