@@ -115,7 +115,6 @@ def _phases(total: int, made: StepTimes, name: str) -> tuple[list[Figure], list[
     switch_step = made.switch_step
     if switch_step is None:
         return [], []
-    again = sum(phase == "select" for phase, *_ in made.ranges) - 1
     right = switch_step <= total / 2
     said: Figure = {
         "x": switch_step + 0.5,
@@ -124,7 +123,7 @@ def _phases(total: int, made: StepTimes, name: str) -> tuple[list[Figure], list[
         "yanchor": "bottom",
         "xanchor": "left" if right else "right",
         "showarrow": False,
-        "text": f"{name} turns sparse after step {switch_step}" + (", selects afresh" if again > 0 else ""),
+        "text": f"{name} turns sparse after step {switch_step}",
         "font": {"color": INK, "size": 12},
     }
     shapes = [switch_line(switch_step)]

@@ -249,7 +249,7 @@ FIELDS = (
         choices={name: texts.GENERATION_ROWS[name] for name in GENERATION_ROWS}, usual="pattern", off="pattern",
     ),
     _of_engine(
-        "refresh", "Refresh the pattern every … steps", "Ours: selects afresh, in blocks as each begins. Off: once.",
+        "refresh", "Refresh the pattern every … steps", "Ours; also where a block of the answer begins.",
         f"Select afresh every so many steps, 2 to {MAX_STEPS}, and where a semi-autoregressive block begins (ours). "
         "Default: 0, once a run, as in the paper.",
         called="refresh", high=MAX_STEPS, offers=(4, 8, 16), off=0, follows=True,

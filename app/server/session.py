@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 from app.engine import cost
+from app.engine.interface import RunLike
 from app.engine.sentences import error_sentence
 from app.finished.run import Kept, keep
 from app.race.lane_view import LaneView
@@ -210,7 +211,7 @@ class _Session:
         """The race itself, and the record that it leaves."""
         stage, run = started.stage, started.runs[self.asked.headline.key]
         looks = self.observer.wants_pattern
-        made, packed = 0, 0.0  # the newest pattern's step, counted from 1; when one was packed to be looked at
+        made, packed = 0, 0.0  # the newest step shown that selects, counted from 1; when a pattern was packed
         if looks:
             self.visit.selected, self.visit.selected_in = None, 0
         async for update in started.race.updates():
@@ -218,12 +219,14 @@ class _Session:
             for lane_step in update.steps:
                 if lane_step.lane == self.asked.headline.key and lane_step.step.phase == "select":
                     made = lane_step.step.index + 1
-            # The last one is in the record: no step of the run waits for a pattern that is about to be replaced.
             if looks and made > self.visit.selected_in and time.monotonic() - packed >= SELECTED_SECONDS:
-                assert run.pattern is not None, "a select step makes one"
-                selected = self.visit.selected = await asyncio.to_thread(Masks.of, run.pattern)
-                stage.selected = self.visit.selected_in = made
-                packed = time.monotonic()
+                pattern = run.pattern
+                # A run goes on meanwhile, and notes a step before its pattern: this is the one of the step shown, or
+                # there is a newer one, which an update to come will show.
+                if pattern is not None and made == _last_selecting(run):
+                    selected = self.visit.selected = await asyncio.to_thread(Masks.of, pattern)
+                    stage.selected = self.visit.selected_in = made
+                    packed = time.monotonic()
             stage.message = self._message(update, material, stage.lanes.get(update.error_lane or ""))
             if update.error is not None:
                 self.desk.journal.error(update.error, lane=update.error_lane)
@@ -270,6 +273,11 @@ class _Session:
                 f"{took}. What was written so far stays here. Choose a shorter prompt length, or fewer steps."
             )
         return self._stopped(STOPPED) if update.state == "stopped" else ""
+
+
+def _last_selecting(run: RunLike) -> int:
+    """The last step that selected, counted from 1; 0 if none did."""
+    return next((step.index + 1 for step in reversed(run.steps) if step.phase == "select"), 0)
 
 
 def _in_line(position: int, wait: float | None) -> str:

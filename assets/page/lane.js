@@ -157,9 +157,8 @@
       if (ranges.length === 1) return last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
       if (name === "sparse") return `the others from ${first}`;
       if (atMost) return `step ${first} and again`;
-      const single = ranges.every(([, from, to]) => from === to);
-      if (single && ranges.length <= MOST_NAMED) return `steps ${ranges.map(([, from]) => from).join(", ")}`;
-      return `step ${first} and ${ranges.length - 1} × more`;
+      const steps = ranges.flatMap(([, from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
+      return steps.length <= MOST_NAMED ? `steps ${steps.join(", ")}` : `step ${first} and ${steps.length - 1} more`;
     }
 
     function drawPhases(lane) {

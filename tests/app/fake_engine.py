@@ -201,14 +201,14 @@ class Run:
             self.notes.append(f"This run never became sparse: it was done after {index + 1} steps.")
             self.switch_step = None
         confidence = np.where(committed, 0.9, np.nan)
+        Run.steps_made += 1
+        step = Step(index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds)
+        self.steps.append(step)
         if phase == "select":
             layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)
             full = layout.generation_query_blocks if self.attention.generation_rows == "full" else 0
             seed = (0 if ours(self.attention) else 1) + self.sampler.seed + 2 * self._phases[:index].count("select")
             self.pattern = Pattern(layout, self.attention.select, seed, full)
-        Run.steps_made += 1
-        step = Step(index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds)
-        self.steps.append(step)
         return step
 
     def close(self) -> None:

@@ -148,3 +148,24 @@ def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> No
     without = {lane: times[lane] for lane in ("dense", "sparse")}
     two = timeline.timeline(StepTimes(TWO, without, phases, total=4, ranges=ranges(4, 1)))
     assert two["layout"] == figure["layout"] and two["data"] == [*figure["data"][:2], *figure["data"][3:5]]
+
+
+def test_each_selection_has_its_band_and_the_line_stands_at_the_first() -> None:
+    three = lanes_for(SparseDConfig(refresh=3, generation_rows="full"))
+    phases = ["dense", "select", "sparse", "sparse", "select", "sparse"]
+    times = {"dense": [0.1] * 6, "sparse": [0.1] * 6}
+    made = [("dense", 1, 1), ("select", 2, 2), ("sparse", 3, 4), ("select", 5, 5), ("sparse", 6, 9), ("select", 10, 10)]
+    given = StepTimes(three, times, {"dense": ["dense"] * 6, "sparse": phases}, 10, made)
+    figure = timeline.timeline(given)
+    go.Figure(figure)
+    line, *bands = figure["layout"]["shapes"]
+    assert (line["name"], line["x0"]) == ("switch", 2.5) and given.switch_step == 2
+    assert [(one["name"], one["x0"] + 0.5, one["x1"] - 0.5) for one in bands] == made
+    assert figure["layout"]["annotations"][0]["text"] == "SparseD turns sparse after step 2"
+    assert figure["data"][1]["name"] == "SparseD, full generation rows, refresh 3"
+    assert [size > 6 for size in figure["data"][1]["marker"]["size"]] == [phase == "select" for phase in phases]
+    # Where the end is not known, the axis ends before what is only planned.
+    open_end = [*made[:-1], ("select", 60, None)]
+    _, *bands = timeline.timeline(StepTimes(three, times, given.phases, 96, open_end, True))["layout"]["shapes"]
+    assert [one["name"] for one in bands] == ["dense", "select", "sparse", "select", "sparse"]
+    assert bands[-1]["x1"] == 8.5

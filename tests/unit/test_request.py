@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from app.lanes import OTHER_ROWS, THIRD
-from app.race import links, request
+from app.race import links
 from app.race.fields import BY_NAME, FOLLOWING, MAX_CHARACTERS, MAX_STEPS, OWN_TEXT, usual
 from app.race.request import parse, unused
 from sparsed.config import ALGORITHMS, SamplerConfig
@@ -85,7 +85,7 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"block_size": 256}, "attention block size"),
         ({"seed": 2**40}, "seed"),
         ({"seed": None}, "seed"),
-        ({"third": "sparsed"}, "lane 'sparsed' is not one of none, full_rows, sliding_window, streaming_llm, random, shared"),
+        ({"third": "sparsed"}, "is not one of none, full_rows, sliding_window, streaming_llm, random, shared"),
         ({"third": ["random"]}, "third lane"),
         ({"generation_rows": "some"}, "generation rows 'some' is not one of pattern, full"),
         ({"refresh": 1}, "With refresh = 1 every step would have full attention: give 2 or more, or 0"),
@@ -160,6 +160,7 @@ OTHER: dict[str, Any] = {
     "threshold": 0.8, "cfg_scale": 1.5, "top_p": 0.4, "early_stop": True, "logits_eos_inf": True,
     "confidence_eos_eot_inf": True, "stop": ["\n"], "skip": 0.45, "select": 0.15, "block_size": 64,
     "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
+    "generation_rows": "full", "refresh": 8,
 }  # fmt: skip
 
 

@@ -197,6 +197,35 @@ def test_ranges_of_phases_count_from_one(total, switch_step, expected) -> None:
     assert ranges_of([]) == ranges_of([], at_most=True) == []
 
 
+@pytest.mark.parametrize(("at_most", "block_length"), [(False, 4), (False, 2), (True, 4)])
+def test_a_lane_that_selects_again_shows_each_time_as_made_and_as_planned(at_most: bool, block_length: int) -> None:
+    lane = lanes_for(SparseDConfig(skip=0.25, refresh=3))[1]
+    planned = lane.phases(12, 4 // block_length)
+    view = LaneView(lane, Canvas(4, decode, {END}), planned=planned, backend="", parallel=block_length, at_most=at_most)
+    # With a threshold a block is done before its time, and the pattern after it is made then.
+    real = list(planned) if not at_most else ["dense"] * 3 + ["select", "select", "sparse", "select", "sparse"]
+    for made in range(len(real) + 1):
+        expected = [*real[:made], *planned[made:]]
+        slow: list[list[object]] = []
+        for number, phase in enumerate(expected, start=1):
+            if number > 1 and phase == expected[number - 2]:
+                slow[-1][2] = number
+            else:
+                slow.append([phase, number, number])
+        slow[-1][2] = None if at_most else len(expected)
+        assert view.ranges() == slow == view.snapshot("running")["phases"]
+        assert view.switch_step == expected.index("sparse") and not view.never_sparse
+        if made < len(real):
+            token = SimpleNamespace(
+                index=made, phase=real[made], tokens=np.ones((1, 4)), committed=np.zeros((1, 4), bool),
+                confidence=np.full((1, 4), np.nan), seconds=0.1,
+            )  # fmt: skip
+            view.apply(token)
+    view.finish()
+    # What was planned and not made is gone.
+    assert [phase for phase, first, last in view.ranges() for _ in range(first, last + 1)] == real
+
+
 def test_the_opening_is_all_masks() -> None:
     value = before_run(PAIR, 32, 16, total=64, message="Press Run.")
     assert value["state"] == "idle" and [len(lane["cells"]) for lane in value["lanes"]] == [32, 32]
