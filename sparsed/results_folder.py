@@ -102,12 +102,22 @@ def digest_of(key: Mapping[str, Any]) -> str:
 
 def key_there(path: Path) -> dict[str, Any] | None:
     """The key of a folder; None where there is none, or where plan.json is of an earlier version."""
+    key = _plan(path).get(_KEY)
+    return key if isinstance(key, dict) else None
+
+
+def about_there(path: Path) -> dict[str, Any]:
+    """What plan.json says beside the key; nothing where there is none."""
+    return {name: value for name, value in _plan(path).items() if name != _KEY}
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    """plan.json; empty where it is missing or damaged."""
     try:
         there = json.loads((path / "plan.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    key = there.get(_KEY) if isinstance(there, dict) else None
-    return key if isinstance(key, dict) else None
+        return {}
+    return there if isinstance(there, dict) else {}
 
 
 def read_lines(path: Path, kind: str) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from sparsed.config import select_step
+
 COMMON = ("sampler", "dtype", "device", "total")
 """What all runs of a table have alike: without it, they are not compared."""
 QUESTION = ("prompt_tokens",)
@@ -47,8 +49,13 @@ def never_sparse(run: RunRecord) -> bool:
 
 def dense_again(run: RunRecord) -> bool:
     """It was sparse, and went back to full attention (on_no_gain "dense")."""
-    switch = run["switch_step"]
-    return switch is not None and run["phases"]["dense"] + run["phases"]["select"] > switch
+    switch, attention = run["switch_step"], run["attention"]
+    if switch is None:
+        return False
+    # With refresh a semi-autoregressive block may begin, and select again, before the first sparse step.
+    refresh = attention.get("refresh")
+    before = select_step(run["total"], attention["skip"], attention["selection"]) if refresh else switch - 1
+    return run["phases"]["dense"] > before
 
 
 def unlike(one: RunRecord | None, two: RunRecord | None, names: Sequence[str] = (*COMMON, *QUESTION)) -> list[str]:

@@ -97,6 +97,7 @@ class BorrowedRun:
         self.steps: list[Any] = []
         self.pattern: Any = None
         self.probes: dict[int, Any] = {}
+        self.probed: dict[int, Any] = {}
         self._take(opened.facts[lane])
 
     def _take(self, facts: Facts) -> None:
@@ -123,6 +124,8 @@ class BorrowedRun:
         if made.pattern is not None:
             self.pattern = made.pattern.to_pattern()
         self.probes |= {at: masks.to_pattern() for at, masks in made.probes.items()}
+        if self.pattern is not None:
+            self.probed |= {at: self.pattern for at in self.probes.keys() - self.probed.keys()}
         return step
 
     def close(self) -> None:

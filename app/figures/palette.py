@@ -7,7 +7,7 @@ the values in their place when it draws. `palette` gives the values themselves, 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.assets import PAGE
 from app.lanes import LaneSpec
@@ -16,6 +16,7 @@ INK, STRONG, MUTED, GRID = "var(--sd-ink)", "var(--sd-ink-strong)", "var(--sd-mu
 PANEL, HATCH = "var(--sd-panel)", "var(--sd-hatch)"
 SKIPPED, KEPT, KEPT_GENERATION = "var(--sd-skipped)", "var(--sd-kept)", "var(--sd-kept-generation)"
 CLEAR = "rgba(0,0,0,0)"
+_VARIABLE = re.compile(r"var\(--(?:sd-)?([\w-]+)\)")
 
 
 class LaneStyle(NamedTuple):
@@ -49,5 +50,21 @@ def palette(dark: bool = False) -> dict[str, str]:
     style = (PAGE / "colours.css").read_text(encoding="utf-8")
     block = style[style.index(".dark {" if dark else ".light {") :].partition("}")[0]
     given = dict(re.findall(r"--(?:sd-)?([\w-]+):\s*(.+);", block))
-    named = re.compile(r"var\(--(?:sd-)?([\w-]+)\)")
-    return {name: named.sub(lambda other: given[other[1]], value) for name, value in given.items()}
+    return {name: _VARIABLE.sub(lambda other: given[other[1]], value) for name, value in given.items()}
+
+
+def with_values(figure: dict[str, Any], dark: bool = False) -> dict[str, Any]:
+    """A figure with the colours themselves in place of their variables: for what is drawn outside of the page."""
+    values = palette(dark)
+
+    def read(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: read(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [read(value) for value in part]
+        if isinstance(part, str):
+            return _VARIABLE.sub(lambda found: values[found[1]], part)
+        return part
+
+    drawn: dict[str, Any] = read(figure)
+    return drawn

@@ -6,8 +6,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Browser, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -26,6 +28,8 @@ def chromium() -> Iterator[Browser]:
     found = executable()
     if found is None:
         sys.exit("error: no Chromium or Chrome on the PATH")
+    from playwright.sync_api import sync_playwright  # a tool that can do without a browser needs no Playwright
+
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=FLAGS)
         yield browser

@@ -82,8 +82,13 @@ def ended_early(made: int, total: int) -> str:
     return f"Every answer was complete after {made} of at most {total} steps; what follows their ends stays masked."
 
 
-def never_sparse(made: int, total: int, switch_step: int) -> str:
-    """After a run that was done before it became sparse."""
+def never_sparse(made: int, total: int, switch_step: int, selected: int) -> str:
+    """After a run that was done before it became sparse, with so many select steps."""
+    if selected > 1:
+        return (
+            f"This run never became sparse: it was done after {made} of at most {total} steps, and with refresh each "
+            f"semi-autoregressive block began with full attention. Leave refresh out, or take longer blocks."
+        )
     return (
         f"This run never became sparse: it was done after {made} of at most {total} steps, and full attention lasts "
         f"for {switch_step}. Lower skip, or steps."

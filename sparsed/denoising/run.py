@@ -63,6 +63,7 @@ class Run(Iterator[Step]):
         self.switch_step = self._policy.switch_step
         self.pattern: Pattern | None = None  # that of the last select step, once one was made
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
+        self.probed: dict[int, Pattern] = {}  # step index → the pattern in use then; before there was one, the first
         self.steps: list[Step] = []  # made so far
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
@@ -137,8 +138,12 @@ class Run(Iterator[Step]):
                 self.pattern = self._predictor.forward.pattern(attention)
             if step.phase == "sparse":
                 self._became_sparse()
+            elif index == self.switch_step and index + 1 < self.total:
+                self.switch_step = index + 1  # a block was done early, and the next one began with a fresh pattern
             if index in self._probe_steps:
                 self.probes[index] = self._predictor.select(canvas)
+            if self.pattern is not None:
+                self.probed |= {at: self.pattern for at in self.probes.keys() - self.probed.keys()}
             if self._is_last(step):
                 self._finish()
         except BaseException:
@@ -284,7 +289,8 @@ class Run(Iterator[Step]):
         self.finished = True
         self._attention = None
         if self.switch_step is not None and all(step.phase != "sparse" for step in self.steps):
-            self.notes.append(never_sparse(len(self.steps), self.total, self.switch_step))
+            selected = sum(step.phase == "select" for step in self.steps)
+            self.notes.append(never_sparse(len(self.steps), self.total, self.switch_step, selected))
             self.switch_step = None
 
     def _synchronize(self) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsed.answer_text import agreement, answer_length
 from sparsed.config import AttentionConfig, ResolvedSampler
-from sparsed.evaluation.key import key_of
-from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, method_name, parse_method, spelled
+from sparsed.evaluation.key import about, key_of
+from sparsed.evaluation.methods import Method, parse_method
+from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, file_name
 from sparsed.evaluation.reading import read_records
 from sparsed.evaluation.scores import Answer
 from sparsed.parallel.crew import ALONE, Crew
@@ -53,7 +54,10 @@ def evaluate(
     Args:
         model: a loaded model.
         cells: what to ask.
-        methods: see `parse_method`; agreement is measured against "dense", if that is among them or in the folder.
+        methods: see `parse_method`. Each is compared with "dense", if that is among them or in the folder: with full
+            attention as the plan's sampler runs it, whatever settings of the sampler a method has of its own, because
+            that is how the model is usually run, and one reference serves all. (So "sparsed:threshold=0.9" is not
+            compared with "dense:threshold=0.9", which is a method beside it, compared with "dense" too.)
         out: folder of records; what is there already is not asked again. Raises ValueError if what is there depends
             on something else (`sparsed.evaluation.key`).
         plan: what all answers share.
@@ -65,36 +69,39 @@ def evaluate(
     from tqdm import tqdm
 
     plan = plan or Plan()
-    methods = list(dict.fromkeys(spelled(method, plan.attention) for method in methods))
-    configs = {method: parse_method(method, plan.attention) for method in methods}
+    asked = {method.name: method for method in (parse_method(method, plan.attention) for method in methods)}
+    alone = {
+        name: must_be_alone(method.resolve(plan.sampler, model.defaults), method.attention)
+        for name, method in asked.items()
+    }
     key = key_of(model, plan)
     check_alike(crew, key)
-    folder = Folder(out, key, method_name(shard, crew), {"model": model.name})
+    folder = Folder(out, key, file_name(shard, crew), about(model))
     done: dict[tuple[str, str, int], dict[str, Answer]] = defaultdict(dict)
     for record in read_records(out):
         done[record.type, record.length, record.index][record.method] = record
     unanswered = {
-        (place, index): len(set(methods) - set(done[cell.type, cell.length, index]))
+        (place, index): len(asked.keys() - done[cell.type, cell.length, index].keys())
         for place, cell in enumerate(cells)
         for index in range(shard[0], cell.questions, shard[1])
     }
     mine = own_share(cells, unanswered, crew)
     total = sum(unanswered[place, index] for place, indices in mine.items() for index in indices)
     # Dense first: the others are compared with it.
-    order = sorted(configs, key=lambda method: method != "dense")
+    order = sorted(asked, key=lambda name: name != "dense")
     with tqdm(total=total, desc="answers", unit="answer", disable=not is_watched(crew)) as bar:
         for place, indices in mine.items():
             cell = cells[place]
             bar.set_postfix_str(f"{cell.length} {cell.type}")
             known = {index: done[cell.type, cell.length, index] for index in indices}
             for batch in _batches(model, cell, plan, indices, batch_tokens):
-                for method in order:
-                    missing = [asked for asked in batch if method not in known[asked[0]]]
-                    rows = 1 if must_be_alone(plan.sampler.resolve(model.defaults), configs[method]) else len(batch)
+                for name in order:
+                    missing = [question for question in batch if name not in known[question[0]]]
+                    rows = 1 if alone[name] else len(batch)
                     for start in range(0, len(missing), rows):
                         together = missing[start : start + rows]
-                        for record in _answer(model, together, method, configs[method], cell, plan, known):
-                            known[record.index][method] = record
+                        for record in _answer(model, together, asked[name], cell, plan, known):
+                            known[record.index][name] = record
                             folder.add("records", asdict(record))
                         bar.update(len(together))
 
@@ -154,8 +161,7 @@ def _depth(cell: Cell, plan: Plan, index: int) -> float | None:
 def _answer(
     model: Model,
     batch: Sequence[Asked],
-    method: str,
-    attention: AttentionConfig,
+    method: Method,
     cell: Cell,
     plan: Plan,
     known: dict[int, dict[str, Answer]],
@@ -164,14 +170,19 @@ def _answer(
     import torch
 
     from sparsed.denoising import generate
+    from sparsed.evaluation.executed import densities, head_rows
 
     ids = torch.cat([asked[2] for asked in batch])
-    result = generate(model, ids, sampler=plan.sampler, attention=attention, backend=plan.backend)
+    sampler = method.sampler_in(plan.sampler)
+    result = generate(model, ids, sampler=sampler, attention=method.attention, backend=plan.backend)
     answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
     # A run that ended early leaves masks behind its answer.
     ends = (*model.end_ids, model.mask_id)
     run: Any = result.info.record()
-    for (index, prompt, own_ids), text, answer in zip(batch, result.text, answers, strict=True):
+    executed = zip(densities(result), head_rows(model, result), strict=True)
+    for (index, prompt, own_ids), text, answer, (density, rows) in zip(
+        batch, result.text, answers, executed, strict=True
+    ):
         digest = prompt_digest(own_ids)
         for other in known[index].values():
             if other.prompt != digest:
@@ -179,7 +190,7 @@ def _answer(
                     f"Question {index} of {cell.length} {cell.type} is not the one that {other.method} was asked in "
                     f"this folder: choose another folder."
                 )
-        dense = known[index].get("dense") if method != "dense" else None
+        dense = known[index].get("dense") if method.name != "dense" else None
         exact = exact_match(text, prompt.answer)
         right, facts, invented = facts_right(text, prompt.answer)
         yield Answer(
@@ -187,7 +198,7 @@ def _answer(
             length=cell.length,
             index=index,
             kind=prompt.kind,
-            method=method,
+            method=method.name,
             exact=exact,
             right=right,
             facts=facts,
@@ -201,6 +212,8 @@ def _answer(
             gold=None if exact else prompt.answer,
             prompt=digest,
             run=run,
+            density=density,
+            head_rows=rows,
         )
 
 

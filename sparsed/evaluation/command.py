@@ -13,9 +13,11 @@ from sparsed import files
 from sparsed.config import METHODS
 from sparsed.edge import go_on
 from sparsed.evaluation.answers import evaluate, must_be_alone
+from sparsed.evaluation.methods import ABLATIONS, ablations, parse_method
 from sparsed.evaluation.observe import observe
-from sparsed.evaluation.plan import ABLATIONS, DEPTHS, LENGTHS, TYPES, Plan, default_cells, parse_method
-from sparsed.evaluation.reading import doubts, read_observations, read_records
+from sparsed.evaluation.plan import DEPTHS, LENGTHS, TYPES, Plan, default_cells
+from sparsed.evaluation.reading import doubts, read_observations, read_records, read_sizes
+from sparsed.evaluation.recommend import recommended
 from sparsed.evaluation.scores import summarise
 from sparsed.evaluation.tables import table
 from sparsed.options import (
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     if args.questions is not None and args.questions < 1:
         raise ValueError(f"--questions must be at least 1, not {args.questions}.")
     given = given_of(parser, args)
-    if args.ablations and "methods" in given:
+    if args.ablations is not None and "methods" in given:
         raise ValueError("--ablations asks methods of its own: leave one of --ablations and --methods out.")
     with Crew.here() as crew:
         for sentence in unheeded(args, given) if crew.rank == 0 else ():
@@ -67,8 +69,10 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     said = doubts(args.out)
     if not records and not observations:
         raise ValueError(" ".join([f"{args.out} holds no answers yet.", *said]))
-    summary = {"key": key_there(args.out), **summarise(records, observations, said)}
+    summary = {"key": key_there(args.out), **summarise(records, observations, said, read_sizes(args.out))}
     print(table(summary))
+    if args.recommend:
+        print("", *recommended(summary), sep="\n")
     if args.json:
         files.write(args.json, json.dumps(summary, indent=1))
 
@@ -76,12 +80,12 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
 def unheeded(args: argparse.Namespace, given: set[str]) -> list[str]:
     """Sentences about options that were `given`, by their names, and that change nothing here."""
     if args.report:
-        return without_effect(given, given - {"report", "out", "json"}, "--report only reads the folder.")
+        return without_effect(given, given - {"report", "out", "json", "recommend"}, "--report only reads the folder.")
     said = []
     if args.observe:
         alone = {"methods", "ablations", "batch_tokens"}
         said += without_effect(given, alone, "--observe makes runs of SparseD alone, one by one.")
-    elif not args.ablations and set(args.methods) == {"dense"}:
+    elif args.ablations is None and all(method.partition(":")[0] == "dense" for method in args.methods):
         sparse = {*ATTENTION, "backend"}
         said += without_effect(given, sparse, "no sparse method is asked (later ones of this folder will have it).")
     if set(args.types) == {"arithmetic"}:
@@ -101,9 +105,8 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
         backend=args.backend,
         depths=tuple(args.depths) or None,
     )
-    methods = list(dict.fromkeys(["dense", "sparsed", *ABLATIONS] if args.ablations else args.methods))
-    for method in methods:
-        parse_method(method, plan.attention)
+    methods = args.methods if args.ablations is None else ablations(args.ablations or ["all"])
+    parsed = [parse_method(method, plan.attention) for method in methods]
     cells = default_cells(args.lengths, args.types, args.questions)
     # Nothing is loaded for a folder that is another's, as far as that can be told.
     device, dtype = crew.device(args.device), check_dtype(args.dtype)
@@ -115,8 +118,11 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
     if args.observe:
         observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
     else:
-        sampler = plan.sampler.resolve(model.defaults)
-        alone = [method for method in methods if must_be_alone(sampler, parse_method(method, plan.attention))]
+        alone = [
+            method.name
+            for method in parsed
+            if must_be_alone(method.resolve(plan.sampler, model.defaults), method.attention)
+        ]
         if alone and args.batch_tokens and crew.rank == 0:
             print(
                 f"note: --batch-tokens without effect for {', '.join(alone)}: runs that draw at random, or may end "
@@ -139,9 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         "by chance")  # fmt: skip
     add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at 64k")
     add("--methods", nargs="+", default=["dense", "sparsed", "sliding_window", "streaming_llm"], metavar="METHOD",
-        help=f"of {' '.join(METHODS)}; with settings of its own: sparsed:skip=0,select=0.1")  # fmt: skip
-    add("--ablations", action="store_true", help="instead of methods: dense, and SparseD with one setting varied at a "
-        "time (skip, select, attention block size, without reuse, without isolated selection)")  # fmt: skip
+        help=f"of {' '.join(METHODS)}; with settings of its own: sparsed:skip=0,select=0.1, dense:threshold=0.9")
+    add("--ablations", nargs="*", choices=["all", *ABLATIONS], metavar="GROUP", help="instead of methods: dense, "
+        f"SparseD, and one setting varied at a time; all, or of {' '.join(ABLATIONS)}")  # fmt: skip
     add("--observe", action="store_true", help="instead of answers: how alike the masks of two heads are, and of the "
         "switch and later steps")  # fmt: skip
     add_sampler_options(parser.add_argument_group("sampler (default: the model's own)"))
@@ -154,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device")
     add("--dtype")
     add("--report", action="store_true", help="only print the tables of what is there")
+    add("--recommend", action="store_true", help="below the tables, for each length: the fastest setting within "
+        "1 point of full attention on the mean and 3 on every question type")  # fmt: skip
     add("--json", type=Path, help="write the scores there")
     return parser
 

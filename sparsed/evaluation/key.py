@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sparsed.evaluation.cost import SIZES, Sizes
 from sparsed.evaluation.plan import Plan
 from sparsed.machine import dtype_name
 from sparsed.options import SAMPLER
@@ -25,6 +26,11 @@ def key_of(model: Model, plan: Plan) -> dict[str, Any]:
         "sampler": {name: getattr(sampler, name) for name in SAMPLER},
         **_of_plan(plan),
     }
+
+
+def about(model: Model) -> dict[str, Any]:
+    """What a folder says beside its key: the model by name, and the sizes that its answers' cost is counted with."""
+    return {"model": model.name, SIZES: asdict(Sizes.of(model))}
 
 
 def key_before(plan: Plan, device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed.evaluation.answers import ask_batch, is_watched, own_share
-from sparsed.evaluation.key import key_of
-from sparsed.evaluation.plan import Cell, Plan, method_name
+from sparsed.evaluation.key import about, key_of
+from sparsed.evaluation.plan import Cell, Plan, file_name
 from sparsed.evaluation.reading import read_observations
 from sparsed.evaluation.scores import Observation
 from sparsed.parallel.crew import ALONE, Crew
@@ -40,7 +40,7 @@ def observe(
     plan = plan or Plan()
     key = key_of(model, plan)
     check_alike(crew, key)
-    folder = Folder(out, key, method_name(shard, crew), {"model": model.name})
+    folder = Folder(out, key, file_name(shard, crew), about(model))
     done = {(one.type, one.length, one.index) for one in read_observations(out)}
     unseen = {
         (place, index): int((cell.type, cell.length, index) not in done)
@@ -60,7 +60,7 @@ def observe(
         )
         result = run.result()
         assert result.pattern is not None, "a run with a switch step has a pattern"
-        later = [[step, float(result.pattern.overlap(run.probes[step]).mean())] for step in steps if step in run.probes]
+        later = [[step, float(run.probed[step].overlap(fresh).mean())] for step, fresh in sorted(run.probes.items())]
         ran: Any = result.info.record()
         seen = Observation(cell.type, cell.length, index, mean_head_overlap(result.pattern), later, ran)
         folder.add("observations", asdict(seen))

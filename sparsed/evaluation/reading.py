@@ -6,10 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsed.evaluation.cost import SIZES, Sizes
 from sparsed.evaluation.plan import TYPES
 from sparsed.evaluation.scores import Answer, Observation
 from sparsed.questions.lengths import token_budget
-from sparsed.results_folder import key_there, read_lines, strangers
+from sparsed.results_folder import about_there, key_there, read_lines, strangers
 
 Entry = TypeVar("Entry", Answer, Observation)
 
@@ -24,6 +25,12 @@ def read_observations(folder: Path) -> list[Observation]:
     """All observations of a folder, of all processes, by question; one that was made twice counts once."""
     observations = [_read(Observation, entry, folder) for entry in read_lines(folder, "observations")]
     return sorted({(o.type, o.length, o.index): o for o in observations}.values(), key=question_of)
+
+
+def read_sizes(folder: Path) -> Sizes | None:
+    """The sizes of the network that gave the answers; None where an earlier version did not keep them."""
+    there = about_there(folder).get(SIZES)
+    return None if there is None else Sizes(**there)
 
 
 def _read(kind: type[Entry], entry: dict[str, Any], folder: Path) -> Entry:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparsed.config import METHODS
+from sparsed.evaluation.cost import Sizes, executed_cost, work_of
+from sparsed.evaluation.methods import samples_apart
 from sparsed.questions.lengths import token_budget
 from sparsed.runs import RunRecord, Tally, disagreements, notes_of, settings_of, unlike
 
@@ -34,8 +36,10 @@ class Answer:
         tokens: ids of the answer, its end token included.
         text, gold: the answer and the right one, where they differ.
         prompt: the prompt's token ids in a few letters: the same for answers to the same prompt.
-        run: what ran (`RunInfo.record`), for all questions that ran together. This and `prompt` are None where an
-            earlier version did not keep them.
+        run: what ran (`RunInfo.record`), for all questions that ran together.
+        density: share of all pairs that its sparse steps computed; None for a run that made no pattern.
+        head_rows: rows of logits that its steps asked for, all together. The last four are None where an earlier
+            version did not keep them.
     """
 
     type: str
@@ -56,6 +60,8 @@ class Answer:
     gold: str | None = None
     prompt: str | None = None
     run: RunRecord | None = None
+    density: float | None = None
+    head_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,15 +94,18 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def summarise(
-    records: Sequence[Answer], observations: Sequence[Observation] = (), doubts: Sequence[str] = ()
+    records: Sequence[Answer],
+    observations: Sequence[Observation] = (),
+    doubts: Sequence[str] = (),
+    sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Scores of every method, as plain values for JSON.
+    """Scores of every method, as plain values for JSON. sizes: of the network, without which no cost is known.
 
-    Returns a dict of lists of rows: "cells" by length and question type, "lengths" over the types, "depths" by length
-    and depth; "means", per method the mean over the lengths up to 16k of the paired differences to dense and of the
-    token agreement; "observations" by length. See `_score` for a row. "settings": what ran, by length and method
-    (`settings_of`); "notes": what the runs said (`notes_of`); "doubts": sentences about what these records do not say,
-    those given and those that follow from the records.
+    Returns a dict of lists of rows: "cells" by length and question type, "lengths" over the types (with their mean:
+    `over_types`), "depths" by length and depth; "means", per method the mean over the lengths up to 16k of the paired
+    differences to dense and of the token agreement; "observations" by length. See `_score` for a row. "settings": what
+    ran, by length and method (`settings_of`); "notes": what the runs said (`notes_of`); "doubts": sentences about what
+    these records do not say, those given and those that follow from the records.
     """
     ran = [({"length": r.length, "method": r.method}, r.run) for r in records]
     ran += [({"length": o.length, "method": "observed"}, o.run) for o in observations]
@@ -115,11 +124,15 @@ def summarise(
             dense = {(r.type, r.index): r for r in found if r.method == "dense"}
             for method in (m for m in asked if any(r.method == m for r in found)):
                 own = [r for r in found if r.method == method]
-                scored.append({**dict(zip(keys, group, strict=True)), "method": method, **_score(own, dense)})
+                scored.append({**dict(zip(keys, group, strict=True)), "method": method, **_score(own, dense, sizes)})
         places: dict[str, Callable[[Any], Any]] = {"length": token_budget, "type": types.index, "depth": float}
         return sorted(scored, key=lambda row: [places[key](row[key]) for key in keys])
 
-    lengths = rows("length")
+    cells = rows("length", "type")
+    lengths = [
+        {**row, **over_types([c for c in cells if all(c[key] == row[key] for key in ("length", "method"))])}
+        for row in rows("length")
+    ]
     means = {}
     for method in (m for m in asked if m != "dense"):
         own = [r for r in lengths if r["method"] == method and token_budget(r["length"]) <= SETTLED]
@@ -132,7 +145,7 @@ def summarise(
                 "agreement": sum(agreeing) / len(agreeing) if agreeing else None,
             }
     return {
-        "cells": rows("length", "type"),
+        "cells": cells,
         "lengths": lengths,
         "depths": rows("length", "depth", only=lambda r: r.depth is not None),
         "means": means,
@@ -143,17 +156,39 @@ def summarise(
     }
 
 
+def over_types(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over question types, each counting alike, of one method's cells of one length: "types", how many;
+    "mean_accuracy"; and the mean of the paired differences to dense with its 95 % interval (normal; types are
+    independent), None unless each type has one.
+    """
+    count = len(cells)
+    found: dict[str, Any] = {
+        "types": count,
+        "mean_accuracy": sum(cell["accuracy"] for cell in cells) / count,
+        "mean_difference": None,
+        "mean_difference_interval": None,
+    }
+    if all(cell["difference"] is not None for cell in cells):
+        mean = sum(cell["difference"] for cell in cells) / count
+        spreads = [cell["difference_interval"][1] - cell["difference"] for cell in cells]
+        spread = math.hypot(*spreads) / count
+        found |= {"mean_difference": mean, "mean_difference_interval": (mean - spread, mean + spread)}
+    return found
+
+
 def _place(method: str) -> tuple[int, bool]:
     plain, settings, _ = method.partition(":")
     return METHODS.index(plain) if plain in METHODS else len(METHODS), bool(settings)
 
 
-def _score(records: Sequence[Answer], dense: dict[tuple[str, int], Answer]) -> dict[str, Any]:
+def _score(
+    records: Sequence[Answer], dense: Mapping[tuple[str, int], Answer], sizes: Sizes | None
+) -> dict[str, Any]:
     """Questions, right, accuracy with its interval (shares), facts right (share), invented sentences, seconds a
     question, yes/no as [right, asked]; for others than dense the paired difference in accuracy with its 95 % interval
     (normal) and the mean token agreement, over the questions that dense has answered too, in a run like it
     (`unlike_dense`). Of the runs that are known ("runs"): the mean of their forwards, the steps of all by phase, how
-    many never were sparse, and how many went back to full attention.
+    many never were sparse, and how many went back to full attention. How fast: `_speed`.
     """
     right, total = sum(r.exact for r in records), len(records)
     runs = [r.run for r in records if r.run is not None]
@@ -191,7 +226,49 @@ def _score(records: Sequence[Answer], dense: dict[tuple[str, int], Answer]) -> d
         if (d is None or not unlike_dense(r, d)) and (agreement := _agreement(r, d)) is not None
     ]
     row["agreement"] = sum(known) / len(known) if known else None
-    return row
+    return row | _speed(records, dense, sizes)
+
+
+def _speed(
+    records: Sequence[Answer], dense: Mapping[tuple[str, int], Answer], sizes: Sizes | None
+) -> dict[str, Any]:
+    """How fast one method's answers are, against full attention as the folder's sampler runs it, on the same questions.
+
+    "density": mean share of the pairs that sparse steps computed. "cost": mean floating point operations of an answer
+    (`executed_cost`); "speed": those of the dense answers ÷ those of these. "measured_speed": likewise in seconds of
+    the steps, on one device and over runs of as many sequences as the dense one's: a batch makes each answer cheaper.
+    Each None where it is not known.
+    """
+    densities = [r.density for r in records if r.density is not None]
+    costs: list[tuple[float, float]] = []
+    times: list[tuple[float, float]] = []
+    for record in records:
+        other = dense.get((record.type, record.index))
+        if other is None or unlike_dense(record, other):
+            continue
+        one, two = _cost(other, sizes), _cost(record, sizes)
+        if one is not None and two is not None:
+            costs.append((one, two))
+        if record.run is not None and other.run is not None and record.run["batch"] == other.run["batch"]:
+            times.append((other.seconds, record.seconds))
+    known = [cost for record in records if (cost := _cost(record, sizes)) is not None]
+    return {
+        "density": sum(densities) / len(densities) if densities else None,
+        "cost": sum(known) / len(known) if known else None,
+        "speed": _ratio(costs),
+        "measured_speed": _ratio(times),
+    }
+
+
+def _cost(answer: Answer, sizes: Sizes | None) -> float | None:
+    work = work_of(answer.run, answer.density, answer.head_rows)
+    return None if sizes is None or work is None else executed_cost(sizes, work)
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """The sum of the first ÷ the sum of the second ones."""
+    below = sum(two for _, two in pairs)
+    return sum(one for one, _ in pairs) / below if below else None
 
 
 def _agreement(answer: Answer, dense: Answer | None) -> float | None:
@@ -207,9 +284,14 @@ def _agreement(answer: Answer, dense: Answer | None) -> float | None:
 
 
 def unlike_dense(answer: Answer, dense: Answer) -> list[str]:
-    """Why an answer cannot be compared with the dense one: the names of what was not the same."""
+    """Why an answer cannot be compared with the dense one: the names of what was not the same.
+
+    The dense one is of the method "dense": full attention as the folder's sampler runs it. A method with settings of
+    the sampler of its own is compared with that one too, and has another sampler and other steps by its definition.
+    """
     other = ["prompt"] if None not in (answer.prompt, dense.prompt) and answer.prompt != dense.prompt else []
-    return other + unlike(answer.run, dense.run)
+    meant = ("sampler", "total") if samples_apart(answer.method) else ()
+    return other + [name for name in unlike(answer.run, dense.run) if name not in meant]
 
 
 def _unpaired(records: Sequence[Answer]) -> list[str]:

@@ -14,10 +14,15 @@ def table(summary: dict[str, Any]) -> str:
     observations; below them what the runs noted, and what these results do not say.
     """
     parts = [_by_method(summary["lengths"], ("length",))] if summary["lengths"] else []
-    if len({row["type"] for row in summary["cells"]}) > 1:
+    several = len({row["type"] for row in summary["cells"]}) > 1
+    if several:
         parts.append(_by_method(summary["cells"], ("length", "type")))
     if any(":" in row["method"] for row in summary["lengths"]):
         parts.append(_settings(summary["lengths"]))
+        if several:
+            parts.append(_settings_by_type(summary["lengths"], summary["cells"]))
+    if any(row.get("speed") is not None for row in summary["lengths"]):
+        parts += [_speed(summary["lengths"]), _clock(summary)]
     for method, mean in summary["means"].items():
         if method in METHODS:
             parts.append(
@@ -62,19 +67,77 @@ def _by_method(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 
 
 def _settings(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each length and setting of SparseD, dense for comparison, and other methods' own settings."""
+    """A line for each length and method, those with settings of their own beside the others."""
     head = ["length", "setting", "questions", "exact match", "to dense", "tokens agreeing", "seconds a question"]
-    head.append("forwards an answer")
+    head += ["forwards an answer", *_SPEEDS]
     lines = []
     for row in rows:
-        name, _, settings = row["method"].partition(":")
-        if name in ("dense", "sparsed") or settings:
-            said = _words(settings) or ("default" if name == "sparsed" else "dense")
-            said = said if name in ("dense", "sparsed") else f"{METHOD_LABELS.get(name, name)}: {said}"
-            answers = [_share(row), _difference(row), _percent(row["agreement"]), f"{row['seconds']:.3f}"]
-            answers.append(_count(row.get("forwards")))
-            lines.append([row["length"], _tally([row]).heading(said), str(row["questions"]), *answers])
+        answers = [_share(row), _difference(row), _percent(row["agreement"]), f"{row['seconds']:.3f}"]
+        answers += [_count(row.get("forwards")), *_speeds(row)]
+        lines.append([row["length"], _tally([row]).heading(_setting(row["method"])), str(row["questions"]), *answers])
     return markdown(head, lines)
+
+
+def _settings_by_type(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> str:
+    """A line for each length and method, a column for each question type, and their mean."""
+    types = list(dict.fromkeys(cell["type"] for cell in cells))
+    found = {(cell["length"], cell["method"], cell["type"]): cell for cell in cells}
+    lines = []
+    for row in rows:
+        own = [found.get((row["length"], row["method"], kind)) for kind in types]
+        shares = ["–" if cell is None else _share(cell) for cell in own]
+        lines.append([row["length"], _setting(row["method"]), *shares, *_mean(row)])
+    return markdown(["length", "setting", *types, "mean over types", "mean to dense"], lines)
+
+
+def _speed(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each length and method without settings of its own: how fast it is."""
+    head = ["length", "method", "forwards an answer", "density", "seconds a question", *_SPEEDS]
+    return markdown(
+        head,
+        (
+            [
+                row["length"],
+                method_label(row["method"]),
+                _count(row["forwards"]),
+                "–" if row["density"] is None else f"{row['density']:.3f}",
+                f"{row['seconds']:.3f}",
+                *_speeds(row),
+            ]
+            for row in rows
+            if row["method"] in METHODS
+        ),
+    )
+
+
+def _clock(summary: dict[str, Any]) -> str:
+    """What the columns of speed mean, and where the seconds were measured."""
+    devices = {row["device"] for row in summary["settings"]}
+    device = (summary.get("key") or {}).get("device") or ", ".join(sorted(devices))
+    return (
+        f"Speed as executed: operations of full attention's answers ÷ those of the same questions' answers here, all "
+        f"that the network computes counted. As measured: likewise in seconds of the steps, of runs of as many "
+        f"questions together; on {device}, to be compared within this folder alone."
+    )
+
+
+_SPEEDS = ("speed as executed", "as measured")
+
+
+def _speeds(row: dict[str, Any]) -> list[str]:
+    return ["–" if (speed := row.get(name)) is None else f"{speed:.2f}×" for name in ("speed", "measured_speed")]
+
+
+def _mean(row: dict[str, Any]) -> list[str]:
+    difference = {"difference": row["mean_difference"], "difference_interval": row["mean_difference_interval"]}
+    return [f"{100 * row['mean_accuracy']:.1f}", _difference(difference)]
+
+
+def _setting(method: str) -> str:
+    """A method as the tables of settings say it: of SparseD its settings alone."""
+    name, _, settings = method.partition(":")
+    label = {"dense": "dense", "sparsed": ""}.get(name, METHOD_LABELS.get(name, name))
+    return ", ".join(filter(None, [label, _words(settings)])) or "default"
 
 
 def method_label(method: str) -> str:

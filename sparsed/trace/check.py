@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
+import numpy as np
+
 from sparsed.attention.masks import Masks
 from sparsed.trace.patterns import PatternText
 from sparsed.trace.types import CHARACTERS_OF_BLOCK, Lane, Trace
@@ -83,7 +85,7 @@ def _check_lane(lane: Lane, trace: Trace) -> set[int]:
                 raise ValueError(f"step {index} commits row {row}, position {position}, which cannot be.")
             written[row, position] = token
     if lane.pattern is not None:
-        _check_pattern(lane.pattern, trace)
+        _check_pattern(lane.pattern, lane, trace)
     _check_probes(lane)
     return set(written.values())
 
@@ -140,19 +142,19 @@ def check_sizes(patterns: Sequence[PatternText]) -> None:
         raise ValueError(f"the patterns of its lanes are too large: at most {_MOST_BYTES:,} bytes in memory.")
 
 
-def _check_pattern(pattern: Masks, trace: Trace) -> None:
+def _check_pattern(pattern: Masks, lane: Lane, trace: Trace) -> None:
     tokens, layout = trace.prompt.tokens, pattern.layout
     if (layout.prompt_length, layout.length) != (tokens, tokens + trace.gen_length):
         raise ValueError("the pattern has another length than the sequence.")
-    if pattern.full_blocks not in (0, layout.generation_query_blocks):
-        raise ValueError(f"'full_blocks' must be 0 or {layout.generation_query_blocks}, not {pattern.full_blocks}.")
-    if pattern.full_blocks and not all(
-        pattern.mask(layer)[:, :, layout.blocks - pattern.full_blocks :].all() for layer in range(pattern.layers)
-    ):
-        raise ValueError("the pattern lacks blocks in the query blocks that see every one.")
+    rows = lane.attention.generation_rows
+    full = layout.generation_query_blocks if rows == "full" else 0
+    if pattern.full_blocks != full:
+        raise ValueError(f"'full_blocks' must be {full} with generation_rows {rows!r}, not {pattern.full_blocks}.")
     if pattern.kept_mass:
         _check_shares(pattern.kept_mass, pattern, "'kept_mass'")
     for layer, kept in enumerate(pattern.kept):
-        selected = pattern.mask(layer)[:, :, : layout.blocks - pattern.full_blocks]
+        selected, everything = np.split(pattern.mask(layer), [layout.blocks - full], axis=2)
+        if not everything.all():
+            raise ValueError(f"layer {layer} of the pattern lacks blocks in the query blocks that see every one.")
         if not selected.sum(-1).max(initial=0) <= kept <= layout.blocks:
             raise ValueError(f"layer {layer} of the pattern keeps another number of blocks than {kept}.")

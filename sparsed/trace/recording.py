@@ -144,7 +144,7 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
         text=tuple(answers.read(row).text for row in run.steps[-1].tokens.tolist()),
         steps=tuple(steps),
         pattern=None if run.pattern is None else _masks(run, run.pattern, weights, importance),
-        probes=() if run.pattern is None else _probes(run, run.pattern),
+        probes=() if run.pattern is None else _probes(run),
     )
 
 
@@ -163,8 +163,11 @@ def _rounded(shares: Tensor) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(share, 4) for share in heads) for heads in shares.tolist())
 
 
-def _probes(run: Run, pattern: Pattern) -> tuple[TraceProbe, ...]:
-    return tuple(TraceProbe(step, _rounded(fresh.overlap(pattern))) for step, fresh in sorted(run.probes.items()))
+def _probes(run: Run) -> tuple[TraceProbe, ...]:
+    """How alike each probe and the pattern in use then are."""
+    return tuple(
+        TraceProbe(step, _rounded(fresh.overlap(run.probed[step]))) for step, fresh in sorted(run.probes.items())
+    )
 
 
 def _words(runs: Iterable[Run]) -> tuple[str, ...]:

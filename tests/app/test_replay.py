@@ -111,6 +111,7 @@ def make_run(
         prompt=torch.full((1, 7), 65),
         prompt_length=7,
         probes={},
+        probed={},
         total=total,
         sampler=sampler,
         attention=attention.resolve(cells),

@@ -174,7 +174,9 @@ def test_a_signal_keeps_what_was_made(tmp_path: Path, number: signal.Signals, co
 
 
 @pytest.mark.parametrize(
-    "module", ["sparsed", "sparsed.training", "app.tools.opening", "app.tools.depth_chart", "app.tools.deploy"]
+    "module",
+    ["sparsed", "sparsed.training", "app.tools.opening", "app.tools.depth_chart", "app.tools.tradeoff",
+     "app.tools.deploy"],  # fmt: skip
 )
 def test_every_program_has_this_edge(module: str) -> None:
     done = shell(f'"$py" -m {module} --help >&-')

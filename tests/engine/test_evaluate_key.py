@@ -34,14 +34,14 @@ KEY = {
     "top_p": "0.5", "top_k": "5", "alg_temp": "0.5", "eps": "0.01", "cfg_scale": "1", "threshold": "0.9",
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
     "skip": "0.3", "select": "0.4", "block_size": "64", "selection": "reference", "keep_importance": "yes",
-    "on_no_gain": "dense", "isolated": "no", "reuse": "no",
+    "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "8",
     "depths": "0.5", "backend": "gather", "dtype": "bfloat16",
 }  # fmt: skip
 # Of these each answer says what it was; the model itself counts by its weights.
 APART = {"model", "types", "lengths", "questions", "methods", "ablations", "observe"}
 # Who asks, what is reported: no answer depends on it. (A device of another kind is refused, see below; questions that
 # run together give what each gives alone, see test_a_batch_shows_in_no_answer.)
-WITHOUT = {"help", "out", "shard", "report", "json", "device", "batch_tokens"}
+WITHOUT = {"help", "out", "shard", "report", "json", "recommend", "device", "batch_tokens"}
 
 
 @pytest.fixture(scope="module")

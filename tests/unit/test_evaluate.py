@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from sparsed.config import AttentionConfig, SparseDConfig
 from sparsed.denoising.info import RunInfo
 from sparsed.evaluation.answers import own_share, token_agreement
 from sparsed.evaluation.command import _parser, main, unheeded
-from sparsed.evaluation.plan import ABLATIONS, default_cells, parse_method, spelled
+from sparsed.evaluation.plan import default_cells
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
 from sparsed.evaluation.tables import table
@@ -105,7 +104,12 @@ def test_settings_of_sparsed_have_a_table_of_their_own() -> None:
     said = table(summarise([record(0, method, True) for method in methods]))
     lines = said.split("\n\n")[1].splitlines()[2:]
     settings = [line.split(" | ")[1] for line in lines]
-    assert settings == ["dense", "default", "skip 0", "select 0.5, reuse no", "select 0.1"]
+    assert settings == ["dense", "default", "skip 0", "select 0.5, reuse no", "select 0.1", "Sliding window"]
+    methods = ["dense:threshold=0.9", "sliding_window:select=0.1"]
+    said = table(summarise([record(0, method, True) for method in methods]))
+    assert [line.split(" | ")[1] for line in said.split("\n\n")[-1].splitlines()[2:]] == [
+        "dense, threshold 0.9", "Sliding window, select 0.1"
+    ]  # fmt: skip
 
 
 def test_observations_are_averaged_by_length_and_step() -> None:
@@ -128,30 +132,9 @@ def test_the_grid_asks_as_many_questions_as_promised() -> None:
     ]  # fmt: skip
 
 
-def test_methods_take_settings_of_their_own() -> None:
-    base = SparseDConfig(skip=0.1)
-    assert parse_method("dense", base) == AttentionConfig("dense")
-    assert parse_method("sparsed", base) == SparseDConfig(skip=0.1)
-    asked = parse_method("streaming_llm:skip=0,block_size=64,reuse=no", base)
-    assert asked == AttentionConfig("streaming_llm", skip=0.0, block_size=64, reuse=False)
-    for wrong in ("fast", "dense:skip=0", "sparsed:", "sparsed:speed=2", "sparsed:reuse=maybe", "sparsed:skip"):
-        with pytest.raises(ValueError, match="Method"):
-            parse_method(wrong, base)
-    with pytest.raises(ValueError, match="skip must lie"):
-        parse_method("sparsed:skip=2", base)
-    assert all(parse_method(method, SparseDConfig()).method == "sparsed" for method in ABLATIONS)
-
-
-def test_the_same_length_or_method_in_other_words_is_the_same() -> None:
+def test_the_same_length_in_other_words_is_the_same() -> None:
     cells = default_cells(["1024", "1k", "0512", "512", "256", "short_context"], ["lookup", "lookup"], 1)
     assert [cell.length for cell in cells] == ["1k", "512", "256", "short_context"]
-    base = SparseDConfig()
-    ways = ["sparsed:skip=0,select=0.1,reuse=no", "sparsed:select=.1,reuse=no,skip=0.0"]
-    assert {spelled(way, base) for way in ways} == {"sparsed:skip=0,select=0.1,reuse=no"}
-    for method in ("dense", "sparsed", "shared:block_size=64", *ABLATIONS):
-        assert spelled(method, base) == method
-    with pytest.raises(ValueError, match="no setting"):
-        spelled("sparsed:speed=2", base)
 
 
 def test_a_folder_holds_the_entries_of_all_processes(tmp_path: Path) -> None:
@@ -197,6 +180,12 @@ def test_runs_that_went_back_to_full_attention_are_told() -> None:
     again = ran(dense=7, sparse=3, switch_step=3, phases={"dense": 5, "select": 1, "sparse": 3})
     said = table(summarise([record(0, "sparsed", True, run=again), record(1, "sparsed", True, run=ran())]))
     assert "| SparseD (dense again in 1 of 2) |" in said
+    # A refresh is a dense step too, and no way back: one dense step, then two selections at the start of a block.
+    attention = {"method": "sparsed", "skip": 0.1, "selection": "paper", "refresh": 3}
+    fresh = ran(attention=attention, phases={"dense": 1, "select": 3, "sparse": 4}, switch_step=3)
+    back = ran(attention=attention, phases={"dense": 3, "select": 2, "sparse": 3}, switch_step=3)
+    assert "SparseD |" in table(summarise([record(0, "sparsed", True, run=fresh)]))
+    assert "SparseD (dense again) |" in table(summarise([record(0, "sparsed", True, run=back)]))
 
 
 def test_forwards_of_an_answer_are_a_column() -> None:
@@ -314,6 +303,8 @@ def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> N
         (["--batch-tokens", "-1"], "--batch-tokens must be 0 or above, not -1"),
         (["--questions", "0"], "--questions must be at least 1, not 0"),
         (["--ablations", "--methods", "dense"], "leave one of --ablations and --methods out"),
+        (["--methods", "dense:skip=0"], "skip belongs to sparse attention; full attention takes steps, block_length"),
+        (["--methods", "sparsed:threshold=2"], "threshold must"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, options: list[str], said: str) -> None:
@@ -327,9 +318,11 @@ def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, opt
         ("--methods dense --skip 0.3 --backend gather", "--backend, --skip without effect: no sparse method is asked"),
         ("--methods dense sparsed --skip 0.3", ""),
         ("--observe --batch-tokens 500 --methods dense --skip 0.3", "--batch-tokens, --methods without effect"),
+        ("--methods dense dense:steps=12 --skip 0.3", "--skip without effect: no sparse method is asked"),
+        ("--methods dense --ablations select --skip 0.3", ""),
         ("--types arithmetic --depths 0.5", "--depths without effect: word problems need no document"),
         ("--types arithmetic lookup --depths 0.5", ""),
-        ("--report --steps 5 --json x.json", "--steps without effect: --report only reads"),
+        ("--report --steps 5 --json x.json --recommend", "--steps without effect: --report only reads"),
     ],
 )
 def test_settings_without_effect_are_said(options: str, said: str) -> None:

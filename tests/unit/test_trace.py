@@ -126,6 +126,7 @@ def fake_run(
         model=model or fake_model(),
         prompt=torch.from_numpy(rng.integers(0, 10, (batch, prompt_length))),
         probes={},
+        probed={},
         prompt_length=prompt_length,
         total=steps,
         sampler=ResolvedSampler(steps, gen_length, gen_length, "low_confidence", 0.0, seed, 1.0, 0, 0.0, 1e-3, 0.0),
@@ -179,6 +180,7 @@ def test_saved_and_loaded_it_replays_the_very_steps(
     run = fake_run(batch, gen_length, steps, made, seed, prompt_length, dense, keep_importance=importance)
     if run.pattern is not None:
         run.probes = {made - 1: fake_pattern(run.pattern.layout, batch, 2, 3, 0, 1.0)}
+        run.probed = {made - 1: run.pattern}
     recorded = trace.record(run, prompt=PROMPT, importance=importance)
     path = tmp_path_factory.mktemp("trace") / f"run{suffix}"
     trace.save(recorded, path)
@@ -358,7 +360,7 @@ def test_a_lane_without_importances_is_weighed_by_those_of_a_lane_that_selected_
 def test_probes_say_how_much_of_the_pattern_they_would_keep() -> None:
     run = fake_run(batch=2)
     fresh = {step: fake_pattern(run.pattern.layout, 2, 2, 3, step, 0.6) for step in (3, 1)}
-    run.probes = fresh | {2: run.pattern}
+    run.probes, run.probed = fresh | {2: run.pattern}, dict.fromkeys((1, 2, 3), run.pattern)
     probes = trace.record(run).lanes["sparsed"].probes
     assert [probe.step for probe in probes] == [1, 2, 3]
     assert probes[1].overlap == ((1, 1),) * 3
@@ -421,7 +423,7 @@ def test_words_have_at_most_48_characters(block: str, words: str) -> None:
 
 def test_files_from_before_load_as_they_were(tmp_path: Path) -> None:
     run = fake_run(keep_importance=True)
-    run.probes = {1: run.pattern}
+    run.probes = run.probed = {1: run.pattern}
     recorded = trace.record(run, prompt=PROMPT, importance=True)
     trace.save(recorded, tmp_path / "new.json")
     raw = json.loads((tmp_path / "new.json").read_text())
@@ -480,6 +482,7 @@ def test_a_run_of_a_model_is_recorded_with_all_there_is_to_see(tiny: Any, tmp_pa
 def saved(tmp_path: Path) -> dict[str, Any]:
     run = fake_run(keep_importance=True)
     run.probes = {1: run.pattern, 3: fake_pattern(run.pattern.layout, 1, 2, 3, 9)}
+    run.probed = {1: run.pattern, 3: run.pattern}
     trace.save(trace.record(run, prompt=PROMPT, importance=True), tmp_path / "good.json")
     return json.loads((tmp_path / "good.json").read_text())
 

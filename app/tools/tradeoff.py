@@ -1,0 +1,117 @@
+"""Draws accuracy against speed, a point for each setting of an evaluation: python -m app.tools.tradeoff runs/ablations
+--length 4k --out tradeoff.html
+
+The ending of --out decides: .html is a page that needs no network, .png a picture (it takes Playwright for Python and
+a Chromium), .json the figure as plotly reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from app.figures.palette import palette, with_values
+from app.figures.tradeoff import HEIGHT, WIDTH, lengths_of, tradeoff
+from app.tools.browser import chromium
+from sparsed.edge import go_on, program
+from sparsed.evaluation.reading import doubts, read_records, read_sizes
+from sparsed.evaluation.scores import summarise
+from sparsed.files import check, write
+from sparsed.results_folder import key_there
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ENDINGS = (".html", ".png", ".json")
+EDGE = 14  # pixels around the figure
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """Of a folder that `python -m sparsed eval --out` wrote, or of a file that its --json did."""
+    if path.is_dir():
+        known = summarise(read_records(path), doubts=doubts(path), sizes=read_sizes(path))
+        return {"key": key_there(path), **known}
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error}).") from None
+    if not isinstance(summary, dict) or not {"cells", "lengths"} <= summary.keys():
+        raise ValueError(f"{path} is not what python -m sparsed eval --json writes.")
+    return summary
+
+
+def page_of(summary: dict[str, Any], length: str, measured: bool, dark: bool) -> str:
+    """The figure as a page of HTML, plotly's script inside."""
+    figure = with_values(tradeoff(summary, length, measured).figure, dark)
+    figure["layout"]["paper_bgcolor"] = figure["layout"]["plot_bgcolor"] = palette(dark)["panel"]
+    figure["layout"] |= {"width": WIDTH, "autosize": False}
+    page: str = go.Figure(figure).to_html(include_plotlyjs=True, config={"displayModeBar": False})
+    style = f"body {{ margin: {EDGE}px; background: {palette(dark)['panel']} }}"
+    return page.replace("<head>", f"<head><style>{style}</style>")
+
+
+def picture_of(page: str) -> bytes:
+    """A page's figure as PNG, two pixels for one."""
+    with chromium() as browser:
+        return shown(browser, page).screenshot()
+
+
+def shown(browser: Browser, page: str) -> Page:
+    """The page in a browser, once its figure is drawn."""
+    found = browser.new_page(
+        viewport={"width": WIDTH + 2 * EDGE, "height": HEIGHT + 2 * EDGE}, device_scale_factor=2
+    )
+    found.set_content(page)
+    found.wait_for_selector(".main-svg")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return program(lambda: _draw(arguments))
+
+
+def _draw(arguments: list[str] | None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m app.tools.tradeoff", description=__doc__)
+    parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote, or the file of its --json")
+    parser.add_argument("--length", help="prompt length; default the first one at which speeds are known")
+    parser.add_argument("--methods", nargs="+", help="only these, and full attention; default every method there")
+    parser.add_argument("--measured", action="store_true", help="speed by the clock, not by executed operations")
+    parser.add_argument("--dark", action="store_true", help="in the colours of the dark design")
+    parser.add_argument("--out", type=Path, default=Path("tradeoff.html"), help="file to write: .html, .png or .json")
+    given = parser.parse_args(arguments)
+    go_on()
+    check(given.out, "--out")
+    if given.out.suffix not in ENDINGS:
+        raise ValueError(f"--out must end in {', '.join(ENDINGS)}, not {str(given.out)!r}.")
+    summary = summary_of(given.folder)
+    if given.methods is not None:
+        asked = {"dense", *given.methods}
+        for rows in ("cells", "lengths"):
+            summary[rows] = [row for row in summary[rows] if row["method"] in asked]
+    known = lengths_of(summary, given.measured)
+    if not known:
+        raise ValueError(f"{given.folder} holds no setting beside full attention whose speed is known.")
+    length = given.length or known[0]
+    if length not in known:
+        raise ValueError(f"--length must be one of {', '.join(known)}, not {length!r}.")
+    view = tradeoff(summary, length, given.measured)
+    if given.out.suffix == ".json":
+        write(given.out, json.dumps(with_values(view.figure, given.dark), indent=1))
+    else:
+        page = page_of(summary, length, given.measured, given.dark)
+        write(given.out, page if given.out.suffix == ".html" else picture_of(page))
+    for doubt in summary.get("doubts", ()):
+        print(f"note: {doubt}", file=sys.stderr)
+    print(f"{given.out}: {view.label}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""The figure of accuracy against speed shows what it was given, and the names of its points cover nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from app.figures.labels import LINE, MARKER, Spot, place, size_of
+from app.figures.tradeoff import FAMILIES, WIDTH, family_of, lengths_of, tradeoff
+from app.tools.tradeoff import main
+from sparsed.evaluation.methods import ablations
+from sparsed.evaluation.scores import wilson
+
+
+def summary_of(points: dict[str, tuple[float, int]], questions: int = 200, length: str = "4k") -> dict[str, Any]:
+    """Method → speed and right answers. The clock says half of each speed."""
+    right = points["dense"][1] if "dense" in points else questions
+    rows = []
+    for method, (speed, got) in points.items():
+        away = None if method == "dense" else (got - right) / questions
+        rows.append(
+            {"length": length, "method": method, "type": "lookup", "questions": questions, "right": got,
+             "accuracy": got / questions, "interval": wilson(got, questions), "forwards": 48.0, "difference": away,
+             "difference_interval": None if away is None else (away - 0.01, away + 0.01), "speed": speed,
+             "measured_speed": speed / 2}
+        )  # fmt: skip
+    return {"lengths": rows, "cells": rows, "doubts": []}
+
+
+POINTS = {
+    "dense": (1.0, 190), "sparsed": (1.6, 150), "sparsed:select=0.1": (2.0, 100),
+    "sparsed:select=0.1,generation_rows=full": (2.1, 189), "sparsed:refresh=8": (1.4, 180),
+    "dense:threshold=0.9": (9.0, 190), "sparsed:threshold=0.9": (10.0, 150), "sliding_window": (1.6, 60),
+}  # fmt: skip
+
+
+def named(figure: dict[str, Any], name: str) -> list[Any]:
+    return [one for one in figure["data"] if one["name"] == name]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_every_setting_is_a_point_with_its_interval(measured: bool) -> None:
+    view = tradeoff(summary_of(POINTS), "4k", measured)
+    go.Figure(view.figure)
+    found: dict[tuple[float, float], tuple[float, float, str]] = {}
+    for key, family in FAMILIES.items():
+        (trace,) = named(view.figure, family.name)
+        assert trace["marker"]["color"] == family.style.colour and trace["marker"]["symbol"] == family.style.symbol
+        bars = trace["error_y"]
+        for x, y, up, down in zip(trace["x"], trace["y"], bars["array"], bars["arrayminus"], strict=True):
+            found[x, y] = y - down, y + up, key
+    expected = {}
+    for method, (speed, right) in POINTS.items():
+        low, high = wilson(right, 200)
+        at = round(speed / 2 if measured else speed, 4), round(right / 2, 3)
+        expected[at] = pytest.approx(100 * low, abs=0.01), pytest.approx(100 * high, abs=0.01), family_of(method)
+    assert found == expected
+    assert [family_of(method) for method in POINTS] == [
+        "dense", "pattern", "pattern", "full", "refresh", "dense", "pattern", "baseline"
+    ]  # fmt: skip
+
+
+def test_the_band_is_one_point_around_full_attention_and_what_matters_is_marked() -> None:
+    view = tradeoff(summary_of(POINTS), "4k")
+    near, dense = view.figure["layout"]["shapes"]
+    assert (near["y0"], near["y1"], dense["y0"]) == (94, 96, 95)
+    (ring,) = named(view.figure, "marked")
+    # As published, and the fastest within a point: other samplers are not in question.
+    assert sorted(zip(ring["x"], ring["y"], strict=True)) == [(1.6, 75), (2.1, 94.5)]
+    names = {one["name"]: one["text"] for one in view.figure["layout"]["annotations"]}
+    assert names == {
+        "dense": "full attention", "sparsed": "<b>SparseD as published</b>", "sparsed:select=0.1": "select 0.1",
+        "sparsed:select=0.1,generation_rows=full": "<b>recommended: select 0.1, generation rows full</b>",
+        "sparsed:refresh=8": "refresh 8", "dense:threshold=0.9": "threshold 0.9",
+        "sparsed:threshold=0.9": "threshold 0.9", "sliding_window": "Sliding window",
+    }  # fmt: skip
+    for one in view.figure["layout"]["annotations"]:
+        speed, right = POINTS[one["name"]]
+        assert (one["x"], one["y"]) == (pytest.approx(math.log10(speed)), pytest.approx(right / 2))
+    assert "recommended setting (SparseD, select 0.1, generation_rows full): 94.5 % right at 2.10×" in view.label
+    # Colours are variables: the page has two designs.
+    assert "#" not in json.dumps(view.figure)
+
+
+def test_the_published_setting_may_be_the_recommended_one_and_there_may_be_none() -> None:
+    texts = [
+        one["text"]
+        for points in ({"dense": (1.0, 190), "sparsed": (1.6, 190)}, {"dense": (1.0, 190), "sparsed": (1.6, 20)})
+        for one in tradeoff(summary_of(points), "4k").figure["layout"]["annotations"]
+        if one["name"] == "sparsed"
+    ]
+    assert texts == ["<b>SparseD as published, and recommended</b>", "<b>SparseD as published</b>"]
+    # A folder whose sparse methods have another skip throughout holds no published setting.
+    summary = summary_of({"dense": (1.0, 190), "sparsed": (1.6, 20)})
+    for skip, text in ((None, "<b>SparseD as published</b>"), (0.3, "SparseD")):
+        summary["key"] = {"attention": {"skip": skip, "select": None}}
+        view = tradeoff(summary, "4k")
+        assert view.figure["layout"]["annotations"][skip is not None]["text"] == text
+        assert ("as published" in view.label) == (skip is None)
+
+
+def test_settings_that_ran_alike_are_one_point() -> None:
+    summary = summary_of({"dense": (1.0, 190), "sparsed:select=0.3": (1.6, 150), "sparsed": (1.6, 150)})
+    ran = {"dense": 1, "sparsed": 2, "sparsed:select=0.3": 2}
+    summary["settings"] = [
+        {"length": "4k", "method": method, "attention": {"kind": kind}, "sampler": {"steps": 48}}
+        for method, kind in ran.items()
+    ]
+    assert {one["name"] for one in tradeoff(summary, "4k").figure["layout"]["annotations"]} == {"dense", "sparsed"}
+    summary["settings"][2]["sampler"] = {"steps": 24}
+    assert len(tradeoff(summary, "4k").figure["layout"]["annotations"]) == 3
+
+
+def test_lengths_without_a_speed_have_no_figure() -> None:
+    summary = summary_of(POINTS)
+    for row in summary_of(POINTS, length="8k")["lengths"]:
+        summary["lengths"].append({**row, "speed": None})
+    assert lengths_of(summary) == ["4k"] and lengths_of(summary, measured=True) == ["4k", "8k"]
+    assert tradeoff(summary, "8k").label == "No setting has a known speed at 8k."
+    assert lengths_of(summary_of({"dense": (1.0, 190)})) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_names_cover_neither_points_nor_each_other(seed: int) -> None:
+    draw = random.Random(seed)
+    spots = [
+        Spot("x" * draw.randint(3, 24), draw.uniform(20, 880), draw.gauss(300, 60), draw.random() * 30, 20)
+        for _ in range(10 * seed + 1)
+    ]
+    width, height, level = 900, 450, 310
+    places = place(spots, width, height, [level])
+    boxes = []
+    for spot, offset in zip(spots, places, strict=True):
+        if offset is not None:
+            wide, high = size_of(spot.text)
+            x, y = spot.x + offset[0], spot.y + offset[1]
+            boxes.append((x - wide / 2, y - high / 2, x + wide / 2, y + high / 2))
+    assert len(boxes) >= 0.9 * len(spots) and places[0] is not None
+    solid = boxes + [(s.x - MARKER, s.y - MARKER, s.x + MARKER, s.y + MARKER) for s in spots]
+    for i, (left, bottom, right, top) in enumerate(boxes):
+        assert left >= 0 and bottom >= 0 and right <= width and top <= height
+        for other in solid[:i] + solid[i + 1 :]:
+            assert right <= other[0] or other[2] <= left or top <= other[1] or other[3] <= bottom
+    # Alone, a name stands beside its point, and not on the line.
+    ((_, up),) = place([Spot("alone", 400, level)], width, height, [level])  # type: ignore[misc]
+    assert LINE / 2 < abs(up) < 30
+
+
+def test_the_command_writes_a_page_or_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores, page, figure = tmp_path / "scores.json", tmp_path / "t.html", tmp_path / "t.json"
+    scores.write_text(json.dumps(summary_of(POINTS)), "utf-8")
+    assert main([str(scores), "--out", str(page), "--dark"]) == 0
+    said = page.read_text("utf-8")
+    assert "SparseD as published" in said and 'src="http' not in said and "var(--sd" not in said
+    assert main([str(scores), "--out", str(figure), "--methods", "sparsed"]) == 0
+    drawn = json.loads(figure.read_text("utf-8"))
+    assert {one["name"] for one in drawn["layout"]["annotations"]} == {"dense", "sparsed"}
+    assert "2 settings at 4k, by operations executed. Full attention: 95.0 % right at 1.00×" in capsys.readouterr().out
+
+
+def test_a_whole_folder_of_ablations_has_a_name_at_nearly_each_point() -> None:
+    draw = random.Random(0)
+    points = {method: (draw.uniform(0.8, 12), draw.randint(120, 200)) for method in ablations(["all"])}
+    points["dense"] = 1.0, 190
+    figure = tradeoff(summary_of(points), "4k").figure
+    assert len(figure["layout"]["annotations"]) > 0.9 * len(points) > 40
+    # On a phone only those that have a place; the points of note come first.
+    few = tradeoff(summary_of(points), "4k", width=390).figure["layout"]["annotations"]
+    assert "sparsed" in {one["name"] for one in few} and len(few) < len(points) and WIDTH > 390
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "{tmp}/t.gif"], "--out must end in .html, .png, .json, not"),
+        (["--length", "8k"], "--length must be one of 4k, not '8k'"),
+        (["--methods", "shared"], "no setting beside full attention whose speed is known"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps(summary_of(POINTS)), "utf-8")
+    given = [option.replace("{tmp}", str(tmp_path)) for option in options]
+    assert main([str(tmp_path / "scores.json"), "--out", str(tmp_path / "t.json"), *given]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, said in ((None, "is not there"), ("{", "is no JSON file"), ("[1]", "is not what python -m sparsed")):
+        if content is not None:
+            (tmp_path / "a.json").write_text(content, "utf-8")
+        assert main([str(tmp_path / "a.json"), "--out", str(tmp_path / "t.json")]) == 2
+        assert said in capsys.readouterr().err
