@@ -162,7 +162,8 @@ def by_harness(name: str, sampler: dict[str, Any], attention: dict[str, Any]) ->
         **told,
         "phases": phases,
         "notes": [note for note, times in told["notes"].items() for _ in range(times)],
-        "switch_step": phases["dense"] + phases["select"] if phases["sparse"] else None,
+        # The step after the first that selects.
+        "switch_step": phases["dense"] + 1 if phases["sparse"] else None,
         "finished": True,
     }
     return Seen.of({row: info[row] for row in by_info()}, text)
