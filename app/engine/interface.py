@@ -109,6 +109,10 @@ class PromptLike(Protocol):
     def answer(self) -> str: ...
 
     @property
+    def others(self) -> Sequence[str]:
+        """What is right as well."""
+
+    @property
     def tokens(self) -> int:
         """Of the whole prompt, the chat template included."""
 

@@ -132,6 +132,7 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         run_id=run,
         end_ids=trace.end_ids,
         gold=trace.prompt.gold,
+        others=trace.prompt.others,
         judge=judge,
         question=trace.prompt.question or OWN_QUESTION,
         mode=mode(

@@ -14,6 +14,7 @@ from app.race.notes import of_lanes
 from app.race.race import Update
 from app.texts import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, OTHERS_IN_TURNS
 from sparsed.answer_text import agreement
+from sparsed.questions.score import nearest
 
 
 def mode(lanes: int, devices: int, why: str = "") -> Snapshot | None:
@@ -77,8 +78,9 @@ class Stage:
     Every lane but the reference, which is full attention, has its speed-up and its agreement with it ("same"); those of
     the headline's lane, SparseD's, stand above all lanes as well.
 
-    decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. judge:
-    (text, gold) → (right or not, in words), asked when a lane has reached its end. read: token ids → the answer's
+    decode: token ids → text. end_ids: tokens that end an answer. gold: the expected answer, or None. others: what is
+    right as well. judge: (text, gold) → (right or not, in words), asked when a lane has reached its end, for the right
+    answer that its text is nearest to. read: token ids → the answer's
     text. question: what this run answers, which may not be what the controls say by now. mode: what `mode` gives, None
     before a run. selected: while a run goes on, the step that made the pattern that can be looked at, counted from 1; 0
     before there is one. The gold answer is in no snapshot before every lane has ended.
@@ -91,6 +93,7 @@ class Stage:
         run_id: int = 0,
         end_ids: Collection[int],
         gold: str | None = None,
+        others: Sequence[str] = (),
         judge: Callable[[str, str], tuple[bool, str]] | None = None,
         read: Callable[[Sequence[int]], str] | None = None,
         question: str = "",
@@ -103,6 +106,7 @@ class Stage:
         self.run_id = run_id
         self.end_ids = end_ids
         self.gold = gold
+        self.others = others
         self.judge = judge
         self.read = read
         self.question = question
@@ -129,8 +133,15 @@ class Stage:
         tokens = [token for token in lane.canvas.tokens if token is not None]
         if self.read is not None:
             lane.text = self.read(tokens)
-        if self.gold is not None and self.judge is not None and lane.text is not None:
-            lane.verdict = self.judge(lane.text, self.gold)
+        gold = self._gold_of(lane)
+        if gold is not None and self.judge is not None and lane.text is not None:
+            lane.verdict = self.judge(lane.text, gold)
+
+    def _gold_of(self, lane: LaneView | None) -> str | None:
+        """The right answer that the lane's is nearest to."""
+        if self.gold is None or lane is None or lane.text is None:
+            return self.gold
+        return nearest(lane.text, (self.gold, *self.others))
 
     @property
     def finished(self) -> bool:
@@ -211,7 +222,7 @@ class Stage:
             "headline": None if self.headline is None else self.headline.key,
             "speedup": self.speedup(self.headline),
             "agreement": self.agreement(self.headline),
-            "gold": self.gold if self.finished else None,
+            "gold": self._gold_of(next(iter(self.lanes.values()), None)) if self.finished else None,
             "lanes": lanes,
             "steps": [
                 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.engine import cost
@@ -24,6 +25,7 @@ class Material:
     question: str  # empty for a visitor's own text
     tokens: int
     gold: str | None  # None for a visitor's own text
+    others: Sequence[str]  # right as well
     prompt: PromptLike | str  # what the engine built, or that text
     asked: Request  # resolved for so many tokens
     estimated: cost.Estimate | None  # None while this machine's speed is not known
@@ -44,20 +46,22 @@ class Material:
 
 def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     """Builds the prompt and checks it against the limits of this machine. Raises what the engine raises."""
+    others: Sequence[str] = ()
     if asked.kind == OWN_TEXT:
         prompt: PromptLike | str = asked.text
         text, question, gold = asked.text, "", None
         tokens = desk.engine.count(loaded.model, asked.messages(text), asked.chat)
     else:
         prompt = built = desk.prompt(loaded, asked.length, asked.kind, asked.question, asked.chat)
-        text, question, gold, tokens = built.text, built.question, built.answer, built.tokens
+        text, question, tokens = built.text, built.question, built.tokens
+        gold, others = built.answer, tuple(built.others)
     asked = asked.resolve(tokens)
     places = desk.speed.places(loaded, asked, tokens)
     estimated = desk.speed.estimate(loaded, asked, tokens, places)
     room = desk.speed.room(loaded)
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
     most = room.announced(estimated)
-    return Material(text, question, tokens, gold, prompt, asked, estimated, refused, most, places)
+    return Material(text, question, tokens, gold, others, prompt, asked, estimated, refused, most, places)
 
 
 def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:

@@ -83,6 +83,7 @@ def _stage(
         run_id=desk.next_run(),
         end_ids=end_ids,
         gold=material.gold,
+        others=material.others,
         judge=engine.verdict,
         read=lambda tokens: engine.read_answer(model, tokens, asked.sampler.stop),
         question=material.question or OWN_QUESTION,

@@ -20,7 +20,7 @@ from sparsed.evaluation.scores import Answer
 from sparsed.parallel.crew import ALONE, Crew
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import token_budget
-from sparsed.questions.score import exact_match, facts_right
+from sparsed.questions.score import exact_match, facts_right, nearest
 from sparsed.results_folder import Folder, check_alike
 
 if TYPE_CHECKING:
@@ -191,8 +191,9 @@ def _answer(
                     f"this folder: choose another folder."
                 )
         dense = known[index].get("dense") if method.name != "dense" else None
-        exact = exact_match(text, prompt.answer)
-        right, facts, invented = facts_right(text, prompt.answer)
+        gold = nearest(text, prompt.answers)
+        exact = exact_match(text, gold)
+        right, facts, invented = facts_right(text, gold)
         yield Answer(
             type=cell.type,
             length=cell.length,
@@ -209,7 +210,8 @@ def _answer(
             seconds=result.seconds / len(batch),
             tokens=answer[: answer_length(answer, ends)],
             text=None if exact else text,
-            gold=None if exact else prompt.answer,
+            gold=None if exact else gold,
+            others=None if exact or not prompt.others else [one for one in prompt.answers if one != gold],
             prompt=digest,
             run=run,
             density=density,

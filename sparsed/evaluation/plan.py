@@ -17,6 +17,10 @@ TYPES: dict[str, tuple[str, ...]] = {
     "several": ("several", "about"),
     "arithmetic": ("arithmetic",),
     "unanswerable": ("unanswerable",),
+    "chain3": ("chain3",),
+    "chain4": ("chain4",),
+    "open": ("open",),
+    "list": ("list",),
 }
 """Question types of the grid, and the kinds of `sparsed.questions` that each asks in turns."""
 LENGTHS = ("512", "1k", "2k", "4k", "8k", "16k", "32k", "64k")

@@ -27,14 +27,15 @@ class Answer:
         length: of the prompt, as asked for.
         index: number of the question in its cell.
         method: "dense", or how the sparse steps attend; settings of its own follow a colon.
-        exact: the answer is the gold answer.
+        exact: the answer is a gold answer.
         right, facts, invented: facts stated, facts asked for, sentences stated that are none of them.
         verdict: "yes" or "no", the gold answer of a comparison.
         depth: where the needed documents were to stand, 0 … 1; None if none is needed.
         agreement: share of tokens equal to the dense answer's, up to the longer answer's end; None for dense.
         seconds: the run's own compute, divided by the questions that ran together.
         tokens: ids of the answer, its end token included.
-        text, gold: the answer and the right one, where they differ.
+        text, gold, others: where the answer is wrong: it, the right one that it is nearest to, and what is right as
+            well.
         prompt: the prompt's token ids in a few letters: the same for answers to the same prompt.
         run: what ran (`RunInfo.record`), for all questions that ran together.
         density: share of all pairs that its sparse steps computed; None for a run that made no pattern.
@@ -62,6 +63,7 @@ class Answer:
     run: RunRecord | None = None
     density: float | None = None
     head_rows: int | None = None
+    others: list[str] | None = None
 
 
 @dataclass(frozen=True)

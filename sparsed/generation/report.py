@@ -13,7 +13,7 @@ from sparsed.config import ResolvedAttention, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
 from sparsed.questions.build import Prompt
-from sparsed.questions.score import exact_match
+from sparsed.questions.score import exact_match, nearest
 
 if TYPE_CHECKING:
     from sparsed.denoising.run import Run
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class Report:
     """A run in numbers; also of a run that was stopped.
 
-    info: every setting, and the steps made. prompt: of a built one kind, length, seed, question and gold answer.
+    info: every setting, and the steps made. prompt: of a built one kind, length, seed, question and gold answer; where
+    several are right, the one that the text is nearest to, and the others.
     ended: what ended the answer, "end token" or "stop string"; None where nothing did, or where the run was stopped.
-    right: is the answer the gold one; None if there is none, or no end yet. tokens: generated ones up to and with what
+    right: is the answer a gold one; None if there is none, or no end yet. tokens: generated ones up to and with what
     ended them. seconds: the sum of the steps' times. phase_ms: milliseconds a step; None for a phase without steps.
     Densities: kept share of all key blocks as asked for, and as computed; None if no pattern was made.
     """
@@ -78,11 +79,11 @@ def report_of(run: Run, prompt: Prompt | str, chat: bool) -> Report:
             "family": model.family,
             **({} if model.processes == 1 else {"processes": model.processes}),
         },
-        prompt=_built(prompt) if isinstance(prompt, Prompt) else None,
+        prompt=_built(prompt, answer.text) if isinstance(prompt, Prompt) else None,
         prompt_format="chat" if chat else "raw",
         text=answer.text,
         ended=answer.ended if run.finished else None,
-        right=exact_match(answer.text, prompt.answer) if isinstance(prompt, Prompt) and run.finished else None,
+        right=exact_match(answer.text, *prompt.answers) if isinstance(prompt, Prompt) and run.finished else None,
         seconds=sum(step.seconds for step in steps),
         phase_ms={phase: 1000 * sum(spent) / len(spent) if spent else None for phase, spent in times.items()},
         tokens=sum(token != model.mask_id for token in row[:length]),
@@ -91,13 +92,15 @@ def report_of(run: Run, prompt: Prompt | str, chat: bool) -> Report:
     )
 
 
-def _built(prompt: Prompt) -> dict[str, Any]:
+def _built(prompt: Prompt, text: str) -> dict[str, Any]:
+    gold = nearest(text, prompt.answers)
     return {
         "kind": prompt.kind,
         "length": prompt.length,
         "seed": prompt.seed,
         "question": prompt.question,
-        "gold": prompt.answer,
+        "gold": gold,
+        **({"others": [one for one in prompt.answers if one != gold]} if prompt.others else {}),
     }
 
 

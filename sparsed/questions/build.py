@@ -1,4 +1,4 @@
-"""Demo prompts: documents filled up to a number of tokens, a question about them, and its only right answer.
+"""Demo prompts: documents filled up to a number of tokens, a question about them, and its right answers.
 
 Made of names that the bundled model never saw in training (see `sparsed.questions.world`), deterministic by seed.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from sparsed.questions.entities import Document, Question
 from sparsed.questions.lengths import token_budget
 from sparsed.questions.pieces import Pieces, joined, material_text
-from sparsed.questions.world import KINDS, World, numbered, prompt_pieces
+from sparsed.questions.world import KINDS, RICH_KINDS, World, numbered, prompt_pieces
 
 _FILLER = 0.15
 GENERATOR = 1
@@ -40,6 +40,7 @@ class Prompt:
         depth: where the first needed document stands among the documents, 0 (first) to 1 (last); None if none is
             needed.
         verdict: "yes" or "no" for comparisons, otherwise empty.
+        others: answers that are right as well, where there are several.
     """
 
     text: str
@@ -51,6 +52,12 @@ class Prompt:
     seed: int
     depth: float | None = None
     verdict: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer; the first is `answer`."""
+        return (self.answer, *self.others)
 
 
 def build_prompt(
@@ -87,9 +94,9 @@ def build_prompt(
         raise ValueError(f"Question kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     budget = token_budget(length)
     counter = _Counter(source, chat)
-    for attempt in range(40):
+    for attempt in range(150):
         rng = random.Random(f"prompt-{seed}-{kind}-{budget}-{attempt}")
-        world = World(rng, held_out=True)
+        world = World(rng, held_out=True, rich=kind in RICH_KINDS)
         if kind == "arithmetic" and length == "short_context":
             question = world.ask(kind)
             assert question is not None, "a sum needs no documents"
@@ -109,6 +116,7 @@ def build_prompt(
             seed=seed,
             depth=_depth(built.documents, built.question),
             verdict=built.question.verdict,
+            others=tuple("".join(other) for other in built.question.others),
         )
     raise ValueError(
         f"No question of kind {kind!r} fits into {budget} tokens of this tokenizer; choose a longer prompt."

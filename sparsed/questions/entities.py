@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,6 +12,8 @@ from sparsed.questions.pieces import Pieces, material
 
 HELD_OUT_SHARE = 8
 """One name in this many never occurs in training; prompts and evaluation are made of those names only."""
+MOST_HOLDERS = 5
+"""A list has at most so many names."""
 
 
 def is_held_out(name: str) -> bool:
@@ -42,6 +45,7 @@ class Entity:
     last_name: str = ""
     town: Entity | None = None
     author: Entity | None = None
+    mayor: Entity | None = None
 
 
 @dataclass(eq=False)
@@ -54,13 +58,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its only right answer, and the entities whose documents are needed to answer it."""
+    """A question with its right answer, and the entities whose documents are needed to answer it.
+
+    others: answers that are right as well, where there are several.
+    """
 
     kind: str
     question: Pieces
     answer: Pieces
     entities: tuple[Entity, ...] = ()
     verdict: str = ""
+    others: tuple[Pieces, ...] = ()
+
+    @property
+    def answers(self) -> tuple[Pieces, ...]:
+        """Every right answer; the first is `answer`."""
+        return (self.answer, *self.others)
 
 
 class Supply:
@@ -79,3 +92,23 @@ class Supply:
             pass
         self._used.add(index)
         return self._pool[index]
+
+
+class Shared:
+    """Values of one fact, some of which have two to `MOST_HOLDERS` people each.
+
+    few: those, each handed out so often that it has them, one value after the other. common: draws one of the others,
+    or None when they are used up.
+    """
+
+    def __init__(self, rng: random.Random, few: Sequence[str], common: Callable[[], str | None]) -> None:
+        self._rng, self._few, self._common = rng, list(few), common
+        self._waiting: list[str] = []
+
+    def take(self) -> str | None:
+        """The value of one more person: one of the few half of the time, as long as they last."""
+        if self._rng.random() < 0.5 and (self._waiting or self._few):
+            if not self._waiting:
+                self._waiting = [self._few.pop()] * self._rng.randrange(2, MOST_HOLDERS + 1)
+            return self._waiting.pop()
+        return self._common()

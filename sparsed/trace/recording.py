@@ -198,6 +198,7 @@ def _prompt(prompt: Prompt | str | None, tokens: int, store_text: bool) -> Trace
         text=prompt.text if store_text else None,
         question=prompt.question,
         gold=prompt.answer,
+        others=prompt.others,
         kind=prompt.kind,
         length=prompt.length,
         seed=prompt.seed,

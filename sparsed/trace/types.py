@@ -33,6 +33,7 @@ class TraceModel:
 class TracePrompt:
     """What was asked. tokens: prompt tokens, template included; all else None where it is not known or stored.
 
+    gold, others: a right answer, and what is right as well.
     words: how each attention block of the whole sequence begins, () where it is not known or stored. system: the system
     prompt before the text. chat: it was asked for with the chat template, or without; None is as the model has it.
     """
@@ -47,6 +48,7 @@ class TracePrompt:
     words: tuple[str, ...] = ()
     system: str | None = None
     chat: bool | None = None
+    others: tuple[str, ...] = ()
 
 
 class Commit(NamedTuple):

@@ -50,8 +50,8 @@ def train(seed: int = 0, texts: int = 6000) -> Tokenizer:
 
 def _corpus(seed: int, texts: int) -> Iterator[str]:
     rng = random.Random(f"tokenizer-{seed}")
-    for _ in range(texts):
-        world = World(rng, held_out=False)
+    for text in range(texts):
+        world = World(rng, held_out=False, rich=text % 2 == 1)
         world.fill(lambda pieces: len(pieces), 400, filler=0.2)
         for kind in KINDS:
             if (question := world.ask(kind)) is not None:

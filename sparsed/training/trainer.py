@@ -241,7 +241,7 @@ class Trainer:
 
     def _probe_sets(self) -> dict[str, dict[str, Tensor]]:
         maker = RowMaker(self.tokenizer, random.Random("probe"), held_out=True)
-        wanted = {512: 32, 4096: 16, 16384: 4} if self.device.type == "cuda" else {256: 4}
+        wanted = {512: 32, 4096: 16, 16384: 4} if self.device.type == "cuda" else {512: 2}
         sets = {}
         for length, count in wanted.items():
             for kind in TURN_KINDS:

@@ -302,6 +302,7 @@ class FakeEngine:
             text=words + question,
             question=question,
             answer=SEED_WORDS,
+            others=(),
             tokens=self.lengths()[length] - 4,
             kind=kind,
             length=length,

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.evaluation.answers import evaluate, token_agreement
 from sparsed.evaluation.command import main
 from sparsed.evaluation.observe import observe
-from sparsed.evaluation.plan import FIRST_SEED, Cell, Plan, default_cells
+from sparsed.evaluation.plan import DEPTHS, FIRST_SEED, Cell, Plan, default_cells
 from sparsed.evaluation.reading import read_observations, read_records
 from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
-from sparsed.questions.score import exact_match
+from sparsed.questions.score import exact_match, facts_right
 from sparsed.results_folder import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +61,35 @@ def test_records_are_what_generate_gives_one_by_one(mini: Model, tmp_path: Path)
             dense = sparsed.generate(mini, prompt.text, sampler=SamplerConfig(steps=8), attention="dense")
             whole = dense.tokens[0, -len(answer) :].tolist()
             assert record.agreement == token_agreement(answer, whole, mini.end_ids)
+
+
+def test_a_record_of_an_open_question_can_be_scored_again(
+    mini: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is said: the second of the right answers, a mix of two of them, something else."""
+    cells = [Cell("open", "512", 3)]
+    prompts = [build_prompt(mini, "512", "open", FIRST_SEED + index, DEPTHS[index]) for index in range(3)]
+    mixed = prompts[1].answers[0].rpartition(". ")[0] + ". " + prompts[1].answers[1].split(". ")[-1]
+    said = [prompts[0].answers[1], mixed, "Nobody."]
+    real = sparsed.denoising.generate
+    asked = iter(said)
+
+    def saying(*given: Any, **more: Any) -> Any:
+        return replace(real(*given, **more), text=[next(asked)])
+
+    monkeypatch.setattr("sparsed.denoising.generate", saying)
+    evaluate(mini, cells, ["dense"], tmp_path, plan=replace(PLAN, sampler=SamplerConfig(steps=1)))
+    records = read_records(tmp_path)
+    assert [record.exact for record in records] == [True, False, False]
+    assert (records[0].text, records[0].gold, records[0].others) == (None, None, None)
+    assert records[0].right == records[0].facts == said[0].count(". ") + 1 and records[0].invented == 0
+    for record, prompt, text in zip(records[1:], prompts[1:], said[1:], strict=True):
+        assert record.text == text and record.gold is not None and record.others is not None
+        assert sorted([record.gold, *record.others]) == sorted(prompt.answers)
+        again = facts_right(record.text, record.gold, *record.others)
+        assert (record.right, record.facts, record.invented) == again == facts_right(text, *prompt.answers)
+    assert (records[1].gold, records[1].invented) == (prompts[1].answers[0], 1)
+    assert (records[2].right, records[2].invented) == (0, 1)
 
 
 def test_what_is_known_is_not_asked_again_and_methods_can_come_later(

@@ -69,6 +69,17 @@ def test_a_built_prompt_with_its_gold_answer(capsys: pytest.CaptureFixture[str])
     assert said["right"] is True and said["text"] == built.answer and said["ended"] == "end token"
 
 
+def test_an_open_question_is_compared_with_the_answer_that_is_nearest(tell: Any, tiny_folder: Path) -> None:
+    """The tiny model says nothing of sense: the nearest answer to that is the first with the fewest facts."""
+    code, out, _ = tell("--kind", "open", "--prompt", "1k", "--steps", "2", "--gen-length", "8", "--json")
+    said = json.loads(out)
+    built = build_prompt(sparsed.load(tiny_folder, device="cpu", dtype="float32"), "1k", "open", 0)
+    told = said["prompt"]
+    assert code == 0 and said["right"] is False and len(built.answers) >= 3
+    assert told["gold"] == min(built.answers, key=lambda answer: answer.count(". "))
+    assert sorted([told["gold"], *told["others"]]) == sorted(built.answers)
+
+
 def test_lines_of_a_pipe(tell: Any) -> None:
     code, out, err = tell("--prompt", "Hello [red]you[/]", "--steps", "10", "--gen-length", "20", "--select", "0.4")
     lines = out.splitlines()

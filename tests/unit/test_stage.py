@@ -42,7 +42,7 @@ def said(*notes: str) -> SimpleNamespace:
     return SimpleNamespace(notes=list(notes), info=SimpleNamespace(record=lambda: {"notes": list(notes)}))
 
 
-def stage_of(gold: str | None = "It is so") -> Stage:
+def stage_of(gold: str | None = "It is so", others: tuple[str, ...] = ()) -> Stage:
     lanes = [
         LaneView(
             lane, Canvas(4, decode, {END}), planned=plan(4, switch), backend="x", parallel=4, source=said("n")
@@ -54,6 +54,7 @@ def stage_of(gold: str | None = "It is so") -> Stage:
         run_id=7,
         end_ids={END},
         gold=gold,
+        others=others,
         judge=judge,
         read=lambda t: decode(t).split("<end>")[0],
     )
@@ -72,8 +73,8 @@ def step(lane: str, index: int, token: int, seconds: float) -> LaneStep:
     return LaneStep(lane, made)
 
 
-def whole(answers: dict[str, list[int]], seconds: dict[str, float]) -> dict:
-    stage, steps = stage_of(), []
+def whole(answers: dict[str, list[int]], seconds: dict[str, float], others: tuple[str, ...] = ()) -> dict:
+    stage, steps = stage_of(others=others), []
     for index in range(4):
         for lane, answer in answers.items():
             steps.append(step(lane, index, answer[index], seconds[lane]))
@@ -116,6 +117,13 @@ def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
         "words": "slower",
         "detail": "whole runs: 0.80 s with full attention, 1.20 s with SparseD",
     }
+
+
+def test_any_of_several_right_answers_is_right_and_the_nearest_one_is_shown() -> None:
+    value = whole({"dense": [1, 2, END, END], "sparse": [1, 2, 3, END]}, {"dense": 0.2, "sparse": 0.3}, ("It is", "So"))
+    assert [lane["right"] for lane in value["lanes"]] == [True, True] and value["gold"] == "It is"
+    value = whole({"dense": [1, 3, END, END], "sparse": [1, 2, END, END]}, {"dense": 0.2, "sparse": 0.3}, ("It is",))
+    assert [lane["right"] for lane in value["lanes"]] == [False, True] and value["gold"] == "It is so"
 
 
 def test_nearly_the_same_is_never_called_100_percent() -> None:
