@@ -16,6 +16,7 @@ from torch import Tensor
 
 import sparsed
 from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.attention.backends import few_rows
 from sparsed.attention.backends.dense import SDPA
 from sparsed.attention.backends.registry import SparseBackend, load_backend
 from sparsed.attention.kernels import Kernels
@@ -64,11 +65,11 @@ class Layer:
                         out[b, h, n] = scores.softmax(0) @ self.v[b, group, keys].double()
         return out
 
-    def attention(self, sparse: SparseBackend, dense: Any = SDPA) -> RunAttention:
+    def attention(self, sparse: SparseBackend, few: Any = few_rows.SDPA) -> RunAttention:
         length = self.q.shape[2]
         layout = BlockLayout(length, self.prompt, self.size)
         config = AttentionConfig(block_size=self.size, generation_rows="full").resolve(length)
-        run = RunAttention(AttentionPolicy(config, layout, 8), Kernels(dense, sparse))
+        run = RunAttention(AttentionPolicy(config, layout, 8), Kernels(replace(SDPA, attend=never), sparse, few=few))
         slots = max(1, *(len(one) for row in self.lists for head in row for one in head))
         indices = [[[one + [-1] * (slots - len(one)) for one in head] for head in row] for row in self.lists]
         counts = [[[len(one) for one in head] for head in row] for row in self.lists]
@@ -161,13 +162,13 @@ def test_only_what_is_asked_for_is_computed(prompt: int, size: int) -> None:
     torch.testing.assert_close(got.double(), layer.oracle(tail.expand(2, -1).tolist()), rtol=0, atol=1e-5)
     if first:
         head = torch.arange(first)[None]
-        run = layer.attention(load_backend("gather"), replace(SDPA, attend=never))
+        run = layer.attention(load_backend("gather"), replace(few_rows.SDPA, attend=never))
         got = run.attend(0, rows_of(layer.q, head), layer.k, layer.v, SCALE, Rows(head))
         torch.testing.assert_close(got.double(), layer.oracle(head.expand(2, -1).tolist()), rtol=0, atol=1e-5)
     else:
         # Every query block holds a position of the generation.
         got = run.attend(0, layer.q, layer.k, layer.v, SCALE, ALL)
-        assert torch.equal(got, SDPA.attend(layer.q, layer.k, layer.v, SCALE))
+        torch.testing.assert_close(got, SDPA.attend(layer.q, layer.k, layer.v, SCALE), rtol=0, atol=1e-6)
 
 
 def test_full_attention_is_asked_for_no_row_before_the_first_full_one() -> None:
@@ -175,9 +176,9 @@ def test_full_attention_is_asked_for_no_row_before_the_first_full_one() -> None:
 
     def counting(q: Tensor, *given: Any) -> Tensor:
         asked.append(q.shape[2])
-        return SDPA.attend(q, *given)
+        return few_rows.SDPA.attend(q, *given)
 
-    run = layer.attention(load_backend("gather"), replace(SDPA, attend=counting))
+    run = layer.attention(load_backend("gather"), replace(few_rows.SDPA, attend=counting))
     run.attend(0, layer.q, layer.k, layer.v, SCALE, ALL)
     assert asked == [200 - 128]
 
