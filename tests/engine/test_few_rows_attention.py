@@ -138,6 +138,30 @@ def test_rows_and_heads_anywhere_in_memory() -> None:
     close(few_rows.split_attention(q, k, v, 0.2), q, k, v, 0.2)
 
 
+@interpreted
+@pytest.mark.parametrize("descriptors", [True, False])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_places_beyond_what_32_bits_count(monkeypatch: pytest.MonkeyPatch, axis: int, descriptors: bool) -> None:
+    """Three sequences, heads or positions that are 2³⁰ numbers apart, in memory of which only those are ever touched.
+
+    They begin in its middle, so that a place which wraps around is a wrong one and no crash.
+    """
+    monkeypatch.setattr(few_rows, "has_tma", lambda *_: descriptors)
+    try:
+        memory = torch.empty(2**32 + 2**30, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("this machine does not lend 10 GiB of address space")
+    shape, strides = [1, 1, 2, 32], [192, 192, 96, 1]
+    shape[axis], strides[axis] = 3, 2**30
+
+    def placed(number: int) -> Tensor:
+        there = memory.as_strided(shape, strides, 2**31 + 32 * number)
+        return there.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(number)))
+
+    q, k, v = map(placed, range(3))
+    close(few_rows._attend(q, k, v, 0.2, Tiles(16, 32, 4, 2), 1), q, k, v, 0.2)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_folded_heads(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -246,7 +246,7 @@ def compiled(kernel, capability, values, warps, dtype, descriptors):
     return done
 
 for capability in (80, 90, 100, 120):
-    compiled(merge_stretches, capability, {"R": few_rows._MERGED_ROWS, "D": 128}, 4, "bf16", False)
+    compiled(merge_stretches, capability, {"S": few_rows._MERGED, "D": 128}, 4, "bf16", False)
     for dtype, tiles in (("bf16", few_rows._TILES[16][0]), ("bf16", few_rows._TILES[128][0]),
                          ("fp32", few_rows._FLOAT32[32])):
         values = {"M": tiles.m, "N": tiles.n, "D": 128, "STAGES": tiles.stages, "TMA": capability >= 90}

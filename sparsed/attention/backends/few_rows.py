@@ -106,7 +106,7 @@ _TILES = {
     128: (Tiles(128, 64, 4, 2), Tiles(128, 64, 4, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 3)),
 }
 _FLOAT32 = {16: Tiles(16, 32, 4, 2), 32: Tiles(32, 32, 4, 2)}
-_MERGED_ROWS = 8
+_MERGED = 8  # stretches at a time
 # Filling its pipeline and writing its result costs a program about as much as this many tiles of keys.
 _START = 4
 # In Triton's interpreter, so that there are some stretches.
@@ -191,7 +191,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, tiles: Tiles, count: 
             key_heads, group, n, length, stretch, scale * LOG2_E,
             M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
-        merge_stretches[(-(-rows // _MERGED_ROWS),)](
-            mixed, top, total, out, rows, heads, n, count, R=_MERGED_ROWS, D=dim
-        )
+        merge_stretches[(rows,)](mixed, top, total, out, rows, heads, n, count, S=_MERGED, D=dim)
     return out.transpose(1, 2)

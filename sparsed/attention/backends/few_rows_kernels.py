@@ -78,28 +78,29 @@ def attend_stretch(
 
 
 @triton.jit(do_not_specialize=["rows", "heads", "n", "splits"])
-def merge_stretches(Mixed, Top, Total, Out, rows, heads, n, splits, R: tl.constexpr, D: tl.constexpr):
+def merge_stretches(Mixed, Top, Total, Out, rows, heads, n, splits, S: tl.constexpr, D: tl.constexpr):
     """Out = Σ 2^Top · Mixed / Σ 2^Top · Total over the stretches.
 
-    One program computes R rows of `rows` = batch · heads · n. Out: [batch, n, heads, D], contiguous.
+    One program computes one of `rows` = batch · heads · n rows, S stretches at a time. Out: [batch, n, heads, D],
+    contiguous.
     """
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    there = row < rows
+    row = tl.program_id(0)
     column = tl.arange(0, D)
-    top = tl.full([R], -float("inf"), tl.float32)
-    total = tl.zeros([R], tl.float32)
-    mixed = tl.zeros([R, D], tl.float32)
-    for split in range(splits):
-        place = row.to(tl.int64) + split * rows.to(tl.int64)
-        tops = tl.load(Top + place, mask=there, other=0.0)
-        totals = tl.load(Total + place, mask=there, other=1.0)
-        part = tl.load(Mixed + place[:, None] * D + column[None, :], mask=there[:, None], other=0.0)
-        higher = tl.maximum(top, tops)
-        shrink, weight = tl.math.exp2(top - higher), tl.math.exp2(tops - higher)
-        total = total * shrink + totals * weight
-        mixed = mixed * shrink[:, None] + part * weight[:, None]
+    top = tl.full([1], -float("inf"), tl.float32)
+    total = tl.zeros([1], tl.float32)
+    mixed = tl.zeros([D], tl.float32)
+    for first in range(0, splits, S):
+        split = first + tl.arange(0, S)
+        there = split < splits
+        place = split.to(tl.int64) * rows + row
+        tops = tl.load(Top + place, mask=there, other=-float("inf"))
+        totals = tl.load(Total + place, mask=there, other=0.0)
+        parts = tl.load(Mixed + place[:, None] * D + column[None, :], mask=there[:, None], other=0.0)
+        higher = tl.maximum(top, tl.max(tops, 0))
+        shrink, weights = tl.math.exp2(top - higher), tl.math.exp2(tops - higher)
+        total = total * shrink + tl.sum(totals * weights, 0)
+        mixed = mixed * shrink + tl.sum(parts * weights[:, None], 0)
         top = higher
     batch, head = row // (heads * n), row // n % heads
     place = (batch.to(tl.int64) * n + row % n) * heads + head
-    out = (mixed / total[:, None]).to(Out.dtype.element_ty)
-    tl.store(Out + place[:, None] * D + column[None, :], out, mask=there[:, None])
+    tl.store(Out + place * D + column, (mixed / total).to(Out.dtype.element_ty))
