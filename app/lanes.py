@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 
-from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, Phase, SparseDConfig, phases_of
+from sparsed.config import (
+    CACHE_LABELS,
+    FULL_ATTENTION,
+    METHOD_LABELS,
+    NO_CACHE,
+    AttentionConfig,
+    Phase,
+    ResolvedCache,
+    SparseDConfig,
+    phases_of,
+)
 
 # So many can be told apart by their styles.
 MOST_LANES = 5
@@ -49,7 +60,7 @@ class LaneSpec:
     # Which keys a query sees.
     attention: AttentionConfig
     # Which rows a step computes; None: every row.
-    cache: None = None
+    cache: ResolvedCache | None = None
     # Its place in the palette, from 1 (assets/page/colours.css, app/figures/palette.py).
     style: int = 1
     # Steps after which a pattern is selected afresh, outside the clock, for comparison.
@@ -95,19 +106,21 @@ class LaneSpec:
         return planned.index("sparse") if "sparse" in planned else None
 
 
-def lanes_of(attentions: Iterable[AttentionConfig]) -> tuple[LaneSpec, ...]:
-    """Lanes with these attentions, in this order. Raises ValueError for more than MOST_LANES."""
+def lanes_of(
+    attentions: Iterable[AttentionConfig], caches: Iterable[ResolvedCache] = repeat(NO_CACHE)
+) -> tuple[LaneSpec, ...]:
+    """Lanes with these attentions and caches, in this order. Raises ValueError for more than MOST_LANES."""
     lanes: dict[str, LaneSpec] = {}
-    for style, attention in enumerate(attentions, start=1):
+    for style, (attention, cache) in enumerate(zip(attentions, caches), start=1):
         if style > MOST_LANES:
             raise ValueError(f"A race has {MOST_LANES} lanes at most.")
         method = attention.method
         names = (_KEYS.get(method, _OTHER), _OTHER, method, f"{method}-{style}")
         key = next(name for name in names if name not in lanes)
-        label = label_of(attention)
+        label = label_of(attention) if cache.none else f"{label_of(attention)} + {CACHE_LABELS[cache.method]}"
         if any(lane.label == label for lane in lanes.values()):
             label += f" ({style})"
-        lanes[key] = LaneSpec(key, label, attention, None, style)
+        lanes[key] = LaneSpec(key, label, attention, None if cache.none else cache, style)
     return tuple(lanes.values())
 
 

@@ -19,6 +19,7 @@ from app.race.race import Update
 from app.race.snapshot import Stage, mode, speedup
 from app.texts import BACKEND_WORDS, OWN_QUESTION, STOPPED, held_together, straight
 from sparsed import trace as traces
+from sparsed.config import Phase
 from sparsed.trace.check import read_time
 
 Judge = Callable[[str, str], tuple[bool, str]]
@@ -95,10 +96,15 @@ def origin(trace: traces.Trace) -> dict[str, str]:
 def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
     """A lane of the stage before its first step. name: what the trace calls it (`app.finished.run.recorded`)."""
     made, sampler = trace.lanes[name], trace.sampler
+    planned = lane.phases(made.total, trace.gen_length // sampler.block_length)
+    if lane.cache is not None:
+        # Which steps see the pattern depends on which compute every row, and these are known once they are made.
+        rest: list[Phase] = ["dense"] * (made.total - len(made.steps))
+        planned = (*(step.phase for step in made.steps), *rest)
     return LaneView(
         lane,
         Canvas(trace.gen_length, trace.decode, trace.end_ids),
-        planned=lane.phases(made.total, trace.gen_length // sampler.block_length),
+        planned=planned,
         backend=BACKEND_WORDS.get(made.backend, made.backend),
         parallel=sampler.block_length,
         at_most=sampler.at_most,

@@ -125,9 +125,15 @@ def recorded(trace: Trace) -> dict[LaneSpec, str]:
 
     Raises ValueError for more than can be told apart (`app.lanes.MOST_LANES`).
     """
-    found = {name: lane.attention for name, lane in trace.lanes.items()}
-    names = sorted(found, key=lambda name: ("dense", "sparsed", found[name].method).index(found[name].method))
-    return dict(zip(lanes_of(found[name] for name in names), names, strict=True))
+    found = trace.lanes
+
+    def order(name: str) -> tuple[bool, int]:
+        method = found[name].attention.method
+        return not found[name].cache.none, ("dense", "sparsed", method).index(method)
+
+    names = sorted(found, key=order)
+    lanes = lanes_of((found[name].attention for name in names), (found[name].cache for name in names))
+    return dict(zip(lanes, names, strict=True))
 
 
 def fits(layers: int, heads: int, length: int, block_size: int) -> bool:

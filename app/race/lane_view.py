@@ -85,7 +85,7 @@ class LaneView:
     @property
     def apart(self) -> bool:
         """Has it done anything yet that full attention does not do? Before, a factor between them would be noise."""
-        return "sparse" in self.phases
+        return self.lane.cache is not None or "sparse" in self.phases
 
     @property
     def notes(self) -> Sequence[str]:
@@ -100,7 +100,7 @@ class LaneView:
     @property
     def never_sparse(self) -> bool:
         """Does a lane that has a pattern to use not use it at all: by its settings, or because it was done before?"""
-        return not self.lane.full and self.switch_step is None and not self.apart
+        return not self.lane.attention.dense and self.switch_step is None and "sparse" not in self.phases
 
     @property
     def ended_early(self) -> bool:

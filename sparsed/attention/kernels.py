@@ -45,21 +45,29 @@ class Kernels:
 
     @classmethod
     def choose(
-        cls, problem: Problem, policy: AttentionPolicy, backend: str = "auto", dense_backend: str = "auto"
+        cls,
+        problem: Problem,
+        policy: AttentionPolicy,
+        backend: str = "auto",
+        dense_backend: str = "auto",
+        cached_rows: int = 0,
     ) -> tuple[Kernels, list[str]]:
-        """Those asked for, or the fastest for the problem; and sentences about backends that had to be left out."""
-        full = dense.pick(dense_backend, problem)
+        """Those asked for, or the fastest for the problem; and sentences about backends that had to be left out.
+
+        cached_rows: the rows of forwards that compute some; 0: there are none.
+        """
+        full, rows = dense.pick(dense_backend, problem), cached_rows
+        if policy.config.generation_rows == "full":
+            full_blocks = policy.layout.generation_query_blocks
+            rows = policy.layout.length - (policy.layout.blocks - full_blocks) * policy.layout.block_size
+        few = few_rows.pick(dense_backend, problem, rows) if rows else few_rows.SDPA
         if policy.config.dense:
-            return cls(full), []
+            return cls(full, few=few), []
         size, notes = policy.layout.block_size, []
         if backend == "auto":
             choice = choose_backend(problem, size, policy.kept)
             backend = choice.name
             notes = [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
-        few = few_rows.SDPA
-        if policy.config.generation_rows == "full":
-            blocks = policy.layout.blocks - policy.layout.generation_query_blocks
-            few = few_rows.pick(dense_backend, problem, policy.layout.length - blocks * size)
         return cls(full, load_backend(backend), full.with_lse is not None and fusible(problem, size), few), notes
 
     @property

@@ -40,7 +40,8 @@ class RunAttention:
         q: [batch, query_heads, n, head_dim]; k, v: [batch, key_heads, length, head_dim], of all positions.
         """
         if self.phase == "dense":
-            return self.kernels.dense.attend(q, k, v, scale)
+            kernel = self.kernels.dense if rows.positions is None else self.kernels.few
+            return kernel.attend(q, k, v, scale)
         if self.phase == "select":
             out, lse = self.kernels.dense_with_lse(q, k, v, scale)
             self._select(layer, q, k, lse, scale, rows)

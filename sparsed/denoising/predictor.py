@@ -55,12 +55,12 @@ class Predictor:
         self.kernels: Kernels | None = None  # until `choose_kernels`
         self._backends = backend, dense_backend
 
-    def choose_kernels(self, batch: int) -> list[str]:
+    def choose_kernels(self, batch: int, cached_rows: int = 0) -> list[str]:
         """The kernels asked for, or the fastest ones for so many canvases; tried out on a GPU, outside every clock.
         Returns sentences about what had to be left out.
         """
         problem = self.model.problem(2 * batch if self.guidance else batch, self.length)
-        self.kernels, notes = Kernels.choose(problem, self.policy, *self._backends)
+        self.kernels, notes = Kernels.choose(problem, self.policy, *self._backends, cached_rows)
         return notes
 
     def attention(self) -> RunAttention:

@@ -235,7 +235,8 @@ class Run(Iterator[Step]):
     def _begin(self, batch: int) -> list[_Part]:
         """Chooses kernels, outside every clock."""
         each = 1 if one_by_one(self.cache, self.sampler.threshold) else batch
-        self.notes += self._predictor.choose_kernels(each)
+        cached_rows = 0 if self.cache.none else self.length - self.prompt_length
+        self.notes += self._predictor.choose_kernels(each, cached_rows)
         self._parts = [
             _Part(
                 slice(first, first + each),

@@ -29,11 +29,11 @@ from app.lanes import (
     watched,
 )
 from app.race.canvas import Canvas
-from app.race.lane_view import LaneView
+from app.race.lane_view import LaneView, ranges_of
 from app.race.race import Lane, Race
 from app.race.snapshot import Stage
 from sparsed import trace as traces
-from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 
 FIVE = ("dense", "sparsed", "sliding_window", "streaming_llm", "random")
 
@@ -180,3 +180,36 @@ def test_five_lanes_of_the_real_engine_race_are_kept_and_open_again(tmp_path: Pa
     lines = views.timeline(again)["figure"]["data"][:5]
     assert [line["name"] for line in lines] == [lane.label for lane in lanes]
     assert len({line["line"]["color"] for line in lines}) == 5
+
+
+def test_a_record_of_runs_with_a_cache_opens_as_what_they_were(tmp_path: Path) -> None:
+    model = sparsed.load("mini", device="cpu", dtype="float32")
+    sampler = SamplerConfig(steps=8, gen_length=32, block_length=16)
+    asked = {
+        "cached": ("dense", CacheConfig("dual")),
+        "sparse": (SparseDConfig(skip=0.1, select=0.4, block_size=32), CacheConfig("refresh", 2)),
+        "dense": ("dense", None),
+    }
+    runs = {
+        name: sparsed.denoise(model, "Many words. " * 30, sampler=sampler, attention=attention, cache=cache)
+        for name, (attention, cache) in asked.items()
+    }
+    for run in runs.values():
+        run.result()
+    traces.save(traces.record(runs), tmp_path / "cached.json")
+    trace = opened(tmp_path / "cached.json").trace
+    lanes = recorded(trace)
+    assert [(lane.label, lane.full, name) for lane, name in lanes.items()] == [
+        ("Full attention", True, "dense"),
+        ("Full attention + Fast-dLLM, dual", False, "cached"),
+        ("SparseD + Refresh", False, "sparse"),
+    ]
+    shown = final_snapshot(trace)
+    assert shown["reference"] == "dense" and not any(lane["never_sparse"] for lane in shown["lanes"])
+    for lane, name in zip(shown["lanes"], lanes.values(), strict=True):
+        made = runs[name].steps
+        assert lane["phases"] == ranges_of([step.phase for step in made])
+        assert lane["info"]["rows"] == runs[name].info.record()["rows"]
+        ratio = sum(step.seconds for step in runs["dense"].steps) / sum(step.seconds for step in made)
+        assert (lane["speedup"] is None) == (name == "dense")
+        assert name == "dense" or lane["speedup"]["ratio"] == pytest.approx(ratio, abs=1e-3)
