@@ -35,7 +35,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         for threshold in (0.7, 0.8, 0.9, 0.95, 0.99)
     ),
     "steps": tuple(f"{method}:steps={steps}" for method in ("dense", "sparsed") for steps in (12, 24, 48, 96)),
-    "block_length": ("dense:block_length=32", "sparsed:block_length=32"),
+    # In blocks, and the whole generation of mini at once.
+    "block_length": tuple(f"{method}:block_length={size}" for method in ("dense", "sparsed") for size in (32, 96)),
     "baselines": ("sliding_window", "streaming_llm", "random"),
 }
 """One setting varied at a time, by what is varied; beside them stand full attention and SparseD as published."""
