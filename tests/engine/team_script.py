@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import sparsed
-from sparsed import AttentionConfig, SamplerConfig
+from sparsed import AttentionConfig, CacheConfig, SamplerConfig
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
 from sparsed.cache.store import RowStore
@@ -44,6 +44,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
     "streaming": ({"steps": 8}, {"method": "streaming_llm", "select": 0.3}, ()),
     "afresh": ({"steps": 8}, {"reuse": False}, ()),
     "full rows": ({"steps": 8, "cfg_scale": 0.5}, {"select": 0.3, "generation_rows": "full"}, (5,)),
+    # Of the cache the method alone.
+    "cached": ({"steps": 8, "cfg_scale": 0.5}, {"select": 0.3, "skip": 0.1, "cache": "refresh"}, ()),
+    "cached in blocks": ({"steps": 8}, {"select": 0.3, "skip": 0.1, "cache": "dual"}, ()),
     "refreshed": ({"steps": 8}, {"select": 0.3, "generation_rows": "full", "refresh": 2, "keep_importance": True}, ()),
 }
 
@@ -56,11 +59,15 @@ def prompt_of(model: Any, batch: int = 1) -> torch.Tensor:
 
 def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
     sampler, attention, probes = SETTINGS[name]
+    given = {} if attention == "dense" else dict(attention)
+    method = given.pop("cache", "none")
+    cache = CacheConfig(method, 3 if method == "refresh" else None)
     return sparsed.denoise(
         model,
         prompt_of(model, batch),
         sampler=SamplerConfig(gen_length=32, **({} if model.family == "dream" else {"block_length": 16}), **sampler),
-        attention=attention if attention == "dense" else AttentionConfig(**attention),
+        attention="dense" if attention == "dense" else AttentionConfig(**given),
+        cache=cache,
         probe_steps=probes,
         backend=backend,
     )

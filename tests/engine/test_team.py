@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("team_script.py")
 EVERYWHERE = (
     "dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh",
-    "shared afresh", "full rows", "refreshed",
+    "shared afresh", "full rows", "refreshed", "cached", "cached in blocks",
 )  # fmt: skip
 SECONDS = 5.0
 
