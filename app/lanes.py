@@ -8,15 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, SparseDConfig, switch_step
+from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, Phase, SparseDConfig, phases_of
 
 # So many can be told apart by their styles.
 MOST_LANES = 5
-# Keys stand in records, links and programs: these stay. Of two lanes of a kind the later one is called by its method.
+# Keys stand in records, links and programs: these stay. Of two lanes of a kind the later one takes the next key that is
+# free, its method at last.
 _KEYS = {"dense": "dense", "sparsed": "sparse"}
 _OTHER = "baseline"
 # The keys of the lanes that the page and the API offer, in their order; after the first each has a pattern.
 OFFERED = ("dense", "sparse", _OTHER)
+# What a third lane may be → what it is called where it is chosen: a baseline's method, or SparseD with the other
+# generation rows than SparseD's own lane.
+OTHER_ROWS = "full_rows"
+THIRD = {
+    OTHER_ROWS: "SparseD, full generation rows (ours)",
+    **{name: label for name, label in METHOD_LABELS.items() if name not in _KEYS},
+}
+
+
+def additions(attention: AttentionConfig) -> tuple[str, ...]:
+    """What an attention has that the paper's has not, in words; nothing for the paper's."""
+    full = ("full generation rows",) if attention.generation_rows == "full" else ()
+    return (*full, f"refresh {attention.refresh}") if attention.refresh else full
+
+
+def label_of(attention: AttentionConfig) -> str:
+    """What a lane of this attention is called: "SparseD", "SparseD, full generation rows, refresh 8"."""
+    return ", ".join((METHOD_LABELS[attention.method], *additions(attention)))
 
 
 @dataclass(frozen=True)
@@ -47,14 +66,33 @@ class LaneSpec:
         proper = any(letter.isupper() for letter in self.label[1:])
         return self.label if proper else self.label[:1].lower() + self.label[1:]
 
+    @property
+    def method(self) -> str:
+        """What its method is called, whatever is added to it."""
+        return METHOD_LABELS[self.attention.method]
+
+    @property
+    def whose(self) -> str:
+        """Whether it is the paper's SparseD or has something of ours; "" for full attention and baselines."""
+        if additions(self.attention):
+            return "ours"
+        return "the paper’s" if self.attention.method == "sparsed" else ""
+
     def resolve(self, length: int) -> LaneSpec:
         """The lane with every setting set, for a sequence of so many tokens."""
         return replace(self, attention=self.attention.resolve(length))
 
-    def switch_step(self, steps: int) -> int | None:
-        """Its first sparse step of so many, counted from 0; None if it never becomes sparse."""
+    def phases(self, steps: int, blocks: int) -> tuple[Phase, ...]:
+        """The phase of each of so many steps in so many semi-autoregressive blocks, as planned. (With a threshold there
+        may be fewer, and blocks that are done early move fresh selections.)
+        """
         attention = self.attention.resolve(0)  # no length changes what matters here
-        return switch_step(steps, attention.skip, attention.selection)
+        return phases_of(steps, attention.skip, attention.selection, attention.refresh, steps // blocks)
+
+    def switch_step(self, steps: int, blocks: int = 1) -> int | None:
+        """Its first sparse step of so many, counted from 0; None if it never becomes sparse."""
+        planned = self.phases(steps, blocks)
+        return planned.index("sparse") if "sparse" in planned else None
 
 
 def lanes_of(attentions: Iterable[AttentionConfig]) -> tuple[LaneSpec, ...]:
@@ -64,9 +102,9 @@ def lanes_of(attentions: Iterable[AttentionConfig]) -> tuple[LaneSpec, ...]:
         if style > MOST_LANES:
             raise ValueError(f"A race has {MOST_LANES} lanes at most.")
         method = attention.method
-        names = (_KEYS.get(method, _OTHER), method, f"{method}-{style}")
+        names = (_KEYS.get(method, _OTHER), _OTHER, method, f"{method}-{style}")
         key = next(name for name in names if name not in lanes)
-        label = METHOD_LABELS[method]
+        label = label_of(attention)
         if any(lane.label == label for lane in lanes.values()):
             label += f" ({style})"
         lanes[key] = LaneSpec(key, label, attention, None, style)
@@ -74,10 +112,19 @@ def lanes_of(attentions: Iterable[AttentionConfig]) -> tuple[LaneSpec, ...]:
 
 
 def lanes_for(attention: AttentionConfig, third: str | None = None) -> tuple[LaneSpec, ...]:
-    """The lanes of a request: full attention, SparseD with these settings, and a third lane that differs from it in its
-    method alone, where one is chosen.
+    """The lanes of a request: full attention, SparseD with these settings, and a third lane (one of THIRD), if any.
+
+    A baseline differs from SparseD's lane in its method alone. OTHER_ROWS: SparseD with full generation rows, or the
+    paper's where the visitor's own has them already.
     """
-    return lanes_of([FULL_ATTENTION, attention, *([replace(attention, method=third)] if third else [])])
+    others: list[AttentionConfig] = []
+    if third == OTHER_ROWS and attention.generation_rows == "full":
+        others = [replace(attention, generation_rows="pattern", refresh=0)]
+    elif third == OTHER_ROWS:
+        others = [replace(attention, generation_rows="full")]
+    elif third:
+        others = [replace(attention, method=third)]
+    return lanes_of([FULL_ATTENTION, attention, *others])
 
 
 def reference(lanes: Sequence[LaneSpec]) -> LaneSpec | None:

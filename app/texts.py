@@ -24,6 +24,7 @@ ALGORITHMS = {
 }
 PROMPT_FORMATS = {"model": "as the model has it", "chat": "with its chat template", "raw": "raw text"}
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
+GENERATION_ROWS = {"pattern": "Follow the pattern (the paper)", "full": "See all keys (ours)"}
 
 # What the view of one head shows.
 Shades = Literal["both", "importance", "kept"]
@@ -102,7 +103,10 @@ steps that both lanes have done; at the end, whole runs. Short prompts gain litt
 is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
 pattern?</b> A third lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
 nearest ones, the first and the nearest, some by lot, or one choice for all heads. It is about as fast; see
-what it answers.</p> <p><b>Reading the canvas.</b> A
+what it answers.</p> <p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says
+so. With full generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their
+pattern; with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block
+begins, in a step with full attention that the lane’s clock counts.</p> <p><b>Reading the canvas.</b> A
 hatched cell is still masked, an underlined bold one was just committed, plain text is settled. Point at a
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """

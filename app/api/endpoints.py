@@ -92,8 +92,8 @@ def add(desk: Desk) -> None:
         """Which key blocks one head of a finished run keeps for each query block.
 
         Returns:
-            The block indices, how many there are, block size, prompt blocks, the density asked for and executed, and
-            the importances where the run has kept them.
+            The block indices, how many there are, block size, prompt blocks, which rows see every key, the step that
+            selected, the density asked for and executed, and the importances where the run has kept them.
         """
         with sentences(desk):
             given = _by_name(PATTERN_ARGUMENTS, values)

@@ -24,7 +24,9 @@ class Density(TypedDict):
 
 class Blocks(TypedDict):
     """What one head keeps. kept: for each query block the key blocks that are computed, counted from 0; counts: how
-    many. The first prompt_blocks key blocks are the prompt's. importance: the mean attention weight of every (query
+    many. The first prompt_blocks key blocks are the prompt's. full_blocks: the last query blocks, which see every key
+    (generation_rows full): nothing was selected for them. selected_in: the step that made the pattern, counted from 1;
+    with refresh it is the run's last one. importance: the mean attention weight of every (query
     block, key block), None where it was not kept.
     """
 
@@ -40,6 +42,8 @@ class Blocks(TypedDict):
     blocks: int
     prompt_blocks: int
     select: float
+    full_blocks: int
+    selected_in: int | None
     kept: list[list[int]]
     counts: list[int]
     density: Density
@@ -80,6 +84,8 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
         "blocks": len(mask),
         "prompt_blocks": pattern.layout.prompt_blocks,
         "select": pattern.select,
+        "full_blocks": pattern.full_blocks,
+        "selected_in": max(kept.showing(lane).selected, default=None),
         "kept": [row.nonzero()[0].tolist() for row in mask],
         "counts": mask.sum(1).tolist(),
         "density": _density(pattern.of_head(layer, head), found.backend),

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.lanes import LaneSpec
+from sparsed.attention.layout import BlockLayout
+from sparsed.config import Phase
 from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
@@ -154,16 +156,18 @@ def estimate(
     lanes: Sequence[LaneSpec],
     length: int,
     steps: int,
+    blocks: int = 1,
     gen_length: int = 0,
     rows: int = 1,
     devices: int = 1,
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
-    steps: of each lane, at most. gen_length: positions whose logits are held. rows: sequences in one
-    forward, 2 with classifier-free guidance. devices: how many the lanes have.
+    steps: of each lane, at most. blocks: semi-autoregressive ones. gen_length: generated tokens, whose logits are held.
+    rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have.
     """
-    seconds = {lane.key: rows * _seconds(lane, speed, length, steps) for lane in lanes}
+    made = {lane.key: Counter(lane.phases(steps, blocks)) for lane in lanes}
+    seconds = {lane.key: rows * _seconds(lane, made[lane.key], speed, length, gen_length) for lane in lanes}
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
     # Each device holds the patterns of its own lanes.
     patterns = Counter(seat(number, devices) for number, lane in enumerate(lanes) if not lane.attention.dense)
@@ -171,14 +175,17 @@ def estimate(
     return Estimate(seconds, memory, devices)
 
 
-def _seconds(lane: LaneSpec, speed: Speed, length: int, steps: int) -> float:
-    """Of one lane, for one sequence."""
-    dense, switch = steps * speed.step(length), lane.switch_step(steps)
-    if switch is None:
-        return dense
+def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: int, gen_length: int) -> float:
+    """Of one lane, for one sequence. made: how many steps of each phase."""
+    settings = lane.attention.resolve(length)
     attention = speed.per_pair * length**2
-    saved = attention * (1 - min(1.0, GATHER_OVERHEAD * lane.attention.resolve(length).select))
-    return dense - (steps - switch) * saved + SELECT_ATTENTIONS * attention
+    sparse = min(1.0, GATHER_OVERHEAD * settings.select)
+    if settings.generation_rows == "full":
+        layout = BlockLayout(length, length - gen_length, settings.block_size)
+        full = 1 - (layout.blocks - layout.generation_query_blocks) * layout.block_size / length
+        sparse = full + (1 - full) * sparse
+    more = SELECT_ATTENTIONS * made["select"] - (1 - sparse) * made["sparse"]
+    return sum(made.values()) * speed.step(length) + more * attention
 
 
 def about(seconds: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from app.figures.base import Figure, base_layout
 from app.figures.head import LEVELS, SHARE_SCALE, level_edges
 from app.figures.palette import SKIPPED, STRONG
-from app.figures.shared import View, boundary, cell_sizes, note, place_of, typed
+from app.figures.shared import View, boundary, cell_sizes, note, place_of, sees_all, typed
 
 # Cells a side of a panel of the small picture: each must be seen on a phone.
 PICTURE_CELLS = 24
@@ -21,19 +21,22 @@ def picture(
     layer: int,
     head: int,
     prompt_blocks: int,
+    full_blocks: int = 0,
     importance: np.ndarray | None = None,
     other: int | None = None,
 ) -> View:
     """Three small panels: how important blocks are to one head → which it keeps → another head keeps others.
 
     mask: bool [heads, n, n] of one layer. importance: [n, n] of `head`, any unit; without it there are two
-    panels. other: the head to compare with; by default the one that shares least with `head`. Panels are
-    averaged down to PICTURE_CELLS cells a side at most: a picture, not a reading.
+    panels. full_blocks: the last query blocks, which see every key in all heads. other: the head to compare with; by
+    default the one that shares least with `head`. Panels are averaged down to PICTURE_CELLS cells a side at most: a
+    picture, not a reading.
     """
     heads, blocks = mask.shape[:2]
     if heads > 1 and other is None:
-        both = (mask & mask[head]).sum((1, 2)).astype(float)
-        either = (mask | mask[head]).sum((1, 2))
+        selected = mask[:, : blocks - full_blocks]
+        both = (selected & selected[head]).sum((1, 2)).astype(float)
+        either = (selected | selected[head]).sum((1, 2))
         overlap = both / np.maximum(either, 1)
         overlap[head] = np.inf
         other = int(overlap.argmin())
@@ -105,7 +108,8 @@ def picture(
     if importance is not None:
         label += f"How important each block is to head {head}; from that, "
     label += f"{'t' if importance is not None else 'T'}he blocks that head {head} keeps"
-    label += f"; head {other} keeps others." if other is not None else "."
+    label += f"; head {other} keeps others" if other is not None else ""
+    label += ". ".join(("", *sees_all(full_blocks, blocks))) + "."
     return View({"data": data, "layout": {**base, **axes}}, label)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.figures.base import Figure, base_layout, block_labels, block_ranges
 from app.figures.palette import CLEAR, HATCH, INK, KEPT, KEPT_GENERATION, SKIPPED, STRONG
-from app.figures.shared import View, boundary, percent, quoted, step_ticks, ticks_of, title_of, typed
+from app.figures.shared import View, boundary, percent, quoted, sees_all, step_ticks, ticks_of, title_of, typed
 from app.texts import Shades
 
 # A head with importance: 0 … 127 are the levels of skipped cells, 128 … 255 the same levels of kept ones.
@@ -40,6 +40,7 @@ def head_detail(
     prompt_blocks: int,
     importance: np.ndarray | None = None,
     kept_mass: float | None = None,
+    full_blocks: int = 0,
     words: Sequence[str] = (),
     show: Shades = "both",
 ) -> View:
@@ -49,7 +50,8 @@ def head_detail(
     weights averaged over the block pair, in any unit that is the same along a row; it is shown as the share
     of the query block's attention, on a logarithmic scale of LEVELS levels. Without it, or with show
     "kept", only the mask is drawn; with "importance", kept cells are not marked by their shade. words: the
-    first words of every block, or nothing. kept_mass: share of attention mass kept, for the title.
+    first words of every block, or nothing. kept_mass: share of attention mass kept, for the title. full_blocks: the
+    last query blocks, which see every key without having selected it.
 
     The layout's meta is {"layer", "head"}. A cell is kept exactly where z ≥ meta.kept_from of its trace, whatever
     is shown. Cells are never merged. Where there
@@ -68,11 +70,12 @@ def head_detail(
     labels = block_labels(length, prompt_length, block_size, prompt_blocks)
     if words:
         labels = [f"{label}{quoted(text)}" for label, text in zip(labels, words)]
+    rows = [f"{label}<br>sees every key" if row >= blocks - full_blocks else label for row, label in enumerate(labels)]
     hover = "query block %{y}<br>key block %{x}"
     trace: Figure = {
         "type": "heatmap",
         "x": labels,
-        "y": labels,
+        "y": rows,
         "xgap": 1 if blocks <= OUTLINED else 0,
         "ygap": 1 if blocks <= OUTLINED else 0,
         "showscale": False,
@@ -107,6 +110,8 @@ def head_detail(
                 lines.append("shade: share of a row's attention, logarithmic")
             if marked and blocks <= OUTLINED:
                 shapes.append(_outline(mask))
+    unselected = sees_all(full_blocks, blocks)
+    lines += unselected
     trace["hovertemplate"] = f"{hover}<extra></extra>"
     axis = {
         "type": "category",
@@ -132,7 +137,8 @@ def head_detail(
         hovermode="closest",
         meta={"layer": layer, "head": head},
     )
-    return View({"data": [trace], "layout": layout}, f"Block mask of layer {layer}, head {head}: {kept}.")
+    said = ". ".join((f"Block mask of layer {layer}, head {head}: {kept}", *unselected))
+    return View({"data": [trace], "layout": layout}, f"{said}.")
 
 
 def _attention_share(importance: np.ndarray, ranges: Sequence[tuple[int, int]]) -> np.ndarray:

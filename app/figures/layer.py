@@ -9,7 +9,18 @@ import numpy as np
 from app.figures.base import Figure, base_layout
 from app.figures.head import SHARE_SCALE, scale_words
 from app.figures.palette import INK, KEPT, LANES, MUTED, PANEL, SKIPPED
-from app.figures.shared import View, boundary, cell_sizes, heads_and_cells, percent, place_of, ticks_of, title_of, typed
+from app.figures.shared import (
+    View,
+    boundary,
+    cell_sizes,
+    heads_and_cells,
+    percent,
+    place_of,
+    sees_all,
+    ticks_of,
+    title_of,
+    typed,
+)
 
 
 def overview(
@@ -21,6 +32,7 @@ def overview(
     blocks: int,
     block_size: int,
     prompt_blocks: int,
+    full_blocks: int = 0,
     columns: int = 8,
     width: int = 1100,
 ) -> View:
@@ -29,8 +41,9 @@ def overview(
     thumbs: [heads, cells, cells], the share of block pairs kept in each cell (rows are queries), 0 … 1.
     blocks_per_cell: attention blocks a cell covers each way; the last cell may cover fewer. kept_mass: for
     each head the share of attention mass kept; without it a head's share of blocks kept is written above
-    it. blocks, block_size, prompt_blocks: of the sequence. columns: at most so many heads in a row. width:
-    the pixels the figure will probably get; its height follows.
+    it. blocks, block_size, prompt_blocks: of the sequence. full_blocks: the last query blocks, which see every key
+    without having selected it. columns: at most so many heads in a row. width: the pixels the figure will probably get;
+    its height follows.
 
     The trace of a head has meta {"layer", "head"}, the layout {"layer", "heads"}; a trace's z are whole percents, its
     x and y block indices.
@@ -38,7 +51,8 @@ def overview(
     heads, cells = heads_and_cells(thumbs)
     across, down = grid(heads, columns)
     tile = min(180.0, width / across)
-    top, label_height = 66, 20
+    unselected = sees_all(full_blocks, blocks)
+    top, label_height = 66 + 16 * len(unselected), 20
     height = round(top + down * (tile + label_height) + 8)
     inner = height - top - 4
     # Shares of the plotting area: room for the label above every tile, and a little between the columns.
@@ -116,7 +130,7 @@ def overview(
     what = "share of blocks kept" if kept_mass is None else "share of attention kept"
     scale = scale_words(blocks_per_cell, block_size)
     base = base_layout(
-        title=title_of(f"Layer {layer}, all {heads} heads", scale, f"above each: <b>head</b> · {what}"),
+        title=title_of(f"Layer {layer}, all {heads} heads", scale, f"above each: <b>head</b> · {what}", *unselected),
         margin={"l": 2, "r": 2, "t": top, "b": 4},
         height=height,
         shapes=shapes,
@@ -127,6 +141,7 @@ def overview(
     label = (
         f"Block masks of the {heads} heads of layer {layer}, {scale}. By head, the {what}: "
         + ", ".join(f"{head}: {percent(value)}" for head, value in enumerate(shown))
+        + ". ".join(("", *unselected))
         + "."
     )
     return View({"data": data, "layout": {**base, **layout}}, label)

@@ -9,7 +9,7 @@ import numpy as np
 from app.figures.base import Figure, base_layout
 from app.figures.head import scale_words
 from app.figures.palette import CLEAR, INK, KEPT, SKIPPED
-from app.figures.shared import View, cell_sizes, heads_and_cells, percent, place_of, ticks_of, title_of, typed
+from app.figures.shared import View, cell_sizes, heads_and_cells, percent, place_of, sees_all, ticks_of, title_of, typed
 
 # Cells of a tile of the whole model, and the code of the gaps between tiles (shares are 0 … 100 percent).
 ATLAS_CELLS, GAP = 20, 101
@@ -22,6 +22,7 @@ def atlas(
     blocks: int,
     block_size: int,
     prompt_blocks: int,
+    full_blocks: int = 0,
     first_layer: int = 0,
     width: int = 1100,
 ) -> View:
@@ -52,7 +53,8 @@ def atlas(
     scale = scale_words(blocks_per_cell, block_size)
     last = first_layer + layers - 1
     which = f"layer {first_layer}" if layers == 1 else f"layers {first_layer}–{last}"
-    top = 64
+    unselected = sees_all(full_blocks, blocks)
+    top = 64 + 16 * len(unselected)
     height = round(top + 48 + (width - 60) * min(1.0, layers / heads))
     trace = {
         "type": "heatmap",
@@ -69,7 +71,7 @@ def atlas(
         "hovertemplate": "layer %{y:.0f}, head %{x:.0f}<extra></extra>",
     }
     layout = base_layout(
-        title=title_of(f"Every head of {which}", scale, "Rows of a tile are queries, columns are keys."),
+        title=title_of(f"Every head of {which}", scale, "Rows of a tile are queries, columns are keys.", *unselected),
         xaxis={**axis, "title": {"text": "head"}, "tickvals": tick_heads, "range": [-0.5, heads - 0.5]},
         yaxis={
             **axis,
@@ -88,7 +90,9 @@ def atlas(
     density = [float(np.einsum("q,hqk,k->", weights, layer, weights)) / (heads * blocks**2) for layer in thumbs]
     label = (
         f"Thumbnails of the block masks of every head of {which}, {heads} heads each. Mean share of blocks kept by "
-        "layer: " + ", ".join(f"{number}: {percent(value)}" for number, value in zip(numbers, density)) + "."
+        "layer: " + ", ".join(f"{number}: {percent(value)}" for number, value in zip(numbers, density))
+        + ". ".join(("", *unselected))
+        + "."
     )
     return View({"data": [trace], "layout": layout}, label)
 

@@ -104,6 +104,15 @@ def ticks_of(count: int) -> list[int]:
     return list(range(0, count, step))
 
 
+def sees_all(full_blocks: int, blocks: int) -> tuple[str, ...]:
+    """A line on the last query blocks where so many see every key; none where each has selected its own."""
+    if not full_blocks:
+        return ()
+    first, last = blocks - full_blocks, blocks - 1
+    which = f"query block {last} sees" if full_blocks == 1 else f"query blocks {first} to {last} see"
+    return (f"{which} every key: not selected",)
+
+
 def place_of(value: float) -> float:
     return round(min(value, 1.0) if -1e-9 < value - 1 < 1e-9 else value, 5)
 

@@ -19,13 +19,14 @@ def timeline(made: StepTimes) -> Figure:
     sparse one. Where runs may end before `total`, the axis reaches only a little beyond the steps that were made.
     """
     lanes, times, phases, total, switch_step = made.lanes, made.seconds, made.phases, made.total, made.switch_step
+    first, large = reference(lanes), headline(lanes)
     if made.at_most:
         longest = max(map(len, times.values()), default=0)
         total = min(total, max(longest + longest // 4, (switch_step or 0) + 2, 8))
     steps_made, whole = [], []
     for lane in lanes:
         style, seconds = style_of(lane), times[lane.key]
-        # The one step that also selects stands out; it is larger, not only of another shape.
+        # A step that also selects stands out; it is larger, not only of another shape.
         sizes = [11 if phase == "select" else 6 for phase in phases[lane.key]]
         common: Figure = {
             "type": "scatter",
@@ -55,8 +56,7 @@ def timeline(made: StepTimes) -> Figure:
                 "hovertemplate": "%{y:.2f} s after step %{x}<extra>%{fullData.name}</extra>",
             }
         )
-    first, large = reference(lanes), headline(lanes)
-    shapes, annotations = _phases(total, switch_step, "" if large is None else large.label)
+    shapes, annotations = _phases(total, made, "" if large is None else large.method)
     apart = first and large and _gain_so_far(times[first.key], times[large.key], phases[large.key])
     if apart and switch_step is not None:
         annotations.append(apart)
@@ -108,8 +108,11 @@ def switch_line(switch_step: int) -> Figure:
     }
 
 
-def _phases(total: int, switch_step: int | None, label: str) -> tuple[list[Figure], list[Figure]]:
-    """The switch line, the phases of the lane of this label behind it, and their names."""
+def _phases(total: int, made: StepTimes, name: str) -> tuple[list[Figure], list[Figure]]:
+    """The switch line, the phases of the headline's lane behind it up to step `total`, and what is said of them. name:
+    what that lane's method is called.
+    """
+    switch_step = made.switch_step
     if switch_step is None:
         return [], []
     right = switch_step <= total / 2
@@ -120,20 +123,19 @@ def _phases(total: int, switch_step: int | None, label: str) -> tuple[list[Figur
         "yanchor": "bottom",
         "xanchor": "left" if right else "right",
         "showarrow": False,
-        "text": f"{label} turns sparse after step {switch_step}",
+        "text": f"{name} turns sparse after step {switch_step}",
         "font": {"color": INK, "size": 12},
     }
-    spans = (("dense", 0.5, switch_step - 0.5), ("select", switch_step - 0.5, switch_step + 0.5))
     shapes = [switch_line(switch_step)]
-    for phase, first, last in (*spans, ("sparse", switch_step + 0.5, total + 0.5)):
-        if last <= first:
+    for phase, first, last in made.ranges:
+        if first > total:
             continue
         shapes.append(
             {
                 "type": "rect",
                 "name": phase,
-                "x0": first,
-                "x1": last,
+                "x0": first - 0.5,
+                "x1": min(total, last or total) + 0.5,
                 "y0": 0,
                 "y1": 1,
                 "yref": "paper",

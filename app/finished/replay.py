@@ -14,7 +14,7 @@ from app.engine.interface import StepLike
 from app.finished.run import recorded
 from app.lanes import LaneSpec
 from app.race.canvas import Canvas
-from app.race.lane_view import LaneView, Snapshot, made_ranges
+from app.race.lane_view import LaneView, Snapshot, ranges_of
 from app.race.race import Update
 from app.race.snapshot import Stage, mode, speedup
 from app.texts import BACKEND_WORDS, OWN_QUESTION, STOPPED, held_together, straight
@@ -46,7 +46,7 @@ def replay_value(
     "lanes" holds for each: "changes", per step a list of [cell, text, confidence or None, end 0 or 1]: a cell named
     for the first time is committed in that step; applying the first k lists gives `Canvas.cells()` after k steps.
     "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step. "ranges": the phases as planned,
-    "made": as they were, both as `app.race.lane_view.phase_ranges`. "text", "right", "verdict": None unless the lane
+    "made": as they were, both as `app.race.lane_view.ranges_of`. "text", "right", "verdict": None unless the lane
     reached its end; "never_sparse", "ended_early": as they were then; "same", its agreement with full attention, and
     the gold answer: None unless every lane did. "speedups": `app.race.snapshot.speedup` over the first 0, 1, …
     steps of full attention and this lane, empty without the two.
@@ -98,9 +98,7 @@ def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
     return LaneView(
         lane,
         Canvas(trace.gen_length, trace.decode, trace.end_ids),
-        total=made.total,
-        # A run that ends before it is sparse has no switch any more; it had one while it went on.
-        switch_step=lane.switch_step(made.total) if made.switch_step is None else made.switch_step,
+        planned=lane.phases(made.total, trace.gen_length // sampler.block_length),
         backend=BACKEND_WORDS.get(made.backend, made.backend),
         parallel=sampler.block_length,
         at_most=sampler.at_most,
@@ -184,10 +182,11 @@ def _speedups(reference: LaneView | None, lane: LaneView) -> list[Snapshot | Non
 def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
     lane = played.stage.lanes[shown["key"]]
     return {
-        **{name: shown[name] for name in ("key", "label", "style", "backend", "info", "parallel", "total", "at_most")},
+        **{name: shown[name] for name in ("key", "label", "whose", "style", "backend")},
+        **{name: shown[name] for name in ("info", "parallel", "total", "at_most")},
         "finished": lane.finished,
         "ranges": played.planned[lane.key],
-        "made": made_ranges(lane.phases),
+        "made": ranges_of(lane.phases),
         "ms": [round(1000 * seconds, 6) for seconds in lane.times],
         "phases": list(lane.phases),
         **played.steps[lane.key],

@@ -70,9 +70,17 @@ class Kept:
         """
         ours, theirs = self.sparse, self.seen
         pattern = None if theirs is None else theirs.pattern
-        if pattern is None or ours is None or theirs is None or not same_importances(ours.attention, theirs.attention):
+        if pattern is None or ours is None or theirs is None:
+            return pattern
+        if theirs is not ours and not same_importances(ours.attention, theirs.attention):
             return pattern
         return replace(pattern, importances=self.importance or (ours.pattern or pattern).importances)
+
+    @property
+    def selected(self) -> tuple[int, ...]:
+        """The steps, counted from 1, in which the lane that is looked at made a pattern: the last one's is kept."""
+        steps = () if self.seen is None else self.seen.steps
+        return tuple(step.index + 1 for step in steps if step.phase == "select")
 
     @property
     def importance_bytes(self) -> int:

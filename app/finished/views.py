@@ -14,6 +14,8 @@ from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
 from app.finished.replay import origin
 from app.finished.run import Kept
+from app.lanes import headline
+from app.race.lane_view import ranges_of
 from app.race.snapshot import StepTimes
 from app.texts import Shades
 from sparsed.attention.analysis import mask_overlap, thumbnails
@@ -33,7 +35,7 @@ def timeline(run: Kept | None) -> Value | None:
         {lane.key: [step.seconds for step in made.steps] for lane, made in lanes.items()},
         {lane.key: [step.phase for step in made.steps] for lane, made in lanes.items()},
         total,
-        None if run.sparse is None else run.sparse.switch_step,
+        _ranges(run),
         run.trace.sampler.at_most,
     )
     labels = " and ".join(lane.label for lane in lanes)
@@ -41,12 +43,26 @@ def timeline(run: Kept | None) -> Value | None:
     return {"figure": figure, "label": f"Line chart of the time per step of {labels}, {total} steps."}
 
 
-def which(run: Kept | Masks | None, *, before: bool = False) -> str:
-    """Which run the page looks at, in a sentence. before: another one goes on that has not selected yet."""
+def _ranges(run: Kept) -> list[list[Any]]:
+    """The phases of the headline's lane as `LaneView.ranges`: as made, and as planned for what a Stop left out."""
+    lanes, sampler = run.lanes, run.trace.sampler
+    large = headline(lanes)
+    if large is None:
+        return []
+    made = lanes[large]
+    phases = [step.phase for step in made.steps]
+    planned = () if made.finished else large.phases(made.total, run.trace.gen_length // sampler.block_length)
+    return ranges_of([*phases, *planned[len(phases) :]], at_most=sampler.at_most and not made.finished)
+
+
+def which(run: Kept | Masks | None, *, before: bool = False, selected: int = 0) -> str:
+    """Which run the page looks at, in a sentence or two. before: another one goes on that has not selected yet.
+    selected: of a run that goes on, the step that made its pattern, counted from 1.
+    """
     if run is None:
         return "Nothing to look at yet: press Run."
     if isinstance(run, Masks):
-        return "Your run, which goes on: its blocks are selected. More is here when it is over."
+        return f"Your run, which goes on: its blocks were selected in step {selected}. More is here when it is over."
     if run.live:
         said = "Your last run"
     else:
@@ -55,6 +71,8 @@ def which(run: Kept | Masks | None, *, before: bool = False) -> str:
     said += f": {run.trace.prompt.tokens:,} prompt tokens"
     layout = None if run.pattern is None else run.pattern.layout
     said += "" if layout is None else f", {layout.blocks} blocks of {layout.block_size}"
+    if len(run.selected) > 1:
+        said += f". It selected {len(run.selected)} times; these blocks are those of step {run.selected[-1]}"
     return f"{said}. The run that goes on now comes here at its select step." if before else f"{said}."
 
 
@@ -75,6 +93,7 @@ def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both
         prompt_blocks=pattern.layout.prompt_blocks,
         importance=pattern.importance(layer, head),
         kept_mass=None if mass is None else mass[head],
+        full_blocks=pattern.full_blocks,
         words=run.trace.prompt.words if isinstance(run, Kept) else (),
         show=shades,
     )
@@ -98,8 +117,11 @@ def layer(run: Kept | Masks | None, layer: int) -> tuple[Value, Value, Value] | 
         blocks=mask.shape[-1],
         block_size=pattern.layout.block_size,
         prompt_blocks=pattern.layout.prompt_blocks,
+        full_blocks=pattern.full_blocks,
     )
-    overlap = layer_figure.overlap_matrix(mask_overlap(mask), layer)
+    # Where something was selected: rows that see every key are the same in all heads.
+    selected = mask[:, : mask.shape[1] - pattern.full_blocks]
+    overlap = layer_figure.overlap_matrix(mask_overlap(selected), layer)
     if mass is None:
         said = "How much attention each head keeps appears here when the run is over."
         if not isinstance(run, Masks):
@@ -122,6 +144,7 @@ def model(run: Kept | None) -> Value | None:
         blocks=pattern.layout.blocks,
         block_size=pattern.layout.block_size,
         prompt_blocks=pattern.layout.prompt_blocks,
+        full_blocks=pattern.full_blocks,
     )._asdict()
 
 
@@ -131,7 +154,11 @@ def later(run: Kept | None) -> Value | None:
     if lane is None or not lane.probes:
         return None
     overlap = np.asarray([probe.overlap for probe in lane.probes], dtype=np.float32)
-    return later_steps.tracking([probe.step for probe in lane.probes], overlap, lane.switch_step)._asdict()
+    made = [step.index for step in lane.steps if step.phase == "select"]
+    # The record holds the last pattern, and what it has in common with the probes.
+    last = made[-1] + 1 if len(made) > 1 else lane.switch_step
+    steps = [probe.step for probe in lane.probes]
+    return later_steps.tracking(steps, overlap, last, once=len(made) < 2)._asdict()
 
 
 def picture(run: Kept | None) -> Value | None:
@@ -145,6 +172,7 @@ def picture(run: Kept | None) -> Value | None:
         layer=layer,
         head=0,
         prompt_blocks=pattern.layout.prompt_blocks,
+        full_blocks=pattern.full_blocks,
         importance=pattern.importance(layer, 0),
     )._asdict()
 

@@ -7,7 +7,7 @@ import gc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
-from app.lanes import pair
+from app.lanes import additions, pair
 from app.lengths import paper as published
 from app.lengths.forecast import NOTHING_CHOSEN, OWN_HAS_ONE, foresee, in_order
 from app.lengths.table import Comparison, Row, Table, done, is_shown, lengths_in, row_of
@@ -34,6 +34,7 @@ def label(desk: Desk, asked: Request) -> str:
         parts.append(f"skip {attention.skip:g}")
     if attention.block_size is not None:
         parts.append(f"attention block {attention.block_size}")
+    parts += additions(attention)
     if sampler.threshold is not None:
         parts.append(f"threshold {sampler.threshold:g}")
     if sampler.cfg_scale:

@@ -152,7 +152,7 @@ class Looking:
             at.explorer.overview: as_json(overview),
             at.explorer.overlap: as_json(overlap),
             at.explorer.mass: as_json(mass),
-            at.explorer.which: one_line(views.which(run)),
+            at.explorer.which: one_line(views.which(run, selected=visit.selected_in)),
             at.head.lane: gr.update(choices=choices, value=choices[0][1], visible=len(choices) > 1),
             **sliders,
         }

@@ -71,7 +71,8 @@ class Running:
         if not visit.unseen or visit.kept is None:
             run = self.looking.looked_at(visit)
             head = gr.skip() if run is None else self.looking.head(run, visit)
-            return {**free, at.head.blocks: head, at.explorer.which: one_line(views.which(run))}
+            which = one_line(views.which(run, selected=visit.selected_in))
+            return {**free, at.head.blocks: head, at.explorer.which: which}
         visit.unseen, visit.seen = False, ""
         return {**free, **self.looking.everything(visit.kept, visit, link(given.values, given.touched))}
 

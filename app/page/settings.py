@@ -22,7 +22,10 @@ ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("algorithm", "steps", "gen_length"), ("block_length", "temperature", "top_p"),
         ("threshold", "cfg_scale", "seed"), ("early_stop", "logits_eos_inf", "confidence_eos_eot_inf"),
     ),
-    "SparseD": (("skip", "select", "block_size"), ("selection", "backend", "third"), ("track",)),
+    "SparseD": (
+        ("skip", "select", "block_size"), ("selection", "backend", "third"),
+        ("generation_rows", "refresh", "track"),
+    ),
 }  # fmt: skip
 _HOMES = {"sampler": "Sampler", "attention": "SparseD"}
 # How much of its row a component takes, and how narrow it may become.
@@ -149,9 +152,8 @@ def _choices(field: Field, value: Any) -> list[Any]:
     """What a dropdown offers; where it only offers some numbers, the one that it holds is among them."""
     if field.offers:
         numbers: list[Any] = sorted({*field.offers, *([value] if value else ())})
-        if field.kind == "whole":
-            return numbers
-        return [*([("off", field.off)] if field.off is not None else ()), *((f"{one:.2f}", one) for one in numbers)]
+        named = [(str(one) if field.kind == "whole" else f"{one:.2f}", one) for one in numbers]
+        return numbers if field.off is None else [("off", field.off), *named]
     if field.name == "backend" and not shutil.which("nvidia-smi"):
         # Those that may run here; torch, which would know exactly, is not loaded yet.
         return list(CPU_BACKENDS)

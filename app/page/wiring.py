@@ -85,7 +85,8 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
     changes = [listed[name].input for name in ("kind", "length", "question")]
     # Their input event misses what is pasted or deleted.
     changes += [listed[name].change for name in ("text", "system")]
-    changes += [listed[name].input for name in ("prompt_format", "skip", "selection", "backend", "third")]
+    chosen = ("prompt_format", "skip", "selection", "backend", "third", "generation_rows")
+    changes += [listed[name].input for name in chosen]
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
     listed["model"].input(*prepare, trigger_mode="multiple", **_LONG)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app import texts
+from app.lanes import THIRD
 from app.race.checks import check_choice, check_number, check_switch, check_texts, check_whole
-from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, METHOD_LABELS, SELECTIONS
+from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, GENERATION_ROWS, SELECTIONS
 from sparsed.options import ATTENTION, SAMPLER
 
 OWN_TEXT = "own"
@@ -23,9 +24,7 @@ MAX_NUMBER = 2**31 - 1
 MOST_TEXTS, MOST_OF_TEXT = 16, 200
 CPU_BACKENDS = ("auto", "gather")
 BACKENDS = (*CPU_BACKENDS, "triton", "flash4", "flex")
-# The methods that a third lane may use, and no third lane.
-BASELINES = {name: label for name, label in METHOD_LABELS.items() if name not in ("dense", "sparsed")}
-NO_BASELINE = "none"
+NO_THIRD = "none"
 # A prompt is put to the model as the model has it.
 AS_MODEL = "model"
 
@@ -208,9 +207,10 @@ FIELDS = (
         "", usual=False, in_api=False,
     ),
     Field(
-        "third", "choice", "Third lane", "A simpler pattern that keeps as many blocks.",
-        "A simpler pattern that keeps as many blocks, in a third lane.",
-        choices={NO_BASELINE: "none", **BASELINES}, usual=NO_BASELINE, off=NO_BASELINE,
+        "third", "choice", "Third lane", "A simpler pattern, or SparseD with the other generation rows.",
+        "A third lane: a simpler pattern that keeps as many blocks, or (full_rows) SparseD with full generation rows, "
+        "which is the paper's where SparseD's own lane has full ones.",
+        choices={NO_THIRD: "none", **THIRD}, usual=NO_THIRD, off=NO_THIRD,
     ),
     # Programs may give arguments by their place: what is new comes last.
     Field(
@@ -242,6 +242,17 @@ FIELDS = (
         f"Up to {MOST_TEXTS} texts of at most {MOST_OF_TEXT} characters: the answer ends before the first of them. "
         "Default: the model's.",
         follows=True, on_page=False,
+    ),
+    _of_engine(
+        "generation_rows", "Generation rows", "What the answer’s own rows see in sparse steps.",
+        "What the generation's rows see in sparse steps: their pattern, as in the paper, or (full, ours) every key.",
+        choices={name: texts.GENERATION_ROWS[name] for name in GENERATION_ROWS}, usual="pattern", off="pattern",
+    ),
+    _of_engine(
+        "refresh", "Refresh the pattern every … steps", "Ours; also where a block of the answer begins.",
+        f"Select afresh every so many steps, 2 to {MAX_STEPS}, and where a semi-autoregressive block begins (ours). "
+        "Default: 0, once a run, as in the paper.",
+        called="refresh", high=MAX_STEPS, offers=(4, 8, 16), off=0, follows=True,
     ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}

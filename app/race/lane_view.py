@@ -9,6 +9,7 @@ from app.engine.interface import InfoLike, StepLike
 from app.lanes import LaneSpec
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
+from sparsed.config import Phase
 from sparsed.runs import RunRecord
 
 Snapshot = dict[str, Any]
@@ -28,10 +29,9 @@ class Source(Protocol):
 class LaneView:
     """One lane: its canvas, its clock and its phase.
 
-    total: denoising steps of the whole run. switch_step: the engine's first sparse step counted from 0, or
-    None. backend: what computes the attention, in words. parallel: length of one semi-autoregressive block.
-    at_most: the run may end before its last step. source: what the run says of itself, asked anew for each snapshot;
-    None before there is one.
+    planned: the phase of each denoising step of the whole run. backend: what computes the attention, in words.
+    parallel: length of one semi-autoregressive block. at_most: the run may end before its last step. source: what the
+    run says of itself, asked anew for each snapshot; None before there is one.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class LaneView:
         lane: LaneSpec,
         canvas: Canvas,
         *,
-        total: int,
-        switch_step: int | None,
+        planned: Sequence[Phase],
         backend: str,
         parallel: int,
         at_most: bool = False,
@@ -49,8 +48,8 @@ class LaneView:
         self.lane = lane
         self.key, self.label = lane.key, lane.label
         self.canvas = canvas
-        self.total = total
-        self.switch_step = switch_step
+        self.planned = planned
+        self.total = len(planned)
         self.backend = backend
         self.parallel = parallel
         self.at_most = at_most
@@ -72,8 +71,16 @@ class LaneView:
     def finish(self) -> None:
         """The lane has reached its end, perhaps before it became sparse."""
         self.finished = True
-        if self.switch_step is not None and len(self.times) <= self.switch_step:
-            self.switch_step = None
+
+    @property
+    def expected(self) -> list[str]:
+        """The phase of each step: as it was made, and as it is planned for those still to come."""
+        return self.phases if self.finished else [*self.phases, *self.planned[len(self.phases) :]]
+
+    @property
+    def switch_step(self) -> int | None:
+        """The first sparse step, made or still to come, counted from 0; None if there is none."""
+        return self.expected.index("sparse") if "sparse" in self.expected else None
 
     @property
     def apart(self) -> bool:
@@ -122,10 +129,8 @@ class LaneView:
         return sum(token is not None for token in tokens[: answer_length(tokens, self.canvas.end_ids)])
 
     def ranges(self) -> list[list[Any]]:
-        """The lane's phases as `phase_ranges`: as planned, and as they were once it has ended."""
-        if self.finished and self.phases:
-            return made_ranges(self.phases)
-        return phase_ranges(self.total, self.switch_step, at_most=self.at_most)
+        """The lane's `expected` phases as `ranges_of`."""
+        return ranges_of(self.expected, at_most=self.at_most and not self.finished)
 
     def snapshot(self, state: str) -> Snapshot:
         done = len(self.times)
@@ -133,6 +138,7 @@ class LaneView:
         return {
             "key": self.key,
             "label": self.label,
+            "whose": self.lane.whose,
             "style": self.lane.style,
             "state": "done" if self.finished else state,
             "phase": self.phase,
@@ -158,23 +164,16 @@ class LaneView:
         }
 
 
-def phase_ranges(total: int, switch_step: int | None, *, at_most: bool = False) -> list[list[Any]]:
-    """[phase, first step, last step], counted from 1: what the lane will do, known before it starts.
+def ranges_of(phases: Sequence[str], *, at_most: bool = False) -> list[list[Any]]:
+    """[phase, first step, last step], counted from 1, of steps with these phases.
 
     at_most: nobody knows the last step of the last phase; it is None.
     """
-    last = None if at_most else total
-    if switch_step is None:
-        return [["dense", 1, last]]
-    ranges: list[list[Any]] = [["dense", 1, switch_step - 1]] if switch_step > 1 else []
-    return [*ranges, ["select", switch_step, switch_step], ["sparse", switch_step + 1, last]]
-
-
-def made_ranges(phases: Sequence[str]) -> list[list[Any]]:
-    """[phase, first step, last step], counted from 1, of the steps that were made."""
     ranges: list[list[Any]] = []
     for step, phase in enumerate(phases, start=1):
         if not ranges or ranges[-1][0] != phase:
             ranges.append([phase, step, step])
         ranges[-1][2] = step
+    if at_most and ranges:
+        ranges[-1][2] = None
     return ranges

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.lanes import LaneSpec, headline, lanes_for
-from app.race.fields import BASELINES, BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
+from app.lanes import THIRD, LaneSpec, headline, lanes_for
+from app.race.fields import BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
 from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.models.chat import Message, messages_of
 
@@ -71,6 +71,11 @@ class Request:
         return self.sampler.at_most
 
     @property
+    def blocks(self) -> int:
+        """Semi-autoregressive blocks of the generation."""
+        return self.gen_length // self.sampler.block_length
+
+    @property
     def rows(self) -> int:
         """Sequences in one forward: classifier-free guidance adds the canvas without its prompt."""
         return 2 if self.sampler.cfg_scale else 1
@@ -78,7 +83,7 @@ class Request:
     @property
     def switch_step(self) -> int | None:
         """First sparse step, counted from 0; None if SparseD never becomes sparse."""
-        return self.headline.switch_step(self.steps)
+        return self.headline.switch_step(self.steps, self.blocks)
 
     def resolve(self, tokens: int) -> Request:
         """The request with every setting of its lanes set, for a prompt of `tokens` tokens."""
@@ -134,7 +139,7 @@ def parse(
     race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
     if third == "shared" and attention.selection == "reference":
         raise ValueError(
-            f"The third lane “{BASELINES['shared']}” needs the selection of the paper: the public code has none for it."
+            f"The third lane “{THIRD['shared']}” needs the selection of the paper: the public code has none for it."
         )
     return Request(**race, sampler=sampler, lanes=lanes_for(attention, third), left_out=left_out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.lanes import LaneSpec, headline, reference
 from app.phrases import clock, gain, steps_in_words
@@ -62,8 +63,13 @@ class StepTimes:
     seconds: Mapping[str, Sequence[float]]  # lane's key → of each step so far
     phases: Mapping[str, Sequence[str]]  # lane's key → of each step so far
     total: int  # steps of a run
-    switch_step: int | None  # the engine's first sparse step, counted from 0
+    ranges: Sequence[Sequence[Any]]  # the headline's phases, see `LaneView.ranges`
     at_most: bool = False  # the runs may end before `total`
+
+    @property
+    def switch_step(self) -> int | None:
+        """The headline's first sparse step, counted from 0; None if there is none."""
+        return next((first - 1 for phase, first, _ in self.ranges if phase == "sparse"), None)
 
 
 class Stage:
@@ -76,7 +82,8 @@ class Stage:
     right as well. judge: (text, gold) → (right or not, in words), asked when a lane has reached its end, for the right
     answer that its text is nearest to. read: token ids → the answer's
     text. question: what this run answers, which may not be what the controls say by now. mode: what `mode` gives, None
-    before a run. The gold answer is in no snapshot before every lane has ended.
+    before a run. selected: while a run goes on, the step that made the pattern that can be looked at, counted from 1; 0
+    before there is one. The gold answer is in no snapshot before every lane has ended.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class Stage:
         self.mode = mode
         self.state = "running"
         self.message = ""
+        self.selected = 0
         self._sequence = 0
 
     def apply(self, update: Update) -> Snapshot:
@@ -154,7 +162,7 @@ class Stage:
             {view.key: tuple(view.times) for view in views},
             {view.key: tuple(view.phases) for view in views},
             large.total,
-            large.switch_step,
+            large.ranges(),
             large.at_most,
         )
 
@@ -206,6 +214,7 @@ class Stage:
             "sequence": self._sequence,
             "state": self.state,
             "message": self.message,
+            "selected": self.selected,
             "question": self.question,
             "notes": self.notes,
             "mode": self.mode,
@@ -242,8 +251,7 @@ def before_run(
         LaneView(
             lane,
             Canvas(gen_length, lambda _: "", ()),
-            total=total,
-            switch_step=lane.switch_step(total),
+            planned=lane.phases(total, gen_length // parallel),
             backend="",
             parallel=parallel,
             at_most=at_most,

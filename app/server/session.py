@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 from app.engine import cost
+from app.engine.interface import RunLike
 from app.engine.sentences import error_sentence
 from app.finished.run import Kept, keep
 from app.race.lane_view import LaneView
@@ -31,6 +32,8 @@ from sparsed.parallel.launch import TeamLost
 
 WAIT_SECONDS = 0.25
 LOADING_SECONDS = 0.1
+# Of a run that selects again and again a newer pattern is shown so much after the one before, at the earliest.
+SELECTED_SECONDS = 1.0
 BUSY = "A run of this page is going on: stop it, or wait for its end."
 PREPARING = "Preparing the prompt …"
 WARMING_UP = "Warming up: kernels are compiled and chosen for this length. No clock runs yet."
@@ -208,14 +211,22 @@ class _Session:
         """The race itself, and the record that it leaves."""
         stage, run = started.stage, started.runs[self.asked.headline.key]
         looks = self.observer.wants_pattern
-        seen = None  # the pattern that was shown last
+        made, packed = 0, 0.0  # the newest step shown that selects, counted from 1; when a pattern was packed
         if looks:
-            self.visit.selected = None
+            self.visit.selected, self.visit.selected_in = None, 0
         async for update in started.race.updates():
             selected: Masks | None = None
-            if looks and run.pattern is not None and run.pattern is not seen:
-                seen = run.pattern
-                selected = self.visit.selected = await asyncio.to_thread(Masks.of, seen)
+            for lane_step in update.steps:
+                if lane_step.lane == self.asked.headline.key and lane_step.step.phase == "select":
+                    made = lane_step.step.index + 1
+            if looks and made > self.visit.selected_in and time.monotonic() - packed >= SELECTED_SECONDS:
+                pattern = run.pattern
+                # A run goes on meanwhile, and notes a step before its pattern: this is the one of the step shown, or
+                # there is a newer one, which an update to come will show.
+                if pattern is not None and made == _last_selecting(run):
+                    selected = self.visit.selected = await asyncio.to_thread(Masks.of, pattern)
+                    stage.selected = self.visit.selected_in = made
+                    packed = time.monotonic()
             stage.message = self._message(update, material, stage.lanes.get(update.error_lane or ""))
             if update.error is not None:
                 self.desk.journal.error(update.error, lane=update.error_lane)
@@ -262,6 +273,11 @@ class _Session:
                 f"{took}. What was written so far stays here. Choose a shorter prompt length, or fewer steps."
             )
         return self._stopped(STOPPED) if update.state == "stopped" else ""
+
+
+def _last_selecting(run: RunLike) -> int:
+    """The last step that selected, counted from 1; 0 if none did."""
+    return next((step.index + 1 for step in reversed(run.steps) if step.phase == "select"), 0)
 
 
 def _in_line(position: int, wait: float | None) -> str:

@@ -19,7 +19,7 @@ class Shown:
 
     stage: Snapshot
     times: StepTimes | None = None  # None before the race
-    selected: Masks | None = None  # SparseD's pattern; set once, at the select step
+    selected: Masks | None = None  # SparseD's pattern, when there is a new one to look at
     kept: Kept | None = None  # what stays of the run, with its last value
     over: bool = False  # the last value
     loading: str = ""  # how far the model is, in words, while it is being loaded

@@ -99,6 +99,7 @@ class Forecaster:
             lanes=request.lanes,
             length=tokens + request.gen_length,
             steps=request.steps,
+            blocks=request.blocks,
             gen_length=request.gen_length,
             rows=request.rows,
             devices=devices,

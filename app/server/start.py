@@ -70,8 +70,7 @@ def _stage(
         LaneView(
             lane,
             Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_ids),
-            total=run.total,
-            switch_step=run.switch_step,
+            planned=lane.phases(run.total, asked.blocks),
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
             parallel=asked.sampler.block_length,

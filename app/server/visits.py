@@ -35,6 +35,7 @@ class Visit:
         self.stopping = False  # Stop was pressed (or the tab closed) for that run, which may not have begun yet
         self.race: Race | None = None  # the one that goes on
         self.selected: Masks | None = None  # the pattern of that race, from its select step on
+        self.selected_in = 0  # the step that made it, counted from 1
         self.kept: Kept | None = None  # the last run that is over, or a recorded one
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head

@@ -8,6 +8,8 @@
   // Characters that change the direction of what follows them. A cell that holds one is isolated; all others are not,
   // so that a sentence in Hebrew or Arabic reads as it should.
   const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+  // So many steps that select are named one by one.
+  const MOST_NAMED = 6;
   const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]|[\ud802\ud803\ud83a\ud83b]/;
 
   // A token's text among words of ours, which it must not turn around.
@@ -36,6 +38,7 @@
   function laneView(key) {
     const heading = `sd-lane-${key}-title`;
     const backend = el("span", { class: "sd-backend" });
+    const whose = el("span", { class: "sd-whose", hidden: "" });
     const never = el("span", { class: "sd-never", hidden: "" }, "never sparse");
     const phases = el("ol", { class: "sd-phases", "aria-label": "Phases" });
     const step = el("dd", {});
@@ -54,7 +57,7 @@
     const title = el("h2", { id: heading });
     const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
-      el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, never), backend),
+      el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, whose, never), backend),
       phases,
       el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
       bar, el("div", { class: "sd-canvas-box" }, canvas, early, tip), verdict, scores);
@@ -148,14 +151,25 @@
       if (active >= 0) point(active);
     }
 
+    // The steps of one phase. A lane that selects again and again returns to it: a few steps are named, many counted.
+    function stepsOf(name, ranges, atMost) {
+      const [[, first, last]] = ranges;
+      if (ranges.length === 1) return last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
+      if (name === "sparse") return `the others from ${first}`;
+      if (atMost) return `step ${first} and again`;
+      const steps = ranges.flatMap(([, from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
+      return steps.length <= MOST_NAMED ? `steps ${steps.join(", ")}` : `step ${first} and ${steps.length - 1} more`;
+    }
+
     function drawPhases(lane) {
       const shown = JSON.stringify([lane.phases, lane.phase, lane.step > 0]);
       if (phases.dataset.shown === shown) return;
       phases.dataset.shown = shown;
-      phases.replaceChildren(...lane.phases.map(([name, first, last]) => {
-        const range = last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
+      const atMost = lane.at_most && lane.state !== "done";
+      phases.replaceChildren(...[...new Set(lane.phases.map(([name]) => name))].map((name) => {
+        const said = stepsOf(name, lane.phases.filter(([other]) => other === name), atMost);
         const current = lane.step > 0 && name === lane.phase;
-        return el("li", { "data-phase": name, "aria-current": current ? "step" : null }, el("b", {}, name), ` ${range}`);
+        return el("li", { "data-phase": name, "aria-current": current ? "step" : null }, el("b", {}, name), ` ${said}`);
       }));
     }
 
@@ -168,6 +182,8 @@
         setAttribute(root, "style", `--lane: var(--lane-${lane.style}); --lane-soft: var(--lane-${lane.style}-soft)`);
         setAttribute(root, "data-state", lane.state);
         setText(title, lane.label);
+        show(whose, Boolean(lane.whose));
+        setText(whose, lane.whose);
         show(never, lane.never_sparse);
         setText(backend, lane.backend);
         drawPhases(lane);

@@ -31,6 +31,7 @@
     const views = new Map();
     let run = null;
     let phase = "";
+    let spokenOf = null; // the run of which it was said that it is sparse
     const told = {}; // the run that was told of last, by what was told
     function tell(what, of) {
       if (told[what] === of) return;
@@ -92,15 +93,19 @@
       // Said to screen readers at the turning points only; the numbers change too often to be read out.
       if (value.state === "running" && !value.replay && !value.recorded) {
         tell("play", value.run);
-        if (large && large.phase !== "dense") tell("select", value.run);
+        // A run may select again: then there is another pattern to look at.
+        if (value.selected) tell("select", `${value.run} ${value.selected}`);
       }
       if (value.loaded) trigger("load");
       const now = value.state === "running" && large ? large.phase : value.state;
+      // Of a run that selects again and again, the first time is said.
+      const again = spokenOf === value.run && ["select", "sparse"].includes(now);
       if (now !== phase && !value.replay) {
         phase = now;
+        if (now === "sparse") spokenOf = value.run;
         const all = value.lanes.length > 2 ? "All" : "Both";
         if (now === "dense") setText(spoken, `The race has begun. ${all} lanes use full attention.`);
-        if (now === "sparse") setText(spoken, `${large.label} has selected its blocks and is sparse now.`);
+        if (now === "sparse" && !again) setText(spoken, `${large.label} has selected its blocks and is sparse now.`);
         if (now === "done" && score) {
           const others = value.lanes.filter((lane) => lane.same && lane !== large).map((lane) => ` ${lane.label}: ${lane.same.text} ${lane.same.words}.`);
           setText(spoken, `${all} lanes are done. ${large.label}: ${score.text} ${score.words}.${others.join("")}`);

@@ -1,4 +1,4 @@
-"""What computes a run's attention on this machine: dense, sparse, and the importances that blocks are ranked by."""
+"""What computes a run's attention on this machine: dense, sparse, of few rows, and the importances of blocks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsed.attention.backends import dense
+from sparsed.attention.backends import dense, few_rows
 from sparsed.attention.backends.dense import SDPA, DenseAttention
 from sparsed.attention.backends.registry import Problem, SparseBackend, choose_backend, load_backend
 from sparsed.attention.policy import AttentionPolicy
 from sparsed.attention.selection.importance import block_importance, fused_importance, fusible
 
-# The names of dense and sparse attention, and `Kernels.fused`.
-KernelNames = tuple[str, "str | None", bool]
+# The names of dense and sparse attention, `Kernels.fused`, and the name of what attends for few rows.
+KernelNames = tuple[str, "str | None", bool, str]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Kernels:
     dense: DenseAttention = SDPA
     sparse: SparseBackend | None = None  # None for a run that stays dense
     fused: bool = False  # a kernel makes the importances from the dense attention's log-sum-exp
+    few: DenseAttention = few_rows.SDPA  # of few rows to all keys
 
     @property
     def name(self) -> str:
@@ -55,15 +56,20 @@ class Kernels:
             choice = choose_backend(problem, size, policy.kept)
             backend = choice.name
             notes = [f"The backend {name!r} was left out: {why}" for name, why in choice.left_out]
-        return cls(full, load_backend(backend), full.with_lse is not None and fusible(problem, size)), notes
+        few = few_rows.SDPA
+        if policy.config.generation_rows == "full":
+            blocks = policy.layout.blocks - policy.layout.generation_query_blocks
+            few = few_rows.pick(dense_backend, problem, policy.layout.length - blocks * size)
+        return cls(full, load_backend(backend), full.with_lse is not None and fusible(problem, size), few), notes
 
     @property
     def names(self) -> KernelNames:
         """What another process of the same machine finds the same kernels by."""
-        return self.dense.name, None if self.sparse is None else self.sparse.name, self.fused
+        return self.dense.name, None if self.sparse is None else self.sparse.name, self.fused, self.few.name
 
     @classmethod
     def named(cls, names: KernelNames, device: torch.device) -> Kernels:
         """The kernels of those `names`."""
-        full, sparse, fused = names
-        return cls(dense.named(full, device), None if sparse is None else load_backend(sparse), fused)
+        full, sparse, fused, few = names
+        backend = None if sparse is None else load_backend(sparse)
+        return cls(dense.named(full, device), backend, fused, few_rows.named(few, device))

@@ -54,7 +54,7 @@ class RunAttention:
         if lists.full is None:
             return self.kernels.sparse.attend(q, k, v, lists, scale)
         start, those = lists.full
-        full = self.kernels.dense.attend(q[:, :, start:], k, v, scale)
+        full = self.kernels.few.attend(q[:, :, start:], k, v, scale)
         if start == 0 and those is None:
             return full
         out = self.kernels.sparse.attend(q, k, v, lists, scale)

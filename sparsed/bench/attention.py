@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsed.attention.kernels import Kernels
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.selection.isolated import select_blocks
+from sparsed.bench.few_rows import few_rows_times
 from sparsed.bench.numbers import AttentionTimes, Spread
 from sparsed.cache.rows import ALL
 from sparsed.config import AttentionConfig, SamplerConfig
@@ -80,6 +81,7 @@ def attention_times(
         selection=Spread.of(seconds["selection"]),
         speedup=round(middle["dense"] / middle["sparse"], 3),
         selection_in_dense=round(middle["selection"] / middle["dense"], 3),
+        few_rows=tuple(few_rows_times(q, k, v, scale)),
     )
 
 

@@ -95,6 +95,7 @@ def measure(
     dense_step = Spread.of(steps["dense lane"])
     select_step = Spread.of(steps["select"]) if steps["select"] else None
     sparse_step = Spread.of(steps["sparse"]) if steps["sparse"] else None
+    peaks = model.peak_bytes()
     layer = attention_times(model, prompt, sampler, attention, backend, dense_backend)
     full = layer.dense.median * model.network.config.num_hidden_layers
     other = dense_step.median - full
@@ -120,7 +121,6 @@ def measure(
                 Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
             )
     assert dense.dense is not None, "a finished run has chosen"
-    peaks = model.peak_bytes()
     return Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,

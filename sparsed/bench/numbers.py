@@ -35,6 +35,31 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class FewRows:
+    """One layer's attention of the last `rows` query rows to all `keys`.
+
+    milliseconds: the median of each implementation, the fastest first. limit: milliseconds that reading the keys and
+    values once takes at `copy_speed`, 10⁹ bytes a second that a copy in the device's memory reads and writes.
+    """
+
+    rows: int
+    keys: int
+    milliseconds: Mapping[str, float]
+    limit: float
+    copy_speed: float
+
+    @property
+    def over_limit(self) -> float | None:
+        """The fastest in limits; None if none ran."""
+        return min(self.milliseconds.values()) / self.limit if self.milliseconds else None
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{name} {time:.3g}" for name, time in self.milliseconds.items()) or "none ran"
+        over = "" if self.over_limit is None else f": {self.over_limit:.2f}×"
+        return f"{times} (limit {self.limit:.3g}{over})"
+
+
+@dataclass(frozen=True)
 class AttentionTimes:
     """One layer's attention on the model's own queries, keys and values, milliseconds.
 
@@ -46,6 +71,7 @@ class AttentionTimes:
     selection: Spread
     speedup: float
     selection_in_dense: float
+    few_rows: tuple[FewRows, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
         "same tokens",
         "peak memory of a process",
     ]
-    rows = [head]
+    rows, more = [head], []
     for r in results:
         rows.append(
             [
@@ -89,14 +89,18 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
                 "–" if r.peak_memory is None else f"{r.peak_memory / 2**30:.2f} GiB",
             ]
         )
-        # Composed from medians, and called so.
+        one = {("", f"{few.rows} rows to all keys"): str(few) for few in r.attention.few_rows}
         for run in r.composed:
+            # Composed from medians, and called so.
             label = f"composed, {run.steps} steps: s"
-            if label not in head:
-                head += [label, "  speed-up (limit)"]
-            rows[-1] += [f"{run.dense:.1f} → {run.sparsed:.1f}", f"{run.speedup:.2f}× ({run.limit:.2f}×)"]
-    for row in rows:
-        row += ["–"] * (len(head) - len(row))
+            one[label, label] = f"{run.dense:.1f} → {run.sparsed:.1f}"
+            one[label, "  speed-up (limit)"] = f"{run.speedup:.2f}× ({run.limit:.2f}×)"
+        more.append(one)
+    # Not every measurement has these; what one lacks is a dash.
+    further = list(dict.fromkeys(key for one in more for key in one))
+    head += [label for _, label in further]
+    for row, one in zip(rows[1:], more):
+        row += [one.get(key, "–") for key in further]
     return rows
 
 

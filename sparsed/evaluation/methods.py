@@ -28,13 +28,15 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
         for select in ("", "select=0.05,", "select=0.1,", "select=0.2,")
         for skip in ("", "skip=0,", "skip=0.05,")
     ),
+    # So few steps are made that the published skip may leave none sparse: SparseD without it too.
     "threshold": tuple(
-        f"{method}:threshold={threshold}"
-        for method in ("dense", "sparsed")
+        f"{method}threshold={threshold}"
+        for method in ("dense:", "sparsed:", "sparsed:skip=0,")
         for threshold in (0.7, 0.8, 0.9, 0.95, 0.99)
     ),
     "steps": tuple(f"{method}:steps={steps}" for method in ("dense", "sparsed") for steps in (12, 24, 48, 96)),
-    "block_length": ("dense:block_length=32", "sparsed:block_length=32"),
+    # In blocks, and the whole generation of mini at once.
+    "block_length": tuple(f"{method}:block_length={size}" for method in ("dense", "sparsed") for size in (32, 96)),
     "baselines": ("sliding_window", "streaming_llm", "random"),
 }
 """One setting varied at a time, by what is varied; beside them stand full attention and SparseD as published."""

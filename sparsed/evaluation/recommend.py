@@ -129,14 +129,16 @@ def _sentence(summary: Mapping[str, Any], length: str) -> str:
             f"nearest: {method_label(near.method)} ({_points(near.difference)} on the mean, "
             f"{_points(near.types[near.worst][0])} on {near.worst})."
         )
+    full = over_types([c for c in summary["cells"] if (c["length"], c["method"]) == (length, "dense")])
     more = best.might_lose_more
     sure = f"the intervals allow {', '.join(more)}" if more else "the intervals allow no more than the rule does"
     low, high = best.interval
     return (
         f"Recommended at {length}: {method_label(best.method)}, {best.speed:.2f}× by executed cost, "
-        f"{_points(best.difference)} ({100 * low:+.1f} … {100 * high:+.1f}) points to full attention on the mean of "
-        f"{len(best.types)} question types, {_points(best.types[best.worst][0])} on the worst ({best.worst}), over "
-        f"{best.questions} questions; {sure}. Judged: {len(judged)} settings."
+        f"{_points(best.difference)} ({100 * low:+.1f} … {100 * high:+.1f}) points to full attention "
+        f"({100 * full['mean_accuracy']:.1f} % right) on the mean of {len(best.types)} question types, "
+        f"{_points(best.types[best.worst][0])} on the worst ({best.worst}), over {best.questions} questions; {sure}. "
+        f"Judged: {len(judged)} settings."
     )
 
 

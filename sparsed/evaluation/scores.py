@@ -39,8 +39,8 @@ class Answer:
         prompt: the prompt's token ids in a few letters: the same for answers to the same prompt.
         run: what ran (`RunInfo.record`), for all questions that ran together.
         density: share of all pairs that its sparse steps computed; None for a run that made no pattern.
-        head_rows: rows of logits that its steps asked for, all together. The last four are None where an earlier
-            version did not keep them.
+        head_rows: rows of logits that its steps asked for, all together. This, `density`, `run` and `prompt` are None
+            where an earlier version did not keep them.
     """
 
     type: str
@@ -93,6 +93,16 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     centre = share + z * z / (2 * total)
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
+
+
+def paired(won: int, lost: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of the difference of two shares over the same `total` questions, of which the first method alone
+    has `won` right and the second alone `lost`: Bonett and Price's (2012), the normal interval after one more question
+    of each of the two kinds. Unlike the plain normal one it is not empty where no answer differs.
+    """
+    more, less = (won + 1) / (total + 2), (lost + 1) / (total + 2)
+    spread = z * math.sqrt((more + less - (more - less) ** 2) / (total + 2))
+    return max(-1.0, more - less - spread), min(1.0, more - less + spread)
 
 
 def summarise(
@@ -160,8 +170,8 @@ def summarise(
 
 def over_types(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean over question types, each counting alike, of one method's cells of one length: "types", how many;
-    "mean_accuracy"; and the mean of the paired differences to dense with its 95 % interval (normal; types are
-    independent), None unless each type has one.
+    "mean_accuracy"; and the mean of the paired differences to dense with its 95 % interval, from those of the types,
+    which are independent. None unless each type has one.
     """
     count = len(cells)
     found: dict[str, Any] = {
@@ -171,10 +181,11 @@ def over_types(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mean_difference_interval": None,
     }
     if all(cell["difference"] is not None for cell in cells):
-        mean = sum(cell["difference"] for cell in cells) / count
-        spreads = [cell["difference_interval"][1] - cell["difference"] for cell in cells]
-        spread = math.hypot(*spreads) / count
-        found |= {"mean_difference": mean, "mean_difference_interval": (mean - spread, mean + spread)}
+        bounds = [cell["difference_interval"] for cell in cells]
+        middle = sum(low + high for low, high in bounds) / 2 / count
+        spread = math.hypot(*(high - low for low, high in bounds)) / 2 / count
+        found["mean_difference"] = sum(cell["difference"] for cell in cells) / count
+        found["mean_difference_interval"] = middle - spread, middle + spread
     return found
 
 
@@ -188,7 +199,7 @@ def _score(
 ) -> dict[str, Any]:
     """Questions, right, accuracy with its interval (shares), facts right (share), invented sentences, seconds a
     question, yes/no as [right, asked]; for others than dense the paired difference in accuracy with its 95 % interval
-    (normal) and the mean token agreement, over the questions that dense has answered too, in a run like it
+    (`paired`) and the mean token agreement, over the questions that dense has answered too, in a run like it
     (`unlike_dense`). Of the runs that are known ("runs"): the mean of their forwards, the steps of all by phase, how
     many never were sparse, and how many went back to full attention. How fast: `_speed`.
     """
@@ -219,9 +230,9 @@ def _score(
     besides = [(r, dense.get((r.type, r.index))) for r in records if r.method != "dense"]
     pairs = [int(r.exact) - int(d.exact) for r, d in besides if d is not None and not unlike_dense(r, d)]
     if pairs:
-        mean = sum(pairs) / len(pairs)
-        spread = 1.96 * math.sqrt(sum((x - mean) ** 2 for x in pairs)) / len(pairs)
-        row["difference"], row["difference_interval"] = mean, (mean - spread, mean + spread)
+        won, lost = pairs.count(1), pairs.count(-1)
+        row["difference"] = (won - lost) / len(pairs)
+        row["difference_interval"] = paired(won, lost, len(pairs))
     known = [
         agreement
         for r, d in besides

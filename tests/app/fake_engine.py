@@ -25,7 +25,7 @@ from app.engine.cost import Shape, Speed
 from sparsed import trace as traces
 from sparsed.attention.layout import BlockLayout
 from sparsed.attention.masks import Masks
-from sparsed.config import SamplerConfig, select_step, switch_step
+from sparsed.config import SamplerConfig, phases_of
 from sparsed.models import LoadError
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
 from sparsed.models.hub import LoadProgress
@@ -68,11 +68,12 @@ def ours(attention):
 
 
 class Pattern:
-    def __init__(self, layout: BlockLayout, select: float, seed: int) -> None:
-        self.layout, self.select = layout, select
+    def __init__(self, layout: BlockLayout, select: float, seed: int, full_blocks: int) -> None:
+        self.layout, self.select, self.full_blocks = layout, select, full_blocks
         rng = np.random.default_rng(seed)
         self._masks = rng.random((LAYERS, HEADS, layout.blocks, layout.blocks)) < select
         self._masks[..., -1] = True
+        self._masks[:, :, layout.blocks - full_blocks :] = True
         self.importance = None
         self.layers = [
             SimpleNamespace(kept=layout.blocks, counts=masks.sum(-1), mask=lambda masks=masks: masks)
@@ -137,8 +138,10 @@ class Run:
         self.length = words + sampler.gen_length
         self.attention = attention.resolve(self.length)
         self.backend = "sdpa" if attention.dense else "gather"
-        self.switch_step = switch_step(self.total, self.attention.skip)
-        self._select = select_step(self.total, self.attention.skip)
+        blocks = sampler.gen_length // sampler.block_length
+        given = self.attention.skip, "paper", self.attention.refresh
+        self._phases = phases_of(self.total, *given, self.total // blocks)
+        self.switch_step = self._phases.index("sparse") if "sparse" in self._phases else None
         self.pattern = None
         self.notes = list(sampler.changed)
         if not attention.dense and self.switch_step is None:
@@ -177,7 +180,7 @@ class Run:
         if self.fail and self._index == 2:
             raise RuntimeError("the fake kernel failed on purpose")
         index, self._index = self._index, self._index + 1
-        phase = "dense" if index < self._select else "select" if index == self._select else "sparse"
+        phase = self._phases[index]
         seconds = (
             self.pace * {"dense": 1.0, "select": 1.4, "sparse": 0.66}[phase] * random.uniform(0.95, 1.05)
         )
@@ -198,13 +201,14 @@ class Run:
             self.notes.append(f"This run never became sparse: it was done after {index + 1} steps.")
             self.switch_step = None
         confidence = np.where(committed, 0.9, np.nan)
-        if phase == "select":
-            layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)
-            seed = self.sampler.seed if ours(self.attention) else self.sampler.seed + 1
-            self.pattern = Pattern(layout, self.attention.select, seed)
         Run.steps_made += 1
         step = Step(index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds)
         self.steps.append(step)
+        if phase == "select":
+            layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)
+            full = layout.generation_query_blocks if self.attention.generation_rows == "full" else 0
+            seed = (0 if ours(self.attention) else 1) + self.sampler.seed + 2 * self._phases[:index].count("select")
+            self.pattern = Pattern(layout, self.attention.select, seed, full)
         return step
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
     "system", "prompt_format", "early_stop", "logits_eos_inf", "confidence_eos_eot_inf", "stop",
+    "generation_rows", "refresh",
 ]  # fmt: skip
 GOING_ON = {"loading", "preparing", "waiting", "running"}
 # So long that nobody waits for its end: on the stand-in 1,000 steps of 0.02 s, in two lanes.
@@ -108,6 +109,7 @@ def test_what_may_be_left_out_has_the_default_that_is_promised(client: Client) -
     assert defaults == {
         "model": "mini", "kind": "about", "length": "short_context", "question": 0, "text": "", "skip": 0.2,
         "selection": "paper", "seed": 0, "backend": "auto", "third": "none", "system": "", "prompt_format": "model",
+        "generation_rows": "pattern",
     }  # fmt: skip
     assert [one["parameter_name"] for one in endpoints["/sweep"]["parameters"] if not one["parameter_has_default"]] == [
         "lengths"
@@ -447,6 +449,25 @@ def test_the_third_lane_has_a_pattern_of_its_own(client: Client) -> None:
     assert theirs["label"] == "Random blocks" and theirs["kept"] != ours["kept"]
 
 
+def test_a_run_with_what_is_ours_says_so_and_which_rows_see_everything(client: Client) -> None:
+    given = {"steps": 8, "gen_length": 32, "block_length": 16, "refresh": 2, "third": "full_rows"}
+    last = values(client, **given)[-1]
+    labels = ["Full attention", "SparseD, refresh 2", "SparseD, full generation rows, refresh 2"]
+    assert [lane["label"] for lane in last["lanes"].values()] == labels
+    assert list(last["lanes"]) == ["dense", "sparse", "baseline"] and last["switch_step"] == 4
+    # Selected in steps 3, 5 and 7, the fifth being the first of a block.
+    assert last["lanes"]["sparse"]["info"]["phases"] == {"dense": 2, "select": 3, "sparse": 3}
+    attention = last["lanes"]["baseline"]["info"]["attention"]
+    assert (attention["method"], attention["generation_rows"], attention["refresh"]) == ("sparsed", "full", 2)
+    tokens = last["prompt_tokens"]
+    for lane, full in (("sparse", 0), ("baseline", (tokens + 32 + 31) // 32 - tokens // 32)):
+        found = client.predict(run=last["run"], layer=1, lane=lane, api_name="/pattern")
+        assert (found["full_blocks"], found["selected_in"]) == (full, 7)
+        rows = found["kept"][found["blocks"] - full :]
+        assert rows == [list(range(found["blocks"]))] * full
+        assert found["density"]["executed"] == pytest.approx(scores(found) / found["tokens"] ** 2)
+
+
 def test_what_a_run_does_not_have_is_said(client: Client) -> None:
     run = values(client, steps=8)[-1]["run"]
     wrong = [
@@ -455,6 +476,7 @@ def test_what_a_run_does_not_have_is_said(client: Client) -> None:
         ({"head": 0.5}, "The head 0.5 is not there: this run's are 0 to 1."),
         ({"head": "0"}, "The head '0' is not there: this run's are 0 to 1."),
         ({"importance": "yes"}, "The value of importance must be true or false."),
+        ({"lane": "sparsed"}, "The lane 'sparsed' has no pattern: it must be sparse or baseline."),
         ({"lane": "baseline"}, "This run has no lane 'baseline'; it has sparse."),
     ]
     for given, says in wrong:
@@ -581,7 +603,7 @@ def test_the_endpoints_are_tools_that_say_what_they_take(keeping: Any) -> None:
     assert list(tools["compare"].inputSchema["properties"]) == SETTINGS
     assert "required" not in tools["compare"].inputSchema
     assert tools["sweep"].inputSchema["required"] == ["lengths"] and tools["pattern"].inputSchema["required"] == ["run"]
-    assert tools["compare"].inputSchema["properties"]["third"]["enum"][:2] == ["none", "sliding_window"]
+    assert tools["compare"].inputSchema["properties"]["third"]["enum"][:3] == ["none", "full_rows", "sliding_window"]
 
 
 def test_a_language_model_can_list_the_models_and_compare(keeping: Any) -> None:

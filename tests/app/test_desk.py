@@ -22,16 +22,19 @@ from PIL import Image
 from app.engine.cost import SHORTEST_TOGETHER, Speed
 from app.engine.local import SparsedEngine
 from app.figures import timeline
+from app.finished import views
 from app.finished.animation import to_animation
 from app.finished.replay import replay_value
 from app.lanes import lanes_for, lanes_of
 from app.race.request import OWN_TEXT, parse
+from app.server import session
 from app.server.desk import Desk
 from app.server.journal import Journal
 from app.server.limits import Limits
 from app.server.session import WARMING_UP, perform
 from app.server.shown import Shown
 from app.server.visits import Visit
+from sparsed.attention.layout import BlockLayout
 from sparsed.config import FULL_ATTENTION
 from sparsed.models import LoadError
 from sparsed.turns import seat
@@ -256,6 +259,45 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
     lines = timeline.timeline(seen[-1].times)["data"][:3]
     assert [line["name"] for line in lines] == ["Full attention", "SparseD", "Random blocks"]
     assert not len(desk.queue)
+
+
+def test_a_run_that_selects_again_shows_its_newest_pattern(fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "SELECTED_SECONDS", 0.0)
+    desk = desk_of(fake_engine.FakeEngine(pace=0.3, load_seconds=0.0, keeps=True))
+    asked = parse(
+        model="mini", kind="about", length="short_context", question=0, text="", seed=5, backend="auto", steps=8,
+        gen_length=32, block_length=32, skip=0.0, refresh=3, generation_rows="full", block_size=32,
+        defaults=desk.models.defaults("mini"), models=desk.engine.models(), kinds=["about"],
+        lengths=desk.engine.lengths(),
+    )  # fmt: skip
+    visit = Visit()
+    told: list[tuple[int, str]] = []
+
+    def look(shown: Shown) -> None:
+        assert (shown.selected is not None) == (shown.stage["selected"] > max((step for step, _ in told), default=0))
+        if shown.selected is not None:
+            assert shown.selected is visit.selected
+            told.append((shown.stage["selected"], views.which(visit.selected, selected=visit.selected_in)))
+            patterns.append(shown.selected)
+
+    patterns: list[Any] = []
+    last = collect(desk, visit, asked, look)[-1]
+    # A machine that is busy may show fewer of them, in their order.
+    assert len(told) > 1 and {step for step, _ in told} <= {1, 4, 7}
+    for step, said in told:
+        assert f"its blocks were selected in step {step}." in said
+    tokens = patterns[0].layout.prompt_length
+    for (step, _), pattern in zip(told, patterns, strict=True):
+        number = (1, 4, 7).index(step)
+        layout = BlockLayout(tokens + 32, tokens, 32)
+        made = fake_engine.Pattern(layout, asked.resolve(tokens).attention.select, 5 + 2 * number, pattern.full_blocks)
+        assert pattern.full_blocks == layout.generation_query_blocks
+        for layer in range(fake_engine.LAYERS):
+            assert (pattern.mask(layer)[0] == made.mask(layer, slice(None))).all()
+    # The record holds the last one, however often it was looked at.
+    assert last.kept is not None and last.kept.selected == (1, 4, 7)
+    final = fake_engine.Pattern(BlockLayout(tokens + 32, tokens, 32), patterns[0].select, 9, patterns[0].full_blocks)
+    assert (last.kept.pattern.mask(2)[0] == final.mask(2, slice(None))).all()
 
 
 @pytest.mark.parametrize(("count", "devices"), [(4, 1), (5, 1), (5, 3)])

@@ -42,7 +42,8 @@ REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llada", {"gen_length": 20, "threshold": 0.3}, {}),
     ("llada", {"gen_length": 32, "steps": 8, "cfg_scale": 0.5, "seed": 4}, {"selection": "reference"}),
     ("llada", {"gen_length": 33, "block_length": 16, "confidence_eos_eot_inf": True, "logits_eos_inf": True}, {}),
-    ("dream", {"gen_length": 40, "threshold": 0.5}, {}),
+    ("mini", {"gen_length": 64, "block_length": 32, "steps": 16}, {"refresh": 4, "generation_rows": "full"}),
+    ("dream", {"gen_length": 40, "threshold": 0.5}, {"generation_rows": "full"}),
     ("dream", {"gen_length": 48, "temperature": 0.0, "top_p": 0.9}, {"skip": 0.3, "select": 0.4}),
     ("dream", {"gen_length": 32, "temperature": 0.0, "algorithm": "low_confidence"}, {}),
 ]
@@ -161,7 +162,8 @@ def by_harness(name: str, sampler: dict[str, Any], attention: dict[str, Any]) ->
         **told,
         "phases": phases,
         "notes": [note for note, times in told["notes"].items() for _ in range(times)],
-        "switch_step": phases["dense"] + phases["select"] if phases["sparse"] else None,
+        # The step after the first that selects.
+        "switch_step": phases["dense"] + 1 if phases["sparse"] else None,
         "finished": True,
     }
     return Seen.of({row: info[row] for row in by_info()}, text)
@@ -219,4 +221,5 @@ def test_the_requests_cover_what_a_run_can_do() -> None:
     """A rounded length, a run that never became sparse in either way, an early end, and each family's checkpoint."""
     asked = [name for _, sampler, attention in REQUESTS for name in {**sampler, **attention}]
     assert {"gen_length", "block_length", "steps", "threshold", "early_stop", "cfg_scale", "skip"} <= set(asked)
+    assert {"generation_rows", "refresh"} <= set(asked)
     assert {family for family, _, _ in REQUESTS} == {"mini", "llada", "dream"}

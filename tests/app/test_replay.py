@@ -22,7 +22,7 @@ from app.race.lane_view import LaneView
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
-from sparsed.config import FULL_ATTENTION, AttentionConfig, ResolvedSampler, select_step, switch_step
+from sparsed.config import FULL_ATTENTION, AttentionConfig, ResolvedSampler, phases_of, select_step, switch_step
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
 from sparsed.questions.build import Prompt
@@ -62,6 +62,7 @@ def make_run(
     skip: float,
     threshold: float | None = None,
     pattern: str | None = None,
+    refresh: int = 0,
 ) -> Any:
     """A run that commits cells at random; with fewer than `total` steps it was stopped, or the threshold ended it."""
     rng = np.random.default_rng(seed)
@@ -77,14 +78,19 @@ def make_run(
             SimpleNamespace(
                 index=index,
                 total=total,
-                phase="dense" if index < select else "select" if index == select else "sparse",
+                # Fresh patterns come every so many steps after the first.
+                phase="dense"
+                if index < select
+                else "select"
+                if index == select or (refresh and (index - select) % refresh == 0)
+                else "sparse",
                 tokens=torch.where(torch.from_numpy(when <= index), final, MASK)[None],
                 committed=committed[None],
                 confidence=torch.where(committed, sure, torch.nan)[None],
                 seconds=float(rng.random()),
             )
         )
-    attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32)
+    attention = FULL_ATTENTION if dense else AttentionConfig(pattern or "sparsed", skip, 0.4, 32, refresh=refresh)
     finished = made == total or threshold is not None
     # With a threshold, fewer steps are made than tokens at the outside; here they only have to be recorded.
     most = max(total, cells) if threshold else total
@@ -121,22 +127,22 @@ def make_run(
 
 
 def make_race(
-    seed: int, cells: int, total: int, made: tuple[int, ...], skip: float, threshold: float | None
+    seed: int, cells: int, total: int, made: tuple[int, ...], skip: float, threshold: float | None, refresh: int = 0
 ) -> tuple[dict[str, Any], traces.Trace]:
     """Its runs and its record. made: steps of full attention, of SparseD, and of up to three other lanes."""
     runs = {
         "dense": make_run(seed, True, cells, total, made[0], skip, threshold),
-        "sparse": make_run(seed + 1, False, cells, total, made[1], skip, threshold),
+        "sparse": make_run(seed + 1, False, cells, total, made[1], skip, threshold, None, refresh),
     }
     others = {"baseline": "shared", "random": "random", "streaming_llm": "streaming_llm"}
     for number, (key, method) in enumerate(list(others.items())[: len(made) - 2], start=2):
-        runs[key] = make_run(seed + number, False, cells, total, made[number], skip, threshold, method)
+        runs[key] = make_run(seed + number, False, cells, total, made[number], skip, threshold, method, refresh)
     return runs, traces.record(runs, prompt=PROMPT)
 
 
 races = st.builds(
-    lambda seed, cells, total, made, skip, threshold: make_race(
-        seed, cells, total, tuple(min(steps, total) for steps in made), skip, threshold
+    lambda seed, cells, total, made, skip, threshold, refresh: make_race(
+        seed, cells, total, tuple(min(steps, total) for steps in made), skip, threshold, refresh
     ),
     st.integers(0, 10**6),
     st.integers(1, 40),
@@ -151,6 +157,7 @@ races = st.builds(
     ),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     st.sampled_from([None, None, 0.9]),
+    st.sampled_from([0, 0, 2, 5]),
 )
 
 
@@ -197,8 +204,7 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
             LaneView(
                 lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
-                total=run.total,
-                switch_step=switch_step(run.total, run.attention.skip),
+                planned=phases_of(run.total, run.attention.skip, refresh=run.attention.refresh),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
                 at_most=run.sampler.at_most,
@@ -296,6 +302,19 @@ def test_the_phases_as_planned_survive_an_early_end() -> None:
     lane = replay_value(trace)["lanes"][1]
     assert lane["ranges"] == [["dense", 1, 5], ["select", 6, 6], ["sparse", 7, None]]
     assert lane["made"] == [["dense", 1, 2]] and lane["at_most"] is True
+
+
+def test_a_later_selection_is_replayed_as_what_it_is() -> None:
+    _, trace = make_race(5, 12, 10, (10, 8), 0.2, None, 3)
+    lane = replay_value(trace)["lanes"][1]
+    # Stopped after the eighth step: what was made, and what was planned.
+    assert lane["ranges"] == [
+        ["dense", 1, 2], ["select", 3, 3], ["sparse", 4, 5], ["select", 6, 6], ["sparse", 7, 8], ["select", 9, 9],
+        ["sparse", 10, 10],
+    ]  # fmt: skip
+    assert lane["made"] == lane["ranges"][:5]
+    assert lane["phases"] == ["dense", "dense", "select", "sparse", "sparse", "select", "sparse", "sparse"]
+    assert (lane["label"], lane["whose"]) == ("SparseD, refresh 3", "ours")
 
 
 @pytest.mark.parametrize("dense", [True, False])

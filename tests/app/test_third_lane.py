@@ -262,3 +262,40 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     assert "in the lane “Random blocks”" in page.inner_text(".sd-message")
     keeping.idle()
     page.wait_for_selector("#sd-run:not([disabled])")
+
+
+def test_the_paper_s_and_ours_say_whose_they_are_and_when_they_select(visit, keeping) -> None:
+    keeping.idle()
+    page = visit(keeping, "?third=full_rows&refresh=7&steps=32&gen_length=64&block_length=32&skip=0.25")
+    page.wait_for_selector('[data-lane="sparse"]')
+    page.evaluate("window.told = []")
+    page.evaluate("document.addEventListener('sparsed:stage', (e) => e.detail.replay || told.push(e.detail.selected))")
+    race(page)
+    # Step 9 is the first, then every seventh, and step 17 begins the second block.
+    selected = [9, 16, 17, 24, 31]
+    named = "select steps " + ", ".join(map(str, selected))
+    for lane, title in (("sparse", "SparseD, refresh 7"), ("baseline", "SparseD, full generation rows, refresh 7")):
+        card = page.locator(f'[data-lane="{lane}"]')
+        assert (card.locator("h2").inner_text(), card.locator(".sd-whose").inner_text()) == (title, "ours")
+        said = card.locator(".sd-phases li").all_inner_texts()
+        assert said == ["dense steps 1–8", named, "sparse the others from 10"]
+    assert page.is_hidden('[data-lane="dense"] .sd-whose')
+    # What could be looked at meanwhile, by its step; at last the record holds the last one.
+    told = page.evaluate("[...new Set(window.told)]")
+    assert told == sorted(told) and {*selected, 0} >= set(told) and max(told) > 0
+    page.wait_for_function(
+        "() => document.querySelector('#sd-looking').textContent.includes('these blocks are those of step 31')"
+    )
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    page.get_by_label("in step").check()
+    for step in (1, 9, 10, 16, 17, 24, 25):
+        scrub(page, step)
+        phase = "select" if step in selected else "dense" if step < 9 else "sparse"
+        for lane in ("sparse", "baseline"):
+            shown = page.locator(f'[data-lane="{lane}"] .sd-phases li[aria-current]')
+            assert shown.get_attribute("data-phase") == phase
+    # Where SparseD's own lane is ours already, the third is the paper's.
+    other = visit(keeping, "?refresh=7&threshold=0.9&third=full_rows&generation_rows=full")
+    race(other)
+    assert other.locator(".sd-lane:visible .sd-whose:visible").all_inner_texts() == ["ours", "the paper’s"]
+    assert other.locator('[data-lane="baseline"] h2').inner_text() == "SparseD"

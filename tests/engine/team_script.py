@@ -43,6 +43,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
     "random": ({"steps": 8}, {"method": "random", "select": 0.3}, ()),
     "streaming": ({"steps": 8}, {"method": "streaming_llm", "select": 0.3}, ()),
     "afresh": ({"steps": 8}, {"reuse": False}, ()),
+    "full rows": ({"steps": 8, "cfg_scale": 0.5}, {"select": 0.3, "generation_rows": "full"}, (5,)),
+    "refreshed": ({"steps": 8}, {"select": 0.3, "generation_rows": "full", "refresh": 2, "keep_importance": True}, ()),
 }
 
 
@@ -66,7 +68,8 @@ def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
 
 def same_pattern(one: Any, two: Any) -> bool:
     return len(one.layers) == len(two.layers) and all(
-        torch.equal(a.indices, b.indices) and torch.equal(a.counts, b.counts) for a, b in zip(one.layers, two.layers)
+        torch.equal(a.indices, b.indices) and torch.equal(a.counts, b.counts) and a.full_blocks == b.full_blocks
+        for a, b in zip(one.layers, two.layers)
     )
 
 
@@ -89,6 +92,8 @@ def compare(shared: Any, whole: Any, name: str, batch: int) -> dict[str, Any]:
         found["density"] = a.pattern.requested_density
         found["probes"] = all(same_pattern(a.probes[step], b.probes[step]) for step in b.probes)
         found["heads"] = a.pattern.layers[0].counts.shape[1]
+        found["full"] = a.pattern.full_blocks
+        found["phases"] = [step.phase for step in made[0].steps]
         if b.pattern.importance is not None:
             pairs = zip(a.pattern.importance, b.pattern.importance, strict=True)
             found["importance"] = max(float((x.float() - y.float()).abs().max()) for x, y in pairs)
@@ -101,12 +106,14 @@ def weights(network: Any) -> int:
 
 
 def few_rows(model: Any) -> list[torch.Tensor]:
-    """Logits of passes over all rows, which make a pattern, then over some rows of other canvases."""
-    config = AttentionConfig(select=0.4, block_size=32).resolve(332)
+    """Logits of passes over all rows, which make a pattern, then over some rows of other canvases, some of which see
+    every key.
+    """
+    config = AttentionConfig(select=0.4, block_size=32, generation_rows="full").resolve(332)
     predictor = Predictor(model, 300, SamplerConfig(steps=8, gen_length=32).resolve(model.defaults), config)
     predictor.choose_kernels(2)
     attention, store = predictor.attention(), RowStore()
-    some, more = (Rows(torch.arange(first, end, device=model.device)[None]) for first, end in ((300, 316), (290, 332)))
+    some, more = (Rows(torch.arange(first, end, device=model.device)[None]) for first, end in ((300, 316), (280, 332)))
     passes = (("select", ALL), ("dense", some), ("sparse", more))
     wanted = torch.tensor([301, 310, 332 + 305], device=model.device)
     made = []

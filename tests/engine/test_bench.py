@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sparsed.__main__ import main as program
-from sparsed.bench import command, numbers
+from sparsed.bench import command, few_rows, numbers
 from sparsed.bench import measure as measure_module
 from sparsed.bench.command import _kept, main, unheeded
 from sparsed.bench.estimate import Estimate
@@ -95,6 +95,9 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
     assert result.dense[0]["attention"] == {"method": "dense"} and result.sparsed[0]["attention"]["block_size"] == 32
     head, dtype = (line.split("  ")[-1].strip() for line in _lines([result])[1:3])
     assert (head, dtype) == ("100 (100)", "float32")
+    assert [(few.rows, few.keys) for few in result.attention.few_rows] == [(32, 132), (128, 132)]
+    for few in result.attention.few_rows:
+        assert list(few.milliseconds) == ["sdpa"] and few.milliseconds["sdpa"] > 0 and few.copy_speed > 0
     again = read_as(numbers.Measurement, json.loads(json.dumps(asdict(result))), "it")
     assert json.dumps(asdict(again)) == json.dumps(asdict(result)), "as a folder keeps it"
 
@@ -103,6 +106,35 @@ def _lines(results: list[numbers.Measurement]) -> list[str]:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         print_table(results)
     return said.getvalue().splitlines()
+
+
+def test_few_rows_against_their_limit() -> None:
+    """One head of 4 Mi keys and values of 64 halves: 1 GiB to be read."""
+    few = numbers.FewRows(32, 2**22, {"split": 0.3, "flash": 0.45}, limit=0.25, copy_speed=4295.0)
+    assert few.over_limit == pytest.approx(1.2)
+    assert str(few) == "split 0.3, flash 0.45 (limit 0.25: 1.20×)"
+    nothing = replace(few, milliseconds={})
+    assert nothing.over_limit is None and str(nothing) == "none ran (limit 0.25)"
+
+
+def test_the_limit_of_few_rows_is_reading_keys_and_values_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "copy_speed", lambda _: 1e9)
+    q, k = torch.zeros(2, 6, 40, 32), torch.zeros(2, 3, 500, 32)
+    [few] = few_rows.few_rows_times(q, k, k, 0.1)
+    # 2 sequences, 3 heads, 500 keys and as many values of 32 numbers, 4 bytes each, at 10⁹ a second.
+    assert (few.rows, few.keys, few.limit, few.copy_speed) == (32, 500, 0.768, 1.0)
+    assert list(few.milliseconds) == ["sdpa"]
+
+
+def test_what_a_measurement_lacks_is_a_dash(tiny: Any) -> None:
+    """One without few rows, as an older folder holds it, beside one that has them, with other composed runs."""
+    sampler = SamplerConfig(steps=8)
+    attention = SparseDConfig(skip=0.2, block_size=32)
+    first = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention, compose=[50, 100])
+    second = replace(first, attention=replace(first.attention, few_rows=()), composed=first.composed[1:])
+    cells = {line[:24].strip(): line.split()[-1] for line in _lines([first, second])}
+    assert cells["32 rows to all keys"] == cells["128 rows to all keys"] == cells["composed, 50 steps: s"] == "–"
+    assert cells["composed, 100 steps: s"] == f"{first.composed[1].sparsed:.1f}"
 
 
 def test_a_lane_that_never_was_sparse_is_called_so(tiny: Any) -> None:

@@ -86,7 +86,10 @@ def test_the_command_asks_a_part_of_the_ablations_and_recommends(
     main([*options, *out, "--ablations", "block_length", "isolated"])
     said = capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))
-    asked = ["dense", "dense:block_length=32", "sparsed", "sparsed:block_length=32", "sparsed:isolated=no"]
+    asked = [
+        "dense", "dense:block_length=32", "dense:block_length=96", "sparsed", "sparsed:block_length=32",
+        "sparsed:block_length=96", "sparsed:isolated=no",
+    ]  # fmt: skip
     assert [row["method"] for row in scores["lengths"]] == asked
     assert said.count("Recommended at 200: ") == 1 and "| 200 | dense, block_length 32 |" in said
     before = (tmp_path / "answers" / "records-0-of-1.jsonl").read_bytes()

@@ -103,7 +103,7 @@ def attend(request, monkeypatch) -> Callable[[Tensor, Tensor, Tensor, BlockLists
     from sparsed.attention.backends import triton
 
     if request.param != "triton":
-        monkeypatch.setattr(triton, "_has_tma", lambda *_: False)
+        monkeypatch.setattr(triton, "has_tma", lambda *_: False)
     return triton.triton_attention
 
 

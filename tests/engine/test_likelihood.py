@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -151,14 +152,16 @@ def test_other_pairs_and_batches_change_nothing(model_of, attention: str) -> Non
     assert abs(other[3].value - alone[3].value) > 1e-4
 
 
+@pytest.mark.parametrize("rows", ["pattern", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
 def test_sparse_draws_reuse_the_pattern_of_the_select_draw(
-    checkpoints, folder_of, model_of, family: str, cfg_scale: float
+    checkpoints, folder_of, model_of, family: str, cfg_scale: float, rows: str
 ) -> None:
     """Dense for ⌈10 · 0.2⌉ draws, then the draw that selects, then seven with its pattern, all in float64.
 
-    With guidance, the canvas without its context has a pattern of its own.
+    With guidance, the canvas without its context has a pattern of its own. With full rows, the query blocks that hold a
+    token of the answer, block 5 of 160 … 191 and block 6, see everything.
     """
     model, oracle = model_of(family), Oracle(checkpoints, folder_of(family), model_of(family), cfg_scale)
     context, answer = tokens(170, 1), tokens(40, 2)
@@ -173,9 +176,9 @@ def test_sparse_draws_reuse_the_pattern_of_the_select_draw(
         layers = []
         for q, k in network.run(torch.tensor(canvas))[1]:
             blocks = torch.zeros(q.shape[0], 7, 7, dtype=torch.bool)
-            for head, rows in enumerate(checkpoints.paper_selection(q, k, 40, 32, 0.3)):
-                for row, (kept, _lead) in enumerate(rows):
-                    blocks[head, row, list(kept)] = True
+            for head, choices in enumerate(checkpoints.paper_selection(q, k, 40, 32, 0.3)):
+                for row, (kept, _lead) in enumerate(choices):
+                    blocks[head, row, range(7) if rows == "full" and row * 32 + 31 >= 170 else list(kept)] = True
             layers.append(checkpoints.positions(blocks, 32, 210))
         return layers
 
@@ -189,10 +192,27 @@ def test_sparse_draws_reuse_the_pattern_of_the_select_draw(
     for batch_size in (1, 4):
         pairs = [other, (context, answer)]
         likelihood = found(
-            model, pairs, draws=10, attention=SPARSE, cfg_scale=cfg_scale, batch_size=batch_size
-        )[1]
+            model, pairs, draws=10, attention=replace(SPARSE, generation_rows=rows), cfg_scale=cfg_scale,
+            batch_size=batch_size,
+        )[1]  # fmt: skip
         assert likelihood.value == pytest.approx(want, rel=1e-5)
     assert abs(sum(dense) / 10 - want) > 1e-2
+
+
+def test_refresh_changes_no_likelihood_and_says_so(model_of) -> None:
+    """The decoding that tells what is greedy is a run of steps: there it has its effect, and nothing is said."""
+    model, pairs = model_of("llada"), [(tokens(100, 1), tokens(12, 2)), (tokens(100, 3), [9])]
+    made = []
+    for refresh in (0, 2):
+        said: dict[bool, list[int]] = {False: [], True: []}
+
+        def seen(info: Any, requests: int, greedy: bool, said: dict[bool, list[int]] = said) -> None:
+            said[greedy].append(sum("refresh is without effect on likelihoods" in note for note in info.notes))
+
+        values = found(model, pairs, draws=10, attention=replace(SPARSE, refresh=refresh), seen=seen)
+        made.append([one.value for one in values])
+        assert said == {False: [int(refresh > 0)] * 2, True: [0]}
+    assert made[0] == made[1]
 
 
 def test_with_everything_kept_sparse_is_dense(model_of) -> None:

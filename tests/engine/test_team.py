@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("team_script.py")
 EVERYWHERE = (
     "dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh",
-    "shared afresh",
+    "shared afresh", "full rows", "refreshed",
 )  # fmt: skip
 SECONDS = 5.0
 
@@ -93,7 +93,12 @@ def check_equal(found: dict[str, Any], processes: int) -> None:
             if setting != "dense":
                 assert one["pattern"] and one["probes"] and one["heads"] in (4, 8), (name, setting, one)
                 assert 0 < one["density"] < 1
-        assert settings["sparse"]["importance"] < 1e-3
+                # Of 332 positions, those from 288 on: blocks 9 and 10 of 32.
+                assert one["full"] == (2 if setting in ("full rows", "refreshed") else 0)
+        assert settings["sparse"]["importance"] < 1e-3 and settings["refreshed"]["importance"] < 1e-3
+        # One selection as planned, then one every two steps, and where LLaDA's second block of 16 begins.
+        refreshed = settings["refreshed"]["phases"]
+        assert refreshed.count("select") > 2 and refreshed[2:4] == ["select", "sparse"], refreshed
         # What differs from head to head differs between processes.
         assert settings["random"]["density"] == pytest.approx(settings["shared"]["density"])
 

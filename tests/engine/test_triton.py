@@ -78,7 +78,7 @@ def test_attention(
     monkeypatch, block_size: int, batch, query_heads, key_heads, length, dim, descriptors: bool
 ) -> None:
     if not descriptors:
-        monkeypatch.setattr(triton_backend, "_has_tma", lambda *_: False)
+        monkeypatch.setattr(triton_backend, "has_tma", lambda *_: False)
     q = heads(batch, length, query_heads, dim, 1)
     k, v = (heads(batch, length, key_heads, dim, seed) for seed in (2, 3))
     pattern, mask = ragged(batch, query_heads, -(-length // block_size), 4)
@@ -100,7 +100,7 @@ def test_importance(
     monkeypatch, block_size: int, batch, query_heads, key_heads, length, dim, descriptors: bool
 ) -> None:
     if not descriptors:
-        monkeypatch.setattr(triton_backend, "_has_tma", lambda *_: False)
+        monkeypatch.setattr(triton_backend, "has_tma", lambda *_: False)
     q, k = heads(batch, length, query_heads, dim, 1), heads(batch, length, key_heads, dim, 2)
     scores = scores_of(q, k)
     rows = [part.mean(-2) for part in scores.softmax(-1).split(block_size, -2)]
@@ -217,6 +217,45 @@ for dtype, dim in (("bf16", 128), ("fp16", 64)):
 """
 
 
+AHEAD_FOR_FEW_ROWS = """
+import json, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sparsed.attention.backends import few_rows
+from sparsed.attention.backends.few_rows_kernels import attend_stretch, merge_stretches
+
+def compiled(kernel, capability, values, warps, dtype, descriptors):
+    signature, aligned = {}, []
+    for place, name in enumerate(kernel.arg_names):
+        if name in values:
+            signature[name] = "constexpr"
+        elif name in ("K", "V") and descriptors:
+            signature[name] = f"tensordesc<{dtype}[1, 1, {values['N']}, {values['D']}]>"
+        elif name[0].isupper():
+            signature[name] = "*" + (dtype if name in ("Q", "K", "V", "Out") else "fp32")
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        # What Triton finds out about pointers and strides when it compiles for a call.
+        if signature[name][0] == "*" or name.endswith(("_batch", "_head", "_row")):
+            aligned.append(place)
+    given = {(kernel.arg_names.index(name),): value for name, value in values.items()}
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=given, attrs=attributes)
+    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    assert done.asm["cubin"]
+    return done
+
+for capability in (80, 90, 100, 120):
+    compiled(merge_stretches, capability, {"S": few_rows._MERGED, "D": 128}, 4, "bf16", False)
+    for dtype, tiles in (("bf16", few_rows._TILES[16][0]), ("bf16", few_rows._TILES[128][0]),
+                         ("fp32", few_rows._FLOAT32[32])):
+        values = {"M": tiles.m, "N": tiles.n, "D": 128, "STAGES": tiles.stages, "TMA": capability >= 90}
+        done = compiled(attend_stretch, capability, values, tiles.warps, dtype, capability >= 90)
+        counts = [done.asm["ptx"].count(name) for name in ("cp.async", "wgmma.mma_async")]
+        print(json.dumps([capability, tiles.m, done.metadata.shared, *counts]))
+"""
+
+
 def compiles_with() -> dict[str, str]:
     """All that what is compiled ahead depends on: sources, versions, this kind of machine, and what Triton reads from
     the environment.
@@ -296,10 +335,21 @@ def test_kernels_compile_ahead_for_every_generation(ahead: Callable[[str], list[
         assert shared <= room[capability] * 1024
 
 
+def test_the_kernels_of_few_rows_compile_ahead(ahead: Callable[[str], list[list[int]]]) -> None:
+    """The first choice of tiles, for one row and for many; tiles of keys come while others are worked on."""
+    room = {80: 163, 90: 227, 100: 227, 120: 99}
+    lines = ahead(AHEAD_FOR_FEW_ROWS)
+    assert len(lines) == 12 and {capability for capability, *_ in lines} == set(room)
+    for capability, rows, shared, copies, products in lines:
+        assert shared <= room[capability] * 1024 and copies > 0
+        # Hopper's own products need 64 rows.
+        assert (products > 0) == (capability == 90 and rows == 128)
+
+
 def test_a_hopper_kernel_that_does_not_compile_gives_way_and_is_said(monkeypatch) -> None:
     plain, hopper = triton_backend.Tiles(64, 64, 4, 2), triton_backend.Tiles(128, 128, 4, 2, hopper=True)
 
-    def milliseconds(device: torch.device, work, repeats: int) -> float:
+    def milliseconds(device: torch.device, work, repeats: int, cold: bool) -> float:
         return work()
 
     def work(tiles: triton_backend.Tiles) -> float:
@@ -309,6 +359,6 @@ def test_a_hopper_kernel_that_does_not_compile_gives_way_and_is_said(monkeypatch
 
     monkeypatch.setattr(triton_backend, "device_milliseconds", milliseconds)
     with pytest.warns(RuntimeWarning, match=r"does not compile here \(AttributeError: no such descriptor\)"):
-        assert triton_backend._fastest(torch.device("cpu"), (hopper, plain), work) == plain
+        assert triton_backend.fastest_tiles(torch.device("cpu"), (hopper, plain), work) == plain
     with pytest.raises(RuntimeError, match="No tile size"):
-        triton_backend._fastest(torch.device("cpu"), (), work)
+        triton_backend.fastest_tiles(torch.device("cpu"), (), work)

@@ -119,7 +119,7 @@ def test_starts_that_no_descriptor_takes() -> None:
     """The plain kernel runs where rows do not start at multiples of 16 bytes."""
     wide = heads(1, 300, 2, 132, torch.bfloat16, 1)
     q = k = v = wide[..., 1:129]
-    assert not triton._has_tma(q, k, v)
+    assert not triton.has_tma(q, k, v)
     pattern = ragged(1, 2, 3, 4)
     lists = pattern.lists(None, BlockLayout(300, 0, 128))
     got = triton.triton_attention(q, k, v, lists, 128**-0.5)

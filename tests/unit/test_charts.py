@@ -16,6 +16,14 @@ from sparsed.config import SparseDConfig
 TWO = lanes_for(SparseDConfig())
 
 
+def ranges(total: int, switch_step: int | None) -> list[tuple[str, int, int]]:
+    """The phases of a run that selects once, from and to which step, counted from 1."""
+    if switch_step is None:
+        return [("dense", 1, total)]
+    dense = [("dense", 1, switch_step - 1)] if switch_step > 1 else []
+    return [*dense, ("select", switch_step, switch_step), ("sparse", switch_step + 1, total)]
+
+
 def figure_of(lanes: dict[str, int], switch_step: int | None = 3, total: int = 10) -> base.Figure:
     times = {lane: [0.1 * (i + 1) for i in range(steps)] for lane, steps in lanes.items()}
     phases = {
@@ -24,7 +32,7 @@ def figure_of(lanes: dict[str, int], switch_step: int | None = 3, total: int = 1
         ]
         for lane, steps in lanes.items()
     }
-    return timeline.timeline(StepTimes(TWO, times, phases, total=total, switch_step=switch_step))
+    return timeline.timeline(StepTimes(TWO, times, phases, total=total, ranges=ranges(total, switch_step)))
 
 
 def test_plotly_accepts_every_figure() -> None:
@@ -75,12 +83,12 @@ def test_below_it_each_lane_s_clock_and_how_far_they_are_apart() -> None:
     assert figure["layout"]["annotations"][1]["text"] == "1.00× after 4 steps"
     times = {"dense": [3.0, 3.0], "sparse": [3.0, 1.0]}
     phases = {"dense": ["dense"] * 2, "sparse": ["select", "sparse"]}
-    said = timeline.timeline(StepTimes(TWO, times, phases, total=4, switch_step=1))["layout"]["annotations"]
+    said = timeline.timeline(StepTimes(TWO, times, phases, total=4, ranges=ranges(4, 1)))["layout"]["annotations"]
     assert said[1]["text"] == "1.50× after 2 steps" and (said[1]["x"], said[1]["y"]) == (2, 6.0)
     # As the stage says it: slower lanes, and those that are as good as equal.
     for last, words in ((5.0, "1.33× slower after 2 steps"), (3.05, "0.99× after 2 steps")):
         slow = {"dense": [3.0, 3.0], "sparse": [3.0, last]}
-        found = timeline.timeline(StepTimes(TWO, slow, phases, total=4, switch_step=1))["layout"]["annotations"]
+        found = timeline.timeline(StepTimes(TWO, slow, phases, total=4, ranges=ranges(4, 1)))["layout"]["annotations"]
         assert found[1]["text"] == words
     # Before a lane is sparse a factor would be noise.
     assert len(figure_of({"dense": 3, "sparse": 3})["layout"]["annotations"]) == 1
@@ -109,18 +117,18 @@ def test_figures_are_cheap_enough_to_build_beside_a_running_engine() -> None:
     times = {"dense": [0.1] * 1024, "sparse": [0.1] * 1024}
     phases = {"dense": ["dense"] * 1024, "sparse": ["sparse"] * 1024}
     start = time.perf_counter()
-    timeline.timeline(StepTimes(TWO, times, phases, total=1024, switch_step=205))
+    timeline.timeline(StepTimes(TWO, times, phases, total=1024, ranges=ranges(1024, 205)))
     assert time.perf_counter() - start < 0.5
 
 
 def test_the_axis_of_a_run_that_may_end_early_follows_the_steps() -> None:
     times = {"dense": [0.1] * 20, "sparse": [0.1] * 16}
     phases = {key: ["dense"] * len(seconds) for key, seconds in times.items()}
-    short = timeline.timeline(StepTimes(TWO, times, phases, total=128, switch_step=None, at_most=True))
+    short = timeline.timeline(StepTimes(TWO, times, phases, total=128, ranges=ranges(128, None), at_most=True))
     assert short["layout"]["xaxis"]["range"] == [0, 26] and short["layout"]["shapes"] == []
-    ahead = timeline.timeline(StepTimes(TWO, times, phases, total=128, switch_step=27, at_most=True))
+    ahead = timeline.timeline(StepTimes(TWO, times, phases, total=128, ranges=ranges(128, 27), at_most=True))
     assert ahead["layout"]["xaxis"]["range"][1] > 27.5
-    near = timeline.timeline(StepTimes(TWO, times, phases, total=21, switch_step=None, at_most=True))
+    near = timeline.timeline(StepTimes(TWO, times, phases, total=21, ranges=ranges(21, None), at_most=True))
     assert near["layout"]["xaxis"]["range"] == [0, 22]
 
 
@@ -128,7 +136,7 @@ def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> No
     times = {"dense": [3.0, 3.0, 3.0], "sparse": [3.0, 1.0], "baseline": [1.0]}
     phases = {"dense": ["dense"] * 3, "sparse": ["select", "sparse"], "baseline": ["select"]}
     three = lanes_for(SparseDConfig(), "streaming_llm")
-    figure = timeline.timeline(StepTimes(three, times, phases, total=4, switch_step=1))
+    figure = timeline.timeline(StepTimes(three, times, phases, total=4, ranges=ranges(4, 1)))
     go.Figure(figure)
     assert [line["name"] for line in figure["data"]] == 2 * ["Full attention", "SparseD", "StreamingLLM"]
     assert [len(line["x"]) for line in figure["data"]] == 2 * [3, 2, 1]
@@ -138,5 +146,26 @@ def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> No
     # Over the steps that full attention and SparseD both have.
     assert figure["layout"]["annotations"][1]["text"] == "1.50× after 2 steps"
     without = {lane: times[lane] for lane in ("dense", "sparse")}
-    two = timeline.timeline(StepTimes(TWO, without, phases, total=4, switch_step=1))
+    two = timeline.timeline(StepTimes(TWO, without, phases, total=4, ranges=ranges(4, 1)))
     assert two["layout"] == figure["layout"] and two["data"] == [*figure["data"][:2], *figure["data"][3:5]]
+
+
+def test_each_selection_has_its_band_and_the_line_stands_at_the_first() -> None:
+    three = lanes_for(SparseDConfig(refresh=3, generation_rows="full"))
+    phases = ["dense", "select", "sparse", "sparse", "select", "sparse"]
+    times = {"dense": [0.1] * 6, "sparse": [0.1] * 6}
+    made = [("dense", 1, 1), ("select", 2, 2), ("sparse", 3, 4), ("select", 5, 5), ("sparse", 6, 9), ("select", 10, 10)]
+    given = StepTimes(three, times, {"dense": ["dense"] * 6, "sparse": phases}, 10, made)
+    figure = timeline.timeline(given)
+    go.Figure(figure)
+    line, *bands = figure["layout"]["shapes"]
+    assert (line["name"], line["x0"]) == ("switch", 2.5) and given.switch_step == 2
+    assert [(one["name"], one["x0"] + 0.5, one["x1"] - 0.5) for one in bands] == made
+    assert figure["layout"]["annotations"][0]["text"] == "SparseD turns sparse after step 2"
+    assert figure["data"][1]["name"] == "SparseD, full generation rows, refresh 3"
+    assert [size > 6 for size in figure["data"][1]["marker"]["size"]] == [phase == "select" for phase in phases]
+    # Where the end is not known, the axis ends before what is only planned.
+    open_end = [*made[:-1], ("select", 60, None)]
+    _, *bands = timeline.timeline(StepTimes(three, times, given.phases, 96, open_end, True))["layout"]["shapes"]
+    assert [one["name"] for one in bands] == ["dense", "select", "sparse", "select", "sparse"]
+    assert bands[-1]["x1"] == 8.5

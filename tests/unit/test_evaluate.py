@@ -16,7 +16,7 @@ from sparsed.evaluation.answers import own_share, token_agreement
 from sparsed.evaluation.command import _parser, main, unheeded
 from sparsed.evaluation.plan import default_cells
 from sparsed.evaluation.reading import read_observations, read_records
-from sparsed.evaluation.scores import Answer, Observation, summarise, wilson
+from sparsed.evaluation.scores import Answer, Observation, over_types, paired, summarise, wilson
 from sparsed.evaluation.tables import table
 from sparsed.options import given_of
 from sparsed.parallel.crew import Crew
@@ -51,6 +51,28 @@ def test_wilson_bounds_solve_the_score_equation(right: int, total: int) -> None:
     assert 0 <= low <= right / total <= high <= 1
 
 
+@pytest.mark.parametrize(("won", "lost", "total"), [(0, 0, 1), (0, 0, 200), (200, 0, 200), (0, 5, 5), (3, 7, 40)])
+def test_an_interval_of_a_difference_holds_it_and_is_never_empty(won: int, lost: int, total: int) -> None:
+    low, high = paired(won, lost, total)
+    assert -1 <= low < high <= 1 and low <= (won - lost) / total <= high
+    assert paired(lost, won, total) == (pytest.approx(-high), pytest.approx(-low))
+    more = paired(100 * won, 100 * lost, 100 * total)
+    assert more[1] - more[0] < high - low
+
+
+def test_the_mean_over_types_counts_each_alike() -> None:
+    cells = [
+        {"accuracy": 0.5, "difference": -0.1, "difference_interval": (-0.14, -0.02)},
+        {"accuracy": 1.0, "difference": 0.0, "difference_interval": (-0.03, 0.03)},
+    ]
+    mean = over_types(cells)
+    assert (mean["types"], mean["mean_accuracy"]) == (2, 0.75)
+    assert mean["mean_difference"] == pytest.approx(-0.05)
+    spread = (0.06**2 + 0.03**2) ** 0.5 / 2
+    assert mean["mean_difference_interval"] == (pytest.approx(-0.04 - spread), pytest.approx(-0.04 + spread))
+    assert over_types([cells[0], {**cells[1], "difference": None}])["mean_difference_interval"] is None
+
+
 def test_agreement_counts_to_the_end_of_the_longer_answer() -> None:
     end = 0
     assert token_agreement([5, 6, 0, 0], [5, 6, 0, 0], end) == 1
@@ -72,8 +94,11 @@ def test_differences_are_paired_by_question() -> None:
     assert cells["lookup", "sliding_window"]["difference"] == -1
     assert cells["two_hop", "dense"]["questions"] == 1
     low, high = cells["lookup", "sparsed"]["difference_interval"]
-    # −1, −1, +1 and seven zeros: variance (3 − 10 · 0.01) / 10, over ten questions.
-    assert (high - low) / 2 == pytest.approx(1.96 * ((3 - 0.1) / 10 / 10) ** 0.5)
+    # −1, −1, +1 and seven zeros, and one more of each: twelve, of which five differ, their sum −1.
+    more = [-1, -1, -1, 1, 1] + [0] * 7
+    variance = sum((one + 1 / 12) ** 2 for one in more) / 12
+    assert (high - low) / 2 == pytest.approx(1.96 * (variance / 12) ** 0.5)
+    assert (high + low) / 2 == pytest.approx(-1 / 12)
     assert summary["means"]["sparsed"] == {
         "lengths": ["1k"], "difference": pytest.approx(-0.1), "agreement": pytest.approx(0.75)
     }  # fmt: skip

@@ -156,3 +156,33 @@ def test_every_setting_can_be_linked() -> None:
     given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in ON_PAGE} | {"kind": OWN_TEXT}
     query = dict(parse_qsl(link(given, FOLLOWING).removeprefix("?")))
     assert from_link(query) == (given, [])
+
+
+def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> None:
+    assert [field.name for field in FIELDS][-2:] == ["generation_rows", "refresh"]
+    start = usual("mini", "about", "4k")
+    assert (start["generation_rows"], start["refresh"]) == ("pattern", None)
+    for given, expected in (
+        ({}, ("pattern", 0)), ({"generation_rows": "full"}, ("full", 0)), ({"refresh": 6}, ("pattern", 6)),
+        ({"refresh": 0, "generation_rows": "pattern"}, ("pattern", 0)),
+    ):  # fmt: skip
+        found = parse(**{**start, **given}, **KNOWN).resolve(300).attention
+        assert (found.generation_rows, found.refresh) == expected
+    # A link to the paper's settings says nothing of them, and an old one brings the paper's.
+    assert "generation_rows" not in link({**start, "refresh": 0}, ())
+    query = dict(parse_qsl(link({**start, "generation_rows": "full", "refresh": 6}, {"refresh"})[1:]))
+    values, problems = from_link(query)
+    assert (values["generation_rows"], values["refresh"], problems) == ("full", 6, [])
+
+
+def test_a_refresh_of_any_length_can_be_shown() -> None:
+    with gr.Blocks():
+        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+    assert made["refresh"].choices == [("off", 0), ("4", 4), ("8", 8), ("16", 16)] and made["refresh"].value == 0
+    assert made["generation_rows"].choices == [
+        ("Follow the pattern (the paper)", "pattern"), ("See all keys (ours)", "full"),
+    ]  # fmt: skip
+    held = {name: component.value for name, component in made.items()} | {"refresh": 6}
+    asked = parse(**{**usual("mini", "about", "4k"), "refresh": 6}, **KNOWN).resolve(300)
+    update = follow(made, asked, held, {"refresh"})[made["refresh"]]
+    assert update["value"] == 6 and update["choices"] == [("off", 0), ("4", 4), ("6", 6), ("8", 8), ("16", 16)]

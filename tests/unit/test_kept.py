@@ -103,6 +103,85 @@ def test_a_run_that_goes_on_can_be_looked_at(runs, run) -> None:
 
 
 @pytest.fixture(scope="module")
+def ours(runs) -> tuple[Any, Kept]:
+    """A run with full generation rows and fresh patterns, tracked, its importances kept; and what stays of its race."""
+    dense = runs["dense"]
+    sampler = replace(dense.sampler, steps=16, block_length=16)
+    attention = SparseDConfig(
+        keep_importance=True, block_size=32, select=0.4, skip=0.125, generation_rows="full", refresh=4
+    )
+    made = {
+        "dense": sparsed.denoise(dense.model, dense.prompt[0], sampler=sampler, attention="dense"),
+        "sparse": sparsed.denoise(
+            dense.model, dense.prompt[0], sampler=sampler, attention=attention, probe_steps=(4, 15)
+        ),
+    }
+    for run in made.values():
+        run.result()
+    kept = keep(made, "a visitor's own text")
+    assert kept is not None
+    return made["sparse"], kept
+
+
+def test_of_a_run_that_selects_again_the_last_pattern_stays_and_words_say_whose(ours) -> None:
+    run, kept = ours
+    selected = [step.index + 1 for step in run.steps if step.phase == "select"]
+    assert selected == [3, 7, 9, 13] == list(kept.selected)
+    pattern, layout = kept.pattern, run.pattern.layout
+    assert pattern is not None and pattern.full_blocks == layout.blocks - layout.prompt_length // 32 > 0
+    for layer in range(6):
+        for head in range(4):
+            assert np.array_equal(pattern.mask(layer)[0, head], run.pattern.mask(layer, head).numpy())
+            importance = run.pattern.importance[layer][0, head].float().numpy()
+            assert np.array_equal(pattern.importance(layer, head), importance)
+    assert looks.which(kept).endswith("It selected 4 times; these blocks are those of step 13.")
+    live = looks.which(Masks.of(run.pattern), selected=9)
+    assert live == "Your run, which goes on: its blocks were selected in step 9. More is here when it is over."
+    bands = [one["name"] for one in looks.timeline(kept)["figure"]["layout"]["shapes"][1:]]
+    assert bands == ["dense", *["select", "sparse"] * 4]
+    tracked = looks.later(kept)
+    assert "a fresh selection against the run’s last one" in json.dumps(tracked, ensure_ascii=False)
+    assert tracked["figure"]["layout"]["shapes"][0]["x0"] == 13.5
+
+
+def test_rows_that_see_every_key_are_drawn_and_said_and_not_compared(ours) -> None:
+    run, kept = ours
+    blocks, full = kept.pattern.layout.blocks, kept.pattern.full_blocks
+    said = f"query blocks {blocks - full} to {blocks - 1} see every key: not selected"
+    head, (overview, overlap, bars) = looks.head(kept, 2, 1), looks.layer(kept, 2)
+    for view in (head, overview, looks.model(kept), looks.picture(kept)):
+        go.Figure(view["figure"])
+        assert f". {said}." in view["label"]
+    for view in (head, overview, looks.model(kept)):
+        assert said in view["figure"]["layout"]["title"]["subtitle"]["text"]
+    trace = head["figure"]["data"][0]
+    z = np.frombuffer(base64.b64decode(trace["z"]["bdata"]), np.uint8).reshape(blocks, blocks)
+    assert (z[blocks - full :] >= trace["meta"]["kept_from"]).all()
+    assert [label.endswith("sees every key") for label in trace["y"]] == [row >= blocks - full for row in range(blocks)]
+    assert not any("sees every key" in label for label in trace["x"])
+    # How alike two heads are is counted where they have chosen.
+    masks = [run.pattern.mask(2, one).tolist() for one in range(4)]
+    cells = overlap["figure"]["data"][0]["z"]
+    for one, other in ((0, 1), (1, 3), (2, 0)):
+        both = either = 0
+        for row in range(blocks - full):
+            for column in range(blocks):
+                both += masks[one][row][column] and masks[other][row][column]
+                either += masks[one][row][column] or masks[other][row][column]
+        assert cells[one][other] == pytest.approx(both / either, abs=6e-4)
+    # A bar and its mark both count them: they are computed, and hold all of their rows' attention.
+    marks = bars["figure"]["data"][1]["y"]
+    assert marks[1] == pytest.approx(100 * sum(map(sum, masks[1])) / blocks**2, abs=0.01)
+    json.dumps([head, overview, overlap, bars], allow_nan=False)
+
+
+def test_without_them_nothing_is_said_of_them(run) -> None:
+    for view in (looks.head(run, 2, 1), *looks.layer(run, 2), looks.model(run), looks.picture(run)):
+        assert "every key" not in json.dumps(view)
+    assert "selected" not in looks.which(run)
+
+
+@pytest.fixture(scope="module")
 def three(runs) -> dict[str, Any]:
     """The same race with a third lane."""
     dense, sparse = runs["dense"], runs["sparse"]

@@ -14,7 +14,20 @@ from app.engine.local import SparsedEngine
 from app.finished import views
 from app.finished.replay import final_snapshot
 from app.finished.run import keep, opened, recorded
-from app.lanes import MOST_LANES, OFFERED, PAIR, LaneSpec, headline, lanes_for, lanes_of, pair, reference, watched
+from app.lanes import (
+    MOST_LANES,
+    OFFERED,
+    OTHER_ROWS,
+    PAIR,
+    THIRD,
+    LaneSpec,
+    headline,
+    lanes_for,
+    lanes_of,
+    pair,
+    reference,
+    watched,
+)
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView
 from app.race.race import Lane, Race
@@ -51,6 +64,64 @@ def test_up_to_five_lanes_have_keys_labels_and_styles_of_their_own() -> None:
         lanes_with(*FIVE, "shared")
 
 
+def test_a_label_tells_what_is_added_to_the_paper_s_and_whose_that_is() -> None:
+    settings: list[dict[str, Any]] = [
+        {}, {"generation_rows": "pattern", "refresh": 0}, {"generation_rows": "full"}, {"refresh": 8},
+        {"generation_rows": "full", "refresh": 16},
+    ]  # fmt: skip
+    told = [(lane.label, lane.whose, lane.method) for one in settings for lane in lanes_of([SparseDConfig(**one)])]
+    paper, ours = "the paper’s", "ours"
+    assert told == [
+        ("SparseD", paper, "SparseD"), ("SparseD", paper, "SparseD"),
+        ("SparseD, full generation rows", ours, "SparseD"), ("SparseD, refresh 8", ours, "SparseD"),
+        ("SparseD, full generation rows, refresh 16", ours, "SparseD"),
+    ]  # fmt: skip
+    # A baseline is nobody's of the two, until something of ours is added to it.
+    window, more = lanes_of([AttentionConfig("sliding_window"), AttentionConfig("random", refresh=4)])
+    assert (window.whose, more.label, more.whose) == ("", "Random blocks, refresh 4", ours)
+    assert lanes_of([FULL_ATTENTION])[0].whose == ""
+
+
+@pytest.mark.parametrize("resolved", [False, True])
+def test_the_third_lane_may_be_sparsed_with_the_other_generation_rows(resolved: bool) -> None:
+    for rows, refresh, theirs in (
+        ("pattern", 0, ("full", 0)), ("pattern", 8, ("full", 8)), ("full", 0, ("pattern", 0)),
+        ("full", 8, ("pattern", 0)),
+    ):  # fmt: skip
+        ours = SparseDConfig(skip=0.1, select=0.4, generation_rows=rows, refresh=refresh)
+        lanes = lanes_for(ours.resolve(500) if resolved else ours, OTHER_ROWS)
+        assert tuple(lane.key for lane in lanes) == OFFERED and len({lane.label for lane in lanes}) == 3
+        assert headline(lanes) is lanes[1] and lanes[1].attention == lanes_for(lanes[1].attention)[1].attention
+        third = lanes[2].attention.resolve(500)
+        assert (third.generation_rows, third.refresh) == theirs
+        assert replace(third, generation_rows=rows, refresh=refresh) == ours.resolve(500)
+        # Of the two exactly one is the paper's, unless the visitor's own lane refreshes.
+        whose = sorted(lane.whose for lane in lanes[1:])
+        assert whose == (["ours", "ours"] if (rows, refresh) == ("pattern", 8) else ["ours", "the paper’s"])
+    assert set(THIRD) == {OTHER_ROWS, *METHOD_LABELS} - {"dense", "sparsed"}
+
+
+def test_the_phases_as_planned_are_those_of_a_loop_over_the_steps() -> None:
+    for steps, blocks in ((48, 1), (48, 3), (12, 4), (7, 1), (30, 2)):
+        for skip in (0.0, 0.2, 0.5, 1.0):
+            for refresh in (0, 2, 3, 8, 100):
+                lane = lanes_for(SparseDConfig(skip=skip, refresh=refresh))[1]
+                first, since, slow = next(n for n in range(steps + 1) if n >= round(skip * steps, 9)), 0, []
+                for step in range(steps):
+                    begins = any(step == block * steps // blocks for block in range(blocks))
+                    if step < first:
+                        slow.append("dense")
+                    elif step == first or (refresh and (begins or since == refresh)):
+                        slow.append("select")
+                        since = 0
+                    else:
+                        slow.append("sparse")
+                    since += 1
+                assert list(lane.phases(steps, blocks)) == slow, (steps, blocks, skip, refresh)
+                sparse = [step for step, phase in enumerate(slow) if phase == "sparse"]
+                assert lane.switch_step(steps, blocks) == (sparse[0] if sparse else None)
+
+
 def test_the_reference_is_full_attention_that_comes_first_and_the_headline_is_sparsed() -> None:
     lanes = lanes_with(*FIVE)
     assert reference(lanes) is lanes[0] and headline(lanes) is lanes[1]
@@ -72,8 +143,7 @@ def test_five_lanes_of_the_real_engine_race_are_kept_and_open_again(tmp_path: Pa
             LaneView(
                 lane,
                 Canvas(32, model.tokens_text, model.end_ids),
-                total=run.total,
-                switch_step=run.switch_step,
+                planned=lane.phases(run.total, 1),
                 backend=run.backend,
                 parallel=32,
             )

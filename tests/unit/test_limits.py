@@ -88,6 +88,32 @@ def test_the_sparse_lane_saves_attention_after_the_switch_only() -> None:
     assert estimated(14, density=1.0).lanes["sparse"] > never.lanes["sparse"]
 
 
+@pytest.mark.parametrize("rows", ["pattern", "full"])
+@pytest.mark.parametrize("refresh", [0, 4])
+@pytest.mark.parametrize(("length", "generated"), [(16_448, 96), (300, 96), (1056, 100)])
+def test_fresh_patterns_and_full_rows_have_their_cost(rows: str, refresh: int, length: int, generated: int) -> None:
+    speed, steps, blocks = Speed(4e-5, 4e-8), 48, 2
+    attention = SparseDConfig(skip=0.2, select=0.3, block_size=32, generation_rows=rows, refresh=refresh)
+    found = estimate(
+        MINI, speed, lanes=lanes_for(attention), length=length, steps=steps, blocks=blocks, gen_length=generated
+    ).lanes["sparse"]
+    # Row by row: those in a query block with a generated token see every key, the others what is gathered.
+    first = next(row for row in range(length) if (row // 32 + 1) * 32 > length - generated)
+    seen = [1.0 if rows == "full" and row >= first else 1.25 * 0.3 for row in range(length)]
+    share, last, slow = sum(seen) / length, None, 0.0
+    for step in range(steps):
+        slow += speed.per_token * length
+        fresh = last is None or (refresh and (step - last == refresh or step == steps // blocks))
+        if step < 10:
+            slow += speed.per_pair * length**2
+        elif fresh:
+            slow += 3 * speed.per_pair * length**2
+            last = step
+        else:
+            slow += share * speed.per_pair * length**2
+    assert found == pytest.approx(slow)
+
+
 def test_memory_grows_with_the_length_and_stays_sane() -> None:
     assert memory_needed(MINI, 16_448, 128) < 3 * GIB
     assert memory_needed(MINI, 1024, 32) < memory_needed(MINI, 4096, 32) < memory_needed(MINI, 65_600, 128)

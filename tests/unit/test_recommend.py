@@ -89,7 +89,7 @@ def test_it_says_what_the_intervals_allow() -> None:
     assert found is not None and found.worst == "chain4" and found.questions == 400
     assert found.might_lose_more == ["-1.3 on the mean", "-3.7 on chain4"]
     (said,) = recommended(unsure)
-    assert "SparseD, 1.50× by executed cost, -0.5 (-1.3 … +0.3) points" in said
+    assert "SparseD, 1.50× by executed cost, -0.5 (-1.3 … +0.3) points to full attention (90.0 % right) on" in said
     assert "-2.5 on the worst (chain4), over 400 questions; the intervals allow -1.3 on the mean, -3.7 on ch" in said
     assert "allow no more than the rule" in recommended(summary({"sparsed": (1.5, both(0.005))}))[0]
 

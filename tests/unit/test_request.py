@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from app.race import links, request
+from app.lanes import OTHER_ROWS, THIRD
+from app.race import links
 from app.race.fields import BY_NAME, FOLLOWING, MAX_CHARACTERS, MAX_STEPS, OWN_TEXT, usual
 from app.race.request import parse, unused
 from sparsed.config import ALGORITHMS, SamplerConfig
@@ -84,8 +85,13 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"block_size": 256}, "attention block size"),
         ({"seed": 2**40}, "seed"),
         ({"seed": None}, "seed"),
-        ({"third": "sparsed"}, "lane 'sparsed' is not one of none, sliding_window, streaming_llm, random, shared"),
+        ({"third": "sparsed"}, "is not one of none, full_rows, sliding_window, streaming_llm, random, shared"),
         ({"third": ["random"]}, "third lane"),
+        ({"generation_rows": "some"}, "generation rows 'some' is not one of pattern, full"),
+        ({"refresh": 1}, "With refresh = 1 every step would have full attention: give 2 or more, or 0"),
+        ({"refresh": -1}, "refresh must lie between 0 and 1024"),
+        ({"refresh": 4.5}, "refresh"),
+        ({"refresh": 1025}, "refresh must lie between 0 and 1024"),
         ({"third": "shared", "selection": "reference"}, "“One pattern for all heads” needs the selection of the paper"),
     ],
 )
@@ -154,6 +160,7 @@ OTHER: dict[str, Any] = {
     "threshold": 0.8, "cfg_scale": 1.5, "top_p": 0.4, "early_stop": True, "logits_eos_inf": True,
     "confidence_eos_eot_inf": True, "stop": ["\n"], "skip": 0.45, "select": 0.15, "block_size": 64,
     "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
+    "generation_rows": "full", "refresh": 8,
 }  # fmt: skip
 
 
@@ -274,7 +281,7 @@ def test_two_lanes_are_the_rule(given: dict[str, Any]) -> None:
     assert [lane.key for lane in asked.lanes] == [lane.key for lane in asked.resolve(300).lanes] == ["dense", "sparse"]
 
 
-@pytest.mark.parametrize("method", list(request.BASELINES))
+@pytest.mark.parametrize("method", [one for one in THIRD if one != OTHER_ROWS])
 def test_a_baseline_differs_from_sparsed_in_its_method_alone(method: str) -> None:
     asked = parse(**{**GOOD, "third": method, "skip": 0.25, "block_size": 64}).resolve(300)
     ours, theirs = asdict(asked.attention), asdict(asked.lanes[2].attention)  # type: ignore[call-overload]

@@ -11,11 +11,11 @@ import pytest
 from app.lanes import PAIR, lanes_for
 from app.phrases import clock
 from app.race.canvas import Canvas
-from app.race.lane_view import LaneView, phase_ranges
+from app.race.lane_view import LaneView, ranges_of
 from app.race.notes import of_lanes
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, before_run, mode, speedup
-from sparsed.config import SparseDConfig
+from sparsed.config import Phase, SparseDConfig
 
 END = 0
 NAMES = ("full attention", "SparseD")
@@ -24,6 +24,13 @@ WORDS = ["<end>", "It", " is", " so"]
 
 def decode(tokens: list[int]) -> str:
     return "".join(WORDS[token] for token in tokens)
+
+
+def plan(total: int, switch_step: int | None) -> tuple[Phase, ...]:
+    """The phases of a run that selects once; switch_step: its first sparse step, from 0."""
+    if switch_step is None:
+        return ("dense",) * total
+    return *("dense",) * (switch_step - 1), "select", *("sparse",) * (total - switch_step)
 
 
 def judge(text: str, gold: str) -> tuple[bool, str]:
@@ -38,7 +45,7 @@ def said(*notes: str) -> SimpleNamespace:
 def stage_of(gold: str | None = "It is so", others: tuple[str, ...] = ()) -> Stage:
     lanes = [
         LaneView(
-            lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="x", parallel=4, source=said("n")
+            lane, Canvas(4, decode, {END}), planned=plan(4, switch), backend="x", parallel=4, source=said("n")
         )
         for lane, switch in zip(PAIR, (None, 2), strict=True)
     ]
@@ -122,7 +129,7 @@ def test_any_of_several_right_answers_is_right_and_the_nearest_one_is_shown() ->
 def test_nearly_the_same_is_never_called_100_percent() -> None:
     canvas = [Canvas(2000, decode, {END}), Canvas(2000, decode, {END})]
     lanes = [
-        LaneView(lane, c, total=1, switch_step=None, backend="", parallel=2000)
+        LaneView(lane, c, planned=plan(1, None), backend="", parallel=2000)
         for lane, c in zip(PAIR, canvas, strict=True)
     ]
     stage = Stage(lanes, end_ids={END})
@@ -192,8 +199,39 @@ def test_no_speedup_before_both_lanes_have_a_step() -> None:
         (4, 1, [["select", 1, 1], ["sparse", 2, 4]]),
     ],
 )
-def test_phase_ranges_count_from_one(total, switch_step, expected) -> None:
-    assert phase_ranges(total, switch_step) == expected
+def test_ranges_of_phases_count_from_one(total, switch_step, expected) -> None:
+    assert ranges_of(plan(total, switch_step)) == expected
+    assert ranges_of(plan(total, switch_step), at_most=True) == [*expected[:-1], [*expected[-1][:2], None]]
+    assert ranges_of([]) == ranges_of([], at_most=True) == []
+
+
+@pytest.mark.parametrize(("at_most", "block_length"), [(False, 4), (False, 2), (True, 4)])
+def test_a_lane_that_selects_again_shows_each_time_as_made_and_as_planned(at_most: bool, block_length: int) -> None:
+    lane = lanes_for(SparseDConfig(skip=0.25, refresh=3))[1]
+    planned = lane.phases(12, 4 // block_length)
+    view = LaneView(lane, Canvas(4, decode, {END}), planned=planned, backend="", parallel=block_length, at_most=at_most)
+    # With a threshold a block is done before its time, and the pattern after it is made then.
+    real = list(planned) if not at_most else ["dense"] * 3 + ["select", "select", "sparse", "select", "sparse"]
+    for made in range(len(real) + 1):
+        expected = [*real[:made], *planned[made:]]
+        slow: list[list[object]] = []
+        for number, phase in enumerate(expected, start=1):
+            if number > 1 and phase == expected[number - 2]:
+                slow[-1][2] = number
+            else:
+                slow.append([phase, number, number])
+        slow[-1][2] = None if at_most else len(expected)
+        assert view.ranges() == slow == view.snapshot("running")["phases"]
+        assert view.switch_step == expected.index("sparse") and not view.never_sparse
+        if made < len(real):
+            token = SimpleNamespace(
+                index=made, phase=real[made], tokens=np.ones((1, 4)), committed=np.zeros((1, 4), bool),
+                confidence=np.full((1, 4), np.nan), seconds=0.1,
+            )  # fmt: skip
+            view.apply(token)
+    view.finish()
+    # What was planned and not made is gone.
+    assert [phase for phase, first, last in view.ranges() for _ in range(first, last + 1)] == real
 
 
 def test_the_opening_is_all_masks() -> None:
@@ -215,8 +253,7 @@ def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone(
         LaneView(
             lane,
             Canvas(4, decode, {END}),
-            total=4,
-            switch_step=switch,
+            planned=plan(4, switch),
             backend="x",
             parallel=4,
             source=said("n"),
@@ -260,7 +297,7 @@ def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_spar
     sources = said(), said()
     lanes = [
         LaneView(
-            lane, Canvas(4, decode, {END}), total=4, switch_step=switch, backend="", parallel=4, at_most=True,
+            lane, Canvas(4, decode, {END}), planned=plan(4, switch), backend="", parallel=4, at_most=True,
             source=source,
         )
         for lane, switch, source in zip(PAIR, (None, 2), sources, strict=True)
@@ -331,7 +368,7 @@ def racing(total: int, at_most: bool) -> Stage:
     """Both lanes before their first step, with canvases of four cells."""
     lanes = [
         LaneView(
-            lane, Canvas(4, decode, {END}), total=total, switch_step=switch, backend="x", parallel=4, at_most=at_most,
+            lane, Canvas(4, decode, {END}), planned=plan(total, switch), backend="x", parallel=4, at_most=at_most,
             source=said(),
         )
         for lane, switch in zip(PAIR, (None, 1), strict=True)

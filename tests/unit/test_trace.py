@@ -831,3 +831,66 @@ def test_how_many_processes_held_the_model_is_recorded(tmp_path: Path) -> None:
     del raw["model"]["processes"]  # a file from before
     path.write_text(json.dumps(raw))
     assert trace.load(path).model.processes == 1
+
+
+def full_run() -> Any:
+    """A run whose last query blocks see every key: 15 positions in blocks of 4, the generation from position 7 on."""
+    run = fake_run(keep_importance=True, prompt_length=7)
+    full = tuple(layer.with_full(3) for layer in run.pattern.layers)
+    run.pattern = replace(run.pattern, layers=full)
+    run.attention = replace(run.attention, generation_rows="full")
+    return run
+
+
+def test_a_pattern_with_full_rows_comes_back(tmp_path: Path) -> None:
+    run = full_run()
+    recorded = trace.record(run, prompt=PROMPT, importance=True)
+    trace.save(recorded, tmp_path / "run.json.gz")
+    loaded = trace.load(tmp_path / "run.json.gz")
+    assert loaded == recorded
+    assert_replays(run, loaded, "sparsed")
+    pattern = loaded.lanes["sparsed"].pattern
+    assert pattern.full_blocks == 3 == pattern.to_pattern().full_blocks
+    assert pattern.mask(0)[:, :, 1:].all() and not pattern.mask(0)[:, :, :1].all()
+    np.testing.assert_allclose(pattern.kept_mass, analysis.kept_mass(run.pattern), atol=5.1e-5)
+
+
+def test_damaged_full_blocks_are_refused(tmp_path: Path) -> None:
+    trace.save(trace.record(full_run(), prompt=PROMPT, importance=True), tmp_path / "run.json")
+    good = json.loads((tmp_path / "run.json").read_text())
+
+    def said(change: Any, raw: dict[str, Any] = good) -> str:
+        damaged = json.loads(json.dumps(raw))
+        change(damaged["lanes"]["sparsed"])
+        return refusal(tmp_path / "bad.json", json.dumps(damaged))
+
+    for number in (0, 1, 2, 4, 5, -1, 2**40):
+        found = said(lambda lane, number=number: lane["pattern"].update(full_blocks=number))
+        assert f"'full_blocks' must be 3 with generation_rows 'full', not {number}." in found
+    for value in ("3", 3.0, True, None, [3]):
+        assert "'full_blocks' must be a whole number" in said(
+            lambda lane, value=value: lane["pattern"].update(full_blocks=value)
+        )
+    assert "must be 3 with generation_rows 'full', not 0" in said(lambda lane: lane["pattern"].pop("full_blocks"))
+    words = "'full_blocks' must be 0 with generation_rows 'pattern', not 3."
+    assert words in said(lambda lane: lane["attention"].update(generation_rows="pattern"))
+    assert words in said(lambda lane: lane["attention"].pop("generation_rows"))
+
+    # A pair that is missing: [row 0, head 1, query block 3, key block 2] of the second layer.
+    def lacks_one(lane: dict[str, Any]) -> None:
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(lane["pattern"]["layers"][1])), dtype=np.uint8).copy()
+        bit = (1 * 4 + 3) * 4 + 2
+        assert bits[bit // 8] & 128 >> bit % 8
+        bits[bit // 8] &= ~np.uint8(128 >> bit % 8)
+        lane["pattern"]["layers"][1] = base64.b64encode(zlib.compress(bits.tobytes())).decode()
+
+    assert "layer 1 of the pattern lacks blocks in the query blocks that see every one" in said(lacks_one)
+    # `kept` counts the slots of lists, and full query blocks have none.
+    most = int(trace.load(tmp_path / "run.json").lanes["sparsed"].pattern.mask(0)[:, :, :1].sum(-1).max())
+    assert most < 4
+    changed = json.loads(json.dumps(good))
+    changed["lanes"]["sparsed"]["pattern"]["kept"][0] = most
+    (tmp_path / "fits.json").write_text(json.dumps(changed))
+    assert trace.load(tmp_path / "fits.json").lanes["sparsed"].pattern.kept[0] == most
+    words = f"layer 0 of the pattern keeps another number of blocks than {most - 1}"
+    assert words in said(lambda lane: lane["pattern"]["kept"].__setitem__(0, most - 1))

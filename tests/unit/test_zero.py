@@ -30,12 +30,14 @@ from app.engine.gpu import gpu_is_borrowed
 from app.engine.local import SparsedEngine
 from app.finished.run import probe_steps
 from app.race.request import parse
+from app.server import session
 from app.server.desk import Desk
 from app.server.limits import Limits
 from app.server.session import perform
 from app.server.shown import Shown
 from app.server.visits import Visit
 from sparsed.attention.backends import gather
+from sparsed.attention.masks import Masks
 from sparsed.config import FULL_ATTENTION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,6 +201,43 @@ def test_a_borrowed_race_is_the_race_itself(desk: Desk, pool: Pool) -> None:
             assert {probe.step for probe in lane.probes} == set(probes) and lane.probes == alone.probes
     # What came back is arrays and bytes: nothing of torch, whose tensors would bring their device along.
     assert len(pool.sent) > 36 and not any(b"torch._" in sent for sent in pool.sent)
+
+
+def test_each_fresh_pattern_comes_back_when_it_is_made(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "SELECTED_SECONDS", 0.0)
+    made: list[remote.Made] = []
+    of = borrowed._Stream.of
+
+    def noted(stream: Any, lane: str) -> Any:
+        found = of(stream, lane)
+        made.extend([found] if found is not None and lane == "sparse" else [])
+        return found
+
+    monkeypatch.setattr(borrowed._Stream, "of", noted)
+    told: list[int] = []
+    given = {"steps": 18, "block_length": 32, "refresh": 4, "generation_rows": "full"}
+    asked = asked_of(desk, **given)
+    last = run(desk, asked, lambda _, shown: told.append(shown.stage["selected"]))[-1]
+    assert last.stage["state"] == "done" and last.kept is not None
+    # Six steps a block: skip 0.2 selects in step 4, then four later, at each beginning of a block, and four after it.
+    selected = [4, 6, 10, 12, 16]
+    assert [one.step["index"] for one in made if one.pattern is not None] == selected
+    assert [one.step["index"] for one in made if one.step["phase"] == "select"] == selected
+    assert told == sorted(told) and set(told) <= {0, *(step + 1 for step in selected)} and len(set(told)) > 1
+    material = desk.prompt(desk.models.load("mini"), "short_context", "about", 3)
+    attention = replace(asked.resolve(material.tokens).attention, keep_importance=True)
+    own = SparsedEngine().denoise(
+        sparsed.load("mini", device="cpu", dtype="float32"), material.text, asked.sampler, attention, "auto"
+    )
+    patterns = {step.index: Masks.of(own.pattern) for step in own if step.phase == "select"}
+    for one in made:
+        if one.pattern is not None:
+            assert one.pattern == patterns[one.step["index"]]
+    lane = last.kept.lane("sparse")
+    assert lane.switch_step == 5 and replace(lane.pattern, kept_mass=(), importances=()) == replace(
+        patterns[16], importances=()
+    )
+    assert lane.pattern.full_blocks == patterns[16].full_blocks > 0
 
 
 def test_importances_come_back_as_they_were(desk: Desk) -> None:

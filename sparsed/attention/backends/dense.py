@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -102,7 +102,12 @@ def pick(name: str, problem: Problem) -> DenseAttention:
 
 def named(name: str, device: torch.device) -> DenseAttention:
     """The implementation of that name, which is one of NAMES and can run on the device."""
-    return next(one for one in (SDPA, CUDNN, FLASH, *_flash4(device)) if one.name == name)
+    return next(one for one in (SDPA, *choices(device)) if one.name == name)
+
+
+def choices(device: torch.device) -> tuple[DenseAttention, ...]:
+    """What may run on a CUDA device in 16 bits; some of it may fail there."""
+    return CUDNN, FLASH, *_flash4(device)
 
 
 @lru_cache(maxsize=64)
@@ -114,16 +119,23 @@ def fastest(problem: Problem) -> DenseAttention:
     rows = (problem.batch, problem.length)
     q = torch.randn(*rows, problem.heads, head_dim, dtype=dtype, device=device).transpose(1, 2)
     k = torch.randn(*rows, problem.key_heads, head_dim, dtype=dtype, device=device).transpose(1, 2)
+    return quickest(choices(device), q, k, k) or SDPA
+
+
+def quickest(
+    given: Iterable[DenseAttention], q: Tensor, k: Tensor, v: Tensor, *, cold: bool = False
+) -> DenseAttention | None:
+    """The one that attends fastest, those that fail left out; None if all do. cold: as in `device_milliseconds`."""
     times: dict[DenseAttention, float] = {}
-    for choice in (CUDNN, FLASH, *_flash4(device)):
+    for choice in given:
         try:
-            work = partial(choice.attend, q, k, k, head_dim**-0.5)
-            times[choice] = device_milliseconds(device, work)
+            work = partial(choice.attend, q, k, v, q.shape[-1] ** -0.5)
+            times[choice] = device_milliseconds(q.device, work, cold=cold)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # not built into this torch, not for this GPU or shape, or a compiler fails
             continue
-    return min(times, key=lambda choice: times[choice]) if times else SDPA
+    return min(times, key=lambda choice: times[choice]) if times else None
 
 
 def _flash4(device: torch.device) -> tuple[DenseAttention, ...]:

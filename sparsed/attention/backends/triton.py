@@ -25,7 +25,7 @@ from sparsed.attention.pattern import BlockLists
 
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: 
 
     The result is laid out as [batch, n, query_heads, head_dim].
     """
-    q, k, v = (_contiguous_heads(x) for x in (lists.into_tiles(q), k, v))
+    q, k, v = (contiguous_heads(x) for x in (lists.into_tiles(q), k, v))
     tiles = _attention_tiles(*_problem(q, k), lists.tile)
-    if tiles.hopper and not _has_tma(q, k, v):
+    if tiles.hopper and not has_tma(q, k, v):
         tiles = _ATTENTION[lists.tile][0]
     return lists.out_of_tiles(_attend(q, k, v, lists, scale, tiles))
 
@@ -93,7 +93,7 @@ def triton_importance(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_siz
     lse: float32 [batch, query_heads, length], natural logarithm of Σ exp(scale · q·k) over all keys, as dense attention
     gives it. Memory: the result, float32 [batch, query_heads, n, n].
     """
-    q, k = _contiguous_heads(q), _contiguous_heads(k)
+    q, k = contiguous_heads(q), contiguous_heads(k)
     tiles = _importance_tiles(*_problem(q, k), block_size)
     return _means(q, k, lse.contiguous(), scale, block_size, tiles)
 
@@ -113,13 +113,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, ti
 
     batch, heads, length, dim = q.shape
     out = torch.empty(batch, length, heads, dim, dtype=v.dtype, device=v.device).transpose(1, 2)
-    tma = tiles.n <= lists.tile and _has_tma(q, k, v)
-    given = tuple(_descriptor(x, rows) for x, rows in ((q, tiles.m), (k, tiles.n), (v, tiles.n))) if tma else (q, k, v)
-    with _on(q.device):
+    tma = tiles.n <= lists.tile and has_tma(q, k, v)
+    given = (q, k, v)
+    if tma:
+        given = tuple(tile_descriptor(x, rows) for x, rows in zip(given, (tiles.m, tiles.n, tiles.n)))
+    with on_device(q.device):
         block_sparse_forward[(-(-length // tiles.m), batch * heads)](
             *given, out, lists.indices, lists.counts,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            heads, heads // k.shape[1], length, k.shape[2], *lists.indices.shape[-2:], scale * _LOG2_E,
+            heads, heads // k.shape[1], length, k.shape[2], *lists.indices.shape[-2:], scale * LOG2_E,
             BLOCK=lists.tile, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
     return out
@@ -140,18 +142,18 @@ def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale:
     def descriptor(x: Tensor, rows: int) -> Any:
         return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, dim], layout)
 
-    with _on(q.device):
-        gluon_kernels.warp_specialized_forward[(min(items, _multiprocessors(q.device)),)](
+    with on_device(q.device):
+        gluon_kernels.warp_specialized_forward[(min(items, multiprocessors(q.device)),)](
             descriptor(q, tiles.m // 2), descriptor(k, tiles.n), descriptor(v, tiles.n), out,
             lists.indices, lists.counts, *out.stride()[:3],
-            items, heads, heads // k.shape[1], *lists.indices.shape[-2:], length, k.shape[2], scale * _LOG2_E,
+            items, heads, heads // k.shape[1], *lists.indices.shape[-2:], length, k.shape[2], scale * LOG2_E,
             N=tiles.n, D=dim, STAGES=tiles.stages, num_warps=tiles.warps, maxnreg=gluon_kernels.REGISTERS,
         )  # fmt: skip
     return out
 
 
 @lru_cache(maxsize=16)
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -162,24 +164,25 @@ def _means(q: Tensor, k: Tensor, lse: Tensor, scale: float, block_size: int, til
     batch, heads, length, dim = q.shape
     blocks = -(-length // block_size)
     out = torch.empty(batch, heads, blocks, blocks, dtype=torch.float32, device=q.device)
-    tma = _has_tma(q, k)
-    given = (_descriptor(q, tiles.m), _descriptor(k, tiles.n)) if tma else (q, k)
-    with _on(q.device):
+    tma = has_tma(q, k)
+    given = (tile_descriptor(q, tiles.m), tile_descriptor(k, tiles.n)) if tma else (q, k)
+    with on_device(q.device):
         block_means[(-(-length // tiles.m), batch * heads)](
             *given, lse, out,
             *q.stride()[:3], *k.stride()[:3],
-            heads, heads // k.shape[1], length, scale * _LOG2_E,
+            heads, heads // k.shape[1], length, scale * LOG2_E,
             BLOCK=block_size, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, GROUP=_GROUP,
             num_warps=tiles.warps,
         )  # fmt: skip
     return out
 
 
-def _contiguous_heads(x: Tensor) -> Tensor:
+def contiguous_heads(x: Tensor) -> Tensor:
+    """x, copied if its last dimension is not contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _on(device: torch.device) -> Any:
+def on_device(device: torch.device) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else torch.no_grad()
 
@@ -190,7 +193,7 @@ def _interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
-def _has_tma(*tensors: Tensor) -> bool:
+def has_tma(*tensors: Tensor) -> bool:
     """Tensor descriptors: on Hopper and later, for rows and starts at multiples of 16 bytes."""
     x = tensors[0]
     able = _interpreted() if x.device.type != "cuda" else torch.cuda.get_device_capability(x.device)[0] >= 9
@@ -199,7 +202,8 @@ def _has_tma(*tensors: Tensor) -> bool:
     )
 
 
-def _descriptor(x: Tensor, rows: int) -> Any:
+def tile_descriptor(x: Tensor, rows: int) -> Any:
+    """Of tiles of so many rows of one head of x, [batch, heads, length, head_dim]."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[-1]])
@@ -236,7 +240,7 @@ def _attention_tiles(
     if _hopper(device, dim, block_size):
         choices = (_HOPPER, choices[0])
     q, k, lists = _trial(device, dtype, dim, grouped, long, block_size)
-    return _fastest(device, choices, lambda tiles: _attend(q, k, k, lists, dim**-0.5, tiles))
+    return fastest_tiles(device, choices, lambda tiles: _attend(q, k, k, lists, dim**-0.5, tiles))
 
 
 @lru_cache(maxsize=64)
@@ -248,19 +252,19 @@ def _importance_tiles(
         return choices[-1]
     q, k, _ = _trial(device, dtype, dim, grouped, long, block_size)
     lse = torch.full(q.shape[:-1], 10.0, device=device)
-    return _fastest(device, choices, lambda tiles: _means(q, k, lse, dim**-0.5, block_size, tiles))
+    return fastest_tiles(device, choices, lambda tiles: _means(q, k, lse, dim**-0.5, block_size, tiles))
 
 
-def _fastest(device: torch.device, choices: tuple[Tiles, ...], work: Any) -> Tiles:
+def fastest_tiles(device: torch.device, choices: tuple[Tiles, ...], work: Any, *, cold: bool = False) -> Tiles:
     """The choice with the smallest median time of a few; those that the GPU has no room for, or that only another
-    version of Triton can compile, are left out.
+    version of Triton can compile, are left out. cold: as in `device_milliseconds`.
     """
     from triton.runtime.errors import OutOfResources
 
     times: dict[Tiles, float] = {}
     for tiles in choices:
         try:
-            times[tiles] = device_milliseconds(device, partial(work, tiles), repeats=5)
+            times[tiles] = device_milliseconds(device, partial(work, tiles), repeats=5, cold=cold)
         except OutOfResources:
             continue
         except torch.OutOfMemoryError:

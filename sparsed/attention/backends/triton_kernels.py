@@ -41,7 +41,7 @@ def _listed_tile(
 
 
 @triton.jit
-def _take_in(scores, v, top, total, mixed, scale):
+def take_in(scores, v, top, total, mixed, scale):
     """One more tile of scores and its values: online softmax in base 2."""
     higher = tl.maximum(top, tl.max(scores, 1) * scale)
     weights = tl.math.exp2(scores * scale - higher[:, None])
@@ -97,7 +97,7 @@ def block_sparse_forward(
     for t in tl.range(0, whole, num_stages=STAGES):
         k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
         v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
-        top, total, mixed = _take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
+        top, total, mixed = take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
     for t in tl.range(whole, tiles, num_stages=1):
         key, there = _listed_rows(index, count, t, BLOCK, N)
         there = there & (key < k_length)
@@ -109,7 +109,7 @@ def block_sparse_forward(
             v = tl.load(V + key[:, None].to(tl.int64) * v_row + column[None, :], mask=there[:, None], other=0.0)
         scores = tl.where(there[None, :], tl.dot(q, k.T, input_precision="ieee"), -float("inf"))
         # A tile without any key follows one of the same block that has some, so `top` is finite by then.
-        top, total, mixed = _take_in(scores, v, top, total, mixed, scale)
+        top, total, mixed = take_in(scores, v, top, total, mixed, scale)
 
     # A query block that keeps nothing gives zeros.
     out = mixed / tl.where(total > 0, total, 1.0)[:, None]
