@@ -70,7 +70,7 @@ def replay_value(
         "message": final["message"],
         "cells": trace.gen_length,
         "lanes": [_lane(played, shown) for shown in final["lanes"]],
-        **{name: final[name] for name in ("reference", "headline", "speedup", "agreement")},
+        **{name: final[name] for name in ("reference", "headline", "speedup", "agreement", "selected")},
     }
 
 

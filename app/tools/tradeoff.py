@@ -31,11 +31,16 @@ ENDINGS = (".html", ".png", ".json")
 EDGE = 14  # pixels around the figure
 
 
-def summary_of(path: Path) -> dict[str, Any]:
-    """Of a folder that `python -m sparsed eval --out` wrote, or of a file that its --json did."""
+def summary_of(path: Path, questions: int | None = None) -> dict[str, Any]:
+    """Of a folder that `python -m sparsed eval --out` wrote, or of a file that its --json did. questions: of each type
+    only the first so many, of a folder.
+    """
     if path.is_dir():
-        known = summarise(read_records(path), doubts=doubts(path), sizes=read_sizes(path))
+        records = [record for record in read_records(path) if questions is None or record.index < questions]
+        known = summarise(records, doubts=doubts(path), sizes=read_sizes(path))
         return {"key": key_there(path), **known}
+    if questions is not None:
+        raise ValueError(f"--questions needs a folder of answers, and {path} is none.")
     try:
         summary = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -83,6 +88,8 @@ def _draw(arguments: list[str] | None) -> None:
     parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote, or the file of its --json")
     parser.add_argument("--length", help="prompt length; default the first one at which speeds are known")
     parser.add_argument("--methods", nargs="+", help="only these, and full attention; default every method there")
+    parser.add_argument("--questions", type=int, help="of each type only the first so many, so that all settings were "
+                        "asked the same")  # fmt: skip
     parser.add_argument("--measured", action="store_true", help="speed by the clock, not by executed operations")
     parser.add_argument("--dark", action="store_true", help="in the colours of the dark design")
     parser.add_argument("--out", type=Path, default=Path("tradeoff.html"), help="file to write: .html, .png or .json")
@@ -91,7 +98,7 @@ def _draw(arguments: list[str] | None) -> None:
     check(given.out, "--out")
     if given.out.suffix not in ENDINGS:
         raise ValueError(f"--out must end in {', '.join(ENDINGS)}, not {str(given.out)!r}.")
-    summary = summary_of(given.folder)
+    summary = summary_of(given.folder, given.questions)
     if given.methods is not None:
         asked = {"dense", *given.methods}
         for rows in ("cells", "lengths"):

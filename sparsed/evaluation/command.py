@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     if crew.rank != 0:
         return
     records = read_records(args.out)
+    if args.report and args.questions is not None:
+        records = [record for record in records if record.index < args.questions]
     observations = read_observations(args.out)
     said = doubts(args.out)
     if not records and not observations:
@@ -80,7 +82,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
 def unheeded(args: argparse.Namespace, given: set[str]) -> list[str]:
     """Sentences about options that were `given`, by their names, and that change nothing here."""
     if args.report:
-        return without_effect(given, given - {"report", "out", "json", "recommend"}, "--report only reads the folder.")
+        heeded = {"report", "out", "json", "recommend", "questions"}
+        return without_effect(given, given - heeded, "--report only reads the folder.")
     said = []
     if args.observe:
         alone = {"methods", "ablations", "batch_tokens"}
@@ -143,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--lengths", nargs="+", default=["512", "1k", "2k"], help=f"of {' '.join(LENGTHS)}, or a number of tokens")
     add("--depths", nargs="*", type=float, default=list(DEPTHS), help="where the needed documents stand, 0 … 1; none: "
         "by chance")  # fmt: skip
-    add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at 64k")
+    add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at "
+        "64k; with --report, only the first so many")  # fmt: skip
     add("--methods", nargs="+", default=["dense", "sparsed", "sliding_window", "streaming_llm"], metavar="METHOD",
         help=f"of {' '.join(METHODS)}; with settings of its own: sparsed:skip=0,select=0.1, dense:threshold=0.9")
     add("--ablations", nargs="*", choices=["all", *ABLATIONS], metavar="GROUP", help="instead of methods: dense, "

@@ -402,7 +402,7 @@ KEY = {
     "top_p": "0.5", "top_k": "5", "alg_temp": "0.5", "eps": "0.01", "cfg_scale": "1", "threshold": "0.9",
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
     "skip": "0.3", "select": "0.5", "block_size": "64", "selection": "reference", "keep_importance": "yes",
-    "on_no_gain": "dense", "isolated": "no", "reuse": "no",
+    "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "2",
 }  # fmt: skip
 # Rows say what they were; a model counts by its weights. Of these no measurement depends.
 APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json"}

@@ -292,6 +292,18 @@ def test_a_folder_of_an_earlier_version_can_be_read_and_says_what_is_not_known(
         main(["--out", str(tmp_path)])
 
 
+def test_a_report_of_the_first_questions_leaves_the_others_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Folder(tmp_path, {"weights": "5c1f"})
+    for i in range(5):
+        folder.add("records", asdict(record(i, "dense", i < 2)))
+    for options, row in (([], "| 1k | 5 | 40.0 ("), (["--questions", "3"], "| 1k | 3 | 66.7 (")):
+        main(["--out", str(tmp_path), "--report", *options])
+        said = capsys.readouterr()
+        assert row in said.out and "without effect" not in said.err
+
+
 def test_a_report_says_which_answers_are_of_another_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     Folder(one, {"weights": "5c1f"}).add("records", asdict(record(0, "dense", True)))
