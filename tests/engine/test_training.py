@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from transformers import LlamaForCausalLM
 
 import sparsed
 from sparsed.paths import data_dir
-from sparsed.training.data import RowMaker, skipped_positions, stack
+from sparsed.questions.entities import Question, names
+from sparsed.questions.world import KINDS, RICH_KINDS, World
+from sparsed.training.data import TURN_KINDS, RowMaker, skipped_positions, stack
 from sparsed.training.export import export
 from sparsed.training.loss import hidden_states, mask_rows
 from sparsed.training.recipe import CURRICULUM, Recipe, Stage, mini_config, shortened
-from sparsed.training.tokenizer import special_id
+from sparsed.training.tokenizer import VOCABULARY, _corpus, special_id, train
 from sparsed.training.trainer import Trainer
 
 TINY = (Stage(1.0, {256: 1.0}),)
@@ -125,3 +129,62 @@ def test_the_curriculum_can_leave_out_long_rows() -> None:
     assert max(length for stage in stages for length in stage.lengths) == 1024
     with pytest.raises(ValueError, match="256"):
         shortened(CURRICULUM, 100)
+
+
+def test_rows_ask_every_kind_and_chains_beside_other_turns(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Question]] = []
+    real = World.ask
+
+    def hearing(world: World, kind: str) -> Question | None:
+        if (question := real(world, kind)) is not None:
+            asked[-1].append(question)
+        return question
+
+    monkeypatch.setattr(World, "ask", hearing)
+    maker = RowMaker(tokenizer, random.Random(3))
+    turns: Counter[str] = Counter()
+    beside = 0
+    for _ in range(30):
+        asked.append([])
+        row = maker.row(4096)
+        text = tokenizer.decode(row.ids, skip_special_tokens=False)
+        kinds = [question.kind for question in asked[-1] if f"<|assistant|>{''.join(question.answer)}<|endo" in text]
+        turns.update(kinds)
+        beside += "chain4" in kinds and len(set(kinds)) > 2
+        found = set(re.findall(r"\w+", text))
+        assert not found & {name for kind in ("person", "town", "river", "company") for name in names(kind, True)}
+        assert not set(re.findall(r"The [A-Z]\w+ [A-Z]\w+", text)) & set(names("work", True))
+    assert set(turns) == set(TURN_KINDS), "every kind is asked"
+    assert sum(TURN_KINDS.values()) == pytest.approx(1) and set(TURN_KINDS) == set(KINDS)
+    assert beside >= 5
+    assert sum(turns[kind] for kind in RICH_KINDS) > 0.3 * sum(turns.values())
+
+
+@pytest.mark.parametrize("kind", sorted(RICH_KINDS))
+def test_a_row_of_one_kind_holds_that_question_on_a_full_canvas(tokenizer: Tokenizer, kind: str) -> None:
+    row = RowMaker(tokenizer, random.Random(1), held_out=True).row(512, kind)
+    canvas = [token for token, turn in zip(row.ids, row.turns, strict=True) if turn]
+    answer = tokenizer.decode(canvas)
+    assert len(canvas) == 96 and max(row.turns) == 1
+    sentences = answer.removesuffix(".").split(". ")
+    assert len(sentences) == {"chain3": 3, "chain4": 4, "list": 1}.get(kind, len(sentences)) and answer.endswith(".")
+    assert kind != "list" or " and " in answer
+    assert kind != "open" or any("lives in" in sentence for sentence in sentences)
+
+
+def test_a_row_that_is_too_short_for_its_question_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="No question of kind 'chain4' fits a row of 160 tokens"):
+        RowMaker(tokenizer, random.Random(1)).row(160, "chain4")
+
+
+def test_the_tokenizer_is_trained_on_every_kind_and_keeps_its_size() -> None:
+    texts = list(_corpus(0, 40))
+    for words in ("of the author of The", "the mayor of the home town of the author", "somebody who", " each keep a"):
+        assert any(words in text for text in texts), words
+    assert not {name for name in names("person", True)} & set(re.findall(r"\w+", " ".join(texts)))
+    made = train(0, texts=300)
+    assert made.get_vocab_size() == VOCABULARY == 2048
+    for word in (" somebody", " everybody", "Name", "Describe", " author", " mayor", "<|mask|>"):
+        assert len(made.encode(word).ids) == 1, word
