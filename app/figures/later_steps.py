@@ -13,16 +13,13 @@ from app.figures.shared import View, title_of
 from app.figures.timeline import switch_line
 
 
-def tracking(
-    steps: Sequence[int], overlap: np.ndarray, switch_step: int | None, *, once: bool = True
-) -> View:
+def tracking(steps: Sequence[int], overlap: np.ndarray, switch_step: int | None) -> View:
     """How much of the reused pattern a fresh selection after later steps would choose again.
 
     steps: the engine's step indices, from 0, ascending. overlap: [steps, layers, heads], intersection over
-    union with the pattern in use, 0 … 1. Drawn are the mean over all heads, and the range of the layers'
-    means and of all heads. switch_step: the step after the one that made the pattern, from 0, or None. once: that was
-    the run's only pattern; otherwise it is its last one, and earlier steps had others. As elsewhere on the page, steps
-    count from 1 and the line stands between the select step and the next one.
+    union with the pattern in use then, 0 … 1. Drawn are the mean over all heads, and the range of the layers'
+    means and of all heads. switch_step: the step after the one that made the first pattern, from 0, or None. As
+    elsewhere on the page, steps count from 1 and the line stands between the select step and the next one.
     """
     if overlap.ndim != 3 or len(overlap) != len(steps) or not overlap.size:
         raise ValueError(f"overlap must be [{len(steps)} steps, layers, heads], not {overlap.shape}.")
@@ -74,9 +71,8 @@ def tracking(
     first = min([at[0], *([switch_step + 0.5] if switch_step is not None else [])])
     pad = max(0.5, 0.03 * (at[-1] - first))
     said = f"{flat[-1].mean():.1f} % of the selected blocks would be selected again after step {at[-1]}"
-    against = "the one in use" if once else "the run’s last one"
     layout = base_layout(
-        title=title_of("Does the choice stay right?", f"a fresh selection against {against}"),
+        title=title_of("Does the choice stay right?", "a fresh selection against the one in use"),
         xaxis={"title": {"text": "denoising step"}, "range": [first - pad, at[-1] + pad], "showgrid": False},
         yaxis={"title": {"text": "overlap (percent)"}, "range": [0, 103]},
         showlegend=True,
@@ -87,7 +83,7 @@ def tracking(
         hovermode="closest",
     )
     label = (
-        f"Overlap of a fresh selection with {against}, {len(at)} steps: {said}, "
+        f"Overlap of a fresh selection with the one in use, {len(at)} steps: {said}, "
         f"counted as intersection over union; {flat[-1].min():.1f} % in the worst head."
     )
     return View({"data": data, "layout": layout}, label)

@@ -154,11 +154,7 @@ def later(run: Kept | None) -> Value | None:
     if lane is None or not lane.probes:
         return None
     overlap = np.asarray([probe.overlap for probe in lane.probes], dtype=np.float32)
-    made = [step.index for step in lane.steps if step.phase == "select"]
-    # The record holds the last pattern, and what it has in common with the probes.
-    last = made[-1] + 1 if len(made) > 1 else lane.switch_step
-    steps = [probe.step for probe in lane.probes]
-    return later_steps.tracking(steps, overlap, last, once=len(made) < 2)._asdict()
+    return later_steps.tracking([probe.step for probe in lane.probes], overlap, lane.switch_step)._asdict()
 
 
 def picture(run: Kept | None) -> Value | None:

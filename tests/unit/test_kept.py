@@ -140,8 +140,12 @@ def test_of_a_run_that_selects_again_the_last_pattern_stays_and_words_say_whose(
     bands = [one["name"] for one in looks.timeline(kept)["figure"]["layout"]["shapes"][1:]]
     assert bands == ["dense", *["select", "sparse"] * 4]
     tracked = looks.later(kept)
-    assert "a fresh selection against the run’s last one" in json.dumps(tracked, ensure_ascii=False)
-    assert tracked["figure"]["layout"]["shapes"][0]["x0"] == 13.5
+    assert "a fresh selection against the one in use" in json.dumps(tracked, ensure_ascii=False)
+    assert tracked["figure"]["layout"]["shapes"][0]["x0"] == 3.5
+    (mean,) = (line for line in tracked["figure"]["data"] if line["name"] == "mean of all heads")
+    for at, shown in zip(mean["x"], mean["y"], strict=True):
+        overlap = run.probes[at - 1].overlap(run.probed[at - 1]).mean()
+        assert shown == pytest.approx(100 * float(overlap), abs=0.02)
 
 
 def test_rows_that_see_every_key_are_drawn_and_said_and_not_compared(ours) -> None:
