@@ -43,6 +43,7 @@ SPARSE: dict[str, Any] = {"skip": 0.2, "select": 0.4, "attention_block_size": 32
 SPARSE_VALUES: dict[str, Any] = {
     "method": "streaming_llm", "skip": 0.5, "select": 0.2, "block_size": 64, "selection": "reference",
     "keep_importance": True, "on_no_gain": "dense", "isolated": False, "reuse": False,
+    "generation_rows": "full", "refresh": 4,
 }  # fmt: skip
 
 
@@ -96,6 +97,9 @@ def test_so_does_a_setting_of_attention(harness_of, caplog, name: str) -> None:
         assert changed == plain and said == [f"No effect on likelihoods: {name}."]
     elif public in NO_EFFECT:
         assert changed == plain and said == [f"{name} has no effect here."]
+    elif name == "refresh":  # on the draws; the decoding that tells what is greedy has steps
+        assert public in BOTH and changed == plain
+        assert said == ["refresh is without effect on likelihoods: their draws are no steps of one run."]
     else:
         assert public in BOTH and changed != plain and not said
 
