@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from app.page.inputs import NAMES, Given, Server
@@ -36,5 +38,9 @@ class Links:
                 problems = [f"This link cannot be followed. {error}"]
         for problem in problems:
             toast(problem)
-        updates = [gr.update(value=values[name]) if name in values else gr.skip() for name in NAMES]
+        sets: dict[str, dict[str, Any]] = {name: {"value": value} for name, value in values.items()}
+        for name in ("text", "system") if values.get("kind") == OWN_TEXT else ():
+            # With what goes into it: a browser that is busy can leave out a box that is shown in a later update.
+            sets.setdefault(name, {})["visible"] = True
+        updates = [gr.update(**sets[name]) if name in sets else gr.skip() for name in NAMES]
         return (*updates, ",".join(sorted(touched)) if values else gr.skip())
