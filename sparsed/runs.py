@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from sparsed.config import select_step
+from sparsed.config import NO_CACHE, select_step
 
 COMMON = ("sampler", "dtype", "device", "total")
 """What all runs of a table have alike: without it, they are not compared."""
@@ -21,9 +21,6 @@ METHOD = ("attention", "cache", "backend", "dense_backend")
 """What all runs of one method and prompt length have alike; where they do not, a table says so."""
 OWN = ("batch", "phases", "forwards", "rows", "finished", "switch_step", "notes")
 """What belongs to one run alone. Every field of a record is in one of these four."""
-
-
-_NO_CACHE = {"method": "none"}
 
 
 class RunRecord(TypedDict):
@@ -179,5 +176,5 @@ def _value(run: RunRecord, name: str) -> Any:
     """A field's value; of the device its kind alone: processes that share the work have a GPU each. Records from before
     there were caches have none.
     """
-    value: Any = run.get(name, _NO_CACHE if name == "cache" else None)
+    value: Any = run.get(name, NO_CACHE.record() if name == "cache" else None)
     return value.partition(":")[0] if name == "device" else value

@@ -182,7 +182,7 @@ def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: in
     sparse = min(1.0, GATHER_OVERHEAD * settings.select)
     if settings.generation_rows == "full":
         layout = BlockLayout(length, length - gen_length, settings.block_size)
-        full = 1 - (layout.blocks - layout.generation_query_blocks) * layout.block_size / length
+        full = 1 - layout.start_of_last(layout.generation_query_blocks) / length
         sparse = full + (1 - full) * sparse
     more = SELECT_ATTENTIONS * made["select"] - (1 - sparse) * made["sparse"]
     return sum(made.values()) * speed.step(length) + more * attention

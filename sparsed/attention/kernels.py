@@ -58,8 +58,7 @@ class Kernels:
         """
         full, rows = dense.pick(dense_backend, problem), cached_rows
         if policy.config.generation_rows == "full":
-            full_blocks = policy.layout.generation_query_blocks
-            rows = policy.layout.length - (policy.layout.blocks - full_blocks) * policy.layout.block_size
+            rows = policy.layout.length - policy.layout.start_of_last(policy.layout.generation_query_blocks)
         few = few_rows.pick(dense_backend, problem, rows) if rows else few_rows.SDPA
         if policy.config.dense:
             return cls(full, few=few), []

@@ -55,6 +55,10 @@ class BlockLayout:
         """Query blocks that hold a generation position: the last ones, a block that straddles the boundary included."""
         return self.blocks - self.prompt_length // self.block_size
 
+    def start_of_last(self, blocks: int) -> int:
+        """Where the last `blocks` query blocks begin; one past the last position for none."""
+        return min((self.blocks - blocks) * self.block_size, self.length)
+
     @property
     def last_block_rows(self) -> int:
         """Positions in the last block, 1 … block_size."""

@@ -174,7 +174,7 @@ class LayerPattern:
 
     def _made(self, positions: Tensor | None, layout: BlockLayout) -> BlockLists:
         size, length = layout.block_size, layout.length
-        first = (layout.blocks - self.full_blocks) * size  # the first position that sees every key
+        first = layout.start_of_last(self.full_blocks)
         if positions is None:
             full = FullRows(first, None) if self.full_blocks else None
             return BlockLists(self.indices.contiguous(), self.counts.contiguous(), size, length, full=full)
@@ -255,8 +255,8 @@ class Pattern:
     @property
     def full_share(self) -> float:
         """The scores of the query rows that see every key, as a share of the length² scores of dense attention."""
-        layout = self.layout
-        return max(0, layout.length - (layout.blocks - self.full_blocks) * layout.block_size) / layout.length
+        length = self.layout.length
+        return (length - self.layout.start_of_last(self.full_blocks)) / length
 
     @property
     def requested_density(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,10 @@ class ResolvedCache:
     def none(self) -> bool:
         """Every step computes every row."""
         return self.method == "none"
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON; of no cache, which has no other setting, the method alone."""
+        return {"method": "none"} if self.none else asdict(self)
 
 
 NO_CACHE = ResolvedCache()

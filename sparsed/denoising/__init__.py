@@ -10,7 +10,6 @@ from torch import Tensor
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
-from sparsed.denoising.plan import one_by_one
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
 
@@ -65,8 +64,7 @@ def denoise(
     rows = (cache or CacheConfig()).resolve()
     if rows.keys == "pattern" and (resolved.dense or not resolved.reuse):
         raise ValueError("keys = 'pattern' needs a pattern that is kept: sparse attention with reuse.")
-    alone = settings.threshold is not None and one_by_one(rows, settings.threshold)
-    if len(ids) > 1 and alone and not resolved.dense:
+    if len(ids) > 1 and settings.threshold is not None and not rows.none and not resolved.dense:
         raise ValueError(
             "With a threshold, a cache and sparse attention, the sequences of a batch come to their pattern at "
             "different steps: give prompts one by one."

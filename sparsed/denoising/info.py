@@ -43,8 +43,7 @@ class RunInfo:
     def record(self) -> RunRecord:
         """As plain values for JSON; of full attention and of no cache the method alone: they have no other setting."""
         attention = {"method": "dense"} if self.attention.dense else asdict(self.attention)
-        cache = {"method": "none"} if self.cache.none else asdict(self.cache)
-        values = {**asdict(self), "attention": attention, "cache": cache, "forwards": self.forwards}
+        values = {**asdict(self), "attention": attention, "cache": self.cache.record(), "forwards": self.forwards}
         values["sampler"]["stop"] = list(self.sampler.stop)
         values["notes"] = list(self.notes)
         del values["sampler"]["changed"]  # the notes begin with it

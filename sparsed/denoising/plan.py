@@ -36,7 +36,7 @@ class Planner:
     sampler: Sampler
     prompt_length: int
     shift: bool  # position i is predicted by i − 1
-    selected: int | None = field(default=None, init=False)  # the last step that made a pattern
+    _selected: int | None = field(default=None, init=False)  # the last step that made a pattern
     _blocks: Tensor | None = field(default=None, init=False)  # where each sequence's block starts, int64 [batch, 1]
     _began: int = field(default=0, init=False)  # the step at which these blocks began
     _selected_blocks: Tensor | None = field(default=None, init=False)  # those of the last select step
@@ -56,13 +56,13 @@ class Planner:
         of_block, masked = step - self._began, generation == self.sampler.mask_id
         every_row = full(cache, step, of_block)
         phase: Phase = "dense"
-        if not dense_again and attention.due(step, self.selected, self._selected_blocks is not self._blocks):
+        if not dense_again and attention.due(step, self._selected, self._selected_blocks is not self._blocks):
             # A select step computes every row: the first one at or after its time that the cache computes them in
             # anyway, or this one where there is none to come.
-            if every_row or (self.selected is None and not self._full_later(step, masked)):
+            if every_row or (self._selected is None and not self._full_later(step, masked)):
                 every_row, phase = True, "select"
-                self.selected, self._selected_blocks = step, self._blocks
-        if phase == "dense" and self.selected is not None and not dense_again:
+                self._selected, self._selected_blocks = step, self._blocks
+        if phase == "dense" and self._selected is not None and not dense_again:
             phase = "sparse" if every_row or cache.keys == "pattern" else "dense"
         uncommitted, self._masked = masked if self._masked is None else self._masked, masked
         if every_row:

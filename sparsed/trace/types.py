@@ -147,7 +147,7 @@ class LaneInfo:
         return {
             "sampler": sampler,
             "attention": {"method": "dense"} if lane.attention.dense else asdict(lane.attention),
-            "cache": {"method": "none"} if lane.cache.none else asdict(lane.cache),
+            "cache": lane.cache.record(),
             "backend": lane.backend,
             "dense_backend": lane.dense_backend,
             "dtype": trace.model.dtype,
