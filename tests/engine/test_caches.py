@@ -20,6 +20,7 @@ import sparsed
 from sparsed import CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.cache.store import RowStore
 from sparsed.config import CACHES, ResolvedSampler
+from sparsed.denoising.plan import plan_of
 
 # The engine computes in float32: decisions closer than this are nobody's to call, and a run is compared up to there.
 CLOSE = 2e-5
@@ -328,10 +329,42 @@ def test_sparsed_selects_where_the_cache_computes_every_row_anyway(model_of: Any
         assert run.switch_step == first
         made = run.result()
         assert [(step.phase, step.rows == run.length) for step in made.steps] == wanted
+        told = plan_of(run.sampler, run.attention, run.cache, run.prompt_length)
+        assert [(step.phase, step.rows) for step in told] == [(step.phase, step.rows) for step in made.steps]
         assert made.switch_step == first and made.info.switch_step == first
         for phase in ("dense", "select", "sparse"):
             assert made.info.rows[phase] == sum(step.rows for step in made.steps if step.phase == phase)
         assert any("never becomes sparse" in note for note in made.notes) == (first is None)
+
+
+@pytest.mark.parametrize("keys", ["all", "pattern"])
+@pytest.mark.parametrize("rows", ["pattern", "full"])
+def test_a_planned_step_says_how_many_keys_its_rows_see(model_of: Any, keys: str, rows: str) -> None:
+    """Counted in the pattern that the run made, of which the last block is whole; a shifted model's row before."""
+    model = model_of("dream", **SHAPES["dream"])
+    attention = SparseDConfig(skip=0.2, select=0.4, block_size=32, generation_rows=rows)
+    prompt = torch.randint(2, 250, (1, 96), generator=torch.Generator().manual_seed(3))
+    run = run_of(model, CacheConfig("refresh", 4, keys), prompt, attention=attention)
+    told, made = plan_of(run.sampler, run.attention, run.cache, run.prompt_length, model.shift), run.result()
+    assert [(step.phase, step.rows) for step in told] == [(step.phase, step.rows) for step in made.steps]
+    assert made.pattern is not None
+    for plan in told:
+        seen = []
+        for row in range(128 - plan.rows, 128):
+            every = plan.phase != "sparse" or (rows == "full" and row >= 96)
+            seen += [128 if every else 32 * int(made.pattern.layers[0].counts[0, 0, row // 32])]
+        assert plan.keys == pytest.approx(sum(seen) / len(seen))
+
+
+def test_with_a_threshold_a_plan_is_the_longest_run(model_of: Any) -> None:
+    model = model_of("llada", **SHAPES["llada"])
+    for method in ("dual", "delayed"):
+        run = run_of(model, CacheConfig(method), threshold=0.9999, steps=64)
+        told = plan_of(run.sampler, run.attention, run.cache, run.prompt_length)
+        assert len(told) == 32 >= len(run.result().steps)
+        of_block = [step.rows for step in told[16:]]
+        assert of_block == ([53, *[16] * 15] if method == "dual" else
+                            [53, 53, *(53 if i % 8 == 0 else 16 - (i - 1) for i in range(2, 16))])  # fmt: skip
 
 
 @pytest.mark.parametrize("keys", ["all", "pattern"])
