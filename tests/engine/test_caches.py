@@ -18,6 +18,7 @@ from torch import Tensor
 
 import sparsed
 from sparsed import CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.cache.size import store_bytes
 from sparsed.cache.store import RowStore
 from sparsed.config import CACHES, ResolvedSampler
 from sparsed.denoising.plan import plan_of
@@ -404,6 +405,26 @@ def test_a_cache_with_sparsed_sees_what_it_should(
                 tally["close"] += 1
                 break
             assert (step.rows, step.tokens[0].tolist()) == (len(wanted.rows), wanted.tokens), f"{method} {step.index}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.5}])
+def test_a_store_is_as_large_as_told(model_of: Any, family: str, dtype: str, more: dict[str, Any]) -> None:
+    """The memory of the tensors that a run really holds, through its steps of every and of some rows."""
+    model = model_of(family, dtype, **SHAPES[family])
+    run, config = run_of(model, CacheConfig("refresh", 3), **more), model.network.config
+    told = store_bytes(
+        53, layers=LAYERS, key_heads=config.num_key_value_heads, rows=2 if more else 1,
+        number_bytes=model.dtype.itemsize,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+    )  # fmt: skip
+    for _ in range(5):
+        next(run)
+        [part] = run._parts or []
+        assert part.store is not None
+        kept = [tensor.untyped_storage() for layer in part.store._layers.values() for tensor in layer]
+        assert sum({place.data_ptr(): place.nbytes() for place in kept}.values()) == told == part.store.bytes
 
 
 @pytest.mark.parametrize("way", ["finished", "closed", "failed"])
