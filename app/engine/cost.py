@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from app.lanes import LaneSpec
 from sparsed.attention.layout import BlockLayout
+from sparsed.cache.size import store_bytes
 from sparsed.config import Phase
 from sparsed.turns import seat
 
@@ -31,7 +32,8 @@ SHORTEST_TOGETHER = 0.150
 class Shape:
     """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
     activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns among
-    them; weight_bytes, and what follows from all this, are those of one process.
+    them; weight_bytes, and what follows from all this, are those of one process. key_heads: that query heads share in
+    groups; 0: each has its own.
     """
 
     layers: int
@@ -43,6 +45,18 @@ class Shape:
     number_bytes: int
     vocabulary: int = 0
     processes: int = 1
+    key_heads: int = 0
+
+    def kept(self, length: int, rows: int = 1) -> int:
+        """Bytes of the keys and values that one run with a cache keeps in one process."""
+        return store_bytes(
+            length,
+            layers=self.layers,
+            key_heads=-(-(self.key_heads or self.heads) // self.processes),
+            head_dim=self.head_dim,
+            number_bytes=self.number_bytes,
+            rows=rows,
+        )
 
     @property
     def linear_flops(self) -> float:
@@ -77,6 +91,8 @@ class Estimate:
     memory: int
     # How many the lanes have (`sparsed.turns.seat`).
     devices: int = 1
+    # Of the memory, the keys and values that caches keep.
+    kept: int = 0
 
     def gain(self, lane: str) -> float:
         """How many times faster this lane is than the reference."""
@@ -129,13 +145,13 @@ def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
 
 
 def memory_needed(
-    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1
+    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1, caches: int = 0
 ) -> int:
     """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
-    activations, the logits of `gen_length` positions, the block mask and importances.
+    activations, the logits of `gen_length` positions, the block mask and importances, what caches keep.
 
-    rows: sequences in one forward. patterns: lanes of the device that keep one. These never run at the same time, so of
-    everything but the patterns the largest counts.
+    rows: sequences in one forward. patterns, caches: lanes of the device that keep one. These never run at the same
+    time, so of everything else the largest counts.
     """
     heads = -(-shape.heads // shape.processes)
     width = 8 * shape.hidden + 3 * -(-shape.intermediate // shape.processes) + 6 * heads * shape.head_dim
@@ -146,7 +162,7 @@ def memory_needed(
     pattern = heads * blocks * blocks * 16 + patterns * shape.layers * heads * blocks * blocks * 4
     attention = heads * block_size * length * 4 * 2
     logits = gen_length * shape.vocabulary * LOGIT_BYTES
-    return rows * (activations + pattern + attention + logits)
+    return rows * (activations + pattern + attention + logits) + caches * shape.kept(length, rows)
 
 
 def estimate(
@@ -169,10 +185,16 @@ def estimate(
     made = {lane.key: Counter(lane.phases(steps, blocks)) for lane in lanes}
     seconds = {lane.key: rows * _seconds(lane, made[lane.key], speed, length, gen_length) for lane in lanes}
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
-    # Each device holds the patterns of its own lanes.
-    patterns = Counter(seat(number, devices) for number, lane in enumerate(lanes) if not lane.attention.dense)
-    memory = memory_needed(shape, length, size, gen_length, rows, max(patterns.values(), default=0))
-    return Estimate(seconds, memory, devices)
+    # Each device holds the patterns and caches of its own lanes.
+    patterns, caches = Counter[int](), Counter[int]()
+    for number, lane in enumerate(lanes):
+        patterns[seat(number, devices)] += not lane.attention.dense
+        caches[seat(number, devices)] += lane.cache is not None
+    memory, most = max(
+        (memory_needed(shape, length, size, gen_length, rows, patterns[place], caches[place]), caches[place])
+        for place in range(devices)
+    )
+    return Estimate(seconds, memory, devices, most * shape.kept(length, rows))
 
 
 def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: int, gen_length: int) -> float:

@@ -156,6 +156,7 @@ class SparsedEngine:
             number_bytes=model.dtype.itemsize,
             vocabulary=config.vocab_size,
             processes=model.processes,
+            key_heads=config.num_key_value_heads,
         )
 
     def speed(self, model: Model) -> Speed | None:

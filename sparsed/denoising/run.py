@@ -23,7 +23,7 @@ from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain, padding
-from sparsed.denoising.plan import Planner, one_by_one, planned_phases
+from sparsed.denoising.plan import Planner, one_by_one, planned_steps
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
 from sparsed.machine import dtype_name
@@ -80,7 +80,7 @@ class Run(Iterator[Step]):
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
         self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
-        planned = planned_phases(self._planner())
+        planned = [step.phase for step in planned_steps(self._planner())]
         # First sparse step, counted from 0: as planned until it is made; None if there is none.
         self.switch_step = planned.index("sparse") if "sparse" in planned else None
         told = beforehand(self._predictor, sampler, cache, self.switch_step)
