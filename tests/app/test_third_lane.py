@@ -139,7 +139,7 @@ def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> N
             for commit in step.committed:
                 canvas[commit.position] = record.vocabulary[commit.token]
             assert canvas == state
-    page = visit(keeping)
+    page = visit(keeping, reduced_motion="no-preference")
     page.get_by_role("tab", name="Take it away").click()
     with page.expect_file_chooser() as chooser:
         page.click("#sd-upload")
