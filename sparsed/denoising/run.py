@@ -78,6 +78,7 @@ class Run(Iterator[Step]):
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
         self.probed: dict[int, Pattern] = {}  # step index → the pattern in use then; before there was one, the first
         self.steps: list[Step] = []  # made so far
+        self._plans: list[list[tuple[slice, Plan]]] = []  # of these steps
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
@@ -237,6 +238,7 @@ class Run(Iterator[Step]):
             backend=self.backend,
             notes=list(self.notes),
             info=self.info,
+            plans=list(self._plans),
         )
 
     def close(self) -> None:
@@ -274,6 +276,7 @@ class Run(Iterator[Step]):
             part for part in parts if len(parts) == 1 or bool((generation[part.sequences] == self.model.mask_id).any())
         ] or parts[:1]
         plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
+        self._plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
         phase = plans[0].phase
         self._synchronize()
         start = perf_counter()
