@@ -82,7 +82,13 @@ def held_together(processes: int) -> str:
     return f"The lanes take turns; {processes} processes share every step, each with some of the heads."
 
 
-OTHERS_IN_TURNS = "Full attention has a GPU of its own; the other two lanes take turns on another."
+def others_in_turns(devices: int) -> str:
+    """How more lanes than devices share them, where there are two devices or more."""
+    if devices == 2:
+        return "Full attention has a GPU of its own; the other lanes take turns on another."
+    return f"The first {devices - 1} lanes have a GPU each; the others take turns on another."
+
+
 BOTH_TOGETHER = "Each lane has a GPU of its own; both run at the same time."
 ALL_TOGETHER = "Each lane has a GPU of its own; all run at the same time."
 
@@ -111,12 +117,12 @@ hatched cell is still masked, an underlined bold one was just committed, plain t
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
 
-# What to begin with: label → (kind of question, prompt length, question number), and a pattern where the example is
-# about a third lane. Those that the engine has are shown.
-EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, str]] = {
+# What to begin with: label → (kind of question, prompt length, question number), and further lanes where the example is
+# about some. Those that the engine has are shown.
+EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, list[str]]] = {
     "Somebody in a few words": ("about", "short_context", 0),
     "A word problem": ("arithmetic", "short_context", 1),
-    "What a window overlooks": ("several", "1k", 6, "sliding_window"),
+    "What a window overlooks": ("several", "1k", 6, ["sliding_window"]),
     "Two hops through 1k": ("two_hop", "1k", 2),
     "Not in the documents": ("unanswerable", "1k", 3),
     "Who is older, at 4k": ("older", "4k", 4),

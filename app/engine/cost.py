@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.lanes import LaneSpec
+from app.lanes import LaneSpec, PlannedStep
 from sparsed.attention.layout import BlockLayout
-from sparsed.config import Phase
 from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
@@ -31,7 +30,7 @@ SHORTEST_TOGETHER = 0.150
 class Shape:
     """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
     activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns among
-    them; weight_bytes, and what follows from all this, are those of one process.
+    them; weight_bytes, and what follows from all this, are those of one process. key_heads: 0 for as many as heads.
     """
 
     layers: int
@@ -43,6 +42,7 @@ class Shape:
     number_bytes: int
     vocabulary: int = 0
     processes: int = 1
+    key_heads: int = 0
 
     @property
     def linear_flops(self) -> float:
@@ -54,6 +54,12 @@ class Shape:
         """Floating point operations per (query, key) pair, all layers: q·k and probability·v."""
         return 4.0 * self.layers * self.heads * self.head_dim / self.processes
 
+    @property
+    def store_bytes(self) -> int:
+        """Bytes a token of the keys and values of all layers, which a run with a cache stores."""
+        heads = -(-(self.key_heads or self.heads) // self.processes)
+        return 2 * self.layers * heads * self.head_dim * self.number_bytes
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -62,9 +68,10 @@ class Speed:
     per_token: float
     per_pair: float
 
-    def step(self, length: int) -> float:
-        """Seconds of one dense denoising step over `length` tokens."""
-        return self.per_token * length + self.per_pair * length**2
+    def step(self, length: int, rows: int | None = None) -> float:
+        """Seconds of one dense denoising step over `length` tokens that computes so many rows (None: all)."""
+        computed = length if rows is None else rows
+        return computed * (self.per_token + self.per_pair * length)
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,19 @@ def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
 
 
 def memory_needed(
-    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1
+    shape: Shape,
+    length: int,
+    block_size: int,
+    gen_length: int = 0,
+    rows: int = 1,
+    patterns: int = 1,
+    stores: int = 0,
 ) -> int:
     """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
-    activations, the logits of `gen_length` positions, the block mask and importances.
+    activations, the logits of `gen_length` positions, the block mask and importances, stored keys and values.
 
-    rows: sequences in one forward. patterns: lanes of the device that keep one. These never run at the same time, so of
-    everything but the patterns the largest counts.
+    rows: sequences in one forward. patterns: lanes of the device that keep one; stores: those that have a cache. Lanes
+    never run at the same time, so of everything but what they keep the largest counts.
     """
     heads = -(-shape.heads // shape.processes)
     width = 8 * shape.hidden + 3 * -(-shape.intermediate // shape.processes) + 6 * heads * shape.head_dim
@@ -146,7 +159,7 @@ def memory_needed(
     pattern = heads * blocks * blocks * 16 + patterns * shape.layers * heads * blocks * blocks * 4
     attention = heads * block_size * length * 4 * 2
     logits = gen_length * shape.vocabulary * LOGIT_BYTES
-    return rows * (activations + pattern + attention + logits)
+    return rows * (activations + pattern + attention + logits + stores * length * shape.store_bytes)
 
 
 def estimate(
@@ -166,17 +179,24 @@ def estimate(
     steps: of each lane, at most. blocks: semi-autoregressive ones. gen_length: generated tokens, whose logits are held.
     rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have.
     """
-    made = {lane.key: Counter(lane.phases(steps, blocks)) for lane in lanes}
+    made = {lane.key: Counter(lane.plan(steps, blocks, gen_length)) for lane in lanes}
     seconds = {lane.key: rows * _seconds(lane, made[lane.key], speed, length, gen_length) for lane in lanes}
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
-    # Each device holds the patterns of its own lanes.
-    patterns = Counter(seat(number, devices) for number, lane in enumerate(lanes) if not lane.attention.dense)
-    memory = memory_needed(shape, length, size, gen_length, rows, max(patterns.values(), default=0))
+    # Each device holds the patterns and the stores of its own lanes.
+    held = [[lane for number, lane in enumerate(lanes) if seat(number, devices) == device] for device in range(devices)]
+    memory = max(
+        memory_needed(
+            shape, length, size, gen_length, rows,
+            patterns=sum(not lane.attention.dense for lane in here),
+            stores=sum(lane.cache is not None for lane in here),
+        )
+        for here in held
+    )  # fmt: skip
     return Estimate(seconds, memory, devices)
 
 
-def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: int, gen_length: int) -> float:
-    """Of one lane, for one sequence. made: how many steps of each phase."""
+def _seconds(lane: LaneSpec, made: Mapping[PlannedStep, int], speed: Speed, length: int, gen_length: int) -> float:
+    """Of one lane, for one sequence. made: how many steps of each kind."""
     settings = lane.attention.resolve(length)
     attention = speed.per_pair * length**2
     sparse = min(1.0, GATHER_OVERHEAD * settings.select)
@@ -184,8 +204,12 @@ def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: in
         layout = BlockLayout(length, length - gen_length, settings.block_size)
         full = 1 - layout.start_of_last(layout.generation_query_blocks) / length
         sparse = full + (1 - full) * sparse
-    more = SELECT_ATTENTIONS * made["select"] - (1 - sparse) * made["sparse"]
-    return sum(made.values()) * speed.step(length) + more * attention
+    # What a full step takes beside a dense one. Steps of some rows see all keys.
+    more = {"dense": 0.0, "select": SELECT_ATTENTIONS * attention, "sparse": (sparse - 1) * attention}
+    return sum(
+        count * (speed.step(length, step.rows) + (more[step.phase] if step.rows is None else 0.0))
+        for step, count in made.items()
+    )
 
 
 def about(seconds: float) -> str:

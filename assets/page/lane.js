@@ -18,6 +18,10 @@
     return `\u2068${text.replace(new RegExp(TURNING, "g"), "")}\u2069`;
   }
 
+  function rowsOf(count, all) {
+    return count < all ? `${count.toLocaleString("en")} of ${all.toLocaleString("en")}` : `all ${all.toLocaleString("en")}`;
+  }
+
   // A score in one line: its number, and what it says.
   function scoreLine(name) {
     const number = el("b", {});
@@ -45,6 +49,7 @@
     const elapsed = el("dd", {});
     const pace = el("dd", {});
     const rate = el("dd", {});
+    const rows = el("dd", {});
     const fill = el("span", {});
     const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
@@ -59,20 +64,23 @@
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
       el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, whose, never), backend),
       phases,
-      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
+      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate), figure("rows computed", rows)),
       bar, el("div", { class: "sd-canvas-box" }, canvas, early, tip), verdict, scores);
     let cells = [];
     let drawn = 0;
     let data = [];
     let active = -1;
     let leftOut = false; // what is masked stays so
+    let computed = []; // rows of each step, where they are not all the same
+    let positions = 0;
 
     function describe(index) {
       const [text, at, confidence, end] = data[index];
       if (!at) return `Token ${index + 1}: ${leftOut ? "left out" : "masked"}`;
       const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
-      return `Token ${index + 1}: ${what}, committed in step ${at}${sure}`;
+      const few = computed[at - 1] < positions ? `, which computed ${rowsOf(computed[at - 1], positions)}` : "";
+      return `Token ${index + 1}: ${what}, committed in step ${at}${few}${sure}`;
     }
 
     // The name of a cell whose text says nothing; null where it does.
@@ -120,6 +128,8 @@
     function drawCells(lane, other) {
       data = lane.cells;
       leftOut = lane.ended_early;
+      computed = lane.step_rows ?? [];
+      positions = lane.positions;
       if (cells.length !== data.length) {
         cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
         canvas.replaceChildren(...cells);
@@ -152,23 +162,24 @@
     }
 
     // The steps of one phase. A lane that selects again and again returns to it: a few steps are named, many counted.
-    function stepsOf(name, ranges, atMost) {
+    function stepsOf(name, ranges, atMost, most) {
       const [[, first, last]] = ranges;
       if (ranges.length === 1) return last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
-      if (name === "sparse") return `the others from ${first}`;
+      if (name === most) return `the others from ${first}`;
       if (atMost) return `step ${first} and again`;
       const steps = ranges.flatMap(([, from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
       return steps.length <= MOST_NAMED ? `steps ${steps.join(", ")}` : `step ${first} and ${steps.length - 1} more`;
     }
 
     function drawPhases(lane) {
-      const shown = JSON.stringify([lane.phases, lane.phase, lane.step > 0]);
+      const shown = JSON.stringify([lane.phases, lane.kind, lane.step > 0]);
       if (phases.dataset.shown === shown) return;
       phases.dataset.shown = shown;
       const atMost = lane.at_most && lane.state !== "done";
+      const most = lane.step_rows ? "few rows" : "sparse";
       phases.replaceChildren(...[...new Set(lane.phases.map(([name]) => name))].map((name) => {
-        const said = stepsOf(name, lane.phases.filter(([other]) => other === name), atMost);
-        const current = lane.step > 0 && name === lane.phase;
+        const said = stepsOf(name, lane.phases.filter(([other]) => other === name), atMost, most);
+        const current = lane.step > 0 && name === lane.kind;
         return el("li", { "data-phase": name, "aria-current": current ? "step" : null }, el("b", {}, name), ` ${said}`);
       }));
     }
@@ -190,6 +201,7 @@
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? clock(lane.seconds) : "–");
         setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        setText(rows, lane.rows === null ? "–" : rowsOf(lane.rows, lane.positions));
         setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
         setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
         fill.style.transform = `scaleX(${lane.progress})`;

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sparsed.attention.layout import BlockLayout
 from sparsed.attention.policy import AttentionPolicy
 from sparsed.cache.policy import computed, full, full_later
 from sparsed.cache.rows import ALL, Rows
-from sparsed.config import Phase, ResolvedCache
+from sparsed.config import Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
+from sparsed.samplers import make_sampler
 from sparsed.samplers.base import Sampler
 
 
@@ -92,18 +94,34 @@ class Planner:
         return self._last[1]
 
 
-def planned_phases(planner: Planner) -> tuple[Phase, ...]:
-    """The phase of each step, if blocks take all the steps that they may: with a threshold, one for each token.
+def planned_steps(planner: Planner) -> tuple[Plan, ...]:
+    """Each step, if blocks take all the steps that they may: with a threshold, one for each token.
 
-    planner: one that has planned nothing yet, which serves for this alone.
+    Tokens are taken to be committed evenly from left to right. The phases do not depend on that, nor do rows but those
+    of "delayed". planner: one that has planned nothing yet, which serves for this alone.
     """
     config, mask = planner.sampler.config, planner.sampler.mask_id
-    generation, phases = torch.full((1, config.gen_length), mask), []
-    for step in range(config.steps if config.threshold is None else config.gen_length):
-        phases.append(planner.plan(step, generation).phase)
-        if config.threshold is not None:
-            generation[0, step] = mask + 1
-    return tuple(phases)
+    generation, plans = torch.full((1, config.gen_length), mask), []
+    steps = config.steps if config.threshold is None else config.gen_length
+    for step in range(steps):
+        plans.append(planner.plan(step, generation))
+        generation[0, : config.gen_length * (step + 1) // steps] = mask + 1
+    return tuple(plans)
+
+
+def planned_phases(planner: Planner) -> tuple[Phase, ...]:
+    """The phases of the `planned_steps`."""
+    return tuple(plan.phase for plan in planned_steps(planner))
+
+
+def without_a_run(attention: ResolvedAttention, cache: ResolvedCache, sampler: ResolvedSampler) -> Planner:
+    """A planner for `planned_steps` before there is a model: of what it plans, phases and numbers of rows are a run's
+    (where position i is predicted by i − 1, a run computes one row more).
+    """
+    blocks, length = sampler.gen_length // sampler.block_length, 1 + sampler.gen_length
+    layout = BlockLayout(length, 1, attention.block_size)
+    policy = AttentionPolicy(attention, layout, sampler.steps, blocks)
+    return Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length=1, shift=False)
 
 
 def one_by_one(cache: ResolvedCache, threshold: float | None) -> bool:

@@ -100,7 +100,7 @@ def asked_of(desk: Desk, model: str = "mini") -> Any:
 
 def with_third(asked: Any, third: str | None) -> Any:
     """The same request with a third lane of this pattern."""
-    return replace(asked, lanes=lanes_for(asked.attention, third))
+    return replace(asked, lanes=lanes_for(asked.attention, [third] if third else []))
 
 
 def test_a_failed_load_is_one_sentence_and_leaves_the_others_alone(make_engine) -> None:

@@ -27,7 +27,6 @@ from sparsed.config import (
     NO_CACHE,
     AttentionConfig,
     ResolvedSampler,
-    phases_of,
     select_step,
     switch_step,
 )
@@ -215,9 +214,10 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
             LaneView(
                 lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
-                planned=phases_of(run.total, run.attention.skip, refresh=run.attention.refresh),
+                planned=lane.plan(run.total, 1),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
+                positions=run.length,
                 at_most=run.sampler.at_most,
                 source=run,
             )
