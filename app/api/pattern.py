@@ -57,7 +57,7 @@ def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
         raise ValueError(UNKNOWN_RUN)
     lanes = {one.key: one for one in kept.lanes if not one.attention.dense}
     if lane not in lanes:
-        raise ValueError(f"This run has no lane {lane!r}; it has {', '.join(lanes) or 'none with a pattern'}.")
+        raise ValueError(f"This run has no lane {lane!r} with a pattern; it has {', '.join(lanes) or 'none'}.")
     found = kept.lanes[lanes[lane]]
     pattern = kept.showing(lane).pattern
     if pattern is None or found.pattern is None:

@@ -95,6 +95,10 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
     for button, values in at.examples:
         sets = [listed[name] for name in ("kind", "length", "question", "lanes")][: len(values)]
         button.click(None, None, sets, js=f"() => {json.dumps(values)}", **_AT_ONCE).then(*prepare, **_LONG)
+    for button, further in at.presets:
+        button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
+            *prepare, **_LONG
+        )
 
 
 def _shows_the_next_run(at: Components) -> list[Any]:

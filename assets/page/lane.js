@@ -61,10 +61,11 @@
     const scores = el("div", { class: "sd-lane-scores" }, gain.root, same.root);
     const title = el("h2", { id: heading });
     const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
+    const counted = figure("rows computed", rows);
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
       el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, whose, never), backend),
       phases,
-      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate), figure("rows computed", rows)),
+      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate), counted),
       bar, el("div", { class: "sd-canvas-box" }, canvas, early, tip), verdict, scores);
     let cells = [];
     let drawn = 0;
@@ -187,8 +188,9 @@
     return {
       root,
       reset() { drawn = 0; point(-1); },
-      // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above.
-      draw(lane, other, scored) {
+      // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above. cached:
+      // a lane of this race computes some rows alone, so that each says how many.
+      draw(lane, other, scored, cached) {
         setAttribute(root, "class", `sd-lane lane-${lane.style}`);
         setAttribute(root, "style", `--lane: var(--lane-${lane.style}); --lane-soft: var(--lane-${lane.style}-soft)`);
         setAttribute(root, "data-state", lane.state);
@@ -201,6 +203,7 @@
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? clock(lane.seconds) : "–");
         setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        show(counted, cached);
         setText(rows, lane.rows === null ? "–" : rowsOf(lane.rows, lane.positions));
         setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
         setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
