@@ -107,12 +107,17 @@ time; only where steps are so short that they would hold each other up, they tak
 the lanes says which. The speed-up while running compares the
 steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
 is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
-pattern?</b> A third lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
+pattern?</b> A further lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
 nearest ones, the first and the nearest, some by lot, or one choice for all heads. It is about as fast; see
-what it answers.</p> <p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says
-so. With full generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their
-pattern; with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block
-begins, in a step with full attention that the lane’s clock counts.</p> <p><b>Reading the canvas.</b> A
+what it answers.</p> <p><b>Why compute every row?</b> A cache keeps keys and values of rows that hardly change: most
+steps compute a few rows alone, and now and then one computes all. Fast-dLLM and dKV-Cache are published; SparseD makes
+the full steps cheaper, so the two go together. What a cache keeps grows old: see whether the answer stays right. Each
+lane says how many rows its step has computed.</p>
+<p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says so. With full
+generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their pattern;
+with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block begins, in a step
+with full attention that the lane’s clock counts.</p>
+<p><b>Reading the canvas.</b> A
 hatched cell is still masked, an underlined bold one was just committed, plain text is settled. Point at a
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """

@@ -292,6 +292,35 @@ def test_a_race_on_two_devices_is_as_long_as_its_longest_lane() -> None:
     assert Limits().announced(two) == 3 * two.seconds < Limits().announced(one)
 
 
+def test_a_lane_with_a_cache_costs_the_rows_that_it_computes_and_stores_what_it_reuses() -> None:
+    speed, length = Speed(1e-4, 1e-7), 1096
+    given = {"length": length, "steps": 48, "blocks": 3, "gen_length": 96}
+    attention = SparseDConfig(select=0.4, block_size=32)
+    plain = estimate(MINI, speed, lanes=lanes_for(attention), **given)
+    found = estimate(MINI, speed, lanes=lanes_for(attention, ["dense+dual", "sparsed+dual", "dense+refresh"]), **given)
+    slow = dict.fromkeys(found.lanes, 0.0)
+    for step in range(48):
+        full = step % 16 == 0
+        # Fast-dLLM: all rows where a block begins, then the block's; of SparseD the second block's first step selects,
+        # and the third one's has the pattern.
+        more = {0: 0.0, 16: 2.0, 32: 1.25 * 0.4 - 1}.get(step, 0.0)
+        for key, rows, pairs in (
+            ("dense+dual", length if full else 32, 0.0), ("sparsed+dual", length if full else 32, more),
+            ("dense+refresh", length if step % 8 == 0 else 96, 0.0),
+        ):  # fmt: skip
+            slow[key] += 1e-4 * rows + 1e-7 * rows * length + 1e-7 * pairs * length**2
+    for key in ("dense+dual", "sparsed+dual", "dense+refresh"):
+        assert found.lanes[key] == pytest.approx(slow[key])
+    assert {key: found.lanes[key] for key in plain.lanes} == plain.lanes
+    # Keys and values of six layers and four heads of 64 in float32, for each of the three; and one pattern more.
+    stores, patterns = 3 * length * 2 * 6 * 4 * 64 * 4, 6 * 4 * 35 * 35 * 4
+    assert found.memory - plain.memory == stores + patterns
+    few = estimate(replace(MINI, key_heads=1), speed, lanes=lanes_for(attention, ["dense+dual"]), **given)
+    assert few.memory - plain.memory == length * 2 * 6 * 64 * 4
+    said = refusal(found, Limits(memory=found.memory), length=length, steps=48)
+    assert said is not None and "of memory" in said and "Choose a shorter prompt length, or fewer lanes." in said
+
+
 def test_a_third_lane_shares_the_second_device_or_has_the_third() -> None:
     given = {"lanes": lanes(14, third="random"), "length": 16_448, "steps": 64}
     one, two, three = (estimate(MINI, Speed(4e-5, 4e-8), **given, devices=devices) for devices in (1, 2, 3))
