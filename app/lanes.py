@@ -138,16 +138,15 @@ def _planned(
 ) -> tuple[PlannedStep, ...]:
     """The plan of a lane with a cache; many estimates ask for the same one."""
     # Needs torch, which is in memory by the time that a lane with a cache is asked for.
-    from sparsed.denoising.plan import planned_steps, without_a_run
+    from sparsed.denoising.plan import plan_of
 
     # The planner asks for nothing else of a sampler, and with a threshold a step is planned to commit one token.
     sampler = ResolvedSampler(
         steps=steps, gen_length=gen_length, block_length=gen_length // blocks, algorithm="low_confidence",
         temperature=0.0, seed=0,
     )  # fmt: skip
-    length = 1 + gen_length
-    made = ((plan.phase, plan.rows.count(length)) for plan in planned_steps(without_a_run(attention, cache, sampler)))
-    return tuple(PlannedStep(phase, None if rows == length else rows) for phase, rows in made)
+    made = plan_of(sampler, attention, cache, prompt_length=1)
+    return tuple(PlannedStep(step.phase, None if step.rows > gen_length else step.rows) for step in made)
 
 
 def lanes_of(

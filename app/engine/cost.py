@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from app.lanes import LaneSpec, PlannedStep
 from sparsed.attention.layout import BlockLayout
+from sparsed.cache.size import store_bytes
 from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
@@ -30,7 +31,8 @@ SHORTEST_TOGETHER = 0.150
 class Shape:
     """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
     activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns among
-    them; weight_bytes, and what follows from all this, are those of one process. key_heads: 0 for as many as heads.
+    them; weight_bytes, and what follows from all this, are those of one process. key_heads: that query heads share in
+    groups; 0: each has its own.
     """
 
     layers: int
@@ -44,6 +46,17 @@ class Shape:
     processes: int = 1
     key_heads: int = 0
 
+    def kept(self, length: int, rows: int = 1) -> int:
+        """Bytes of the keys and values that one run with a cache keeps in one process."""
+        return store_bytes(
+            length,
+            layers=self.layers,
+            key_heads=-(-(self.key_heads or self.heads) // self.processes),
+            head_dim=self.head_dim,
+            number_bytes=self.number_bytes,
+            rows=rows,
+        )
+
     @property
     def linear_flops(self) -> float:
         """Floating point operations per token outside attention (two per weight)."""
@@ -53,12 +66,6 @@ class Shape:
     def pair_flops(self) -> float:
         """Floating point operations per (query, key) pair, all layers: q·k and probability·v."""
         return 4.0 * self.layers * self.heads * self.head_dim / self.processes
-
-    @property
-    def store_bytes(self) -> int:
-        """Bytes a token of the keys and values of all layers, which a run with a cache stores."""
-        heads = -(-(self.key_heads or self.heads) // self.processes)
-        return 2 * self.layers * heads * self.head_dim * self.number_bytes
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Estimate:
     memory: int
     # How many the lanes have (`sparsed.turns.seat`).
     devices: int = 1
+    # Of the memory, the keys and values that caches keep.
+    kept: int = 0
 
     def gain(self, lane: str) -> float:
         """How many times faster this lane is than the reference."""
@@ -136,19 +145,13 @@ def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
 
 
 def memory_needed(
-    shape: Shape,
-    length: int,
-    block_size: int,
-    gen_length: int = 0,
-    rows: int = 1,
-    patterns: int = 1,
-    stores: int = 0,
+    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1, caches: int = 0
 ) -> int:
     """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
-    activations, the logits of `gen_length` positions, the block mask and importances, stored keys and values.
+    activations, the logits of `gen_length` positions, the block mask and importances, what caches keep.
 
-    rows: sequences in one forward. patterns: lanes of the device that keep one; stores: those that have a cache. Lanes
-    never run at the same time, so of everything but what they keep the largest counts.
+    rows: sequences in one forward. patterns, caches: lanes of the device that keep one. These never run at the same
+    time, so of everything else the largest counts.
     """
     heads = -(-shape.heads // shape.processes)
     width = 8 * shape.hidden + 3 * -(-shape.intermediate // shape.processes) + 6 * heads * shape.head_dim
@@ -159,7 +162,7 @@ def memory_needed(
     pattern = heads * blocks * blocks * 16 + patterns * shape.layers * heads * blocks * blocks * 4
     attention = heads * block_size * length * 4 * 2
     logits = gen_length * shape.vocabulary * LOGIT_BYTES
-    return rows * (activations + pattern + attention + logits + stores * length * shape.store_bytes)
+    return rows * (activations + pattern + attention + logits) + caches * shape.kept(length, rows)
 
 
 def estimate(
@@ -182,17 +185,16 @@ def estimate(
     made = {lane.key: Counter(lane.plan(steps, blocks, gen_length)) for lane in lanes}
     seconds = {lane.key: rows * _seconds(lane, made[lane.key], speed, length, gen_length) for lane in lanes}
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
-    # Each device holds the patterns and the stores of its own lanes.
-    held = [[lane for number, lane in enumerate(lanes) if seat(number, devices) == device] for device in range(devices)]
-    memory = max(
-        memory_needed(
-            shape, length, size, gen_length, rows,
-            patterns=sum(not lane.attention.dense for lane in here),
-            stores=sum(lane.cache is not None for lane in here),
-        )
-        for here in held
-    )  # fmt: skip
-    return Estimate(seconds, memory, devices)
+    # Each device holds the patterns and caches of its own lanes.
+    patterns, caches = Counter[int](), Counter[int]()
+    for number, lane in enumerate(lanes):
+        patterns[seat(number, devices)] += not lane.attention.dense
+        caches[seat(number, devices)] += lane.cache is not None
+    memory, most = max(
+        (memory_needed(shape, length, size, gen_length, rows, patterns[place], caches[place]), caches[place])
+        for place in range(devices)
+    )
+    return Estimate(seconds, memory, devices, most * shape.kept(length, rows))
 
 
 def _seconds(lane: LaneSpec, made: Mapping[PlannedStep, int], speed: Speed, length: int, gen_length: int) -> float:

@@ -156,7 +156,7 @@ class SparsedEngine:
             number_bytes=model.dtype.itemsize,
             vocabulary=config.vocab_size,
             processes=model.processes,
-            key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            key_heads=config.num_key_value_heads,
         )
 
     def speed(self, model: Model) -> Speed | None:

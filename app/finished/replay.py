@@ -198,7 +198,6 @@ def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
         "ms": [round(1000 * seconds, 6) for seconds in lane.times],
         "phases": list(lane.phases),
         "kinds": list(lane.kinds),
-        "cached": lane.lane.cache is not None,
         **played.steps[lane.key],
         "speedups": _speedups(played.stage.reference, lane),
         **{name: shown[name] for name in ENDING},

@@ -98,15 +98,16 @@ def refusal(estimated: Estimate | None, limits: Limits, *, length: int, steps: i
             f"{length:,} tokens are more than this page takes ({limits.max_tokens:,}). Choose a shorter prompt length, "
             "or shorten your text."
         )
-    fewer_lanes = ", or fewer lanes" if len(estimated.lanes) > 2 else ""
     if limits.memory is not None and estimated.memory > limits.memory_share * limits.memory:
+        caches = f", {estimated.kept / GIB:.1f} GiB of it for what caches keep" if estimated.kept else ""
+        knob = ", or fewer lanes with a cache" if estimated.kept else ""
         return (
-            f"{length:,} tokens would need about {estimated.memory / GIB:.1f} GiB of memory beside the model; "
-            f"{limits.memory / GIB:.1f} GiB are free here. Choose a shorter prompt length{fewer_lanes}."
+            f"{length:,} tokens would need about {estimated.memory / GIB:.1f} GiB of memory beside the model{caches}; "
+            f"{limits.memory / GIB:.1f} GiB are free here. Choose a shorter prompt length{knob}."
         )
     fewer = int(steps * limits.max_seconds / estimated.seconds)
     knob = f", or {fewer} steps or fewer" if fewer >= 8 else ""
-    knob += fewer_lanes
+    knob += ", or fewer lanes" if len(estimated.lanes) > 2 else ""
     # What a stranger cannot turn is no knob.
     owner = "" if limits.public else " (SPARSED_MAX_MINUTES moves the limit)"
     return (

@@ -75,6 +75,22 @@
     let computed = []; // rows of each step, where they are not all the same
     let positions = 0;
 
+    // Words are narrower than masked cells. While a run goes on or is replayed, its canvas gets no lower than it was:
+    // nothing that is below slides away from under the pointer that is about to press it.
+    let width = 0;
+    const sizes = new ResizeObserver(() => {
+      const { offsetWidth: wide, offsetHeight: high } = canvas;
+      if (wide !== width) requestAnimationFrame(free);
+      else if (high > (parseFloat(canvas.style.minHeight) || 0)) canvas.style.minHeight = `${high}px`;
+      width = wide;
+    });
+    // For another run or another width. Observing anew reports the size that it has.
+    function free() {
+      canvas.style.minHeight = "";
+      sizes.unobserve(canvas);
+      sizes.observe(canvas);
+    }
+
     function describe(index) {
       const [text, at, confidence, end] = data[index];
       if (!at) return `Token ${index + 1}: ${leftOut ? "left out" : "masked"}`;
@@ -134,6 +150,7 @@
       if (cells.length !== data.length) {
         cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
         canvas.replaceChildren(...cells);
+        free();
       }
       const end = data.findIndex((cell) => cell[3] === 1);
       const running = lane.state === "running";
@@ -187,13 +204,14 @@
 
     return {
       root,
-      reset() { drawn = 0; point(-1); },
-      // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above. cached:
-      // a lane of this race computes some rows alone, so that each says how many.
+      reset() { drawn = 0; point(-1); free(); },
+      // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above, and
+      // the reference has none. cached: a lane of this race computes some rows alone, so that each says how many.
       draw(lane, other, scored, cached) {
         setAttribute(root, "class", `sd-lane lane-${lane.style}`);
         setAttribute(root, "style", `--lane: var(--lane-${lane.style}); --lane-soft: var(--lane-${lane.style}-soft)`);
         setAttribute(root, "data-state", lane.state);
+        setAttribute(root, "data-at-most", lane.at_most ? "" : null);
         setText(title, lane.label);
         show(whose, Boolean(lane.whose));
         setText(whose, lane.whose);
@@ -213,6 +231,7 @@
         show(early, lane.ended_early);
         setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");
         setAttribute(verdict, "data-right", lane.verdict ? String(lane.right) : null);
+        show(scores, scored);
         gain.draw(scored ? lane.speedup : null);
         same.draw(scored ? lane.same : null);
       },

@@ -23,7 +23,7 @@
   // Over the steps that a lane and the reference have done. Before the lane is sparse both do the same, but for a cache:
   // a factor would be noise.
   function speedup(lane, step, referenceStep) {
-    return lane.cached || lane.phases.slice(0, step).includes("sparse") ? (lane.speedups[Math.min(step, referenceStep)] ?? null) : null;
+    return lane.step_rows || lane.phases.slice(0, step).includes("sparse") ? (lane.speedups[Math.min(step, referenceStep)] ?? null) : null;
   }
 
   // over: every lane is at its end. since: what was committed after that step is just committed.
@@ -46,6 +46,7 @@
       ms_per_step,
       tokens_per_second,
       rows,
+      step_rows: lane.step_rows && lane.step_rows.slice(0, step),
       cells: states[step],
       speedup: over ? lane.speedup : speedup(lane, step, referenceStep),
       same: over ? lane.same : null,

@@ -87,7 +87,7 @@
         }
         // What it is compared with, once that may be told.
         const other = lane.same ? of(value.reference) : value.agreement && large;
-        views.get(lane.key).draw(lane, other, lane !== large, cached);
+        views.get(lane.key).draw(lane, other, lane !== large && lane.key !== value.reference, cached);
       });
       setText(gold, value.gold);
       show(goldLine, Boolean(value.gold));

@@ -13,6 +13,11 @@ class RowStore:
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def bytes(self) -> int:
+        """What it holds; beforehand `sparsed.cache.size` tells it."""
+        return sum(kept.numel() * kept.element_size() for layer in self._layers.values() for kept in layer)
+
     def put(self, layer: int, keys: Tensor, values: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Remembers keys and values [batch, key_heads, n, head_dim] of rows; returns those of all positions, [batch,
         key_heads, length, head_dim].

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from sparsed.config.attention import AttentionConfig, ResolvedAttention
 from sparsed.config.rows import check_each, check_set, given, setting, whole, word
 
 CACHE_LABELS = {
@@ -82,3 +83,9 @@ class ResolvedCache:
 
 
 NO_CACHE = ResolvedCache()
+
+
+def check_keys(cache: CacheConfig | ResolvedCache, attention: AttentionConfig | ResolvedAttention) -> None:
+    """Raises ValueError where a cache's keys are those of a pattern, and the attention has none that is kept."""
+    if cache.keys == "pattern" and (attention.dense or attention.reuse is False):
+        raise ValueError("keys = 'pattern' needs a pattern that is kept: sparse attention with reuse.")

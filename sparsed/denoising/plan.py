@@ -5,6 +5,7 @@ which rows a step computes (cache).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +76,18 @@ class Planner:
         candidates = (inside >= start) & (inside < end) if cache.method in ("prefix", "dual") else None
         return Plan(phase, self._rows(rows), candidates)
 
+    def told(self, plan: Plan) -> PlannedStep:
+        """A plan in numbers."""
+        layout = self.attention.layout
+        rows, keys = plan.rows.count(layout.length), float(layout.length)
+        if plan.phase == "sparse":
+            seen = min(keys, self.attention.kept * layout.block_size)
+            full = 0
+            if self.attention.config.generation_rows == "full":
+                full = min(rows, layout.length - layout.start_of_last(layout.generation_query_blocks))
+            keys = (full * keys + (rows - full) * seen) / rows
+        return PlannedStep(plan.phase, rows, keys)
+
     def _full_later(self, step: int, masked: Tensor) -> bool:
         """Does the cache compute every row in any later step, if the block takes all the steps that it may?"""
         config, of_block = self.sampler.config, step - self._began
@@ -94,34 +107,51 @@ class Planner:
         return self._last[1]
 
 
-def planned_steps(planner: Planner) -> tuple[Plan, ...]:
+class PlannedStep(NamedTuple):
+    """What one step will compute for one sequence. It costs a · rows, and b · rows · keys for attention; a "select"
+    step ranks all its pairs of a query and a key beside.
+    """
+
+    phase: Phase
+    rows: int  # positions that are computed
+    keys: float  # that a row attends to, the mean over the rows
+
+
+def planned_steps(planner: Planner) -> tuple[PlannedStep, ...]:
     """Each step, if blocks take all the steps that they may: with a threshold, one for each token.
 
-    Tokens are taken to be committed evenly from left to right. The phases do not depend on that, nor do rows but those
-    of "delayed". planner: one that has planned nothing yet, which serves for this alone.
+    planner: one that has planned nothing yet, which serves for this alone. Where rows depend on what was committed
+    ("delayed"), it is as if the first masked positions were the surest. What is drawn by chance ("origin") may differ.
     """
     config, mask = planner.sampler.config, planner.sampler.mask_id
-    generation, plans = torch.full((1, config.gen_length), mask), []
-    steps = config.steps if config.threshold is None else config.gen_length
-    for step in range(steps):
-        plans.append(planner.plan(step, generation))
-        generation[0, : config.gen_length * (step + 1) // steps] = mask + 1
-    return tuple(plans)
+    generation, steps = torch.full((1, config.gen_length), mask), []
+    chance = torch.Generator().manual_seed(config.seed)
+    for step in range(config.steps if config.threshold is None else config.gen_length):
+        plan = planner.plan(step, generation)
+        steps.append(planner.told(plan))
+        if config.threshold is not None:
+            generation[0, step] = mask + 1
+        elif planner.cache.method == "delayed":
+            alike = torch.where(planner.sampler.eligible(generation, step), 0.0, -torch.inf)
+            generation[planner.sampler.choose(alike, step, chance)] = mask + 1
+    return tuple(steps)
 
 
-def planned_phases(planner: Planner) -> tuple[Phase, ...]:
-    """The phases of the `planned_steps`."""
-    return tuple(plan.phase for plan in planned_steps(planner))
+def plan_of(
+    sampler: ResolvedSampler,
+    attention: ResolvedAttention,
+    cache: ResolvedCache,
+    prompt_length: int,
+    shift: bool = False,
+) -> tuple[PlannedStep, ...]:
+    """`planned_steps` of a run with these settings over so many prompt tokens, for which no model is needed.
 
-
-def without_a_run(attention: ResolvedAttention, cache: ResolvedCache, sampler: ResolvedSampler) -> Planner:
-    """A planner for `planned_steps` before there is a model: of what it plans, phases and numbers of rows are a run's
-    (where position i is predicted by i − 1, a run computes one row more).
+    shift: of the model, position i is predicted by i − 1.
     """
-    blocks, length = sampler.gen_length // sampler.block_length, 1 + sampler.gen_length
-    layout = BlockLayout(length, 1, attention.block_size)
-    policy = AttentionPolicy(attention, layout, sampler.steps, blocks)
-    return Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length=1, shift=False)
+    layout = BlockLayout(prompt_length + sampler.gen_length, prompt_length, attention.block_size)
+    blocks = sampler.gen_length // sampler.block_length
+    policy = AttentionPolicy(attention, layout, sampler.steps, blocks, sampler.seed)
+    return planned_steps(Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length, shift))
 
 
 def one_by_one(cache: ResolvedCache, threshold: float | None) -> bool:

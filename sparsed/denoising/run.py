@@ -23,7 +23,7 @@ from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain, padding
-from sparsed.denoising.plan import Planner, one_by_one, planned_phases
+from sparsed.denoising.plan import Plan, Planner, one_by_one, planned_steps
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
 from sparsed.machine import dtype_name
@@ -76,11 +76,12 @@ class Run(Iterator[Step]):
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
         self.probed: dict[int, Pattern] = {}  # step index → the pattern in use then; before there was one, the first
         self.steps: list[Step] = []  # made so far
+        self._plans: list[list[tuple[slice, Plan]]] = []  # of these steps
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
         self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
-        planned = planned_phases(self._planner())
+        planned = [step.phase for step in planned_steps(self._planner())]
         # First sparse step, counted from 0: as planned until it is made; None if there is none.
         self.switch_step = planned.index("sparse") if "sparse" in planned else None
         told = beforehand(self._predictor, sampler, cache, self.switch_step)
@@ -220,6 +221,7 @@ class Run(Iterator[Step]):
             backend=self.backend,
             notes=list(self.notes),
             info=self.info,
+            plans=list(self._plans),
         )
 
     def close(self) -> None:
@@ -258,6 +260,7 @@ class Run(Iterator[Step]):
             part for part in parts if len(parts) == 1 or bool((generation[part.sequences] == self.model.mask_id).any())
         ] or parts[:1]
         plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
+        self._plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
         phase = plans[0].phase
         self._synchronize()
         start = perf_counter()

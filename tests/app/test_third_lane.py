@@ -145,15 +145,19 @@ def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> N
         page.click("#sd-upload")
     chooser.value.set_files(path)
     page.wait_for_selector('[data-lane="baseline"]:visible')
+    # It plays, and the bar stays where it is: what is about to be pressed does not slide away.
     page.get_by_label("in step").check()
     steps = len(written["dense"])
+    places = set()
     for step in (0, 1, steps // 2, steps - 1, steps):
         scrub(page, step)
+        places.add(page.evaluate("document.querySelector('.sd-replay-way').getBoundingClientRect().top + scrollY"))
         for lane, pattern in LANES.items():
             state = written[pattern][step - 1] if step else [None] * record.gen_length
             assert cells(page, lane) == drawn(state)
         # What was right and what the lanes have in common is told at the end alone.
         assert (page.locator(".sd-lane-same:visible").count(), page.is_visible(".sd-gold")) == (step == steps,) * 2
+    assert len(places) == 1
     assert page.inner_text(".sd-replay-hint") == "All lanes show the same step."
     # A race of two lanes takes the third one away.
     race(page)

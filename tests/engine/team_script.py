@@ -112,9 +112,9 @@ def weights(network: Any) -> int:
     return sum(weight.numel() for name, weight in network.named_parameters() if "embed_tokens" not in name)
 
 
-def few_rows(model: Any) -> list[torch.Tensor]:
+def few_rows(model: Any) -> tuple[list[torch.Tensor], int]:
     """Logits of passes over all rows, which make a pattern, then over some rows of other canvases, some of which see
-    every key.
+    every key; and the bytes that this process keeps.
     """
     config = AttentionConfig(select=0.4, block_size=32, generation_rows="full").resolve(332)
     predictor = Predictor(model, 300, SamplerConfig(steps=8, gen_length=32).resolve(model.defaults), config)
@@ -127,7 +127,7 @@ def few_rows(model: Any) -> list[torch.Tensor]:
     for seed, (attention.phase, rows) in enumerate(passes):
         ids = torch.randint(2, 290, (2, 332), generator=torch.Generator().manual_seed(seed))
         made.append(forward_of(model).logits(ids.to(model.device), Pass(rows, wanted, attention, store)))
-    return made
+    return made, store.bytes
 
 
 def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
@@ -146,7 +146,9 @@ def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
                 next(run)
         runs[2].close()
         alone = [run_of(whole, name, 1).result().steps[-1].tokens for name in ("sparse", "blocks of 64")]
-        pairs = zip(few_rows(shared), few_rows(whole), strict=True)
+        (mine, kept), (alone_made, all_kept) = few_rows(shared), few_rows(whole)
+        found[name]["kept"] = kept / all_kept
+        pairs = zip(mine, alone_made, strict=True)
         found[name]["rows"] = max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
         found[name]["turns"] = all(torch.equal(run.steps[-1].tokens, other) for run, other in zip(runs, alone))
     return found

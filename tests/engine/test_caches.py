@@ -18,8 +18,10 @@ from torch import Tensor
 
 import sparsed
 from sparsed import CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.cache.size import store_bytes
 from sparsed.cache.store import RowStore
 from sparsed.config import CACHES, ResolvedSampler
+from sparsed.denoising.plan import plan_of
 
 # The engine computes in float32: decisions closer than this are nobody's to call, and a run is compared up to there.
 CLOSE = 2e-5
@@ -328,10 +330,42 @@ def test_sparsed_selects_where_the_cache_computes_every_row_anyway(model_of: Any
         assert run.switch_step == first
         made = run.result()
         assert [(step.phase, step.rows == run.length) for step in made.steps] == wanted
+        told = plan_of(run.sampler, run.attention, run.cache, run.prompt_length)
+        assert [(step.phase, step.rows) for step in told] == [(step.phase, step.rows) for step in made.steps]
         assert made.switch_step == first and made.info.switch_step == first
         for phase in ("dense", "select", "sparse"):
             assert made.info.rows[phase] == sum(step.rows for step in made.steps if step.phase == phase)
         assert any("never becomes sparse" in note for note in made.notes) == (first is None)
+
+
+@pytest.mark.parametrize("keys", ["all", "pattern"])
+@pytest.mark.parametrize("rows", ["pattern", "full"])
+def test_a_planned_step_says_how_many_keys_its_rows_see(model_of: Any, keys: str, rows: str) -> None:
+    """Counted in the pattern that the run made, of which the last block is whole; a shifted model's row before."""
+    model = model_of("dream", **SHAPES["dream"])
+    attention = SparseDConfig(skip=0.2, select=0.4, block_size=32, generation_rows=rows)
+    prompt = torch.randint(2, 250, (1, 96), generator=torch.Generator().manual_seed(3))
+    run = run_of(model, CacheConfig("refresh", 4, keys), prompt, attention=attention)
+    told, made = plan_of(run.sampler, run.attention, run.cache, run.prompt_length, model.shift), run.result()
+    assert [(step.phase, step.rows) for step in told] == [(step.phase, step.rows) for step in made.steps]
+    assert made.pattern is not None
+    for plan in told:
+        seen = []
+        for row in range(128 - plan.rows, 128):
+            every = plan.phase != "sparse" or (rows == "full" and row >= 96)
+            seen += [128 if every else 32 * int(made.pattern.layers[0].counts[0, 0, row // 32])]
+        assert plan.keys == pytest.approx(sum(seen) / len(seen))
+
+
+def test_with_a_threshold_a_plan_is_the_longest_run(model_of: Any) -> None:
+    model = model_of("llada", **SHAPES["llada"])
+    for method in ("dual", "delayed"):
+        run = run_of(model, CacheConfig(method), threshold=0.9999, steps=64)
+        told = plan_of(run.sampler, run.attention, run.cache, run.prompt_length)
+        assert len(told) == 32 >= len(run.result().steps)
+        of_block = [step.rows for step in told[16:]]
+        assert of_block == ([53, *[16] * 15] if method == "dual" else
+                            [53, 53, *(53 if i % 8 == 0 else 16 - (i - 1) for i in range(2, 16))])  # fmt: skip
 
 
 @pytest.mark.parametrize("keys", ["all", "pattern"])
@@ -371,6 +405,26 @@ def test_a_cache_with_sparsed_sees_what_it_should(
                 tally["close"] += 1
                 break
             assert (step.rows, step.tokens[0].tolist()) == (len(wanted.rows), wanted.tokens), f"{method} {step.index}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.5}])
+def test_a_store_is_as_large_as_told(model_of: Any, family: str, dtype: str, more: dict[str, Any]) -> None:
+    """The memory of the tensors that a run really holds, through its steps of every and of some rows."""
+    model = model_of(family, dtype, **SHAPES[family])
+    run, config = run_of(model, CacheConfig("refresh", 3), **more), model.network.config
+    told = store_bytes(
+        53, layers=LAYERS, key_heads=config.num_key_value_heads, rows=2 if more else 1,
+        number_bytes=model.dtype.itemsize,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+    )  # fmt: skip
+    for _ in range(5):
+        next(run)
+        [part] = run._parts or []
+        assert part.store is not None
+        kept = [tensor.untyped_storage() for layer in part.store._layers.values() for tensor in layer]
+        assert sum({place.data_ptr(): place.nbytes() for place in kept}.values()) == told == part.store.bytes
 
 
 @pytest.mark.parametrize("way", ["finished", "closed", "failed"])

@@ -86,6 +86,7 @@ def check_equal(found: dict[str, Any], processes: int) -> None:
     for name, settings in found.items():
         assert settings["share"] < 1 / processes + 0.02, f"{name}: a process holds {settings['share']:.2f} of it"
         assert settings["turns"] and settings["rows"] < 1e-4, (name, settings["rows"])
+        assert settings["kept"] == 1 / processes
         for setting in EVERYWHERE:
             one = settings[setting]
             assert one["tokens"] and one["steps"] and one["text"], (name, setting, one)

@@ -133,7 +133,7 @@ def test_every_lane_on_offer_says_what_it_is_and_whose_and_stands_where_a_record
 def test_a_planned_step_computes_the_rows_that_a_run_s_does() -> None:
     model = sparsed.load("mini", device="cpu", dtype="float32")
     sampler = SamplerConfig(steps=16, gen_length=16, block_length=8)
-    for name in ("full_rows", "dense+prefix", "dense+delayed", "sparsed+dual", "sparsed+refresh"):
+    for name in ("full_rows", "dense+delayed", "sparsed+dual"):
         lane = lanes_for(SparseDConfig(skip=0.2, block_size=32), [name])[2].resolve(60)
         run = SparsedEngine().denoise(model, "A b. " * 8, sampler, lane.attention, "auto", cache=lane.cache)
         made = [(step.phase, step.rows if step.rows < run.length else None) for step in run]
