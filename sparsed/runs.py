@@ -54,6 +54,9 @@ def dense_again(run: RunRecord) -> bool:
     switch, attention = run["switch_step"], run["attention"]
     if switch is None:
         return False
+    if _value(run, "cache")["method"] != "none":
+        # Its steps over few rows may see all keys, and count as dense.
+        return any("this run is dense again" in note for note in run["notes"])
     # With refresh a semi-autoregressive block may begin, and select again, before the first sparse step.
     refresh = attention.get("refresh")
     before = select_step(run["total"], attention["skip"], attention["selection"]) if refresh else switch - 1

@@ -54,6 +54,7 @@ def computed(
         rows[1:] = uncommitted | masked
         if shift:
             rows[:-1] |= masked
+        rows[-1] |= ~rows.any()  # where everything is committed: no forward is of nothing
         return rows
     first = start if cache.method in ("prefix", "dual") else 0
     last = end if cache.method == "dual" else length

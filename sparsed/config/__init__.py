@@ -23,7 +23,7 @@ from sparsed.config.attention import (
     select_step,
     switch_step,
 )
-from sparsed.config.cache import CACHE_LABELS, CACHES, NO_CACHE, CacheConfig, ResolvedCache
+from sparsed.config.cache import CACHE_LABELS, CACHES, NO_CACHE, CacheConfig, ResolvedCache, check_keys
 from sparsed.config.sampler import ALGORITHMS, DREAM_ALGORITHMS, LLADA_ALGORITHMS, ResolvedSampler, SamplerConfig
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "ResolvedSampler",
     "SamplerConfig",
     "SparseDConfig",
+    "check_keys",
     "phases_of",
     "same_importances",
     "select_step",

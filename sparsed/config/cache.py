@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from sparsed.config.attention import AttentionConfig, ResolvedAttention
 from sparsed.config.rows import check_each, check_set, given, setting, whole, word
 
 CACHE_LABELS = {
@@ -71,9 +72,20 @@ class ResolvedCache:
         """Every step computes every row."""
         return self.method == "none"
 
+    @property
+    def config(self) -> CacheConfig:
+        """What resolves to this."""
+        return CacheConfig(self.method, self.refresh or None, None if self.none else self.keys)
+
     def record(self) -> dict[str, Any]:
         """As plain values for JSON; of no cache, which has no other setting, the method alone."""
         return {"method": "none"} if self.none else asdict(self)
 
 
 NO_CACHE = ResolvedCache()
+
+
+def check_keys(cache: CacheConfig | ResolvedCache, attention: AttentionConfig | ResolvedAttention) -> None:
+    """Raises ValueError where a cache's keys are those of a pattern, and the attention has none that is kept."""
+    if cache.keys == "pattern" and (attention.dense or attention.reuse is False):
+        raise ValueError("keys = 'pattern' needs a pattern that is kept: sparse attention with reuse.")

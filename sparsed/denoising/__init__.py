@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig, check_keys
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
 
@@ -62,8 +62,7 @@ def denoise(
     if not isinstance(cache, CacheConfig | None):
         raise ValueError(f"cache must be a CacheConfig, not {cache!r}.")
     rows = (cache or CacheConfig()).resolve()
-    if rows.keys == "pattern" and (resolved.dense or not resolved.reuse):
-        raise ValueError("keys = 'pattern' needs a pattern that is kept: sparse attention with reuse.")
+    check_keys(rows, resolved)
     if len(ids) > 1 and settings.threshold is not None and not rows.none and not resolved.dense:
         raise ValueError(
             "With a threshold, a cache and sparse attention, the sequences of a batch come to their pattern at "

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsed.attention.pattern import Pattern
 from sparsed.config import Phase
 from sparsed.denoising.info import RunInfo
+from sparsed.denoising.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class Result:
     tokens: int64 [batch, length + gen_length] on the CPU; after an early end, masks stand behind the answers.
 
     switch_step: the first sparse step, counted from 0, or None. pattern: None for a run that never selected.
-    seconds: sum over steps. notes: sentences a user should see. info: every setting, and the steps really made.
+    seconds: sum over steps. notes: sentences a user should see. info: every setting, and the steps really made. plans:
+    for each step what it did, for each part of the batch that went through the network on its own (its sequences).
     """
 
     text: list[str]
@@ -48,3 +50,4 @@ class Result:
     backend: str
     notes: list[str]
     info: RunInfo
+    plans: list[list[tuple[slice, Plan]]]

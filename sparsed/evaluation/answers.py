@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sparsed.models.model import Model
 
+
 def token_agreement(one: Sequence[int], two: Sequence[int], end: int | Collection[int]) -> float:
     """Share of equal tokens of two answers, counted up to the end token of the longer one; padding never counts."""
     counted = agreement(one, two, end)
@@ -170,18 +171,17 @@ def _answer(
     import torch
 
     from sparsed.denoising import generate
-    from sparsed.evaluation.executed import densities, head_rows
+    from sparsed.evaluation.executed import executed
 
     ids = torch.cat([asked[2] for asked in batch])
     sampler = method.sampler_in(plan.sampler)
-    result = generate(model, ids, sampler=sampler, attention=method.attention, backend=plan.backend)
+    result = generate(model, ids, sampler=sampler, attention=method.attention, cache=method.cache, backend=plan.backend)
     answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
     # A run that ended early leaves masks behind its answer.
     ends = (*model.end_ids, model.mask_id)
     run: Any = result.info.record()
-    executed = zip(densities(result), head_rows(model, result), strict=True)
-    for (index, prompt, own_ids), text, answer, (density, rows) in zip(
-        batch, result.text, answers, executed, strict=True
+    for (index, prompt, own_ids), text, answer, made in zip(
+        batch, result.text, answers, executed(model, result), strict=True
     ):
         digest = prompt_digest(own_ids)
         for other in known[index].values():
@@ -214,8 +214,9 @@ def _answer(
             others=None if exact or not prompt.others else [one for one in prompt.answers if one != gold],
             prompt=digest,
             run=run,
-            density=density,
-            head_rows=rows,
+            density=made.density,
+            head_rows=made.head_rows,
+            rows=dict(made.rows),
         )
 
 

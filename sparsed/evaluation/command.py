@@ -13,7 +13,7 @@ from sparsed import files
 from sparsed.config import METHODS
 from sparsed.edge import go_on
 from sparsed.evaluation.answers import evaluate, must_be_alone
-from sparsed.evaluation.methods import ABLATIONS, ablations, parse_method
+from sparsed.evaluation.methods import ABLATIONS, ablations, parse_method, parts_of
 from sparsed.evaluation.observe import observe
 from sparsed.evaluation.plan import DEPTHS, LENGTHS, TYPES, Plan, default_cells
 from sparsed.evaluation.reading import doubts, read_observations, read_records, read_sizes
@@ -34,6 +34,7 @@ from sparsed.results_folder import check, key_there
 
 if TYPE_CHECKING:
     from sparsed.parallel.team import Team
+
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     """Entry point of ``python -m sparsed eval``. team: the processes that hold the model together, under torchrun."""
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> None:
     summary = {"key": key_there(args.out), **summarise(records, observations, said, read_sizes(args.out))}
     print(table(summary))
     if args.recommend:
-        print("", *recommended(summary), sep="\n")
+        print("", *recommended(summary, caches=args.recommend == "caches"), sep="\n")
     if args.json:
         files.write(args.json, json.dumps(summary, indent=1))
 
@@ -88,7 +89,7 @@ def unheeded(args: argparse.Namespace, given: set[str]) -> list[str]:
     if args.observe:
         alone = {"methods", "ablations", "batch_tokens"}
         said += without_effect(given, alone, "--observe makes runs of SparseD alone, one by one.")
-    elif args.ablations is None and all(method.partition(":")[0] == "dense" for method in args.methods):
+    elif args.ablations is None and all(parts_of(method).attention == "dense" for method in args.methods):
         sparse = {*ATTENTION, "backend"}
         said += without_effect(given, sparse, "no sparse method is asked (later ones of this folder will have it).")
     if set(args.types) == {"arithmetic"}:
@@ -138,7 +139,8 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sparsed eval",
-        description="Accuracy of full attention, SparseD and baselines of equal density on the same questions.",
+        description="Accuracy of full attention, SparseD and baselines of equal density, with and without a "
+        "cache, on the same questions.",
     )
     add = parser.add_argument
     add("--model", default="mini", help="catalogue name, Hub id or local folder")
@@ -149,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at "
         "64k; with --report, only the first so many")  # fmt: skip
     add("--methods", nargs="+", default=["dense", "sparsed", "sliding_window", "streaming_llm"], metavar="METHOD",
-        help=f"of {' '.join(METHODS)}; with settings of its own: sparsed:skip=0,select=0.1, dense:threshold=0.9")
+        help=f"of {' '.join(METHODS)}; with a cache: dense+prefix, sparsed+dual; with settings of its own: "
+        "sparsed:skip=0,select=0.1, dense:threshold=0.9, sparsed+refresh:cache_refresh=4")  # fmt: skip
     add("--ablations", nargs="*", choices=["all", *ABLATIONS], metavar="GROUP", help="instead of methods: dense, "
         f"SparseD, and one setting varied at a time; all, or of {' '.join(ABLATIONS)}")  # fmt: skip
     add("--observe", action="store_true", help="instead of answers: how alike the masks of two heads are, and of the "
@@ -164,8 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device")
     add("--dtype")
     add("--report", action="store_true", help="only print the tables of what is there")
-    add("--recommend", action="store_true", help="below the tables, for each length: the fastest setting within "
-        "1 point of full attention on the mean and 3 on every question type")  # fmt: skip
+    add("--recommend", nargs="?", choices=["attention", "caches"], const="attention", help="below the tables, for each "
+        "length: the fastest setting of attention (or with a cache too) within 1 point of full attention on the mean "
+        "and 3 on every question type")  # fmt: skip
     add("--json", type=Path, help="write the scores there")
     return parser
 

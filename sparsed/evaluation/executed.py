@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from sparsed.attention.backends.registry import executed_density
+from sparsed.cache.rows import Rows
 from sparsed.denoising import Result
 from sparsed.samplers import make_sampler
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
 
-
-def head_rows(model: Model, result: Result) -> list[int]:
-    """Of each sequence, how many rows of logits its steps asked for, all together."""
-    sampler = make_sampler(result.info.sampler, model.mask_id, model.end_ids)
-    before = torch.full_like(result.steps[0].tokens, model.mask_id)
-    asked = torch.zeros(len(before), dtype=torch.int64)
-    for step in result.steps:
-        asked += sampler.eligible(before, step.index).sum(1)
-        before = step.tokens
-    counts: list[int] = asked.tolist()
-    return counts
+_CPU = torch.device("cpu")
 
 
-def densities(result: Result) -> list[float | None]:
-    """Of each sequence, the share of all pairs that a sparse step computes (`registry.executed_density`), by the run's
-    last pattern; None without one. With classifier-free guidance the mean over its two sequences.
+@dataclass(frozen=True)
+class Executed:
+    """What the steps of a run computed for one sequence.
+
+    rows: positions, by the steps' phase, all steps together. head_rows: rows of logits that were asked for, likewise.
+    density: of the pairs of these rows with all keys, the share that sparse steps computed
+    (`registry.executed_density`), by the run's last pattern; None without such a step. With classifier-free guidance
+    the mean over its two sequences.
     """
-    batch, pattern = len(result.tokens), result.pattern
-    if pattern is None:
-        return [None] * batch
-    found: list[float | None] = []
-    for row in range(batch):
-        own = torch.arange(row, len(pattern.layers[0].counts), batch)
-        layers = tuple(layer.of_rows(own) for layer in pattern.layers)
-        found.append(executed_density(result.backend, replace(pattern, layers=layers, importance=None)))
-    return found
+
+    rows: Mapping[str, int]
+    head_rows: int
+    density: float | None
+
+
+def executed(model: Model, result: Result) -> list[Executed]:
+    """Of each sequence."""
+    sampler = make_sampler(result.info.sampler, model.mask_id, model.end_ids)
+    batch, length = result.tokens.shape
+    before = torch.full_like(result.steps[0].tokens, model.mask_id)
+    asked = torch.zeros(batch, dtype=torch.int64)
+    rows: list[dict[str, int]] = [{str(phase): 0 for phase in result.info.phases} for _ in range(batch)]
+    sparse: list[list[Rows]] = [[] for _ in range(batch)]  # those of each sparse step
+    for step, parts in zip(result.steps, result.plans, strict=True):
+        eligible = sampler.eligible(before, step.index)
+        for sequences, plan in parts:
+            wanted = eligible[sequences] if plan.candidates is None else eligible[sequences] & plan.candidates.cpu()
+            asked[sequences] += wanted.sum(1)
+            for sequence in range(batch)[sequences]:
+                rows[sequence][plan.phase] += plan.rows.count(length)
+                if plan.phase == "sparse":
+                    sparse[sequence].append(plan.rows)
+        before = step.tokens
+    return [
+        Executed(rows[sequence], int(asked[sequence]), _density(result, sequence, sparse[sequence]))
+        for sequence in range(batch)
+    ]
+
+
+def _density(result: Result, sequence: int, steps: list[Rows]) -> float | None:
+    """Of one sequence, over steps that computed these rows by the pattern."""
+    pattern, (batch, length) = result.pattern, result.tokens.shape
+    if pattern is None or not steps:
+        return None
+    its = torch.arange(sequence, len(pattern.layers[0].counts), batch)
+    own = replace(pattern, layers=tuple(layer.of_rows(its) for layer in pattern.layers), importance=None)
+    share = {rows: executed_density(result.backend, own, rows.on(_CPU)) for rows in dict.fromkeys(steps)}
+    counts = [rows.count(length) for rows in steps]
+    return sum(share[rows] * count for rows, count in zip(steps, counts, strict=True)) / sum(counts)

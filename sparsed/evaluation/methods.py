@@ -1,18 +1,29 @@
-"""How an answer is made: an attention, and the settings of the sampler that an ablation varies. The ablations."""
+"""How an answer is made: attention, cache, and the settings of the sampler that an ablation varies. The ablations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, ResolvedSampler, SamplerConfig
-from sparsed.options import ATTENTION, SAMPLER, reader
+from sparsed.config import (
+    CACHES,
+    FULL_ATTENTION,
+    METHODS,
+    AttentionConfig,
+    CacheConfig,
+    ResolvedSampler,
+    SamplerConfig,
+    check_keys,
+)
+from sparsed.options import ATTENTION, CACHE, SAMPLER, reader
 
 VARIED = ("steps", "block_length", "threshold")
 """The sampler's settings that a method may have of its own; the others are a folder's."""
 _OF_ATTENTION = {name: row for name, row in ATTENTION.items() if name != "method"}
-_SETTINGS = {**_OF_ATTENTION, **{name: SAMPLER[name] for name in VARIED}}
+_OF_CACHE = {name: row for name, row in CACHE.items() if name != "cache"}
+_SETTINGS = {**_OF_CACHE, **_OF_ATTENTION, **{name: SAMPLER[name] for name in VARIED}}
+_CACHES = tuple(name for name in CACHES if name != "none")
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "skip": tuple(f"sparsed:skip={skip}" for skip in (0, 0.05, 0.1, 0.2, 0.4)),
@@ -38,6 +49,12 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     # In blocks, and the whole generation of mini at once.
     "block_length": tuple(f"{method}:block_length={size}" for method in ("dense", "sparsed") for size in (32, 96)),
     "baselines": ("sliding_window", "streaming_llm", "random"),
+    # Each with full attention and with SparseD; and with the pattern's keys instead of all.
+    "cache": tuple(
+        f"{attention}+{cache}{keys}"
+        for attention, keys in (("dense", ""), ("sparsed", ""), ("sparsed", ":cache_keys=pattern"))
+        for cache in _CACHES
+    ),
 }
 """One setting varied at a time, by what is varied; beside them stand full attention and SparseD as published."""
 
@@ -54,14 +71,16 @@ class Method:
     """How an answer is made.
 
     Attributes:
-        name: the one way to write it: "dense", "sparsed:skip=0,select=0.1", "dense:threshold=0.9".
+        name: the one way to write it: "dense", "sparsed:skip=0,select=0.1", "dense+dual:threshold=0.9".
         attention: its attention, every setting its own or the plan's.
         sampler: the settings of the sampler that are its own; the rest is None.
+        cache: its cache, which a plan has none of.
     """
 
     name: str
     attention: AttentionConfig
     sampler: SamplerConfig = SamplerConfig()
+    cache: CacheConfig = CacheConfig()
 
     def sampler_in(self, common: SamplerConfig) -> SamplerConfig:
         """The sampler of its runs, where `common` is that of all answers.
@@ -91,16 +110,21 @@ class Method:
 
 
 def parse_method(method: str, base: AttentionConfig) -> Method:
-    """A method as it is written on the command line: one of METHODS, with settings of its own after a colon.
+    """A method as it is written on the command line: one of METHODS, after a plus a cache, after a colon settings of
+    its own.
 
-    "sparsed:skip=0", "sliding_window:select=0.1,reuse=no", "sparsed:steps=96,block_length=32", "dense:threshold=0.9":
-    those of attention, which "dense" has none of, and those of the sampler in VARIED. What is not given is `base`'s,
-    and the plan's. Raises ValueError for anything else.
+    "sparsed:skip=0", "sliding_window:select=0.1,reuse=no", "sparsed:steps=96,block_length=32", "dense:threshold=0.9",
+    "sparsed+refresh:cache_refresh=4,select=0.1": those of the cache, those of attention, which "dense" has none of, and
+    those of the sampler in VARIED. What is not given is the cache's default, `base`'s, and the plan's. Raises
+    ValueError for anything else.
     """
-    name, colon, said = method.partition(":")
+    head, colon, said = method.partition(":")
+    name, plus, cache_name = head.partition("+")
     if name not in METHODS:
         raise ValueError(f"Method {method!r} is unknown; choose from {', '.join(METHODS)}.")
-    allowed = [*VARIED] if name == "dense" else [*_SETTINGS]
+    if plus and cache_name not in _CACHES:
+        raise ValueError(f"Method {method!r}: the cache {cache_name!r} is unknown; choose from {', '.join(_CACHES)}.")
+    allowed = [*(_OF_CACHE if plus else ()), *(() if name == "dense" else _OF_ATTENTION), *VARIED]
     values: dict[str, Any] = {}
     for part in said.split(",") if colon else ():
         key, _, value = part.partition("=")
@@ -113,29 +137,48 @@ def parse_method(method: str, base: AttentionConfig) -> Method:
             )
         if name == "dense" and key in _OF_ATTENTION:
             raise ValueError(
-                f"Method {method!r}: {key} belongs to sparse attention; full attention takes {', '.join(VARIED)}."
+                f"Method {method!r}: {key} belongs to sparse attention; full attention takes {', '.join(allowed)}."
             )
+        if not plus and key in _OF_CACHE:
+            raise ValueError(f"Method {method!r}: {key} belongs to a cache, as in {name}+refresh:{key}={value}.")
         try:
             values[key] = reader(_SETTINGS[key])(value)
         except (KeyError, ValueError):
             raise ValueError(
                 f"Method {method!r}: {part!r} is no setting; write one of {', '.join(allowed)} as name=value."
             ) from None
-    own = {key: values.pop(key) for key in VARIED if key in values}
-    attention = FULL_ATTENTION if name == "dense" else replace(base, method=name, **values)
-    sampler = SamplerConfig(**own)
-    written = [
-        f"{key}={_written(getattr(attention if key in values else sampler, key))}"
-        for key in _SETTINGS
-        if key in values or key in own
-    ]
-    return Method(":".join([name, *([",".join(written)] if written else [])]), attention, sampler)
+    sampler = SamplerConfig(**{key: values[key] for key in VARIED if key in values})
+    given = {key: values[key] for key in _OF_ATTENTION if key in values}
+    attention = FULL_ATTENTION if name == "dense" else replace(base, method=name, **given)
+    try:
+        cache = CacheConfig(
+            cache_name or "none", **{row.name: values[key] for key, row in _OF_CACHE.items() if key in values}
+        )
+        check_keys(cache, attention)
+    except ValueError as error:
+        raise ValueError(f"Method {method!r}, its cache: {error}") from None
+    written = ",".join(f"{key}={_written(values[key])}" for key in _SETTINGS if key in values)
+    return Method(":".join(filter(None, [head, written])), attention, sampler, cache)
+
+
+class Parts(NamedTuple):
+    """What a method's name says: its attention and its cache, both by name, and settings of its own as written."""
+
+    attention: str
+    cache: str
+    own: dict[str, str]
+
+
+def parts_of(method: str) -> Parts:
+    """Of a name as `Method` has it."""
+    head, _, said = method.partition(":")
+    attention, _, cache = head.partition("+")
+    return Parts(attention, cache or "none", dict(part.split("=", 1) for part in said.split(",")) if said else {})
 
 
 def own_settings(method: str) -> dict[str, str]:
     """The settings that a method's name says, as they are written there."""
-    said = method.partition(":")[2]
-    return dict(part.split("=", 1) for part in said.split(",")) if said else {}
+    return parts_of(method).own
 
 
 def samples_apart(method: str) -> bool:

@@ -1,4 +1,6 @@
-"""Which setting of attention to recommend: the fastest that answers as well as full attention does."""
+"""Which setting of attention, or of attention and cache, to recommend: the fastest that answers as well as full
+attention does.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsed.evaluation.methods import own_settings, samples_apart
+from sparsed.evaluation.methods import own_settings, parts_of, samples_apart
 from sparsed.evaluation.scores import over_types
 from sparsed.evaluation.tables import method_label
 
@@ -60,9 +62,11 @@ class Candidate:
         ]
 
 
-def candidates(summary: Mapping[str, Any], length: str) -> list[Candidate]:
+def candidates(summary: Mapping[str, Any], length: str, caches: bool = False) -> list[Candidate]:
     """The settings of attention that can be judged at that length: those run with the folder's sampler, of known cost,
     and asked every type that full attention was asked. summary: of `summarise`. Baselines are judged like others.
+    caches: those with a cache too. Else they are left out: what is recommended is a setting of SparseD's, and
+    operations, which leave memory traffic out, flatter a step over few rows.
     """
     cells: dict[str, dict[str, Mapping[str, Any]]] = {}
     for cell in summary["cells"]:
@@ -73,6 +77,8 @@ def candidates(summary: Mapping[str, Any], length: str) -> list[Candidate]:
     for row in summary["lengths"]:
         method, speed = row["method"], row.get("speed")
         if row["length"] != length or method == "dense" or samples_apart(method) or speed is None:
+            continue
+        if not caches and parts_of(method).cache != "none":
             continue
         own = cells[method]
         if own.keys() != asked or any(cell["difference"] is None for cell in own.values()):
@@ -91,14 +97,14 @@ def candidates(summary: Mapping[str, Any], length: str) -> list[Candidate]:
     return found
 
 
-def recommend(summary: Mapping[str, Any], length: str) -> Candidate | None:
+def recommend(summary: Mapping[str, Any], length: str, caches: bool = False) -> Candidate | None:
     """The fastest setting, by executed cost at that length, within 1 point of full attention on the mean and within 3
     on every question type, by paired differences as measured; None where none qualifies.
 
     Of those as fast (`TIE`): the most accurate on the mean, then on its worst type, then the one with fewest settings
-    of its own.
+    of its own. caches: as for `candidates`.
     """
-    fit = [one for one in candidates(summary, length) if one.qualifies]
+    fit = [one for one in candidates(summary, length, caches) if one.qualifies]
     if not fit:
         return None
     fastest = max(one.speed for one in fit)
@@ -109,22 +115,24 @@ def recommend(summary: Mapping[str, Any], length: str) -> Candidate | None:
     return min((one for one in fit if one.speed >= fastest * (1 - TIE)), key=rank)
 
 
-def recommended(summary: Mapping[str, Any]) -> list[str]:
+def recommended(summary: Mapping[str, Any], caches: bool = False) -> list[str]:
     """A sentence for each length: what `recommend` finds, how sure it is, or why there is nothing."""
-    return [_sentence(summary, length) for length in dict.fromkeys(row["length"] for row in summary["lengths"])]
+    lengths = dict.fromkeys(row["length"] for row in summary["lengths"])
+    return [_sentence(summary, length, caches) for length in lengths]
 
 
-def _sentence(summary: Mapping[str, Any], length: str) -> str:
-    best, judged = recommend(summary, length), candidates(summary, length)
+def _sentence(summary: Mapping[str, Any], length: str, caches: bool) -> str:
+    best, judged = recommend(summary, length, caches), candidates(summary, length, caches)
+    where = f"{length}, caches included" if caches else length
     if not judged:
         return (
-            f"Recommended at {length}: nothing, because no setting can be judged there: it takes full attention, and "
+            f"Recommended at {where}: nothing, because no setting can be judged there: it takes full attention, and "
             f"another setting asked the same question types, both of known cost."
         )
     if best is None:
         near = max(judged, key=lambda one: one.difference)
         return (
-            f"Recommended at {length}: nothing, because none of {len(judged)} settings is within "
+            f"Recommended at {where}: nothing, because none of {len(judged)} settings is within "
             f"{100 * MEAN:g} point of full attention on the mean and within {100 * TYPE:g} on every question type; "
             f"nearest: {method_label(near.method)} ({_points(near.difference)} on the mean, "
             f"{_points(near.types[near.worst][0])} on {near.worst})."
@@ -134,7 +142,7 @@ def _sentence(summary: Mapping[str, Any], length: str) -> str:
     sure = f"the intervals allow {', '.join(more)}" if more else "the intervals allow no more than the rule does"
     low, high = best.interval
     return (
-        f"Recommended at {length}: {method_label(best.method)}, {best.speed:.2f}× by executed cost, "
+        f"Recommended at {where}: {method_label(best.method)}, {best.speed:.2f}× by executed cost, "
         f"{_points(best.difference)} ({100 * low:+.1f} … {100 * high:+.1f}) points to full attention "
         f"({100 * full['mean_accuracy']:.1f} % right) on the mean of {len(best.types)} question types, "
         f"{_points(best.types[best.worst][0])} on the worst ({best.worst}), over {best.questions} questions; {sure}. "

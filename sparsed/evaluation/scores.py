@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsed.config import METHODS
-from sparsed.evaluation.cost import Sizes, executed_cost, work_of
-from sparsed.evaluation.methods import samples_apart
+from sparsed.config import CACHES, METHODS
+from sparsed.evaluation.cost import Sizes, executed_cost, length_of, work_of
+from sparsed.evaluation.methods import parts_of, samples_apart
 from sparsed.questions.lengths import token_budget
 from sparsed.runs import RunRecord, Tally, disagreements, notes_of, settings_of, unlike
 
@@ -26,7 +26,8 @@ class Answer:
         type, kind: question type of the grid, and the question kind of `sparsed.questions`.
         length: of the prompt, as asked for.
         index: number of the question in its cell.
-        method: "dense", or how the sparse steps attend; settings of its own follow a colon.
+        method: "dense", or how the sparse steps attend; a cache follows a plus, settings of its own a colon
+            (`sparsed.evaluation.methods`).
         exact: the answer is a gold answer.
         right, facts, invented: facts stated, facts asked for, sentences stated that are none of them.
         verdict: "yes" or "no", the gold answer of a comparison.
@@ -38,9 +39,10 @@ class Answer:
             well.
         prompt: the prompt's token ids in a few letters: the same for answers to the same prompt.
         run: what ran (`RunInfo.record`), for all questions that ran together.
-        density: share of all pairs that its sparse steps computed; None for a run that made no pattern.
-        head_rows: rows of logits that its steps asked for, all together. This, `density`, `run` and `prompt` are None
-            where an earlier version did not keep them.
+        density: share of all pairs of their rows that its sparse steps computed; None for a run without one.
+        head_rows: rows of logits that its steps asked for, all together.
+        rows: positions that its steps computed, by phase, likewise. This, `head_rows`, `density`, `run` and `prompt`
+            are None where an earlier version did not keep them.
     """
 
     type: str
@@ -64,6 +66,7 @@ class Answer:
     density: float | None = None
     head_rows: int | None = None
     others: list[str] | None = None
+    rows: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,23 +192,24 @@ def over_types(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _place(method: str) -> tuple[int, bool]:
-    plain, settings, _ = method.partition(":")
-    return METHODS.index(plain) if plain in METHODS else len(METHODS), bool(settings)
+def _place(method: str) -> tuple[int, int, bool]:
+    attention, cache, own = parts_of(method)
+    place = METHODS.index(attention) if attention in METHODS else len(METHODS)
+    return place, CACHES.index(cache) if cache in CACHES else len(CACHES), bool(own)
 
 
-def _score(
-    records: Sequence[Answer], dense: Mapping[tuple[str, int], Answer], sizes: Sizes | None
-) -> dict[str, Any]:
+def _score(records: Sequence[Answer], dense: Mapping[tuple[str, int], Answer], sizes: Sizes | None) -> dict[str, Any]:
     """Questions, right, accuracy with its interval (shares), facts right (share), invented sentences, seconds a
     question, yes/no as [right, asked]; for others than dense the paired difference in accuracy with its 95 % interval
     (`paired`) and the mean token agreement, over the questions that dense has answered too, in a run like it
     (`unlike_dense`). Of the runs that are known ("runs"): the mean of their forwards, the steps of all by phase, how
-    many never were sparse, and how many went back to full attention. How fast: `_speed`.
+    many never were sparse, how many went back to full attention, and the mean share of all rows that their steps
+    computed ("rows"). How fast: `_speed`.
     """
     right, total = sum(r.exact for r in records), len(records)
     runs = [r.run for r in records if r.run is not None]
     tally = Tally.of(runs)
+    shares = [_share_of_rows(r.run, r.rows) for r in records if r.run is not None]
     row: dict[str, Any] = {
         "questions": total,
         "right": right,
@@ -220,6 +224,7 @@ def _score(
         "runs": tally.known,
         "forwards": sum(run["forwards"] for run in runs) / len(runs) if runs else None,
         "phases": {phase: sum(run["phases"][phase] for run in runs) for phase in runs[0]["phases"]} if runs else None,
+        "rows": sum(shares) / len(shares) if shares else None,
         "never_sparse": tally.never_sparse,
         "dense_again": tally.dense_again,
     }
@@ -242,9 +247,7 @@ def _score(
     return row | _speed(records, dense, sizes)
 
 
-def _speed(
-    records: Sequence[Answer], dense: Mapping[tuple[str, int], Answer], sizes: Sizes | None
-) -> dict[str, Any]:
+def _speed(records: Sequence[Answer], dense: Mapping[tuple[str, int], Answer], sizes: Sizes | None) -> dict[str, Any]:
     """How fast one method's answers are, against full attention as the folder's sampler runs it, on the same questions.
 
     "density": mean share of the pairs that sparse steps computed. "cost": mean floating point operations of an answer
@@ -274,8 +277,13 @@ def _speed(
 
 
 def _cost(answer: Answer, sizes: Sizes | None) -> float | None:
-    work = work_of(answer.run, answer.density, answer.head_rows)
+    work = work_of(answer.run, answer.density, answer.head_rows, answer.rows)
     return None if sizes is None or work is None else executed_cost(sizes, work)
+
+
+def _share_of_rows(run: RunRecord, rows: Mapping[str, int] | None) -> float:
+    """Rows that the steps of a run computed, of all rows in each step: all, where an earlier version did not count."""
+    return 1.0 if rows is None else sum(rows.values()) / (run["forwards"] * length_of(run))
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sparsed.config import METHOD_LABELS, METHODS
+from sparsed.config import CACHE_LABELS, METHOD_LABELS, METHODS
+from sparsed.evaluation.methods import Parts, parts_of
 from sparsed.runs import Tally, told
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown: accuracy by length, by length and type, methods with settings of their own,
+    """The summary as Markdown: accuracy by length, by length and type, methods with a cache or settings of their own,
     observations; below them what the runs noted, and what these results do not say.
     """
     parts = [_by_method(summary["lengths"], ("length",))] if summary["lengths"] else []
     several = len({row["type"] for row in summary["cells"]}) > 1
     if several:
         parts.append(_by_method(summary["cells"], ("length", "type")))
-    if any(":" in row["method"] for row in summary["lengths"]):
+    if any(row["method"] not in METHODS for row in summary["lengths"]):
         parts.append(_settings(summary["lengths"]))
         if several:
             parts.append(_settings_by_type(summary["lengths"], summary["cells"]))
     if any(row.get("speed") is not None for row in summary["lengths"]):
         parts += [_speed(summary["lengths"]), _clock(summary)]
     for method, mean in summary["means"].items():
-        if method in METHODS:
+        if not parts_of(method).own:
             parts.append(
                 f"{heading(method, summary['lengths'])}, mean over {', '.join(mean['lengths'])}: "
                 f"{100 * mean['difference']:+.2f} points to dense, {_percent(mean['agreement'])} of the tokens agree."
@@ -67,13 +68,14 @@ def _by_method(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 
 
 def _settings(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each length and method, those with settings of their own beside the others."""
+    """A line for each length and method, those with a cache or settings of their own beside the others."""
+    computed = _computed(rows)
     head = ["length", "setting", "questions", "exact match", "to dense", "tokens agreeing", "seconds a question"]
-    head += ["forwards an answer", *_SPEEDS]
+    head += ["forwards an answer", *computed, *_SPEEDS]
     lines = []
     for row in rows:
         answers = [_share(row), _difference(row), _percent(row["agreement"]), f"{row['seconds']:.3f}"]
-        answers += [_count(row.get("forwards")), *_speeds(row)]
+        answers += [_count(row.get("forwards")), *(_percent(row.get("rows")) for _ in computed), *_speeds(row)]
         lines.append([row["length"], _tally([row]).heading(_setting(row["method"])), str(row["questions"]), *answers])
     return markdown(head, lines)
 
@@ -92,7 +94,8 @@ def _settings_by_type(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, 
 
 def _speed(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each length and method without settings of its own: how fast it is."""
-    head = ["length", "method", "forwards an answer", "density", "seconds a question", *_SPEEDS]
+    computed = _computed(rows)
+    head = ["length", "method", "forwards an answer", *computed, "density", "seconds a question", *_SPEEDS]
     return markdown(
         head,
         (
@@ -100,12 +103,13 @@ def _speed(rows: Sequence[dict[str, Any]]) -> str:
                 row["length"],
                 method_label(row["method"]),
                 _count(row["forwards"]),
+                *(_percent(row.get("rows")) for _ in computed),
                 "–" if row["density"] is None else f"{row['density']:.3f}",
                 f"{row['seconds']:.3f}",
                 *_speeds(row),
             ]
             for row in rows
-            if row["method"] in METHODS
+            if not parts_of(row["method"]).own
         ),
     )
 
@@ -121,6 +125,11 @@ def _clock(summary: dict[str, Any]) -> str:
     )
 
 
+def _computed(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The heading of the share of all rows that an answer's steps computed, if any left some out."""
+    return ["rows computed"] if any((row.get("rows") or 1) < 1 for row in rows) else []
+
+
 _SPEEDS = ("speed as executed", "as measured")
 
 
@@ -134,16 +143,19 @@ def _mean(row: dict[str, Any]) -> list[str]:
 
 
 def _setting(method: str) -> str:
-    """A method as the tables of settings say it: of SparseD its settings alone."""
-    name, _, settings = method.partition(":")
-    label = {"dense": "dense", "sparsed": ""}.get(name, METHOD_LABELS.get(name, name))
-    return ", ".join(filter(None, [label, _words(settings)])) or "default"
+    """A method as the tables of settings say it: of SparseD without a cache its settings alone."""
+    parts = parts_of(method)
+    if parts.cache == "none" and parts.attention in ("dense", "sparsed"):
+        return ", ".join([*(["dense"] if parts.attention == "dense" else []), *_words(parts)]) or "default"
+    return method_label(method)
 
 
 def method_label(method: str) -> str:
-    """A method in words; the settings of its own after a comma."""
-    plain, _, settings = method.partition(":")
-    return ", ".join([METHOD_LABELS.get(plain, plain), *([_words(settings)] if settings else [])])
+    """A method in words: "SparseD + Fast-dLLM, dual"; the settings of its own after a comma."""
+    parts = parts_of(method)
+    names = [METHOD_LABELS.get(parts.attention, parts.attention)]
+    names += [CACHE_LABELS.get(parts.cache, parts.cache)] if parts.cache != "none" else []
+    return ", ".join([" + ".join(names), *_words(parts)])
 
 
 def heading(method: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -157,8 +169,8 @@ def _tally(rows: Sequence[dict[str, Any]]) -> Tally:
     return sum(known, Tally())
 
 
-def _words(settings: str) -> str:
-    return settings.replace("=", " ").replace(",", ", ")
+def _words(parts: Parts) -> list[str]:
+    return [f"{name} {value}" for name, value in parts.own.items()]
 
 
 def _count(mean: float | None) -> str:

@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparsed
-from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed import AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.evaluation.answers import evaluate
 from sparsed.evaluation.command import main
 from sparsed.evaluation.cost import Sizes, executed_cost, work_of
-from sparsed.evaluation.executed import densities, head_rows
+from sparsed.evaluation.executed import executed
 from sparsed.evaluation.plan import FIRST_SEED, Cell, Plan
 from sparsed.evaluation.reading import read_records, read_sizes
 from sparsed.evaluation.scores import summarise
@@ -26,7 +26,10 @@ from sparsed.results_folder import key_there
 
 COMMON = SamplerConfig(steps=4, gen_length=48)
 PLAN = Plan(sampler=COMMON)
-METHODS = ["dense", "sparsed", "dense:steps=2", "sparsed:steps=6,block_length=24", "dense:threshold=0.9"]
+METHODS = [
+    "dense", "sparsed", "dense:steps=2", "sparsed:steps=6,block_length=24", "dense:threshold=0.9", "dense+delayed",
+    "sparsed+refresh:cache_refresh=2,cache_keys=pattern,skip=0", "sparsed+dual:block_length=24,threshold=0.5",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +44,29 @@ def test_each_answer_has_the_sampler_of_its_method(mini: Model, tmp_path: Path) 
     own = {
         "dense": COMMON, "sparsed": COMMON, "dense:steps=2": replace(COMMON, steps=2),
         "sparsed:steps=6,block_length=24": replace(COMMON, steps=6, block_length=24),
-        "dense:threshold=0.9": SamplerConfig(gen_length=48, threshold=0.9),
+        "dense:threshold=0.9": SamplerConfig(gen_length=48, threshold=0.9), METHODS[5]: COMMON, METHODS[6]: COMMON,
+        METHODS[7]: SamplerConfig(gen_length=48, block_length=24, threshold=0.5),
+    }  # fmt: skip
+    caches = {
+        METHODS[5]: CacheConfig("delayed"), METHODS[6]: CacheConfig("refresh", 2, "pattern"),
+        METHODS[7]: CacheConfig("dual"),
     }  # fmt: skip
     for (method, index), record in records.items():
         prompt = build_prompt(mini, "200", ("fact", "inverse")[index], FIRST_SEED + index, 0.0)
-        attention = "dense" if method.startswith("dense") else SparseDConfig()
-        result = sparsed.generate(mini, prompt.text, sampler=own[method], attention=attention)
+        attention = "dense" if method.startswith("dense") else SparseDConfig(skip=0 if "skip=0" in method else None)
+        cache = caches.get(method)
+        result = sparsed.generate(mini, prompt.text, sampler=own[method], attention=attention, cache=cache)
         info = result.info.record()
         assert record.run is not None and record.run["sampler"] == info["sampler"]
+        assert record.run["cache"] == info["cache"]
         assert (record.run["phases"], record.run["total"]) == (info["phases"], info["total"])
         answer = result.tokens[0, -48:].tolist()
         assert record.tokens == answer[: len(record.tokens)]
         # Only those that may end early run one by one.
         assert record.run["batch"] == (1 if "threshold" in method else 2)
-        assert (record.density, record.head_rows) == (densities(result)[0], head_rows(mini, result)[0])
+        (made,) = executed(mini, result)
+        assert (record.density, record.head_rows, record.rows) == (made.density, made.head_rows, made.rows)
+        assert made.rows == info["rows"], "of one sequence"
         # All are compared with full attention as the folder runs it.
         dense = records["dense", index]
         whole = record.tokens + record.tokens[-1:] * (len(dense.tokens) - len(record.tokens))
@@ -99,30 +111,45 @@ def test_the_command_asks_a_part_of_the_ablations_and_recommends(
 
 
 @pytest.mark.parametrize(
-    ("sampler", "attention"),
+    ("sampler", "attention", "cache"),
     [
-        (SamplerConfig(steps=4), AttentionConfig("dense")),
-        (SamplerConfig(steps=4), SparseDConfig()),
-        (SamplerConfig(steps=4, block_length=16, cfg_scale=0.5), SparseDConfig(select=0.3, skip=0)),
-        (SamplerConfig(threshold=0.2), SparseDConfig(skip=0)),
-        (SamplerConfig(steps=4), SparseDConfig(select=0.3, reuse=False)),
-        (SamplerConfig(steps=4), SparseDConfig(select=0.3, generation_rows="full")),
-        (SamplerConfig(steps=6), SparseDConfig(select=0.3, skip=0, refresh=2)),
-        (SamplerConfig(steps=4), AttentionConfig("shared", select=0.3)),
-        (SamplerConfig(steps=4), AttentionConfig("streaming_llm", select=0.3)),
+        (SamplerConfig(steps=4), AttentionConfig("dense"), None),
+        (SamplerConfig(steps=4), SparseDConfig(), None),
+        (SamplerConfig(steps=4, block_length=16, cfg_scale=0.5), SparseDConfig(select=0.3, skip=0), None),
+        (SamplerConfig(threshold=0.2), SparseDConfig(skip=0), None),
+        (SamplerConfig(steps=4), SparseDConfig(select=0.3, reuse=False), None),
+        (SamplerConfig(steps=4), SparseDConfig(select=0.3, generation_rows="full"), None),
+        (SamplerConfig(steps=6), SparseDConfig(select=0.3, skip=0, refresh=2), None),
+        (SamplerConfig(steps=4), AttentionConfig("shared", select=0.3), None),
+        (SamplerConfig(steps=4), AttentionConfig("streaming_llm", select=0.3), None),
+        (SamplerConfig(steps=6, block_length=16), AttentionConfig("dense"), CacheConfig("prefix")),
+        (SamplerConfig(threshold=0.2, block_length=8), AttentionConfig("dense"), CacheConfig("dual")),
+        # Sequences that go one by one, and are done before their steps are.
+        (SamplerConfig(steps=11, gen_length=8, block_length=8), AttentionConfig("dense"), CacheConfig("delayed", 4)),
+        (SamplerConfig(steps=12, block_length=8), SparseDConfig(select=0.3), CacheConfig("dual")),
+        (SamplerConfig(steps=8), SparseDConfig(select=0.3, refresh=4, skip=0), CacheConfig("refresh", 3)),
+        (SamplerConfig(steps=8, cfg_scale=0.5), SparseDConfig(select=0.3), CacheConfig("refresh", 4, "pattern")),
+        (SamplerConfig(steps=8), SparseDConfig(select=0.3), CacheConfig("delayed", 3, "pattern")),
+        (
+            SamplerConfig(steps=8, block_length=16),
+            AttentionConfig("shared", select=0.3, generation_rows="full", skip=0.5),
+            CacheConfig("prefix", keys="pattern"),
+        ),
     ],
 )
-def test_the_cost_is_what_torch_counts(mini: Model, sampler: SamplerConfig, attention: AttentionConfig) -> None:
+def test_the_cost_is_what_torch_counts(
+    mini: Model, sampler: SamplerConfig, attention: AttentionConfig, cache: CacheConfig | None
+) -> None:
     """Whole blocks of 32, so that no position is computed that is not there."""
     ids = torch.randint(5, 2000, (2, 96), generator=torch.Generator().manual_seed(0))
     model = replace(mini, defaults=SamplerConfig(gen_length=32, block_length=32).resolve(mini.defaults))
     # SDPA's one kernel is not counted, the same as matrix products is.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        result = sparsed.generate(model, ids, sampler=sampler, attention=attention)
+        result = sparsed.generate(model, ids, sampler=sampler, attention=attention, cache=cache)
     run = result.info.record()
     costs = []
-    for density, rows in zip(densities(result), head_rows(model, result), strict=True):
-        work = work_of(run, density, rows)
+    for made in executed(model, result):
+        work = work_of(run, made.density, made.head_rows, made.rows)
         assert work is not None
         costs.append(executed_cost(Sizes.of(model), work))
     assert sum(costs) == pytest.approx(counter.get_total_flops(), rel=1e-9)

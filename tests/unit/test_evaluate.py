@@ -22,7 +22,7 @@ from sparsed.options import given_of
 from sparsed.parallel.crew import Crew
 from sparsed.questions.lengths import token_budget
 from sparsed.results_folder import Folder
-from sparsed.runs import COMMON, METHOD, OWN, QUESTION, RunRecord, notes_of, told
+from sparsed.runs import COMMON, METHOD, OWN, QUESTION, RunRecord, dense_again, notes_of, told
 
 
 def record(index: int, method: str, exact: bool, **more: object) -> Answer:
@@ -202,6 +202,17 @@ def test_a_column_that_never_was_sparse_says_so_in_its_heading() -> None:
     assert summary["notes"] == [{"note": NEVER, "label": "sparsed", "times": 4, "of": 4}]
 
 
+def test_a_cache_is_a_method_of_its_own_with_its_name() -> None:
+    asked = ("sparsed+refresh", "dense+dual", "sparsed", "dense")
+    records = [record(i, method, True) for i in range(2) for method in asked]
+    summary = summarise(records)
+    assert [row["method"] for row in summary["lengths"]] == ["dense", "dense+dual", "sparsed", "sparsed+refresh"]
+    said = table(summary)
+    for name in ("dense", "Full attention + Fast-dLLM, dual", "default", "SparseD + Refresh"):
+        assert f"\n| 1k | {name} | 2 |" in said
+    assert "SparseD + Refresh, mean over 1k: +0.00 points to dense, 75.0 % of the tokens agree." in said
+
+
 def test_runs_that_went_back_to_full_attention_are_told() -> None:
     again = ran(dense=7, sparse=3, switch_step=3, phases={"dense": 5, "select": 1, "sparse": 3})
     said = table(summarise([record(0, "sparsed", True, run=again), record(1, "sparsed", True, run=ran())]))
@@ -212,6 +223,10 @@ def test_runs_that_went_back_to_full_attention_are_told() -> None:
     back = ran(attention=attention, phases={"dense": 3, "select": 2, "sparse": 3}, switch_step=3)
     assert "SparseD |" in table(summarise([record(0, "sparsed", True, run=fresh)]))
     assert "SparseD (dense again) |" in table(summarise([record(0, "sparsed", True, run=back)]))
+    # With a cache, steps over few rows see all keys: what went back says so.
+    few = ran(dense=7, sparse=1, cache={"method": "dual"}, attention=attention)
+    gone = {**few, "notes": ["Sparse steps are no faster here; from step 6 on this run is dense again."]}
+    assert [dense_again(run) for run in (few, gone)] == [False, True]
 
 
 def test_forwards_of_an_answer_are_a_column() -> None:
@@ -344,6 +359,7 @@ def test_what_is_open_is_shared_evenly_whoever_did_the_rest(processes: int) -> N
         (["--ablations", "--methods", "dense"], "leave one of --ablations and --methods out"),
         (["--methods", "dense:skip=0"], "skip belongs to sparse attention; full attention takes steps, block_length"),
         (["--methods", "sparsed:threshold=2"], "threshold must"),
+        (["--methods", "dense", "dense+fast"], "the cache 'fast' is unknown"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, options: list[str], said: str) -> None:
@@ -357,7 +373,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path: Path, opt
         ("--methods dense --skip 0.3 --backend gather", "--backend, --skip without effect: no sparse method is asked"),
         ("--methods dense sparsed --skip 0.3", ""),
         ("--observe --batch-tokens 500 --methods dense --skip 0.3", "--batch-tokens, --methods without effect"),
-        ("--methods dense dense:steps=12 --skip 0.3", "--skip without effect: no sparse method is asked"),
+        ("--methods dense dense+dual dense:steps=12 --skip 0.3", "--skip without effect: no sparse method is asked"),
         ("--methods dense --ablations select --skip 0.3", ""),
         ("--types arithmetic --depths 0.5", "--depths without effect: word problems need no document"),
         ("--types arithmetic lookup --depths 0.5", ""),

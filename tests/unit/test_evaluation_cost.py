@@ -28,24 +28,25 @@ def matrix(rows: int, inside: int, outside: int) -> int:
     return count
 
 
-def counted(steps: list[str], wanted: list[int], ranking: set[str]) -> int:
+def counted(steps: list[str], wanted: list[int], ranking: set[str], computed: dict[int, range] | None = None) -> int:
     """Operations of these steps ("dense", "select", "sparse"), of which each asks for so many rows of logits; those of
-    the phases in `ranking` compute all scores once more.
+    the phases in `ranking` compute all scores once more. computed: of a step by its number, the rows that it computes.
     """
     heads, dim, inner = SIZES.heads * SIZES.head_dim, SIZES.head_dim, SIZES.intermediate
     count = 0
-    for phase, rows in zip(steps, wanted, strict=True):
+    for step, (phase, rows) in enumerate(zip(steps, wanted, strict=True)):
+        queries = (computed or {}).get(step, range(LENGTH))
         for layer in range(SIZES.layers):
             for size in (SIZES.heads, SIZES.key_heads, SIZES.key_heads):
-                count += matrix(LENGTH, SIZES.hidden, size * dim)
+                count += matrix(len(queries), SIZES.hidden, size * dim)
             for _ in range(SIZES.heads):
-                for query in range(LENGTH):
+                for query in queries:
                     for key in range(LENGTH):
                         if phase != "sparse" or key // BLOCK in SEEN[query // BLOCK]:
                             count += 2 * dim + 2 * dim
                         if phase in ranking:
                             count += 2 * dim
-            left = rows if layer == SIZES.layers - 1 else LENGTH
+            left = rows if layer == SIZES.layers - 1 else len(queries)
             count += matrix(left, heads, SIZES.hidden)
             count += 2 * matrix(left, SIZES.hidden, inner) + matrix(left, inner, SIZES.hidden)
         count += matrix(rows, SIZES.hidden, SIZES.vocabulary)
@@ -92,10 +93,33 @@ def test_the_cost_of_a_run_is_every_operation_of_its_steps(
     assert guided is not None and executed_cost(SIZES, guided) == pytest.approx(2 * expected, rel=1e-12)
 
 
+def test_with_a_cache_the_cost_is_of_the_rows_that_steps_computed() -> None:
+    """The second half of the sequence in some steps, with all keys and by the pattern."""
+    steps, wanted, few = ["dense", "select", "dense", "sparse", "sparse"], [2, 2, 1, 1, 1], range(5, LENGTH)
+    expected = counted(steps, wanted, {"select"}, {0: few, 2: few, 4: few})
+    pairs = [[key // BLOCK in SEEN[query // BLOCK] for key in range(LENGTH)] for query in range(LENGTH)]
+    kept = sum(map(sum, pairs)) + sum(map(sum, pairs[5:]))
+    run = ran({"dense": 2, "select": 1, "sparse": 2}, reuse=True)
+    rows = {"dense": 10, "select": LENGTH, "sparse": LENGTH + 5}
+    work = work_of(run, kept / (15 * LENGTH), sum(wanted), rows)
+    assert work is not None and executed_cost(SIZES, work) == pytest.approx(expected, rel=1e-12)
+    # The share of all rows is the mean over answers, and a column where any left some out.
+    dense = ran({"dense": 5, "select": 0, "sparse": 0}, "dense")
+    records = [answer(i, "dense", 4.0, dense, rows={"dense": 50, "select": 0, "sparse": 0}) for i in range(2)]
+    assert "rows computed" not in table(summarise(records, sizes=SIZES))
+    records += [answer(i, "sparsed+dual:skip=0", 1.0, run, rows={**rows, "dense": 10 - 5 * i}) for i in range(2)]
+    found = {row["method"]: row["rows"] for row in summarise(records, sizes=SIZES)["lengths"]}
+    assert found == {"dense": 1.0, "sparsed+dual:skip=0": pytest.approx((35 / 50 + 30 / 50) / 2)}
+    said = table(summarise(records, sizes=SIZES))
+    assert "| 512 | SparseD + Fast-dLLM, dual, skip 0 | 2 |" in said and "| 5 | 65.0 % |" in said
+    assert "| 512 | Full attention | 5 | 100.0 % |" in said
+
+
 def test_what_an_earlier_version_did_not_keep_has_no_cost() -> None:
     sparse = ran({"dense": 1, "select": 1, "sparse": 2})
     assert work_of(None, 0.5, 6) is None and work_of(sparse, 0.5, None) is None and work_of(sparse, None, 6) is None
-    assert work_of(ran({"dense": 4, "select": 0, "sparse": 0}, "dense"), None, 6) == Work(LENGTH, 4, 0, 0, 0.0, 6)
+    dense = ran({"dense": 4, "select": 0, "sparse": 0}, "dense")
+    assert work_of(dense, None, 6) == Work(LENGTH, 4 * LENGTH, 0, 0, 0.0, 6)
 
 
 def answer(index: int, method: str, seconds: float, run: RunRecord | None, **more: Any) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsed.config import FULL_ATTENTION, METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.config import CACHES, FULL_ATTENTION, METHODS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.evaluation.methods import (
     ABLATIONS,
     VARIED,
@@ -12,6 +12,7 @@ from sparsed.evaluation.methods import (
     ablations,
     own_settings,
     parse_method,
+    parts_of,
     samples_apart,
 )
 
@@ -32,6 +33,10 @@ def test_methods_take_settings_of_their_own() -> None:
     assert asked.sampler == SamplerConfig(steps=96, block_length=32)
     assert parse_method("dense:threshold=0.9", BASE).sampler == SamplerConfig(threshold=0.9)
     assert parse_method("dense:steps=12", BASE).attention == FULL_ATTENTION
+    assert parse_method("dense+prefix", BASE) == Method("dense+prefix", FULL_ATTENTION, cache=CacheConfig("prefix"))
+    asked = parse_method("sparsed+refresh:refresh=8,cache_refresh=4,cache_keys=pattern", BASE)
+    assert asked.cache == CacheConfig("refresh", refresh=4, keys="pattern")
+    assert asked.attention == SparseDConfig(skip=0.1, refresh=8)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,17 @@ def test_methods_take_settings_of_their_own() -> None:
         ("sparsed:skip=2", "skip must lie"),
         ("sparsed:steps=0", "steps must be"),
         ("dense:threshold=1.5", "threshold must"),
+        ("dense+fast", "the cache 'fast' is unknown; choose from prefix, dual, delayed, refresh"),
+        ("dense+none", "the cache 'none' is unknown"),
+        ("sparsed+", "the cache '' is unknown"),
+        ("sparsed:cache_refresh=4", r"cache_refresh belongs to a cache, as in sparsed\+refresh:cache_refresh=4"),
+        ("dense+dual:cache_refresh=4", "its cache: The cache 'dual' has no refresh: only delayed and refresh have"),
+        ("dense+delayed:cache_refresh=0", "its cache: refresh must be at least 1, not 0"),
+        ("dense+dual:cache_keys=pattern", "its cache: keys = 'pattern' needs a pattern that is kept"),
+        ("sparsed+dual:cache_keys=pattern,reuse=no", "its cache: keys = 'pattern' needs a pattern that is kept"),
+        ("sparsed+dual:cache_keys=some", "its cache: keys must be one of 'all', 'pattern', not 'some'"),
+        ("sparsed+dual:cache=prefix", "'cache=prefix' is no setting; write one of cache_refresh, cache_keys, skip"),
+        ("dense+dual:skip=0", "full attention takes cache_refresh, cache_keys, steps, block_length, threshold"),
     ],
 )
 def test_what_is_no_method_is_refused(method: str, said: str) -> None:
@@ -64,6 +80,8 @@ def test_there_is_one_way_to_write_a_method() -> None:
     ways = ["sparsed:skip=0,select=0.1,reuse=no,steps=96", "sparsed:steps=96,select=.1,reuse=no,skip=0.0"]
     assert {parse_method(way, BASE).name for way in ways} == {ways[0]}
     assert parse_method("dense:threshold=.90,block_length=32", BASE).name == "dense:block_length=32,threshold=0.9"
+    ways = ["cache_refresh=4,cache_keys=all,skip=0", "skip=0.0,cache_keys=all,cache_refresh=04"]
+    assert {parse_method(f"sparsed+delayed:{way}", BASE).name for way in ways} == {f"sparsed+delayed:{ways[0]}"}
     every = [method for group in ABLATIONS.values() for method in group]
     for method in ("dense", "sparsed", "shared:block_size=64", *every):
         assert parse_method(method, SparseDConfig()).name == method
@@ -72,7 +90,10 @@ def test_there_is_one_way_to_write_a_method() -> None:
 def test_a_name_says_its_settings() -> None:
     assert own_settings("dense") == own_settings("shared") == {}
     assert own_settings("sparsed:skip=0,threshold=0.9") == {"skip": "0", "threshold": "0.9"}
-    for name in ("dense", "sparsed", "sparsed:skip=0,block_size=32,reuse=no"):
+    assert parts_of("dense+dual") == ("dense", "dual", {})
+    assert parts_of("sparsed+refresh:cache_refresh=4") == ("sparsed", "refresh", {"cache_refresh": "4"})
+    assert parts_of("shared:skip=0") == ("shared", "none", {"skip": "0"})
+    for name in ("dense", "sparsed", "sparsed:skip=0,block_size=32,reuse=no", "dense+refresh:cache_refresh=4"):
         assert not samples_apart(name)
     for setting in VARIED:
         assert samples_apart(f"sparsed:skip=0,{setting}=1") and samples_apart(f"dense:{setting}=1")
@@ -113,11 +134,17 @@ def test_ablations_vary_one_thing_and_stand_beside_dense_and_the_published_setti
     assert set(whole) == {"dense", "sparsed", *(method for group in ABLATIONS.values() for method in group)}
     assert set(METHODS) <= set(whole)
     for group, methods in ABLATIONS.items():
-        if group not in ("generation_rows", "shared", "baselines"):
+        if group not in ("generation_rows", "shared", "baselines", "cache"):
             allowed = [[group], *([["skip", group]] if group == "threshold" else [])]
             assert all(list(own_settings(method)) in allowed for method in methods), group
+    caches = set(CACHES) - {"none"}
+    asked = {(attention, cache): [] for attention in ("dense", "sparsed") for cache in caches}
+    for attention, cache, own in map(parts_of, ABLATIONS["cache"]):
+        asked[attention, cache].append(own)
+    assert all(asked["dense", cache] == [{}] for cache in caches)
+    assert all(asked["sparsed", cache] == [{}, {"cache_keys": "pattern"}] for cache in caches)
     full = [own_settings(method) for method in ABLATIONS["generation_rows"]]
     assert all(one["generation_rows"] == "full" and one.keys() <= {"skip", "select", "generation_rows"} for one in full)
     # Every density that is tried, with the published skip, a twentieth, and none at all.
-    asked = {(one.get("select"), one.get("skip")) for one in full}
-    assert asked == {(share, skip) for share in (None, "0.05", "0.1", "0.2") for skip in (None, "0.05", "0")}
+    settings = {(one.get("select"), one.get("skip")) for one in full}
+    assert settings == {(share, skip) for share in (None, "0.05", "0.1", "0.2") for skip in (None, "0.05", "0")}

@@ -156,6 +156,12 @@ def test_executed_density_is_what_the_backend_computes() -> None:
     for name in ("triton", "flash4"):
         assert executed_density(name, pattern) == pytest.approx(6 * 128**2 / 300**2)
     assert executed_density("flex", pattern) == pytest.approx(6 / 9)
+    # Three rows of the first block and two of the last.
+    few = torch.tensor([[1, 5, 127, 256, 299]])
+    assert executed_density("gather", pattern, few) == pytest.approx((3 * (128 + 44) + 2 * 300) / (5 * 300))
+    for name in ("triton", "flash4"):
+        assert executed_density(name, pattern, few) == pytest.approx((2 + 3) * 128**2 / (5 * 300))
+    assert executed_density("flex", pattern, few) == pytest.approx(5 / 6)
 
 
 def test_densities_of_everything_are_one() -> None:

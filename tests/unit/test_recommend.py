@@ -72,6 +72,17 @@ def test_the_fastest_within_the_bounds_is_recommended(made: Made, best: str | No
     assert said.startswith("Recommended at 4k: nothing, because" if best is None else "Recommended at 4k: ")
 
 
+def test_caches_are_recommended_where_they_are_asked_for() -> None:
+    speeds = {"sparsed": 1.5, "sparsed+dual:skip=0": 9.0, "dense+prefix": 4.0}
+    made: Made = {method: (speed, both(0.0)) for method, speed in speeds.items()}
+    plain, cached = recommend(summary(made), "4k"), recommend(summary(made), "4k", caches=True)
+    assert plain is not None and plain.method == "sparsed"
+    assert cached is not None and cached.method == "sparsed+dual:skip=0"
+    assert [len(candidates(summary(made), "4k", caches)) for caches in (False, True)] == [1, 3]
+    (said,) = recommended(summary(made), caches=True)
+    assert said.startswith("Recommended at 4k, caches included: SparseD + Fast-dLLM, dual, skip 0, 9.00× by executed")
+
+
 def test_each_length_is_judged_by_itself() -> None:
     one, two = summary({"sparsed": (1.2, both(0.0))}), summary({"sparsed": (1.4, both(-0.5))}, length="16k")
     whole = {name: one[name] + two[name] for name in one}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.functional import pad
 
-from sparsed.attention.pattern import BlockLayout, BlockLists, LayerPattern
+from sparsed.attention.pattern import BlockLists
 
 TILE = 128
 
@@ -58,12 +58,12 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: fl
     return lists.out_of_tiles(attend(q, k, v, lists.plans["flex"], scale))
 
 
-def executed_density(pattern: LayerPattern, layout: BlockLayout) -> float:
+def executed_density(lists: BlockLists) -> float:
     """The share of tiles that Flex visits, of all tiles of dense attention, 0 … 1.
 
     At block size 128 it is the requested density.
     """
-    visited, _ = _tiles(pattern.lists(None, layout))
+    visited, _ = _tiles(lists)
     return float(visited.float().mean())
 
 

@@ -98,27 +98,34 @@ def load_backend(name: str) -> SparseBackend:
     return SparseBackend(name, getattr(import_module(module), function))
 
 
-def executed_density(name: str, pattern: Pattern) -> float:
-    """Scores that are computed with the backend as a share of the length² scores of dense attention.
+def executed_density(name: str, pattern: Pattern, rows: Tensor | None = None) -> float:
+    """Scores that are computed with the backend as a share of those of dense attention, which are rows · length.
 
-    "gather" computes what is kept; "triton" and "flash4" whole blocks, so also what is absent from a partly filled last
-    one, triton blocks of 32 two at a time; "flex" whole tiles of 128 × 128, whatever the block size.
+    rows: the positions of the queries, int64 [1 or batch, n]; None: all. "gather" computes what is kept; "triton" and
+    "flash4" whole blocks, so also what is absent from a partly filled one, triton blocks of 32 two at a time; "flex"
+    whole tiles of 128 × 128, whatever the block size.
     """
-    if name == "gather":
-        return pattern.executed_density
+    layout = pattern.layout
+    size, count = layout.block_size, layout.length if rows is None else rows.shape[1]
+    all_lists = [layer.lists(rows, layout) for layer in pattern.layers]
+    full = all_lists[0].full
+    # Another kernel computes these.
+    full_share = 0.0 if full is None else (count - full.start) / count
     if name == "flex":
         # It brings torch's flex_attention.
         from sparsed.attention.backends import flex
 
-        visited = sum(flex.executed_density(layer, pattern.layout) for layer in pattern.layers)
-        return visited / len(pattern.layers) + pattern.full_share
-    size, length = pattern.layout.block_size, pattern.layout.length
-    pairs, lists = 0, 0
-    for layer in pattern.layers:
-        counts = layer.counts.long()
-        pairs += int((counts + counts % 2 if size == 32 else counts).sum())
-        lists += counts.shape[0] * counts.shape[1]
-    return pairs * size**2 / (lists * length**2) + pattern.full_share
+        return sum(map(flex.executed_density, all_lists)) / len(all_lists) + full_share
+    pairs, heads = 0, 0
+    for lists in all_lists:
+        counts = lists.counts.long()
+        heads += counts.shape[0] * counts.shape[1]
+        if name == "gather":
+            keys = counts * size - (lists.indices == lists.key_blocks - 1).any(-1) * lists.missing_keys
+            pairs += int((keys * lists.tile_rows[:, None]).sum())
+        else:
+            pairs += int((counts + counts % 2 if size == 32 else counts).sum()) * size**2
+    return pairs / (heads * count * layout.length) + full_share
 
 
 @lru_cache(maxsize=256)
