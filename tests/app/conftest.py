@@ -155,16 +155,15 @@ def with_profile(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     made = []
 
-    def context() -> Any:
-        made.append(
-            chromium.browser_type.launch_persistent_context(
-                str(tmp_path_factory.mktemp("profile")), executable_path=browser.executable(), args=browser.FLAGS,
-                viewport={"width": 1280, "height": 900}, reduced_motion="reduce",
-            )  # fmt: skip
-        )
-        return made[-1]
+    def make() -> Any:
+        context = chromium.browser_type.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=browser.executable(), args=browser.FLAGS,
+            viewport={"width": 1280, "height": 900}, reduced_motion="reduce",
+        )  # fmt: skip
+        made.append(context)
+        return context
 
-    yield context
+    yield make
     for one in made:
         one.close()
 
@@ -179,9 +178,9 @@ def cached(with_profile: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def visit(cached: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme=` and
-    `reduced_motion=`; at the end no page may have complained or asked anything of
-    another host. (Going on to another address would cut off what gradio still asks for, and it complains of that.)
+    """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
+    `reduced_motion` as given; at the end no page may have complained or asked anything of another host. (Going on to
+    another address would cut off what gradio still asks for, and it complains of that.)
     """
     opened, problems = [], []
 
