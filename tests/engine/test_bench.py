@@ -211,6 +211,8 @@ def test_settings_that_shut_each_other_out() -> None:
         (["--random-tokens", "--kind", "fact"], ["--kind without effect: the prompt is random tokens."]),
         (["--kind", "fact"], []),
         (["--shape", "mini", "--prompt-seed", "3"], []),
+        (["--cache-refresh", "4"], ["--cache-refresh without effect: no --cache is asked for."]),
+        (["--cache", "delayed", "none", "--cache-refresh", "4"], []),
     ],
 )
 def test_options_without_effect_are_said(words: list[str], said: list[str]) -> None:
@@ -403,6 +405,7 @@ KEY = {
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
     "skip": "0.3", "select": "0.5", "block_size": "64", "selection": "reference", "keep_importance": "yes",
     "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "2",
+    "cache": "dual", "cache_refresh": "4", "cache_keys": "pattern",
 }  # fmt: skip
 # Rows say what they were; a model counts by its weights. Of these no measurement depends.
 APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json"}
