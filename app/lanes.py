@@ -1,12 +1,14 @@
 """What lanes there are: how the lanes of a race are made, named and told apart.
 
-To add one, extend `lanes_for` and OFFERED. Everything else maps over the lanes that it is given.
+A lane has an attention (which keys a query sees) and a cache (which rows a step computes). To offer one more, add its
+row to `_FURTHER`. Everything else maps over the lanes that it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import repeat
 
 from sparsed.config import (
@@ -15,27 +17,39 @@ from sparsed.config import (
     METHOD_LABELS,
     NO_CACHE,
     AttentionConfig,
+    CacheConfig,
     Phase,
+    ResolvedAttention,
     ResolvedCache,
+    ResolvedSampler,
     SparseDConfig,
     phases_of,
 )
 
 # So many can be told apart by their styles.
-MOST_LANES = 5
-# Keys stand in records, links and programs: these stay. Of two lanes of a kind the later one takes the next key that is
-# free, its method at last.
+MOST_LANES = 6
+# Keys stand in records, links and programs: these stay. Of two lanes without a cache the later one takes the next key
+# that is free, its method at last; with a cache the key is "method+cache".
 _KEYS = {"dense": "dense", "sparsed": "sparse"}
 _OTHER = "baseline"
-# The keys of the lanes that the page and the API offer, in their order; after the first each has a pattern.
-OFFERED = ("dense", "sparse", _OTHER)
-# What a third lane may be → what it is called where it is chosen: a baseline's method, or SparseD with the other
-# generation rows than SparseD's own lane.
+# SparseD with the other generation rows than SparseD's own lane.
 OTHER_ROWS = "full_rows"
-THIRD = {
-    OTHER_ROWS: "SparseD, full generation rows (ours)",
-    **{name: label for name, label in METHOD_LABELS.items() if name not in _KEYS},
-}
+# The lanes that may stand beside full attention and SparseD, in the order of a race: a baseline's method, or a method
+# and a cache.
+_FURTHER = (
+    OTHER_ROWS, *(name for name in METHOD_LABELS if name not in _KEYS),
+    "dense+delayed", "dense+prefix", "dense+dual", "dense+refresh",
+    "sparsed+delayed", "sparsed+prefix", "sparsed+dual", "sparsed+refresh",
+)  # fmt: skip
+MOST_FURTHER = MOST_LANES - len(_KEYS)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """What a step of a lane is to do. rows: how many positions it computes; None: all."""
+
+    phase: Phase
+    rows: int | None = None
 
 
 def additions(attention: AttentionConfig) -> tuple[str, ...]:
@@ -44,9 +58,10 @@ def additions(attention: AttentionConfig) -> tuple[str, ...]:
     return (*full, f"refresh {attention.refresh}") if attention.refresh else full
 
 
-def label_of(attention: AttentionConfig) -> str:
-    """What a lane of this attention is called: "SparseD", "SparseD, full generation rows, refresh 8"."""
-    return ", ".join((METHOD_LABELS[attention.method], *additions(attention)))
+def label_of(attention: AttentionConfig, cache: ResolvedCache = NO_CACHE) -> str:
+    """What a lane is called: "SparseD", "SparseD, full generation rows, refresh 8", "SparseD + Fast-dLLM, dual"."""
+    label = ", ".join((METHOD_LABELS[attention.method], *additions(attention)))
+    return label if cache.none else f"{label} + {CACHE_LABELS[cache.method]}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,8 @@ class LaneSpec:
     @property
     def name(self) -> str:
         """Its label within a sentence."""
-        proper = any(letter.isupper() for letter in self.label[1:])
+        first = self.label.split(" + ")[0]
+        proper = any(letter.isupper() for letter in first[1:])
         return self.label if proper else self.label[:1].lower() + self.label[1:]
 
     @property
@@ -84,26 +100,53 @@ class LaneSpec:
 
     @property
     def whose(self) -> str:
-        """Whether it is the paper's SparseD or has something of ours; "" for full attention and baselines."""
-        if additions(self.attention):
+        """Whose it is, in a few words; "" for full attention and baselines."""
+        if additions(self.attention) or (self.cache is not None and self.cache.method == "refresh"):
             return "ours"
+        if self.cache is not None:
+            return "as published" if self.attention.dense else "our combination"
         return "the paper’s" if self.attention.method == "sparsed" else ""
 
     def resolve(self, length: int) -> LaneSpec:
         """The lane with every setting set, for a sequence of so many tokens."""
         return replace(self, attention=self.attention.resolve(length))
 
-    def phases(self, steps: int, blocks: int) -> tuple[Phase, ...]:
-        """The phase of each of so many steps in so many semi-autoregressive blocks, as planned. (With a threshold there
-        may be fewer, and blocks that are done early move fresh selections.)
+    def plan(self, steps: int, blocks: int, gen_length: int = 0) -> tuple[PlannedStep, ...]:
+        """Each of so many steps in so many semi-autoregressive blocks, as planned. (With a threshold there may be
+        fewer, and blocks that are done early move fresh selections and full steps.) gen_length: generated tokens, which
+        a lane with a cache needs.
         """
         attention = self.attention.resolve(0)  # no length changes what matters here
-        return phases_of(steps, attention.skip, attention.selection, attention.refresh, steps // blocks)
+        if self.cache is not None:
+            return _planned(attention, self.cache, steps, blocks, gen_length)
+        phases = phases_of(steps, attention.skip, attention.selection, attention.refresh, steps // blocks)
+        return tuple(PlannedStep(phase) for phase in phases)
 
-    def switch_step(self, steps: int, blocks: int = 1) -> int | None:
+    def phases(self, steps: int, blocks: int, gen_length: int = 0) -> tuple[Phase, ...]:
+        """The phases of the `plan`."""
+        return tuple(step.phase for step in self.plan(steps, blocks, gen_length))
+
+    def switch_step(self, steps: int, blocks: int = 1, gen_length: int = 0) -> int | None:
         """Its first sparse step of so many, counted from 0; None if it never becomes sparse."""
-        planned = self.phases(steps, blocks)
+        planned = self.phases(steps, blocks, gen_length)
         return planned.index("sparse") if "sparse" in planned else None
+
+
+@lru_cache(maxsize=256)
+def _planned(
+    attention: ResolvedAttention, cache: ResolvedCache, steps: int, blocks: int, gen_length: int
+) -> tuple[PlannedStep, ...]:
+    """The plan of a lane with a cache; many estimates ask for the same one."""
+    # Needs torch, which is in memory by the time that a lane with a cache is asked for.
+    from sparsed.denoising.plan import plan_of
+
+    # The planner asks for nothing else of a sampler, and with a threshold a step is planned to commit one token.
+    sampler = ResolvedSampler(
+        steps=steps, gen_length=gen_length, block_length=gen_length // blocks, algorithm="low_confidence",
+        temperature=0.0, seed=0,
+    )  # fmt: skip
+    made = plan_of(sampler, attention, cache, prompt_length=1)
+    return tuple(PlannedStep(step.phase, None if step.rows > gen_length else step.rows) for step in made)
 
 
 def lanes_of(
@@ -114,30 +157,36 @@ def lanes_of(
     for style, (attention, cache) in enumerate(zip(attentions, caches), start=1):
         if style > MOST_LANES:
             raise ValueError(f"A race has {MOST_LANES} lanes at most.")
-        method = attention.method
-        names = (_KEYS.get(method, _OTHER), _OTHER, method, f"{method}-{style}")
-        key = next(name for name in names if name not in lanes)
-        label = label_of(attention) if cache.none else f"{label_of(attention)} + {CACHE_LABELS[cache.method]}"
+        method = attention.method if cache.none else f"{attention.method}+{cache.method}"
+        names = (_KEYS.get(method, _OTHER), _OTHER) if cache.none else ()
+        key = next(name for name in (*names, method, f"{method}-{style}") if name not in lanes)
+        label = label_of(attention, cache)
         if any(lane.label == label for lane in lanes.values()):
             label += f" ({style})"
         lanes[key] = LaneSpec(key, label, attention, None if cache.none else cache, style)
     return tuple(lanes.values())
 
 
-def lanes_for(attention: AttentionConfig, third: str | None = None) -> tuple[LaneSpec, ...]:
-    """The lanes of a request: full attention, SparseD with these settings, and a third lane (one of THIRD), if any.
-
-    A baseline differs from SparseD's lane in its method alone. OTHER_ROWS: SparseD with full generation rows, or the
-    paper's where the visitor's own has them already.
+def lanes_for(attention: AttentionConfig, further: Collection[str] = ()) -> tuple[LaneSpec, ...]:
+    """The lanes of a request: full attention, SparseD with these settings, and further ones (of FURTHER), in the order
+    of that table. Raises ValueError for more than MOST_LANES.
     """
-    others: list[AttentionConfig] = []
-    if third == OTHER_ROWS and attention.generation_rows == "full":
-        others = [replace(attention, generation_rows="pattern", refresh=0)]
-    elif third == OTHER_ROWS:
-        others = [replace(attention, generation_rows="full")]
-    elif third:
-        others = [replace(attention, method=third)]
-    return lanes_of([FULL_ATTENTION, attention, *others])
+    more = [_further(name, attention) for name in _FURTHER if name in further]
+    attentions, caches = zip((FULL_ATTENTION, NO_CACHE), (attention, NO_CACHE), *more)
+    return lanes_of(attentions, caches)
+
+
+def _further(name: str, own: AttentionConfig) -> tuple[AttentionConfig, ResolvedCache]:
+    """A lane of `_FURTHER` beside SparseD's own, from which it differs in its method or its cache alone. OTHER_ROWS:
+    full generation rows, or the paper's SparseD where the visitor's own has them already.
+    """
+    if name == OTHER_ROWS and own.generation_rows == "full":
+        return replace(own, generation_rows="pattern", refresh=0), NO_CACHE
+    if name == OTHER_ROWS:
+        return replace(own, generation_rows="full"), NO_CACHE
+    method, _, cache = name.partition("+")
+    attention = FULL_ATTENTION if method == "dense" else replace(own, method=method)
+    return attention, CacheConfig(cache).resolve() if cache else NO_CACHE
 
 
 def reference(lanes: Sequence[LaneSpec]) -> LaneSpec | None:
@@ -168,3 +217,15 @@ def pair(lanes: Sequence[LaneSpec]) -> tuple[LaneSpec, ...]:
 
 # The two lanes with the settings that the paper publishes.
 PAIR = lanes_for(SparseDConfig())
+# Further lanes → what they are called where they are chosen.
+FURTHER = {
+    name: " · ".join(filter(None, (lane.label, lane.whose)))
+    for name in _FURTHER
+    for lane in lanes_for(SparseDConfig(), (name,))[2:]
+}
+# Choices of further lanes that say something together, by what a button says.
+PRESETS: dict[str, tuple[str, ...]] = {
+    "SparseD against full attention": (),
+    "SparseD + cache": ("sparsed+dual",),
+    "The paper’s table": ("sliding_window", "streaming_llm", "dense+delayed", "dense+dual"),
+}

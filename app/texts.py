@@ -82,7 +82,13 @@ def held_together(processes: int) -> str:
     return f"The lanes take turns; {processes} processes share every step, each with some of the heads."
 
 
-OTHERS_IN_TURNS = "Full attention has a GPU of its own; the other two lanes take turns on another."
+def others_in_turns(devices: int) -> str:
+    """How more lanes than devices share them, where there are two devices or more."""
+    if devices == 2:
+        return "Full attention has a GPU of its own; the other lanes take turns on another."
+    return f"The first {devices - 1} lanes have a GPU each; the others take turns on another."
+
+
 BOTH_TOGETHER = "Each lane has a GPU of its own; both run at the same time."
 ALL_TOGETHER = "Each lane has a GPU of its own; all run at the same time."
 
@@ -101,22 +107,27 @@ time; only where steps are so short that they would hold each other up, they tak
 the lanes says which. The speed-up while running compares the
 steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
 is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
-pattern?</b> A third lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
+pattern?</b> A further lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
 nearest ones, the first and the nearest, some by lot, or one choice for all heads. It is about as fast; see
-what it answers.</p> <p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says
-so. With full generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their
-pattern; with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block
-begins, in a step with full attention that the lane’s clock counts.</p> <p><b>Reading the canvas.</b> A
+what it answers.</p> <p><b>Why compute every row?</b> A cache keeps keys and values of rows that hardly change: most
+steps compute a few rows alone, and now and then one computes all. Fast-dLLM and dKV-Cache are published; SparseD makes
+the full steps cheaper, so the two go together. What a cache keeps grows old: see whether the answer stays right. Each
+lane says how many rows its step has computed.</p>
+<p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says so. With full
+generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their pattern;
+with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block begins, in a step
+with full attention that the lane’s clock counts.</p>
+<p><b>Reading the canvas.</b> A
 hatched cell is still masked, an underlined bold one was just committed, plain text is settled. Point at a
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
 
-# What to begin with: label → (kind of question, prompt length, question number), and a pattern where the example is
-# about a third lane. Those that the engine has are shown.
-EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, str]] = {
+# What to begin with: label → (kind of question, prompt length, question number), and further lanes where the example is
+# about some. Those that the engine has are shown.
+EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, list[str]]] = {
     "Somebody in a few words": ("about", "short_context", 0),
     "A word problem": ("arithmetic", "short_context", 1),
-    "What a window overlooks": ("several", "1k", 6, "sliding_window"),
+    "What a window overlooks": ("several", "1k", 6, ["sliding_window"]),
     "Two hops through 1k": ("two_hop", "1k", 2),
     "Not in the documents": ("unanswerable", "1k", 3),
     "Who is older, at 4k": ("older", "4k", 4),

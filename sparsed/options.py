@@ -27,9 +27,9 @@ def add_attention_options(parser: argparse._ActionsContainer, without: Collectio
     _add(parser, {name: row for name, row in ATTENTION.items() if name not in without})
 
 
-def add_cache_options(parser: argparse._ActionsContainer) -> None:
-    """--cache, --cache-refresh …; what is not given is None, as above."""
-    _add(parser, CACHE)
+def add_cache_options(parser: argparse._ActionsContainer, several: bool = False) -> None:
+    """--cache, --cache-refresh …; what is not given is None, as above. several: --cache takes a list of methods."""
+    _add(parser, CACHE, lists={"cache"} if several else ())
 
 
 def sampler_of(options: argparse.Namespace) -> SamplerConfig:
@@ -48,6 +48,18 @@ def attention_of(options: argparse.Namespace) -> AttentionConfig:
 def cache_of(options: argparse.Namespace) -> CacheConfig:
     """Raises ValueError as above."""
     return CacheConfig(**{CACHE[name].name: value for name, value in _given(options, CACHE).items()})
+
+
+def caches_of(options: argparse.Namespace) -> list[CacheConfig]:
+    """Of `several` caches, each with those of the other settings that it has; "none" is none of them. Raises ValueError
+    as above.
+    """
+    found = []
+    for method in dict.fromkeys(options.cache or ()):
+        refresh = options.cache_refresh if CacheConfig(method).resolve().refresh else None
+        if method != "none":
+            found.append(CacheConfig(method, refresh, options.cache_keys))
+    return found
 
 
 def given_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> set[str]:
@@ -75,14 +87,22 @@ def yes_or_no(word: str) -> bool:
     return word == "yes"
 
 
-def _add(parser: argparse._ActionsContainer, settings: Mapping[str, Field[Any]]) -> None:
+def _add(
+    parser: argparse._ActionsContainer, settings: Mapping[str, Field[Any]], lists: Collection[str] = ()
+) -> None:
     for name, row in settings.items():
         # Both spellings: the public SparseD commands have underscores.
         names = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", *row.metadata["also"]])
         choices, metavar = row.metadata.get("choices"), _METAVARS.get(row.metadata["kind"])
         action = "append" if "many" in row.metadata else "store"
         parser.add_argument(
-            *names, action=action, type=reader(row), choices=choices, metavar=metavar, help=row.metadata["help"]
+            *names,
+            action=action,
+            nargs="+" if name in lists else None,
+            type=reader(row),
+            choices=choices,
+            metavar=metavar,
+            help=row.metadata["help"],
         )
 
 

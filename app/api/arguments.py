@@ -72,5 +72,7 @@ def publish(endpoint: Callable[..., Any], arguments: Sequence[Argument], returne
 
 def _type(field: Field, choices: Mapping[str, Collection[str]]) -> Any:
     known = choices.get(field.name) or field.choices
-    made = one_of(known) if known else _TYPES.get(field.kind, str)
+    made: Any = one_of(known) if known else _TYPES.get(field.kind, str)
+    if field.kind == "names":
+        return list[made]
     return made | None if field.follows else made

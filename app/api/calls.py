@@ -58,7 +58,7 @@ def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Req
 
 def _read(name: str, value: Any) -> Any:
     """A list of texts is for `parse` to look at."""
-    listed = isinstance(value, list) and BY_NAME[name].kind == "texts"
+    listed = isinstance(value, list) and BY_NAME[name].kind in ("texts", "names")
     return value if listed else plain(name, value)
 
 

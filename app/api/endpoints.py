@@ -12,20 +12,19 @@ from app.api.arguments import Argument, one_of, publish, settings
 from app.api.calls import asked, lengths_of, plain, sender, sentences, steady, visit_of
 from app.api.pattern import Blocks, blocks_of
 from app.api.values import Compared, Model, Swept, compared_of, model_of, swept_of
-from app.lanes import OFFERED
 from app.lengths import comparison
 from app.race import fields
 from app.server.desk import Desk
 from app.server.session import perform
 
 # A sweep has lengths of its own, asks the page's questions alone, and has two lanes.
-NOT_IN_SWEEP = ("length", "text", "system", "third")
+NOT_IN_SWEEP = ("length", "text", "system", "third", "lanes")
 LENGTHS = "Prompt lengths to compare, each once, run from the shortest to the longest."
 PATTERN_ARGUMENTS = (
     Argument("run", str, "The key in the last value of /compare."),
     Argument("layer", int, "Layer, counted from 0.", 0),
     Argument("head", int, "Query head of the layer, counted from 0.", 0),
-    Argument("lane", one_of(OFFERED[1:]), "Whose pattern: SparseD's, or that of the third lane.", OFFERED[1]),
+    Argument("lane", str, "Whose pattern: the key of a lane in the last value of /compare.", "sparse"),
     Argument(
         "importance", bool,
         "Whether to give the importances too, where the run has kept them (large for long prompts).", True,

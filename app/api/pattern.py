@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from app.lanes import OFFERED
 from app.server.desk import Desk
 from sparsed.attention.masks import Masks
 
@@ -53,14 +52,12 @@ class Blocks(TypedDict):
 def blocks_of(desk: Desk, given: Mapping[str, Any]) -> Blocks:
     """One head of a run that is kept. Raises ValueError, one sentence, for what is not there."""
     key, lane = given["run"], given["lane"]
-    if lane not in OFFERED[1:]:
-        raise ValueError(f"The lane {lane!r} has no pattern: it must be {' or '.join(OFFERED[1:])}.")
     kept = desk.visits.kept(key) if isinstance(key, str) else None
     if kept is None:
         raise ValueError(UNKNOWN_RUN)
-    lanes = {one.key: one for one in kept.lanes if not one.full}
+    lanes = {one.key: one for one in kept.lanes if not one.attention.dense}
     if lane not in lanes:
-        raise ValueError(f"This run has no lane {lane!r}; it has {', '.join(lanes) or 'none with a pattern'}.")
+        raise ValueError(f"This run has no lane {lane!r} with a pattern; it has {', '.join(lanes) or 'none'}.")
     found = kept.lanes[lanes[lane]]
     pattern = kept.showing(lane).pattern
     if pattern is None or found.pattern is None:

@@ -62,9 +62,10 @@ class LaneValue(TypedDict):
     """One lane. never_sparse: it has a pattern to use and does not use it (its seconds say nothing of SparseD); step of
     total; seconds of its own computing so far; text: its answer, "▒" for each token that is still masked; ended_early:
     what comes after the answer was left out, and stays masked; right, verdict: of the finished answer, None where the
-    right one is not known; speedup: against full attention, once the lane does anything else; agreement: with full
-    attention, at the end; info: the run as it was resolved and made so far (its switch_step counts from 0), None before
-    it begins.
+    right one is not known; rows: positions that the last step computed, of `positions` (None before the prompt is made;
+    info has their sum over the steps of each phase); speedup: against full attention, once the lane does anything else;
+    agreement: with full attention, at the end; info: the run as it was resolved and made so far (its switch_step counts
+    from 0), None before it begins.
     """
 
     label: str
@@ -74,6 +75,8 @@ class LaneValue(TypedDict):
     step: int
     total: int
     seconds: float
+    rows: int | None
+    positions: int | None
     text: str
     ended_early: bool
     right: bool | None
@@ -188,6 +191,8 @@ def _lane(lane: Snapshot) -> LaneValue:
         "step": lane["step"],
         "total": lane["total"],
         "seconds": lane["seconds"],
+        "rows": lane["rows"],
+        "positions": lane["positions"],
         "text": text,
         "ended_early": lane["ended_early"],
         "right": lane["right"],

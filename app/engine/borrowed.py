@@ -18,7 +18,7 @@ from app.engine.interface import Given, Listener
 from app.engine.local import SparsedEngine
 from app.engine.remote import AT_ONCE, BORROWED_FLOPS, START_SECONDS, Broke, Facts, Made, Opened, lent_race
 from app.lanes import LaneSpec
-from sparsed.config import SamplerConfig
+from sparsed.config import ResolvedCache, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
@@ -206,9 +206,10 @@ class ZeroEngine(SparsedEngine):
         backend: str,
         probe_steps: Sequence[int] = (),
         chat: bool | None = None,
+        cache: ResolvedCache | None = None,
     ) -> Any:
         # Here it is only asked for what it says before its first step; which backends there are, is known over there.
-        return super().denoise(model, prompt, sampler, attention, "auto", probe_steps, chat)
+        return super().denoise(model, prompt, sampler, attention, "auto", probe_steps, chat, cache)
 
     def lend(
         self,

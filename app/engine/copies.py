@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.engine.interface import Engine, Given, Listener, M, RunLike
-from app.lanes import OFFERED, LaneSpec
+from app.lanes import LaneSpec
 from sparsed.config import SamplerConfig
 from sparsed.turns import seat
 
-# One for each lane of a race.
-MOST_COPIES = len(OFFERED)
+# For full attention, SparseD, and a further lane.
+MOST_COPIES = 3
 # A copy is of use where a run over so many tokens fits beside it, so many of them generated, in such attention blocks.
 ROOM_TOKENS, ROOM_GENERATED, ROOM_BLOCK = 4224, 128, 128
 
@@ -32,7 +32,8 @@ def line_up(
     try:
         for number, lane in enumerate(lanes):
             model = copies[seat(number, len(copies))]
-            run = engine.denoise(model, prompt, sampler, lane.attention, backend, lane.probe_steps, chat)
+            probes = lane.probe_steps
+            run = engine.denoise(model, prompt, sampler, lane.attention, backend, probes, chat, lane.cache)
             runs[lane.key] = run
             # Kernels that compile or tune themselves do it here, before the clocks start (nothing on a CPU).
             warm_up = getattr(run, "warm_up", None)

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.lanes import LaneSpec
+from app.lanes import LaneSpec, PlannedStep
 from sparsed.attention.layout import BlockLayout
 from sparsed.cache.size import store_bytes
-from sparsed.config import Phase
 from sparsed.turns import seat
 
 # Gathering key blocks costs something on top of the share of the scores that is computed.
@@ -76,9 +75,10 @@ class Speed:
     per_token: float
     per_pair: float
 
-    def step(self, length: int) -> float:
-        """Seconds of one dense denoising step over `length` tokens."""
-        return self.per_token * length + self.per_pair * length**2
+    def step(self, length: int, rows: int | None = None) -> float:
+        """Seconds of one dense denoising step over `length` tokens that computes so many rows (None: all)."""
+        computed = length if rows is None else rows
+        return computed * (self.per_token + self.per_pair * length)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def estimate(
     steps: of each lane, at most. blocks: semi-autoregressive ones. gen_length: generated tokens, whose logits are held.
     rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have.
     """
-    made = {lane.key: Counter(lane.phases(steps, blocks)) for lane in lanes}
+    made = {lane.key: Counter(lane.plan(steps, blocks, gen_length)) for lane in lanes}
     seconds = {lane.key: rows * _seconds(lane, made[lane.key], speed, length, gen_length) for lane in lanes}
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
     # Each device holds the patterns and caches of its own lanes.
@@ -197,8 +197,8 @@ def estimate(
     return Estimate(seconds, memory, devices, most * shape.kept(length, rows))
 
 
-def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: int, gen_length: int) -> float:
-    """Of one lane, for one sequence. made: how many steps of each phase."""
+def _seconds(lane: LaneSpec, made: Mapping[PlannedStep, int], speed: Speed, length: int, gen_length: int) -> float:
+    """Of one lane, for one sequence. made: how many steps of each kind."""
     settings = lane.attention.resolve(length)
     attention = speed.per_pair * length**2
     sparse = min(1.0, GATHER_OVERHEAD * settings.select)
@@ -206,8 +206,12 @@ def _seconds(lane: LaneSpec, made: Mapping[Phase, int], speed: Speed, length: in
         layout = BlockLayout(length, length - gen_length, settings.block_size)
         full = 1 - layout.start_of_last(layout.generation_query_blocks) / length
         sparse = full + (1 - full) * sparse
-    more = SELECT_ATTENTIONS * made["select"] - (1 - sparse) * made["sparse"]
-    return sum(made.values()) * speed.step(length) + more * attention
+    # What a full step takes beside a dense one. Steps of some rows see all keys.
+    more = {"dense": 0.0, "select": SELECT_ATTENTIONS * attention, "sparse": (sparse - 1) * attention}
+    return sum(
+        count * (speed.step(length, step.rows) + (more[step.phase] if step.rows is None else 0.0))
+        for step, count in made.items()
+    )
 
 
 def about(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from app.engine.cost import Shape, Speed
 from app.lanes import LaneSpec
-from sparsed.config import AttentionConfig, Phase, SamplerConfig
+from sparsed.config import AttentionConfig, Phase, ResolvedCache, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
 from sparsed.models.chat import Message
 from sparsed.models.hub import HUB_ID
@@ -59,6 +59,10 @@ class StepLike(Protocol):
     @property
     def phase(self) -> Phase:
         """Full attention, the step that also selects, or sparse."""
+
+    @property
+    def rows(self) -> int:
+        """Positions of the sequence that were computed."""
 
     @property
     def tokens(self) -> Rows:
@@ -235,9 +239,11 @@ class Engine(Protocol[M]):
         backend: str,
         probe_steps: Sequence[int] = (),
         chat: bool | None = None,
+        cache: ResolvedCache | None = None,
     ) -> RunLike:
         """A run. probe_steps: select afresh there, for comparison. chat: the prompt goes through the model's chat
-        template (None: where there is one). Raises ValueError for what cannot be run.
+        template (None: where there is one). cache: which rows a step computes (None: all). Raises ValueError for what
+        cannot be run.
         """
 
     def lend(

@@ -15,7 +15,7 @@ from app.engine.cost import MEMORY_SHARE, Shape, Speed, lanes_take_turns, memory
 from app.engine.interface import Given, Listener, PromptLike, RunLike, check_name
 from app.lanes import LaneSpec
 from sparsed import trace
-from sparsed.config import AttentionConfig, SamplerConfig
+from sparsed.config import AttentionConfig, ResolvedCache, SamplerConfig
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec, find
 from sparsed.models.families import describe
@@ -194,6 +194,7 @@ class SparsedEngine:
         backend: str,
         probe_steps: Sequence[int] = (),
         chat: bool | None = None,
+        cache: ResolvedCache | None = None,
     ) -> RunLike:
         return sparsed.denoise(
             model,
@@ -203,6 +204,7 @@ class SparsedEngine:
             backend=backend,
             probe_steps=probe_steps,
             chat=chat,
+            cache=None if cache is None else cache.config,
         )
 
     def lend(

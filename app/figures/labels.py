@@ -48,7 +48,8 @@ def size_of(text: str) -> tuple[float, float]:
 def place(
     spots: Sequence[Spot], width: float, height: float, levels: Sequence[float] = ()
 ) -> list[tuple[float, float] | None]:
-    """For each spot, from its point to the middle of its name: (right, up) in pixels; None where no free place is near.
+    """For each spot, from its point to the middle of its name: (right, up) in pixels; None where no free place is near,
+    and for an empty name.
 
     The first spots choose first. No name covers another one or a point, or leaves axes of this size; one that crosses
     no error bar, no leading line and no line across the axes at one of the `levels` is preferred, then the nearest.
@@ -60,6 +61,9 @@ def place(
     lines: list[tuple[float, float, float, float]] = []
     found: list[tuple[float, float] | None] = []
     for spot in spots:
+        if not spot.text:
+            found.append(None)
+            continue
         wide, high = size_of(spot.text)
         best: tuple[float, tuple[float, float], _Box] | None = None
         for right, up, distance in _offsets(wide, high):

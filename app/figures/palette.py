@@ -32,7 +32,14 @@ class LaneStyle(NamedTuple):
 LANES = tuple(
     LaneStyle(f"var(--lane-{place})", dash, symbol)
     for place, (dash, symbol) in enumerate(
-        (("solid", "circle"), ("dash", "diamond"), ("dot", "square"), ("dashdot", "triangle-up"), ("longdash", "x")),
+        (
+            ("solid", "circle"),
+            ("dash", "diamond"),
+            ("dot", "square"),
+            ("dashdot", "triangle-up"),
+            ("longdash", "x"),
+            ("longdashdot", "star"),
+        ),
         start=1,
     )
 )

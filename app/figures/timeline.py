@@ -9,6 +9,7 @@ from app.figures.base import LEGEND_ABOVE, Figure, base_layout
 from app.figures.palette import INK, style_of
 from app.lanes import headline, reference
 from app.phrases import gain
+from app.race.lane_view import FEW_ROWS
 from app.race.snapshot import StepTimes
 
 
@@ -28,6 +29,15 @@ def timeline(made: StepTimes) -> Figure:
         style, seconds = style_of(lane), times[lane.key]
         # A step that also selects stands out; it is larger, not only of another shape.
         sizes = [11 if phase == "select" else 6 for phase in phases[lane.key]]
+        said = list(phases[lane.key])
+        if made.positions is not None:
+            # Of some rows, it is smaller.
+            few = [rows < made.positions for rows in made.rows[lane.key]]
+            sizes = [4 if some else size for some, size in zip(few, sizes, strict=True)]
+            said = [
+                f"{FEW_ROWS}: {rows:,} of {made.positions:,}" if some else f"{phase}, all {rows:,} rows"
+                for some, phase, rows in zip(few, said, made.rows[lane.key], strict=True)
+            ]
         common: Figure = {
             "type": "scatter",
             "name": lane.label,
@@ -40,7 +50,7 @@ def timeline(made: StepTimes) -> Figure:
                 **common,
                 "mode": "lines+markers",
                 "y": [round(1000 * value, 2) for value in seconds],
-                "text": list(phases[lane.key]),
+                "text": said,
                 "marker": {"symbol": style.symbol, "size": sizes, "color": style.colour},
                 "hovertemplate": "step %{x} · %{text}<br>%{y:.1f} ms<extra>%{fullData.name}</extra>",
             }

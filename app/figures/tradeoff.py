@@ -1,24 +1,24 @@
-"""Accuracy against speed: a point for each setting of an evaluation."""
+"""Accuracy against speed: a point for each method of an evaluation, at one prompt length or at several."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.figures.base import Figure, base_layout, empty
-from app.figures.labels import Spot, place
 from app.figures.palette import GRID, LANES, MUTED, STRONG, LaneStyle
+from app.figures.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, Ranges, markers, names
 from app.figures.shared import View, title_of
-from sparsed.config import METHOD_LABELS
-from sparsed.evaluation.methods import own_settings
+from sparsed.config import CACHE_LABELS
+from sparsed.evaluation.methods import own_settings, parts_of
 from sparsed.evaluation.recommend import MEAN, recommend
 from sparsed.evaluation.tables import method_label
 
-# Pixels of the figure, and of its margins.
-WIDTH, HEIGHT = 980, 640
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 84, 108
+__all__ = ["FAMILIES", "HEIGHT", "MOST_LENGTHS", "WIDTH", "family_of", "lengths_of", "tradeoff"]
+
+# So many lengths can be told apart by their styles.
+MOST_LENGTHS = len(LANES)
 
 
 class Family(NamedTuple):
@@ -38,18 +38,22 @@ FAMILIES = {
             ("refresh", "SparseD, fresh patterns"),
             ("baseline", "Baselines"),
         ),
-        LANES,
+        LANES[:5],
         strict=True,
     )
 }
+# How a cache is drawn where the colours are lengths.
+CACHE_SYMBOLS = {
+    "none": "circle", "prefix": "triangle-up", "dual": "triangle-down", "delayed": "diamond", "refresh": "square",
+}  # fmt: skip
 
 
 def family_of(method: str) -> str:
-    """The family of a method, by its name: a key of FAMILIES."""
-    plain, own = method.partition(":")[0], own_settings(method)
-    if plain == "dense":
+    """The family of a method, by the attention that its name says: a key of FAMILIES."""
+    attention, _, own = parts_of(method)
+    if attention == "dense":
         return "dense"
-    if plain != "sparsed":
+    if attention != "sparsed":
         return "baseline"
     if own.get("generation_rows") == "full":
         return "full"
@@ -63,76 +67,160 @@ def lengths_of(summary: Mapping[str, Any], measured: bool = False) -> list[str]:
     return list(dict.fromkeys(known))
 
 
-def tradeoff(summary: Mapping[str, Any], length: str, measured: bool = False, width: int = WIDTH) -> View:
+def tradeoff(
+    summary: Mapping[str, Any], length: str | Sequence[str], measured: bool = False, width: int = WIDTH
+) -> View:
     """How many answers are right, with their Wilson interval, against how fast they are, full attention being 1.
 
     summary: of `sparsed.evaluation.scores.summarise`, or the JSON that `eval --json` writes. measured: speed by the
-    clock instead of by executed operations. The band is within 1 point of full attention; rings are around SparseD as
-    published and what `recommend` finds (by executed cost, either way). Of methods that ran the very same settings only
-    the one said in fewest is drawn. width: of the figure in pixels, at which names cover nothing; a name that has no
-    place there is left to the hover.
+    clock instead of by executed operations. Of methods that ran the very same settings only the one said in fewest is
+    drawn. width: of the figure in pixels, at which names cover nothing; a name that has no place there is left to the
+    hover.
+
+    At one length the colours are families of attention, markers with a cache are open, the band is within 1 point of
+    full attention, and rings are around SparseD as published and what `recommend` finds (by executed cost and without
+    caches, either way). At several (MOST_LENGTHS at most, each once) the colours are lengths, the symbols caches, those
+    of full attention open; and a line leads for each length from full attention along those methods that no other one
+    there beats in both, speed and accuracy.
     """
-    name = "measured_speed" if measured else "speed"
-    rows = [row for row in _distinct(summary, length) if row.get(name) is not None]
-    if not any(row["method"] != "dense" for row in rows):
-        return View(empty(f"No setting has a known speed at {length}."), f"No setting has a known speed at {length}.")
-    best = recommend(summary, length)
-    best_method = None if best is None else best.method
-    speeds, shares = [row[name] for row in rows], [100 * row["accuracy"] for row in rows]
-    low = min(100 * row["interval"][0] for row in rows)
-    # A little more than the points need: names stand above and below them.
-    x_range = [math.log10(min(speeds) / 1.25), math.log10(max(speeds) * 1.4)]
-    y_range = [max(-3.0, low - 6), 104.0]
-    marks = [row["method"] for row in rows if row["method"] in (best_method, published(summary))]
-    across, upwards = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    a_point = upwards / (y_range[1] - y_range[0])
-    spots = [
-        Spot(
-            text=_name(row["method"], best_method, published(summary)),
-            x=(math.log10(speed) - x_range[0]) / (x_range[1] - x_range[0]) * across,
-            y=(share - y_range[0]) * a_point,
-            below=(share - 100 * row["interval"][0]) * a_point,
-            above=(100 * row["interval"][1] - share) * a_point,
-        )
-        for row, speed, share in zip(rows, speeds, shares, strict=True)
-    ]
-    # Names that matter most get their places first.
-    order = sorted(range(len(rows)), key=lambda i: (_rank(rows[i]["method"], marks), -shares[i], -speeds[i]))
-    dense = next((100 * row["accuracy"] for row in rows if row["method"] == "dense"), None)
-    levels = [] if dense is None else [(dense - y_range[0]) * a_point]
-    placed = place([spots[i] for i in order], across, upwards, levels)
-    annotations = [
-        _annotation(rows[i], speeds[i], shares[i], spots[i].text, offset, rows[i]["method"] in marks)
-        for i, offset in zip(order, placed, strict=True)
-        if offset is not None
-    ]
-    shapes = [] if dense is None else _band(dense)
-    ticks = [2.0**power for power in range(-4, 12) if x_range[0] <= power * math.log10(2) <= x_range[1]]
+    lengths = [length] if isinstance(length, str) else list(length)
+    speed = "measured_speed" if measured else "speed"
+    rows = {one: [row for row in _distinct(summary, one) if row.get(speed) is not None] for one in lengths}
+    for one, own in rows.items():
+        if not any(row["method"] != "dense" for row in own):
+            said = f"No setting has a known speed at {one}."
+            return View(empty(said), said)
     how = "seconds of the steps" if measured else "operations executed"
-    layout = base_layout(
+    if len(lengths) == 1:
+        return _families(summary, lengths[0], rows[lengths[0]], speed, how, width)
+    return _curves(rows, speed, how, width)
+
+
+def _families(
+    summary: Mapping[str, Any], length: str, rows: Sequence[Mapping[str, Any]], speed: str, how: str, width: int
+) -> View:
+    """The methods of one length."""
+    best, as_published = recommend(summary, length), published(summary)
+    best_method = None if best is None else best.method
+    points = []
+    for row in rows:
+        method = row["method"]
+        strong, style = method in (best_method, as_published), FAMILIES[family_of(method)].style
+        rank = 0 if strong else 1 if method == "dense" else 2
+        symbol = style.symbol if parts_of(method).cache == "none" else f"{style.symbol}-open"
+        name = _name(method, best_method, as_published)
+        points.append(Point(row, row[speed], name, style.colour, symbol, rank, strong))
+    ranges, dense = Ranges.of(points), next((point for point in points if point.row["method"] == "dense"), None)
+    traces = [_rings([point for point in points if point.strong])]
+    for key, family in FAMILIES.items():
+        own = [point for point in points if family_of(point.row["method"]) == key]
+        for symbol, name in ((family.style.symbol, ""), (f"{family.style.symbol}-open", ", with a cache")):
+            drawn = [point for point in own if point.symbol == symbol]
+            traces += [markers(drawn, family.name + name)] if drawn else []
+    layout = _layout(
+        ranges,
+        how,
+        f"{length} prompts",
+        f"shaded: within {100 * MEAN:g} point of full attention",
+        shapes=[] if dense is None else _band(dense.right),
+        annotations=names(points, ranges, width, [] if dense is None else [dense.right]),
+    )
+    said = [f"Accuracy against speed of {len(rows)} settings at {length}, by {how}."]
+    told = [("Full attention", "dense"), ("SparseD as published", as_published)]
+    if best is not None and best.method != as_published:
+        told.append((f"The recommended setting ({method_label(best.method)})", best.method))
+    said += [
+        f"{words}: {point.right:.1f} % right at {point.speed:.2f}×."
+        for words, method in told
+        for point in points
+        if point.row["method"] == method
+    ]
+    return View({"data": traces, "layout": layout}, " ".join(said))
+
+
+def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: str, width: int) -> View:
+    """The methods of several lengths."""
+    traces: list[Figure] = []
+    points: list[Point] = []
+    said = [f"Accuracy against speed at {', '.join(rows)}, by {how}."]
+    for style, (length, methods) in zip(LANES, rows.items()):
+        its = [_point(row, row[speed], length, style.colour) for row in methods]
+        dense = next((point for point in its if point.row["method"] == "dense"), None)
+        line = curve(its, dense)
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "name": length, "legendgroup": length, "hoverinfo": "skip",
+                "x": [round(point.speed, 4) for point in line], "y": [round(point.right, 3) for point in line],
+                "line": {"color": style.colour, "dash": style.dash, "width": 1.5},
+            }
+        )  # fmt: skip
+        traces.append(markers(its, f"{length}, methods", legendgroup=length, showlegend=False))
+        points += its
+        if dense is not None:
+            near = max((point for point in its if point.right >= dense.right - 100 * MEAN), key=lambda one: one.speed)
+            said.append(
+                f"{length}: full attention {dense.right:.1f} % right; the fastest within {100 * MEAN:g} point of that "
+                f"is {method_label(near.row['method'])}, {near.right:.1f} % at {near.speed:.2f}×."
+            )
+    asked = {parts_of(point.row["method"]).cache for point in points}
+    traces += [
+        {
+            "type": "scatter", "mode": "markers", "name": CACHE_LABELS[cache], "x": [None], "y": [None],
+            "marker": {"symbol": symbol, "size": 9, "color": MUTED}, "hoverinfo": "skip",
+        }
+        for cache, symbol in CACHE_SYMBOLS.items()
+        if cache in asked
+    ]  # fmt: skip
+    ranges = Ranges.of(points)
+    layout = _layout(
+        ranges,
+        how,
+        f"prompts of {', '.join(rows)}",
+        "open: full attention",
+        "a line leads from full attention along what no other method of that length beats in both",
+        annotations=names(points, ranges, width),
+    )
+    return View({"data": traces, "layout": layout}, " ".join(said))
+
+
+def _point(row: Mapping[str, Any], speed: float, length: str, colour: str) -> Point:
+    """Where the colours are lengths: a name stands where the symbol does not say the method."""
+    parts = parts_of(row["method"])
+    symbol = CACHE_SYMBOLS.get(parts.cache, "cross") + ("-open" if parts.attention == "dense" else "")
+    if row["method"] == "dense":
+        return Point(row, speed, f"full attention, {length}", colour, symbol, 0)
+    told = parts.own or parts.attention not in ("dense", "sparsed")
+    return Point(row, speed, _words(row["method"]) if told else "", colour, symbol)
+
+
+def curve(points: Sequence[Point], first: Point | None) -> list[Point]:
+    """Those than which no other one is both as fast and as accurate, and more in one; the slowest first. Before them
+    the `first` one, if there is one.
+    """
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda one: (-one.speed, -one.right)):
+        if not kept or point.right > kept[-1].right:
+            kept.append(point)
+    return [*([] if first is None or first in kept else [first]), *kept[::-1]]
+
+
+def _layout(ranges: Ranges, how: str, prompts: str, drawn: str, *lines: str, **more: Any) -> Figure:
+    across, upwards = ranges.axes
+    return base_layout(
         title=title_of(
-            f"Accuracy against speed, {length} prompts",
-            f"exact match with its 95 % Wilson interval · speed-up over full attention by {how} · shaded: within "
-            f"{100 * MEAN:g} point of full attention",
+            f"Accuracy against speed, {prompts}",
+            f"exact match with its 95 % Wilson interval · speed-up over full attention by {how} · {drawn}",
+            *lines,
         ),
-        xaxis={
-            "title": {"text": f"speed-up ({how}, logarithmic)"},
-            "type": "log",
-            "range": x_range,
-            "tickvals": ticks,
-            "ticktext": [f"{tick:g}×" for tick in ticks],
-        },
-        yaxis={"title": {"text": "right answers (percent)"}, "range": y_range, "tickvals": list(range(0, 101, 10))},
+        xaxis={"title": {"text": f"speed-up ({how}, logarithmic)"}, **across},
+        yaxis=upwards,
         height=HEIGHT,
         showlegend=True,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.16, "yanchor": "top", "itemsizing": "constant"},
         margin={"l": LEFT, "r": RIGHT, "t": TOP, "b": BOTTOM},
-        shapes=shapes,
-        annotations=annotations,
         hovermode="closest",
+        **more,
     )
-    data = [*_rings(rows, name, marks), *_traces(rows, name)]
-    return View({"data": data, "layout": layout}, _words(summary, rows, length, name, how))
 
 
 def _distinct(summary: Mapping[str, Any], length: str) -> list[Mapping[str, Any]]:
@@ -140,7 +228,8 @@ def _distinct(summary: Mapping[str, Any], length: str) -> list[Mapping[str, Any]
     ran: dict[str, list[str]] = {}
     for row in summary.get("settings", ()):
         if row["length"] == length:
-            ran.setdefault(row["method"], []).append(json.dumps([row["attention"], row["sampler"]], sort_keys=True))
+            settings = [row["attention"], row["sampler"], row.get("cache")]
+            ran.setdefault(row["method"], []).append(json.dumps(settings, sort_keys=True))
     rows = [row for row in summary["lengths"] if row["length"] == length]
     seen: set[str] = set()
     found = []
@@ -160,28 +249,28 @@ def published(summary: Mapping[str, Any]) -> str | None:
 
 def _name(method: str, best: str | None, as_published: str | None) -> str:
     """What stands at a point: what its family's colour does not say; of the points of note all."""
-    plain, own = method.partition(":")[0], own_settings(method)
-    whole = _settings(own) or "SparseD"
+    attention, cache, own = parts_of(method)
     if method == as_published:
         return f"<b>SparseD as published{', and recommended' if best == method else ''}</b>"
-    if plain not in ("dense", "sparsed"):
-        whole = ", ".join(filter(None, [METHOD_LABELS.get(plain, plain), _settings(own)]))
     if method == best:
-        return f"<b>recommended: {whole}</b>"
-    if plain == "dense":
-        return _settings(own) or "full attention"
+        return f"<b>recommended: {_settings(own) or 'SparseD' if attention == 'sparsed' else _words(method)}</b>"
+    if attention not in ("dense", "sparsed"):
+        return _words(method)
     if family_of(method) == "full":
-        own.pop("generation_rows")
-        return _settings(own) or "skip and select as SparseD"
-    return whole
+        own = {name: value for name, value in own.items() if name != "generation_rows"}
+    if cache != "none":
+        return ", ".join(filter(None, [f"+ {CACHE_LABELS.get(cache, cache)}", _settings(own)]))
+    alone = {"dense": "full attention", "full": "skip and select as SparseD"}.get(family_of(method), "SparseD")
+    return _settings(own) or alone
+
+
+def _words(method: str) -> str:
+    """A method in words, all of it."""
+    return method_label(method).replace("_", " ")
 
 
 def _settings(own: Mapping[str, str]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in own.items())
-
-
-def _rank(method: str, marks: Collection[str]) -> int:
-    return 0 if method in marks else 1 if method == "dense" else 2
 
 
 def _band(dense: float) -> list[Figure]:
@@ -199,95 +288,10 @@ def _band(dense: float) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _traces(rows: Sequence[Mapping[str, Any]], name: str) -> list[Figure]:
-    """The points of each family that has some."""
-    traces = []
-    for key, family in FAMILIES.items():
-        own = [row for row in rows if family_of(row["method"]) == key]
-        if not own:
-            continue
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": family.name,
-                "x": [round(row[name], 4) for row in own],
-                "y": [round(100 * row["accuracy"], 3) for row in own],
-                "text": [_hover(row) for row in own],
-                "hovertemplate": "%{text}<extra></extra>",
-                "marker": {"symbol": family.style.symbol, "size": 9, "color": family.style.colour},
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [round(100 * (row["interval"][1] - row["accuracy"]), 3) for row in own],
-                    "arrayminus": [round(100 * (row["accuracy"] - row["interval"][0]), 3) for row in own],
-                    "color": family.style.colour,
-                    "thickness": 1,
-                    "width": 3,
-                },
-            }
-        )
-    return traces
-
-
-def _rings(rows: Sequence[Mapping[str, Any]], name: str, marks: Collection[str]) -> list[Figure]:
+def _rings(points: Sequence[Point]) -> Figure:
     """Around the points of note, below them."""
-    own = [row for row in rows if row["method"] in marks]
-    ring = {"symbol": "circle-open", "size": 19, "color": STRONG, "line": {"width": 2}}
-    return [
-        {
-            "type": "scatter", "mode": "markers", "name": "marked", "showlegend": False, "hoverinfo": "skip",
-            "x": [round(row[name], 4) for row in own], "y": [round(100 * row["accuracy"], 3) for row in own],
-            "marker": ring,
-        }
-    ]  # fmt: skip
-
-
-def _hover(row: Mapping[str, Any]) -> str:
-    low, high = row["interval"]
-    lines = [
-        f"<b>{method_label(row['method'])}</b>",
-        f"{100 * row['accuracy']:.1f} % right ({100 * low:.1f}–{100 * high:.1f}), {row['questions']} questions",
-    ]
-    if row.get("difference") is not None:
-        low, high = row["difference_interval"]
-        lines.append(f"{100 * row['difference']:+.1f} points to full attention ({100 * low:+.1f} … {100 * high:+.1f})")
-    speeds = [(row.get("speed"), "by operations"), (row.get("measured_speed"), "as measured")]
-    lines.append("; ".join(f"{speed:.2f}× {how}" for speed, how in speeds if speed is not None))
-    if row.get("forwards") is not None:
-        lines.append(f"{row['forwards']:.1f} forwards an answer")
-    return "<br>".join(lines)
-
-
-def _annotation(
-    row: Mapping[str, Any], speed: float, share: float, text: str, offset: tuple[float, float], strong: bool
-) -> Figure:
-    """A name; where it is not beside its point, a line leads to it. Offsets are pixels, up being positive."""
-    right, up = offset
-    colour = STRONG if strong else FAMILIES[family_of(row["method"])].style.colour
-    common: Figure = {
-        "x": math.log10(speed), "y": share, "xref": "x", "yref": "y", "text": text, "name": row["method"],
-        "xanchor": "center", "yanchor": "middle", "font": {"size": 12 if strong else 11, "color": colour},
-    }  # fmt: skip
     return {
-        **common, "showarrow": True, "ax": round(right, 1), "ay": round(-up, 1), "arrowhead": 0, "arrowwidth": 0.8,
-        "arrowcolor": MUTED, "standoff": 6, "borderpad": 0,
+        "type": "scatter", "mode": "markers", "name": "marked", "showlegend": False, "hoverinfo": "skip",
+        "x": [round(point.speed, 4) for point in points], "y": [round(point.right, 3) for point in points],
+        "marker": {"symbol": "circle-open", "size": 19, "color": STRONG, "line": {"width": 2}},
     }  # fmt: skip
-
-
-def _words(
-    summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], length: str, name: str, how: str
-) -> str:
-    """The figure in a few sentences."""
-    said = [f"Accuracy against speed of {len(rows)} settings at {length}, by {how}."]
-    best = recommend(summary, length)
-    named = [("Full attention", "dense")]
-    if (method := published(summary)) is not None:
-        named.append(("SparseD as published", method))
-    if best is not None and best.method != method:
-        named.append((f"The recommended setting ({method_label(best.method)})", best.method))
-    for words, method in named:
-        for row in rows:
-            if row["method"] == method:
-                said.append(f"{words}: {100 * row['accuracy']:.1f} % right at {row[name]:.2f}×.")
-    return " ".join(said)

@@ -12,19 +12,18 @@ from typing import Any, Literal
 
 from app.engine.interface import StepLike
 from app.finished.run import recorded
-from app.lanes import LaneSpec
+from app.lanes import LaneSpec, PlannedStep
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot, ranges_of
 from app.race.race import Update
 from app.race.snapshot import Stage, mode, speedup
 from app.texts import BACKEND_WORDS, OWN_QUESTION, STOPPED, held_together, straight
 from sparsed import trace as traces
-from sparsed.config import Phase
 from sparsed.trace.check import read_time
 
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
-FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second")
+FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows")
 # What it shows at its end alone; before, as it was planned.
 ENDING = ("text", "right", "verdict", "speedup", "same", "never_sparse", "ended_early")
 
@@ -46,10 +45,11 @@ def replay_value(
 
     "lanes" holds for each: "changes", per step a list of [cell, text, confidence or None, end 0 or 1]: a cell named
     for the first time is committed in that step; applying the first k lists gives `Canvas.cells()` after k steps.
-    "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step. "ranges": the phases as planned,
-    "made": as they were, both as `app.race.lane_view.ranges_of`. "text", "right", "verdict": None unless the lane
-    reached its end; "never_sparse", "ended_early": as they were then; "same", its agreement with full attention, and
-    the gold answer: None unless every lane did. "speedups": `app.race.snapshot.speedup` over the first 0, 1, …
+    "frames": what FRAME names, after 0, 1, … steps. "ms": milliseconds per step; "kinds": what each is called.
+    "ranges": the kinds as planned, "made": as they were, both as `app.race.lane_view.ranges_of`. "text", "right",
+    "verdict": None unless the lane reached its end; "never_sparse", "ended_early": as they were then; "same", its
+    agreement with full attention, and the gold answer: None unless every lane did. "speedups":
+    `app.race.snapshot.speedup` over the first 0, 1, …
     steps of full attention and this lane, empty without the two.
 
     "state": "done" or "stopped".
@@ -96,17 +96,19 @@ def origin(trace: traces.Trace) -> dict[str, str]:
 def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
     """A lane of the stage before its first step. name: what the trace calls it (`app.finished.run.recorded`)."""
     made, sampler = trace.lanes[name], trace.sampler
-    planned = lane.phases(made.total, trace.gen_length // sampler.block_length)
-    if lane.cache is not None:
-        # Which steps see the pattern depends on which compute every row, and these are known once they are made.
-        rest: list[Phase] = ["dense"] * (made.total - len(made.steps))
-        planned = (*(step.phase for step in made.steps), *rest)
+    if lane.cache is None:
+        planned = lane.plan(made.total, trace.gen_length // sampler.block_length)
+    else:
+        # Planning needs torch, which nothing else of a record does: its steps are as they were made.
+        rest = [PlannedStep("dense")] * (made.total - len(made.steps))
+        planned = (*(PlannedStep(step.phase, step.rows) for step in made.steps), *rest)
     return LaneView(
         lane,
         Canvas(trace.gen_length, trace.decode, trace.end_ids),
         planned=planned,
         backend=BACKEND_WORDS.get(made.backend, made.backend),
         parallel=sampler.block_length,
+        positions=trace.prompt.tokens + trace.gen_length,
         at_most=sampler.at_most,
         source=_Recorded(made.notes, traces.LaneInfo(trace, made)),
     )
@@ -189,12 +191,13 @@ def _lane(played: _Played, shown: Snapshot) -> dict[str, Any]:
     lane = played.stage.lanes[shown["key"]]
     return {
         **{name: shown[name] for name in ("key", "label", "whose", "style", "backend")},
-        **{name: shown[name] for name in ("info", "parallel", "total", "at_most")},
+        **{name: shown[name] for name in ("info", "parallel", "total", "at_most", "positions", "step_rows")},
         "finished": lane.finished,
         "ranges": played.planned[lane.key],
-        "made": ranges_of(lane.phases),
+        "made": ranges_of(lane.kinds),
         "ms": [round(1000 * seconds, 6) for seconds in lane.times],
         "phases": list(lane.phases),
+        "kinds": list(lane.kinds),
         **played.steps[lane.key],
         "speedups": _speedups(played.stage.reference, lane),
         **{name: shown[name] for name in ENDING},

@@ -72,7 +72,7 @@ class Kept:
         pattern = None if theirs is None else theirs.pattern
         if pattern is None or ours is None or theirs is None:
             return pattern
-        if theirs is not ours and not same_importances(ours.attention, theirs.attention):
+        if theirs is not ours and not (theirs.cache.none and same_importances(ours.attention, theirs.attention)):
             return pattern
         return replace(pattern, importances=self.importance or (ours.pattern or pattern).importances)
 

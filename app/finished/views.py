@@ -30,6 +30,7 @@ def timeline(run: Kept | None) -> Value | None:
         return None
     lanes = run.lanes
     total = max(made.total for made in lanes.values())
+    positions = run.trace.prompt.tokens + run.trace.gen_length
     times = StepTimes(
         tuple(lanes),
         {lane.key: [step.seconds for step in made.steps] for lane, made in lanes.items()},
@@ -37,6 +38,8 @@ def timeline(run: Kept | None) -> Value | None:
         total,
         _ranges(run),
         run.trace.sampler.at_most,
+        {lane.key: [step.rows or positions for step in made.steps] for lane, made in lanes.items()},
+        positions,
     )
     labels = " and ".join(lane.label for lane in lanes)
     figure = timeline_figure.timeline(times)

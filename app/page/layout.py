@@ -11,6 +11,7 @@ import gradio as gr
 from app import texts
 from app.finished import views
 from app.finished.run import Kept, opening
+from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
 from app.lengths.pins import with_pins
 from app.page.inputs import NAMES, Server
@@ -81,6 +82,8 @@ class Components:
     stop: gr.Button
     # What each sets: see `app.texts.EXAMPLES`.
     examples: list[tuple[gr.Button, tuple[Any, ...]]]
+    # Each sets the further lanes: see `app.lanes.PRESETS`.
+    presets: list[tuple[gr.Button, tuple[str, ...]]]
     panel: gr.HTML
     stage: gr.HTML
     replay: gr.HTML
@@ -116,6 +119,9 @@ def build(server: Server) -> Components:
             for label, chosen in texts.EXAMPLES.items()
             if chosen[0] in server.kinds and chosen[1] in server.lengths
         ]
+    with gr.Row(elem_id="sd-presets"):
+        gr.HTML("<span>Lanes</span>", apply_default_css=False, elem_classes="sd-try")
+        presets = [(gr.Button(label, size="sm", elem_classes="sd-example"), names) for label, names in PRESETS.items()]
     text = gr.Textbox(
         label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=4, max_lines=12, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-text",
@@ -148,8 +154,8 @@ def build(server: Server) -> Components:
     touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
     return Components(
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, another=another, run=run,
-        stop=stop, examples=examples, panel=panel, stage=stage, replay=replay, timeline=timeline, head=head,
-        explorer=explorer, lengths=lengths, picture=picture,
+        stop=stop, examples=examples, presets=presets, panel=panel, stage=stage, replay=replay, timeline=timeline,
+        head=head, explorer=explorer, lengths=lengths, picture=picture,
     )  # fmt: skip
 
 

@@ -23,9 +23,10 @@ ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("threshold", "cfg_scale", "seed"), ("early_stop", "logits_eos_inf", "confidence_eos_eot_inf"),
     ),
     "SparseD": (
-        ("skip", "select", "block_size"), ("selection", "backend", "third"),
+        ("skip", "select", "block_size"), ("selection", "backend"),
         ("generation_rows", "refresh", "track"),
     ),
+    "Lanes": (("lanes",),),
 }  # fmt: skip
 _HOMES = {"sampler": "Sampler", "attention": "SparseD"}
 # How much of its row a component takes, and how narrow it may become.
@@ -78,6 +79,9 @@ def component(field: Field, value: Any, **more: Any) -> Component:
     if field.slider is not None:
         low, high, step = field.slider
         return gr.Slider(**{**about, "minimum": low, "maximum": high, "step": step, **more})
+    if field.kind == "names":
+        named = {"choices": _choices(field, value), "multiselect": True, "max_choices": int(field.high)}
+        return gr.Dropdown(**{**about, **named, "value": list(value or ()), **more})
     if field.kind == "choice" or field.choices or field.offers:
         return gr.Dropdown(**{**about, "choices": _choices(field, value), **more})
     return gr.Number(**{**about, "precision": 0, "minimum": field.low, "maximum": field.high, **more})

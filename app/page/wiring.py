@@ -85,7 +85,7 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
     changes = [listed[name].input for name in ("kind", "length", "question")]
     # Their input event misses what is pasted or deleted.
     changes += [listed[name].change for name in ("text", "system")]
-    chosen = ("prompt_format", "skip", "selection", "backend", "third", "generation_rows")
+    chosen = ("prompt_format", "skip", "selection", "backend", "lanes", "generation_rows")
     changes += [listed[name].input for name in chosen]
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
@@ -93,8 +93,12 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
     number = listed["question"]
     at.another.click(None, number, number, js="(number) => (number ?? 0) + 1", **_AT_ONCE).then(*prepare, **_LONG)
     for button, values in at.examples:
-        sets = [listed[name] for name in ("kind", "length", "question", "third")][: len(values)]
+        sets = [listed[name] for name in ("kind", "length", "question", "lanes")][: len(values)]
         button.click(None, None, sets, js=f"() => {json.dumps(values)}", **_AT_ONCE).then(*prepare, **_LONG)
+    for button, further in at.presets:
+        button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
+            *prepare, **_LONG
+        )
 
 
 def _shows_the_next_run(at: Components) -> list[Any]:

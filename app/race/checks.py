@@ -12,6 +12,20 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     return value
 
 
+def check_names(name: str, value: Any, choices: Collection[str], most: int) -> tuple[str, ...]:
+    """Some of the choices, each once; a text names them with commas."""
+    given = [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"The value of {name} must be a list of some of {', '.join(choices)}.")
+    for one in given:
+        if not isinstance(one, str) or one not in choices:
+            raise ValueError(f"The value {repeated(one)} of {name} is not one of {', '.join(choices)}.")
+    found = tuple(dict.fromkeys(given))
+    if len(found) > most:
+        raise ValueError(f"The value of {name} must have {most} names at most, not {len(found)}.")
+    return found
+
+
 def check_number(name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"The value of {name} must be a number between {low:g} and {high:g}, not {repeated(value)}.")

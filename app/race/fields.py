@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app import texts
-from app.lanes import THIRD
-from app.race.checks import check_choice, check_number, check_switch, check_texts, check_whole
+from app.lanes import FURTHER, MOST_FURTHER
+from app.race.checks import check_choice, check_names, check_number, check_switch, check_texts, check_whole
 from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, GENERATION_ROWS, SELECTIONS
 from sparsed.options import ATTENTION, SAMPLER
 
@@ -37,8 +37,9 @@ class Field:
     """One setting."""
 
     name: str
-    # "choice": one of some names; "whole", "number": within low … high; "switch": yes or no; "texts": a list of them.
-    kind: Literal["choice", "whole", "number", "text", "switch", "texts"]
+    # "choice": one of some names; "names": a list of them, of at most `high`; "whole", "number": within low … high;
+    # "switch": yes or no; "texts": a list of them.
+    kind: Literal["choice", "names", "whole", "number", "text", "switch", "texts"]
     # What the page says above it and below it, and what programs read of it.
     label: str
     help: str
@@ -84,6 +85,8 @@ class Field:
             return None
         if self.kind == "choice":
             value = check_choice(called, value, choices or self.choices or ())
+        elif self.kind == "names":
+            value = check_names(called, value, self.choices or (), int(self.high))
         elif self.kind == "whole":
             value = check_whole(called, value, int(self.low), int(self.high))
         elif self.kind == "number":
@@ -207,10 +210,9 @@ FIELDS = (
         "", usual=False, in_api=False,
     ),
     Field(
-        "third", "choice", "Third lane", "A simpler pattern, or SparseD with the other generation rows.",
-        "A third lane: a simpler pattern that keeps as many blocks, or (full_rows) SparseD with full generation rows, "
-        "which is the paper's where SparseD's own lane has full ones.",
-        choices={NO_THIRD: "none", **THIRD}, usual=NO_THIRD, off=NO_THIRD,
+        "third", "choice", "Third lane", "One further lane.",
+        "One further lane; `lanes` takes several.",
+        choices={NO_THIRD: "none", **FURTHER}, usual=NO_THIRD, off=NO_THIRD, on_page=False,
     ),
     # Programs may give arguments by their place: what is new comes last.
     Field(
@@ -253,6 +255,13 @@ FIELDS = (
         f"Select afresh every so many steps, 2 to {MAX_STEPS}, and where a semi-autoregressive block begins (ours). "
         "Default: 0, once a run, as in the paper.",
         called="refresh", high=MAX_STEPS, offers=(4, 8, 16), off=0, follows=True,
+    ),
+    Field(
+        "lanes", "names", "Further lanes", f"Beside full attention and SparseD, up to {MOST_FURTHER}.",
+        f"Up to {MOST_FURTHER} lanes beside full attention and SparseD: a simpler pattern that keeps as many blocks; "
+        "SparseD with full generation rows (full_rows; the paper's where SparseD's own lane has them); or a method and "
+        "a cache, which says which rows a step computes (dense+dual, sparsed+refresh).",
+        high=MOST_FURTHER, choices=FURTHER, usual=(), off=(),
     ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from app.engine.interface import InfoLike, StepLike
-from app.lanes import LaneSpec
+from app.lanes import LaneSpec, PlannedStep
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
-from sparsed.config import Phase
 from sparsed.runs import RunRecord
 
 Snapshot = dict[str, Any]
+# What a step is called that computes some of the rows; one that computes all is called by its phase.
+FEW_ROWS = "few rows"
 
 
 class Source(Protocol):
@@ -29,9 +30,10 @@ class Source(Protocol):
 class LaneView:
     """One lane: its canvas, its clock and its phase.
 
-    planned: the phase of each denoising step of the whole run. backend: what computes the attention, in words.
-    parallel: length of one semi-autoregressive block. at_most: the run may end before its last step. source: what the
-    run says of itself, asked anew for each snapshot; None before there is one.
+    planned: each denoising step of the whole run. backend: what computes the attention, in words. parallel: length of
+    one semi-autoregressive block. positions: of the sequence, prompt and generation; None before the prompt is known.
+    at_most: the run may end before its last step. source: what the run says of itself, asked anew for each snapshot;
+    None before there is one.
     """
 
     def __init__(
@@ -39,17 +41,19 @@ class LaneView:
         lane: LaneSpec,
         canvas: Canvas,
         *,
-        planned: Sequence[Phase],
+        planned: Sequence[PlannedStep],
         backend: str,
         parallel: int,
+        positions: int | None = None,
         at_most: bool = False,
         source: Source | None = None,
     ) -> None:
         self.lane = lane
         self.key, self.label = lane.key, lane.label
         self.canvas = canvas
-        self.planned = planned
+        self.planned = [step.phase for step in planned]
         self.total = len(planned)
+        self.positions = positions
         self.backend = backend
         self.parallel = parallel
         self.at_most = at_most
@@ -58,6 +62,10 @@ class LaneView:
         self.finished = False
         self.times: list[float] = []
         self.phases: list[str] = []
+        self.rows: list[int] = []  # computed in each step
+        # What the page calls each step, those made and those planned.
+        self.kinds: list[str] = []
+        self._planned_kinds = [step.phase if step.rows is None else FEW_ROWS for step in planned]
         self.text: str | None = None
         self.verdict: tuple[bool, str] | None = None
 
@@ -67,6 +75,9 @@ class LaneView:
         self.phase = step.phase
         self.times.append(float(step.seconds))
         self.phases.append(step.phase)
+        self.rows.append(step.rows)
+        some = self.positions is not None and step.rows < self.positions
+        self.kinds.append(FEW_ROWS if some else step.phase)
 
     def finish(self) -> None:
         """The lane has reached its end, perhaps before it became sparse."""
@@ -129,8 +140,9 @@ class LaneView:
         return sum(token is not None for token in tokens[: answer_length(tokens, self.canvas.end_ids)])
 
     def ranges(self) -> list[list[Any]]:
-        """The lane's `expected` phases as `ranges_of`."""
-        return ranges_of(self.expected, at_most=self.at_most and not self.finished)
+        """What the lane's steps are called, made and still to come, as `ranges_of`."""
+        kinds = self.kinds if self.finished else [*self.kinds, *self._planned_kinds[len(self.kinds) :]]
+        return ranges_of(kinds, at_most=self.at_most and not self.finished)
 
     def snapshot(self, state: str) -> Snapshot:
         done = len(self.times)
@@ -142,7 +154,12 @@ class LaneView:
             "style": self.lane.style,
             "state": "done" if self.finished else state,
             "phase": self.phase,
+            "kind": self.kinds[-1] if self.kinds else self.phase,
             "phases": self.ranges(),
+            "rows": self.rows[-1] if self.rows else None,
+            "positions": self.positions,
+            # Of each step, where they are not all the same.
+            "step_rows": None if self.lane.cache is None else list(self.rows),
             "never_sparse": self.never_sparse,
             "ended_early": self.ended_early,
             "step": done,
@@ -165,7 +182,7 @@ class LaneView:
 
 
 def ranges_of(phases: Sequence[str], *, at_most: bool = False) -> list[list[Any]]:
-    """[phase, first step, last step], counted from 1, of steps with these phases.
+    """[phase, first step, last step], counted from 1, of steps with these phases, or kinds.
 
     at_most: nobody knows the last step of the last phase; it is None.
     """

@@ -10,10 +10,13 @@ from urllib.parse import urlencode
 from app.race.fields import ON_PAGE, OWN_TEXT
 
 _READ: dict[str, Callable[[str], Any]] = {
-    "choice": str, "text": str, "whole": int, "number": float, "switch": lambda value: bool(("0", "1").index(value)),
+    "choice": str, "names": lambda value: value.split(","), "text": str,
+    "whole": int, "number": float, "switch": lambda value: bool(("0", "1").index(value)),
 }  # fmt: skip
 # Beyond it a link would break on its way; such a text is left out.
 _LINKED_CHARACTERS = 1500
+# What a setting was called once → what it is called now.
+_ONCE = {"third": "lanes"}
 # What follows the model is only said where the visitor has set it himself, and comes last.
 _LINKED = sorted(ON_PAGE, key=lambda field: field.follows)
 
@@ -27,8 +30,10 @@ def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
             continue
         if field.kind == "text" and (given.get("kind") != OWN_TEXT or len(str(value)) > _LINKED_CHARACTERS):
             continue
-        if not field.follows and value == field.off:
+        if not field.follows and (value == field.off or value == []):
             continue
+        if field.kind == "names":
+            value = ",".join(value)
         said[field.name] = int(bool(value)) if field.kind == "switch" else value
     return "?" + urlencode(said, errors="replace")
 
@@ -39,6 +44,7 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """
     values: dict[str, Any] = {}
     problems = []
+    query = {_ONCE[name]: value for name, value in query.items() if name in _ONCE} | dict(query)
     for field in _LINKED:
         if field.name not in query:
             continue

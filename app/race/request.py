@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.lanes import THIRD, LaneSpec, headline, lanes_for
+from app.lanes import MOST_FURTHER, LaneSpec, headline, lanes_for
 from app.race.fields import BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
-from sparsed.config import AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
+from sparsed.config import METHOD_LABELS, AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.models.chat import Message, messages_of
 
 # Why what belongs to a text of the visitor's own has no effect.
@@ -135,13 +135,16 @@ def parse(
             f"{sampler.block_length}; this page takes up to {MAX_GENERATION}. Choose a shorter one."
         )
     attention = SparseDConfig(**values["attention"])
-    third = race.pop("third")
+    third, further = race.pop("third"), race.pop("lanes") or ()
+    further = tuple(dict.fromkeys((*further, *((third,) if third else ()))))
+    if len(further) > MOST_FURTHER:
+        raise ValueError(f"There may be {MOST_FURTHER} further lanes at most, not {len(further)}.")
     race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
-    if third == "shared" and attention.selection == "reference":
+    if "shared" in further and attention.selection == "reference":
         raise ValueError(
-            f"The third lane “{THIRD['shared']}” needs the selection of the paper: the public code has none for it."
+            f"The lane “{METHOD_LABELS['shared']}” needs the selection of the paper: the public code has none for it."
         )
-    return Request(**race, sampler=sampler, lanes=lanes_for(attention, third), left_out=left_out)
+    return Request(**race, sampler=sampler, lanes=lanes_for(attention, further), left_out=left_out)
 
 
 def _own_text(text: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.lanes import LaneSpec, headline, reference
@@ -12,7 +12,7 @@ from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot
 from app.race.notes import of_lanes
 from app.race.race import Update
-from app.texts import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, OTHERS_IN_TURNS
+from app.texts import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, others_in_turns
 from sparsed.answer_text import agreement
 from sparsed.questions.score import nearest
 
@@ -26,7 +26,7 @@ def mode(lanes: int, devices: int, why: str = "") -> Snapshot | None:
     if devices < 2:
         return {"name": "turns", "text": why or IN_TURNS}
     alone = BOTH_TOGETHER if lanes == 2 else ALL_TOGETHER
-    return {"name": "together", "text": alone if devices >= lanes else OTHERS_IN_TURNS}
+    return {"name": "together", "text": alone if devices >= lanes else others_in_turns(devices)}
 
 
 def speedup(
@@ -65,6 +65,8 @@ class StepTimes:
     total: int  # steps of a run
     ranges: Sequence[Sequence[Any]]  # the headline's phases, see `LaneView.ranges`
     at_most: bool = False  # the runs may end before `total`
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)  # lane's key → computed in each step so far
+    positions: int | None = None  # of the sequence
 
     @property
     def switch_step(self) -> int | None:
@@ -164,6 +166,8 @@ class Stage:
             large.total,
             large.ranges(),
             large.at_most,
+            {view.key: tuple(view.rows) for view in views},
+            large.positions,
         )
 
     def speedup(self, lane: LaneView | None) -> Snapshot | None:
@@ -251,7 +255,7 @@ def before_run(
         LaneView(
             lane,
             Canvas(gen_length, lambda _: "", ()),
-            planned=lane.phases(total, gen_length // parallel),
+            planned=lane.plan(total, gen_length // parallel, gen_length),
             backend="",
             parallel=parallel,
             at_most=at_most,

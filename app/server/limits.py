@@ -107,7 +107,7 @@ def refusal(estimated: Estimate | None, limits: Limits, *, length: int, steps: i
         )
     fewer = int(steps * limits.max_seconds / estimated.seconds)
     knob = f", or {fewer} steps or fewer" if fewer >= 8 else ""
-    knob += ", or no third lane" if len(estimated.lanes) > 2 else ""
+    knob += ", or fewer lanes" if len(estimated.lanes) > 2 else ""
     # What a stranger cannot turn is no knob.
     owner = "" if limits.public else " (SPARSED_MAX_MINUTES moves the limit)"
     return (

@@ -72,7 +72,13 @@ def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
     asked, said = material.asked, {}
     for lane in asked.lanes:
         run = desk.engine.denoise(
-            loaded.model, material.given, asked.sampler, lane.attention, asked.backend, chat=asked.chat
+            loaded.model,
+            material.given,
+            asked.sampler,
+            lane.attention,
+            asked.backend,
+            chat=asked.chat,
+            cache=lane.cache,
         )
         run.close()
         said[lane.label] = run.notes

@@ -70,7 +70,8 @@ def _stage(
         LaneView(
             lane,
             Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_ids),
-            planned=lane.phases(run.total, asked.blocks),
+            planned=lane.plan(run.total, asked.blocks, asked.gen_length),
+            positions=run.info.record()["prompt_tokens"] + asked.gen_length,
             at_most=asked.at_most,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
             parallel=asked.sampler.block_length,

@@ -18,7 +18,7 @@ import sparsed
 from app.engine.copies import line_up
 from app.engine.local import SparsedEngine
 from app.finished.run import OPENING, probe_steps
-from app.lanes import THIRD, lanes_for, watched
+from app.lanes import FURTHER, lanes_for, watched
 from app.phrases import clock
 from app.race.race import Lane, Race
 from sparsed import trace
@@ -42,7 +42,7 @@ def _record(arguments: list[str] | None) -> None:
     parser.add_argument("--length", default="8k", help="prompt length: short_context, 1k … 64k")
     parser.add_argument("--kind", default="about", help="kind of question")
     parser.add_argument("--question", type=int, default=0, help="question number")
-    parser.add_argument("--third", choices=THIRD, help="a third lane (default: none)")
+    parser.add_argument("--lanes", nargs="*", choices=FURTHER, default=[], help="further lanes (default: none)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--out", type=Path, default=OPENING, help="the file to write; .gz compresses it")
     given = parser.parse_args(arguments)
@@ -51,7 +51,7 @@ def _record(arguments: list[str] | None) -> None:
     model = sparsed.load(given.model)
     prompt = build_prompt(model, given.length, given.kind, given.question)
     sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
-    lanes = lanes_for(SparseDConfig(), given.third)
+    lanes = lanes_for(SparseDConfig(), given.lanes)
     switch_step = lanes[1].switch_step(sampler.steps, sampler.gen_length // sampler.block_length)
     lanes = watched(lanes, True, probe_steps(sampler.steps, switch_step))
     runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, lanes, "auto")

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from playwright.sync_api import Browser, FloatRect, Page
 
@@ -34,7 +35,7 @@ def _photograph(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--length", default="4k", help="prompt length of the run (default 4k)")
     parser.add_argument("--question", type=int, default=0, help="question number")
-    parser.add_argument("--third", help="the pattern of a third lane (default: none)")
+    parser.add_argument("--lanes", help="further lanes, with commas (default: none)")
     parser.add_argument("--port", type=int, default=7899)
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "pictures")
     given = parser.parse_args(arguments)
@@ -63,7 +64,7 @@ def take(browser: Browser, address: str, given: argparse.Namespace) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(1_200_000)
-    page.goto(address + (f"?third={given.third}" if given.third else ""))
+    page.goto(address + (f"?lanes={quote(given.lanes)}" if given.lanes else ""))
     page.wait_for_selector(".sd-facts:not([hidden])")
     page.click("#sd-settings button")
     page.fill("#sd-question input", str(given.question))

@@ -1,8 +1,8 @@
-"""Draws accuracy against speed, a point for each setting of an evaluation: python -m app.tools.tradeoff runs/ablations
+"""Draws accuracy against speed, a point for each method of an evaluation: python -m app.tools.tradeoff runs/ablations
 --length 4k --out tradeoff.html
 
-The ending of --out decides: .html is a page that needs no network, .png a picture (it takes Playwright for Python and
-a Chromium), .json the figure as plotly reads it.
+With several lengths there is a curve for each. The ending of --out decides: .html is a page that needs no network, .png
+a picture (it takes Playwright for Python and a Chromium), .json the figure as plotly reads it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from app.figures.palette import palette, with_values
-from app.figures.tradeoff import HEIGHT, WIDTH, lengths_of, tradeoff
+from app.figures.tradeoff import HEIGHT, MOST_LENGTHS, WIDTH, lengths_of, tradeoff
 from app.tools.browser import chromium
 from sparsed.edge import go_on, program
 from sparsed.evaluation.reading import doubts, read_records, read_sizes
@@ -52,7 +53,7 @@ def summary_of(path: Path, questions: int | None = None) -> dict[str, Any]:
     return summary
 
 
-def page_of(summary: dict[str, Any], length: str, measured: bool, dark: bool) -> str:
+def page_of(summary: dict[str, Any], length: str | Sequence[str], measured: bool, dark: bool) -> str:
     """The figure as a page of HTML, plotly's script inside."""
     figure = with_values(tradeoff(summary, length, measured).figure, dark)
     figure["layout"]["paper_bgcolor"] = figure["layout"]["plot_bgcolor"] = palette(dark)["panel"]
@@ -86,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _draw(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.tradeoff", description=__doc__)
     parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote, or the file of its --json")
-    parser.add_argument("--length", help="prompt length; default the first one at which speeds are known")
+    parser.add_argument("--length", nargs="+", help="prompt length, or several: then the colours are lengths, and each "
+                        "has a curve; default the first one at which speeds are known")  # fmt: skip
     parser.add_argument("--methods", nargs="+", help="only these, and full attention; default every method there")
     parser.add_argument("--questions", type=int, help="of each type only the first so many, so that all settings were "
                         "asked the same")  # fmt: skip
@@ -106,14 +108,17 @@ def _draw(arguments: list[str] | None) -> None:
     known = lengths_of(summary, given.measured)
     if not known:
         raise ValueError(f"{given.folder} holds no setting beside full attention whose speed is known.")
-    length = given.length or known[0]
-    if length not in known:
-        raise ValueError(f"--length must be one of {', '.join(known)}, not {length!r}.")
-    view = tradeoff(summary, length, given.measured)
+    lengths = list(dict.fromkeys(given.length or known[:1]))
+    for length in lengths:
+        if length not in known:
+            raise ValueError(f"--length must be one of {', '.join(known)}, not {length!r}.")
+    if len(lengths) > MOST_LENGTHS:
+        raise ValueError(f"--length takes {MOST_LENGTHS} lengths at most, not {len(lengths)}.")
+    view = tradeoff(summary, lengths, given.measured)
     if given.out.suffix == ".json":
         write(given.out, json.dumps(with_values(view.figure, given.dark), indent=1))
     else:
-        page = page_of(summary, length, given.measured, given.dark)
+        page = page_of(summary, lengths, given.measured, given.dark)
         write(given.out, page if given.out.suffix == ".html" else picture_of(page))
     for doubt in summary.get("doubts", ()):
         print(f"note: {doubt}", file=sys.stderr)

@@ -18,6 +18,10 @@
     return `\u2068${text.replace(new RegExp(TURNING, "g"), "")}\u2069`;
   }
 
+  function rowsOf(count, all) {
+    return count < all ? `${count.toLocaleString("en")} of ${all.toLocaleString("en")}` : `all ${all.toLocaleString("en")}`;
+  }
+
   // A score in one line: its number, and what it says.
   function scoreLine(name) {
     const number = el("b", {});
@@ -45,6 +49,7 @@
     const elapsed = el("dd", {});
     const pace = el("dd", {});
     const rate = el("dd", {});
+    const rows = el("dd", {});
     const fill = el("span", {});
     const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
@@ -56,16 +61,19 @@
     const scores = el("div", { class: "sd-lane-scores" }, gain.root, same.root);
     const title = el("h2", { id: heading });
     const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
+    const counted = figure("rows computed", rows);
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
       el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, whose, never), backend),
       phases,
-      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate)),
+      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate), counted),
       bar, el("div", { class: "sd-canvas-box" }, canvas, early, tip), verdict, scores);
     let cells = [];
     let drawn = 0;
     let data = [];
     let active = -1;
     let leftOut = false; // what is masked stays so
+    let computed = []; // rows of each step, where they are not all the same
+    let positions = 0;
 
     // Words are narrower than masked cells. While a run goes on or is replayed, its canvas gets no lower than it was:
     // nothing that is below slides away from under the pointer that is about to press it.
@@ -88,7 +96,8 @@
       if (!at) return `Token ${index + 1}: ${leftOut ? "left out" : "masked"}`;
       const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
-      return `Token ${index + 1}: ${what}, committed in step ${at}${sure}`;
+      const few = computed[at - 1] < positions ? `, which computed ${rowsOf(computed[at - 1], positions)}` : "";
+      return `Token ${index + 1}: ${what}, committed in step ${at}${few}${sure}`;
     }
 
     // The name of a cell whose text says nothing; null where it does.
@@ -136,6 +145,8 @@
     function drawCells(lane, other) {
       data = lane.cells;
       leftOut = lane.ended_early;
+      computed = lane.step_rows ?? [];
+      positions = lane.positions;
       if (cells.length !== data.length) {
         cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
         canvas.replaceChildren(...cells);
@@ -169,23 +180,24 @@
     }
 
     // The steps of one phase. A lane that selects again and again returns to it: a few steps are named, many counted.
-    function stepsOf(name, ranges, atMost) {
+    function stepsOf(name, ranges, atMost, most) {
       const [[, first, last]] = ranges;
       if (ranges.length === 1) return last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
-      if (name === "sparse") return `the others from ${first}`;
+      if (name === most) return `the others from ${first}`;
       if (atMost) return `step ${first} and again`;
       const steps = ranges.flatMap(([, from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
       return steps.length <= MOST_NAMED ? `steps ${steps.join(", ")}` : `step ${first} and ${steps.length - 1} more`;
     }
 
     function drawPhases(lane) {
-      const shown = JSON.stringify([lane.phases, lane.phase, lane.step > 0]);
+      const shown = JSON.stringify([lane.phases, lane.kind, lane.step > 0]);
       if (phases.dataset.shown === shown) return;
       phases.dataset.shown = shown;
       const atMost = lane.at_most && lane.state !== "done";
+      const most = lane.step_rows ? "few rows" : "sparse";
       phases.replaceChildren(...[...new Set(lane.phases.map(([name]) => name))].map((name) => {
-        const said = stepsOf(name, lane.phases.filter(([other]) => other === name), atMost);
-        const current = lane.step > 0 && name === lane.phase;
+        const said = stepsOf(name, lane.phases.filter(([other]) => other === name), atMost, most);
+        const current = lane.step > 0 && name === lane.kind;
         return el("li", { "data-phase": name, "aria-current": current ? "step" : null }, el("b", {}, name), ` ${said}`);
       }));
     }
@@ -194,8 +206,8 @@
       root,
       reset() { drawn = 0; point(-1); free(); },
       // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above, and
-      // the reference has none.
-      draw(lane, other, scored) {
+      // the reference has none. cached: a lane of this race computes some rows alone, so that each says how many.
+      draw(lane, other, scored, cached) {
         setAttribute(root, "class", `sd-lane lane-${lane.style}`);
         setAttribute(root, "style", `--lane: var(--lane-${lane.style}); --lane-soft: var(--lane-${lane.style}-soft)`);
         setAttribute(root, "data-state", lane.state);
@@ -209,6 +221,8 @@
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? clock(lane.seconds) : "–");
         setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        show(counted, cached);
+        setText(rows, lane.rows === null ? "–" : rowsOf(lane.rows, lane.positions));
         setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
         setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
         fill.style.transform = `scaleX(${lane.progress})`;

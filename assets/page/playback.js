@@ -20,17 +20,17 @@
     return record;
   }
 
-  // Over the steps that a lane and the reference have done. Before the lane is sparse both do the same: a factor would
-  // be noise.
+  // Over the steps that a lane and the reference have done. Before the lane is sparse both do the same, but for a cache:
+  // a factor would be noise.
   function speedup(lane, step, referenceStep) {
-    return lane.phases.slice(0, step).includes("sparse") ? (lane.speedups[Math.min(step, referenceStep)] ?? null) : null;
+    return lane.step_rows || lane.phases.slice(0, step).includes("sparse") ? (lane.speedups[Math.min(step, referenceStep)] ?? null) : null;
   }
 
   // over: every lane is at its end. since: what was committed after that step is just committed.
   function laneSnapshot({ lane, made, states }, step, referenceStep, state, over, since) {
-    const { finished, ranges, made: phases, ms, phases: each, changes, frames, speedups, ...fixed } = lane;
+    const { finished, ranges, made: phases, ms, phases: each, kinds, changes, frames, speedups, ...fixed } = lane;
     const done = finished && step === made;
-    const [progress, seconds, ms_per_step, tokens_per_second] = frames[step];
+    const [progress, seconds, ms_per_step, tokens_per_second, rows] = frames[step];
     return {
       ...fixed,
       ...(done ? {} : { text: null, right: null, verdict: null, ended_early: false }),
@@ -38,12 +38,15 @@
       never_sparse: lane.never_sparse && (done || !ranges.some(([phase]) => phase === "sparse")),
       state: done ? "done" : state,
       phase: step ? each[step - 1] : "dense",
+      kind: step ? kinds[step - 1] : "dense",
       phases: done ? phases : ranges,
       step,
       progress: done ? 1 : progress,
       seconds,
       ms_per_step,
       tokens_per_second,
+      rows,
+      step_rows: lane.step_rows && lane.step_rows.slice(0, step),
       cells: states[step],
       speedup: over ? lane.speedup : speedup(lane, step, referenceStep),
       same: over ? lane.same : null,

@@ -78,6 +78,7 @@
       for (const [key, view] of views) show(view.root, value.lanes.some((lane) => lane.key === key));
       const of = (key) => value.lanes.find((lane) => lane.key === key);
       const large = of(value.headline);
+      const cached = value.lanes.some((lane) => lane.step_rows);
       value.lanes.forEach((lane, index) => {
         if (!views.has(lane.key)) {
           const view = laneView(lane.key);
@@ -86,7 +87,7 @@
         }
         // What it is compared with, once that may be told.
         const other = lane.same ? of(value.reference) : value.agreement && large;
-        views.get(lane.key).draw(lane, other, lane !== large && lane.key !== value.reference);
+        views.get(lane.key).draw(lane, other, lane !== large && lane.key !== value.reference, cached);
       });
       setText(gold, value.gold);
       show(goldLine, Boolean(value.gold));

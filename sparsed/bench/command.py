@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsed import files
+from sparsed.bench.cached import work_in_runs
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
@@ -29,8 +30,10 @@ from sparsed.options import (
     ATTENTION,
     SAMPLER,
     add_attention_options,
+    add_cache_options,
     add_sampler_options,
     attention_of,
+    caches_of,
     given_of,
     sampler_of,
     without_effect,
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {"steps": 64, "skip": 0.2, "select": 0.3, "block_size": 128}
 """What is measured where nothing is said, whatever the model and the length: tables stay comparable."""
+COMPOSED = [128]
+"""Runs of so many steps are put together where nothing is said, and no cache is asked for."""
+
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     """The command line. Returns the exit code; raises ValueError for settings that make no sense.
@@ -115,13 +121,17 @@ def _fill_in(options: argparse.Namespace) -> str:
     names = [name for name in DEFAULTS if getattr(options, name) is None and not (name == "steps" and bounded)]
     for name in names:
         setattr(options, name, DEFAULTS[name])
+    if options.compose is None:
+        options.compose = [] if options.cache else COMPOSED
     return ", ".join(f"{name} {DEFAULTS[name]}" for name in names)
 
 
 def unheeded(options: argparse.Namespace, given: set[str]) -> list[str]:
     """Sentences about options that were `given`, by their names, and that change nothing here."""
     random = options.random_tokens or options.shape is not None
-    return without_effect(given, {"kind"} if random else (), "the prompt is random tokens.")
+    said = without_effect(given, {"kind"} if random else (), "the prompt is random tokens.")
+    of_caches = {"cache_refresh", "cache_keys"} if not caches_of(options) else ()
+    return said + without_effect(given, of_caches, "no --cache is asked for.")
 
 
 def _measurements(
@@ -133,7 +143,7 @@ def _measurements(
     """Each (dtype, length) measured, one after another; a model is loaded once for each dtype, and `loaded` told of it
     before anything is measured.
     """
-    sampler, attention = sampler_of(options), attention_of(options)
+    sampler, attention, caches = sampler_of(options), attention_of(options), caches_of(options)
     done = 0
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
         model = load_or_make(options, dtype, team)
@@ -143,6 +153,9 @@ def _measurements(
             say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
             done += 1
             later = [name for _, name in asked[done:]]
+            settings = sampler.resolve(model.defaults)
+            cached = work_in_runs(settings, attention, caches, options.compose, token_budget(length))
+            cached *= 1 if options.compose else options.repeats
             yield measure(
                 model,
                 random_prompt(model, length, options),
@@ -153,8 +166,9 @@ def _measurements(
                 dense_backend=options.dense_backend,
                 repeats=options.repeats,
                 compose=options.compose,
+                caches=caches,
                 say=say,
-                look=Estimate(2 * options.repeats, length, later, say).look,
+                look=Estimate(2 * options.repeats, length, later, say, cached).look,
             )
         del model
         gc.collect()
@@ -207,6 +221,7 @@ def _measure_missing(
 # What --out needs the same of all measurements, as it stands among the options.
 SETTINGS = (
     "shape", "random_tokens", "kind", "prompt_seed", "backend", "dense_backend", "no_fuse", "repeats", "compose",
+    "cache", "cache_refresh", "cache_keys",
 )  # fmt: skip
 
 
@@ -257,6 +272,10 @@ def _parser() -> argparse.ArgumentParser:
     add_sampler_options(parser.add_argument_group("sampler (default: 64 steps, else the model's own)"))
     group = parser.add_argument_group("SparseD (default: skip 0.2, select 0.3, attention block size 128)")
     add_attention_options(group, without=["method"])
+    add_cache_options(
+        parser.add_argument_group("caches (default: none): each makes two lanes, with full attention and with SparseD"),
+        several=True,
+    )
     parser.add_argument("--backend", default="auto", help="sparse backend")
     parser.add_argument("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
@@ -265,7 +284,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")
     parser.add_argument(
-        "--compose", type=int, nargs="*", default=[128], metavar="T", help="put runs of T steps together from medians"
+        "--compose",
+        type=int,
+        nargs="*",
+        metavar="T",
+        help="put runs of T steps together from medians (default: 128; with --cache none, all are run whole)",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep measurements there; make only what is missing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")

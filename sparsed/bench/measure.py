@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from sparsed.attention.backends.registry import executed_density
 from sparsed.bench.attention import attention_times
+from sparsed.bench.cached import Bench, Uncached, cached_lanes, check, settle
 from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
-from sparsed.config import AttentionConfig, SamplerConfig, phases_of
+from sparsed.config import AttentionConfig, CacheConfig, Phase, SamplerConfig, phases_of
 from sparsed.denoising import denoise
-from sparsed.denoising.forward import synchronize
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Step
 from sparsed.machine import dtype_name
@@ -39,16 +38,23 @@ def measure(
     dense_backend: str = "auto",
     repeats: int = 1,
     compose: Sequence[int] = (),
+    caches: Sequence[CacheConfig] = (),
     say: Callable[[str], None] = lambda _: None,
     look: Callable[[Run], None] = lambda _: None,
 ) -> Measurement:
     """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
 
-    compose: numbers of steps of longer runs to put together from the measured steps. look: told of the run with full
+    compose: numbers of steps of longer runs to put together from the measured steps. caches: each makes two more lanes,
+    with full attention and with SparseD, in runs of each of these numbers of steps; without any, of the sampler's
+    (`sparsed.bench.cached`). look: told of the run with full
     attention after each of its steps, outside the clock.
 
     Raises ValueError for settings that `denoise` refuses.
     """
+    bench = Bench(model, prompt, sampler, attention, backend, dense_backend, say)
+    own = sampler.resolve(model.defaults).steps
+    totals = list(dict.fromkeys(compose)) or [own]
+    check(bench, caches, totals, own)
     dense_runs: list[float] = []
     sparsed_runs: list[float] = []
     steps: dict[str, list[float]] = {"dense lane": [], "dense": [], "select": [], "sparse": []}
@@ -74,7 +80,7 @@ def measure(
             run.warm_up()
         if model.device.type != "cpu" and repeat == 0:
             say(f"warm-up (kernels compiled and chosen, one forward for each phase): {perf_counter() - start:.1f} s")
-        _settle(model)
+        settle(model)
         model.peak_bytes(reset=True)
         seconds = take_turns([_watched(dense, look), sparsed], first=repeat % 2)
         dense_runs.append(seconds[0])
@@ -121,6 +127,11 @@ def measure(
                 Composed(total, round(whole, 2), round(ours, 2), round(whole / ours, 3), round(whole / best, 3))
             )
     assert dense.dense is not None, "a finished run has chosen"
+    known: dict[Phase, float] = {"dense": statistics.median(steps["dense lane"])}
+    for phase in ("select", "sparse"):
+        if steps[phase]:
+            known[phase] = statistics.median(steps[phase])
+    uncached = Uncached(own, dense_runs, known, dense.steps[-1].tokens)
     return Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,
@@ -150,6 +161,7 @@ def measure(
         peak_memory_each=tuple(peaks),
         dense=tuple(runs["dense"]),
         sparsed=tuple(runs["SparseD"]),
+        cached=tuple(cached_lanes(bench, caches, totals, uncached, repeats)),
     )
 
 
@@ -165,9 +177,3 @@ def random_prompt(model: Model, length: str, options: argparse.Namespace) -> str
         return build_prompt(model, size, options.kind, options.prompt_seed).text
     generator = torch.Generator().manual_seed(options.prompt_seed)
     return torch.randint(1, model.mask_id, (1, token_budget(size)), generator=generator)
-
-
-def _settle(model: Model) -> None:
-    """Lets the last run's memory go before the next one is timed."""
-    gc.collect()
-    synchronize(model.device)

@@ -89,6 +89,52 @@ class Composed:
 
 
 @dataclass(frozen=True)
+class FewRowSteps:
+    """The steps of a run that computed so many `rows`, which see so many `keys` (the mean).
+
+    limit: milliseconds that reading the weights, and the keys and values that are seen, once takes at the speed of a
+    copy in the device's memory.
+    """
+
+    rows: int
+    keys: float
+    step: Spread
+    limit: float
+
+    @property
+    def over_limit(self) -> float:
+        return self.step.median / self.limit
+
+
+@dataclass(frozen=True)
+class CachedLane:
+    """Runs of one attention with a cache.
+
+    method, label: as text ("sparsed+dual") and in words. steps: of a run, at most. whole: every step was made; else
+    those over every row count with the median of such steps in the two lanes without a cache
+    (`sparsed.bench.rehearsal`). seconds: of a run, one a repeat. speedup: over full attention without a cache in as
+    many steps, of the same call. phases: steps over every row, by phase. few: the other steps, by rows. rows: computed,
+    as a share of all rows in all steps. kept: bytes of the keys and values that a run keeps in one process.
+    peak_memory: as in `Measurement`, of this lane alone. same_tokens: likewise; None where tokens were not the model's.
+    run: what the last run was (`sparsed.runs.RunRecord`).
+    """
+
+    method: str
+    label: str
+    steps: int
+    whole: bool
+    seconds: tuple[float, ...]
+    speedup: float
+    phases: Mapping[str, int]
+    few: tuple[FewRowSteps, ...]
+    rows: float
+    kept: int
+    peak_memory: int | None
+    same_tokens: float | None
+    run: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One whole comparison. Steps in milliseconds, runs in seconds, memory in bytes.
 
@@ -101,6 +147,7 @@ class Measurement:
     limit that is reached, limit_step / sparse_step. processes: that hold the model together; attention is one's share
     of the heads, peak_memory the largest of peak_memory_each. dense, sparsed: what each run of the two lanes was
     (`sparsed.runs.RunRecord`), one a repeat. beside: processes that measured on the same device at the same time.
+    cached: the lanes with a cache that were asked for.
     """
 
     length: str
@@ -132,6 +179,7 @@ class Measurement:
     dense: tuple[Mapping[str, Any], ...] = ()
     sparsed: tuple[Mapping[str, Any], ...] = ()
     beside: int = 1
+    cached: tuple[CachedLane, ...] = ()
 
 
 def dense_agreement(first: Tensor, second: Tensor, end: int | tuple[int, ...]) -> float:

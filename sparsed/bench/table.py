@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sparsed import files
+from sparsed.bench.cached_table import print_cached
 from sparsed.bench.numbers import Measurement
 from sparsed.models.model import Model
 from sparsed.runs import RunRecord, Tally, notes_of, told
@@ -179,6 +180,7 @@ class Report:
             return
         print()
         print_table(results)
+        print_cached(results)
         if not finished:
             print("This is what was measured before the end.")
         self._write(finished)

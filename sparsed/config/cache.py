@@ -72,6 +72,11 @@ class ResolvedCache:
         """Every step computes every row."""
         return self.method == "none"
 
+    @property
+    def config(self) -> CacheConfig:
+        """What resolves to this."""
+        return CacheConfig(self.method, self.refresh or None, None if self.none else self.keys)
+
     def record(self) -> dict[str, Any]:
         """As plain values for JSON; of no cache, which has no other setting, the method alone."""
         return {"method": "none"} if self.none else asdict(self)

@@ -8,12 +8,14 @@ Everything a run knows lives in its `Run`; the model holds nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from statistics import median_low
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparsed.attention.backends import few_rows
 from sparsed.attention.pattern import Pattern
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from sparsed.models.model import Model
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Sequences of a run that go through the network together."""
 
     sequences: slice
@@ -81,7 +83,8 @@ class Run(Iterator[Step]):
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
         self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
-        planned = [step.phase for step in planned_steps(self._planner())]
+        self.planned = planned_steps(self._planner())  # what each step is to compute, if the run takes all of them
+        planned = [step.phase for step in self.planned]
         # First sparse step, counted from 0: as planned until it is made; None if there is none.
         self.switch_step = planned.index("sparse") if "sparse" in planned else None
         told = beforehand(self._predictor, sampler, cache, self.switch_step)
@@ -92,7 +95,7 @@ class Run(Iterator[Step]):
         shape = batch, self.length - self.prompt_length
         masks = torch.full(shape, model.mask_id, dtype=torch.int64, device=model.device)
         self._canvas: Tensor | None = torch.cat([prompt, masks], dim=1)
-        self._parts: list[_Part] | None = None
+        self._parts: list[Part] | None = None
         # MPS has no float64, which the sampler's noise needs: there the CPU draws it.
         home = torch.device("cpu") if model.device.type == "mps" else model.device
         self._generator = torch.Generator(home).manual_seed(self._policy.seed)
@@ -104,6 +107,11 @@ class Run(Iterator[Step]):
     def backend(self) -> str:
         """What runs the sparse phase (of a dense run: every phase); as asked for until `warm_up` or the first step."""
         return self._asked_backend if self._predictor.kernels is None else self._predictor.kernels.name
+
+    @property
+    def _few(self) -> list[int]:
+        """Of each step that is to compute some rows, how many."""
+        return [step.rows for step in self.planned if 0 < step.rows < self.length]
 
     @property
     def dense(self) -> DenseAttention | None:
@@ -180,20 +188,29 @@ class Run(Iterator[Step]):
             return
         if self._parts is None:
             self._begin(len(canvas))
+        with torch.inference_mode():
+            self._each_kind(canvas)
+        self._synchronize()
+
+    def _each_kind(self, canvas: Tensor) -> None:
+        """A forward over every row in each phase; then of as many rows, of each kind that kernels are tuned for, as
+        steps of some rows are to compute.
+        """
         scratch, store = self._predictor.attention(), None if self.cache.none else RowStore()
         phases: tuple[Phase, ...] = ("dense",) if self._policy.select_step is None else ("dense", "select", "sparse")
         spare = torch.Generator(self._generator.device).manual_seed(0)
-        with torch.inference_mode():
-            generation = canvas[:, self.prompt_length :]
-            eligible = self._sampler.eligible(generation, 0)
-            rows = [(phase, ALL) for phase in phases]
-            if store is not None:
-                first = self.prompt_length - int(self.model.shift)
-                rows.append(("dense", Rows(torch.arange(first, self.length, device=canvas.device)[None])))
-            for scratch.phase, computed in rows:
-                logits = self._predictor.logits(canvas, eligible, scratch, computed, store)
-                self._sampler.commit(generation, eligible, logits, 0, spare)
-        self._synchronize()
+        generation = canvas[:, self.prompt_length :]
+        eligible = self._sampler.eligible(generation, 0)
+        kinds = [(phase, ALL, eligible) for phase in phases]
+        few_phases: tuple[Phase, ...] = ("dense", "sparse") if self.cache.keys == "pattern" else ("dense",)
+        positions = torch.arange(self.length, device=canvas.device)
+        for count in {few_rows.rows_kind(n): n for n in sorted(self._few)}.values():
+            last = Rows(positions[None, -count:])
+            seen = positions[self.prompt_length :] - int(self.model.shift) >= self.length - count
+            kinds += [(phase, last, seen.expand(generation.shape)) for phase in few_phases]
+        for scratch.phase, rows, wanted in kinds:
+            logits = self._predictor.logits(canvas, wanted, scratch, rows, store)
+            self._sampler.commit(generation, wanted, logits, 0, spare)
 
     def result(self) -> Result:
         """The finished run; makes the steps still to come, after `warm_up` if none was made yet. Raises RuntimeError
@@ -234,13 +251,12 @@ class Run(Iterator[Step]):
             self._canvas = None
         self._parts = None
 
-    def _begin(self, batch: int) -> list[_Part]:
+    def _begin(self, batch: int) -> list[Part]:
         """Chooses kernels, outside every clock."""
         each = 1 if one_by_one(self.cache, self.sampler.threshold) else batch
-        cached_rows = 0 if self.cache.none else self.length - self.prompt_length
-        self.notes += self._predictor.choose_kernels(each, cached_rows)
+        self.notes += self._predictor.choose_kernels(each, median_low(self._few) if self._few else 0)
         self._parts = [
-            _Part(
+            Part(
                 slice(first, first + each),
                 self._planner(),
                 self._predictor.attention(),
@@ -253,7 +269,7 @@ class Run(Iterator[Step]):
     def _planner(self) -> Planner:
         return Planner(self._policy, self.cache, self._sampler, self.prompt_length, self.model.shift)
 
-    def _make_step(self, index: int, canvas: Tensor, parts: list[_Part]) -> Step:
+    def _make_step(self, index: int, canvas: Tensor, parts: list[Part]) -> Step:
         generation = canvas[:, self.prompt_length :]
         # A sequence that goes alone and is done needs no forward.
         parts = [
@@ -272,9 +288,7 @@ class Run(Iterator[Step]):
                 wanted = eligible[part.sequences]
                 if plan.candidates is not None:
                     wanted &= plan.candidates
-                found.append(
-                    self._predictor.logits(canvas[part.sequences], wanted, part.attention, plan.rows, part.store)
-                )
+                found.append(self._logits(part, plan, canvas[part.sequences], wanted))
             logits = found[0] if len(found) == 1 else torch.cat(found)
             # One number a row tells: NaN and +inf both reach the maximum. No sampler may see them: drawing from them
             # fails in words of its own, and on a GPU in a way that no later run survives.
@@ -302,6 +316,10 @@ class Run(Iterator[Step]):
             confidence=torch.where(committed, commit.confidence, torch.nan).cpu(),
             seconds=seconds,
         )
+
+    def _logits(self, part: Part, plan: Plan, canvas: Tensor, wanted: Tensor) -> Tensor:
+        """Of the wanted positions of some sequences, by the forward that their plan says; inside the step's clock."""
+        return self._predictor.logits(canvas, wanted, part.attention, plan.rows, part.store)
 
     def _became_sparse(self) -> None:
         """After a sparse step: when was the first, and after the first few of them, were they worth it?"""

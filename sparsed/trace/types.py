@@ -178,6 +178,7 @@ class ReplayedStep:
     committed: np.ndarray
     confidence: np.ndarray
     seconds: float
+    rows: int
 
 
 def replay(trace: Trace, lane: str | None = None) -> Iterator[ReplayedStep]:
@@ -205,4 +206,5 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
             committed[place] = True
             if commit.confidence is not None:
                 confidence[place] = commit.confidence
-        yield ReplayedStep(step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds)
+        rows = trace.prompt.tokens + trace.gen_length if step.rows is None else step.rows
+        yield ReplayedStep(step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds, rows)

@@ -25,7 +25,7 @@ from app.engine.cost import Shape, Speed
 from sparsed import trace as traces
 from sparsed.attention.layout import BlockLayout
 from sparsed.attention.masks import Masks
-from sparsed.config import SamplerConfig, phases_of
+from sparsed.config import NO_CACHE, SamplerConfig, phases_of
 from sparsed.models import LoadError
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
 from sparsed.models.hub import LoadProgress
@@ -93,6 +93,7 @@ class Step:
     committed: np.ndarray
     confidence: np.ndarray
     seconds: float
+    rows: int
 
 
 @dataclass
@@ -115,9 +116,12 @@ class Info:
             "prompt_tokens": run.prompt_length,
             "batch": 1,
             "phases": {phase: made[phase] for phase in ("dense", "select", "sparse")},
-            "cache": {"method": "none"},
+            "cache": (run.cache or NO_CACHE).record(),
             "forwards": len(run.steps),
-            "rows": {phase: made[phase] * run.length for phase in ("dense", "select", "sparse")},
+            "rows": {
+                phase: sum(step.rows for step in run.steps if step.phase == phase)
+                for phase in ("dense", "select", "sparse")
+            },
             "total": run.total,
             "finished": run.finished,
             "switch_step": next((step.index for step in run.steps if step.phase == "sparse"), None),
@@ -133,13 +137,14 @@ class Run:
     overlaps = 0
     steps_made = 0
 
-    def __init__(self, model, words, answer, sampler, attention, pace, fail):
+    def __init__(self, model, words, answer, sampler, attention, pace, fail, cache):
         self.model = model
         self.sampler, self.pace, self.fail = sampler, pace, fail
         self.total, self.prompt_length = sampler.steps, words
         self.length = words + sampler.gen_length
         self.attention = attention.resolve(self.length)
         self.backend = "sdpa" if attention.dense else "gather"
+        self.cache = cache
         blocks = sampler.gen_length // sampler.block_length
         given = self.attention.skip, "paper", self.attention.refresh
         self._phases = phases_of(self.total, *given, self.total // blocks)
@@ -183,9 +188,11 @@ class Run:
             raise RuntimeError("the fake kernel failed on purpose")
         index, self._index = self._index, self._index + 1
         phase = self._phases[index]
-        seconds = (
-            self.pace * {"dense": 1.0, "select": 1.4, "sparse": 0.66}[phase] * random.uniform(0.95, 1.05)
-        )
+        # With a cache the first step of a block computes every row, and every other one the block's.
+        full = self.cache is None or index % (self.total * self.sampler.block_length // len(self._order)) == 0
+        rows = self.length if full else self.sampler.block_length
+        pace = self.pace * rows / self.length
+        seconds = pace * {"dense": 1.0, "select": 1.4, "sparse": 0.66}[phase] * random.uniform(0.95, 1.05)
         time.sleep(seconds)
         count = len(self._order)
         if self.sampler.threshold is None:
@@ -204,7 +211,9 @@ class Run:
             self.switch_step = None
         confidence = np.where(committed, 0.9, np.nan)
         Run.steps_made += 1
-        step = Step(index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds)
+        step = Step(
+            index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds, rows
+        )
         self.steps.append(step)
         if phase == "select":
             layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)
@@ -352,6 +361,7 @@ class FakeEngine:
                 tuple(
                     traces.Commit(0, int(at), int(step.tokens[0, at]), 0.9) for at in np.flatnonzero(step.committed[0])
                 ),
+                None if step.rows == run.length else step.rows,
             )
             for step in run.steps
         ]
@@ -368,9 +378,10 @@ class FakeEngine:
             text=(self.read_answer(None, answer),),
             steps=tuple(steps),
             pattern=None if run.pattern is None else Masks.of(run.pattern),
+            cache=run.cache or NO_CACHE,
         )
 
-    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=(), chat=None):
+    def denoise(self, model, prompt, sampler: SamplerConfig, attention, backend, probe_steps=(), chat=None, cache=None):
         prompt, sampler = text_of(prompt), sampler.resolve(model.defaults)
         written = (SEED_WORDS if "Mara Velin" in prompt else prompt).split()
         if not ours(attention):
@@ -383,7 +394,7 @@ class FakeEngine:
             answer.append(self.vocabulary.index(piece))
         words = len(prompt.split())
         fail = not attention.dense and (FAIL_WORD if ours(attention) else FAIL_BASELINE) in prompt
-        return Run(model, words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail)
+        return Run(model, words, answer, sampler, attention, self.pace * (0.2 + words / 1000), fail, cache)
 
     def decode_tokens(self, model, tokens):
         return "".join(self.vocabulary[token] for token in tokens)

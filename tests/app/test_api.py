@@ -32,7 +32,7 @@ SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
     "system", "prompt_format", "early_stop", "logits_eos_inf", "confidence_eos_eot_inf", "stop",
-    "generation_rows", "refresh",
+    "generation_rows", "refresh", "lanes",
 ]  # fmt: skip
 GOING_ON = {"loading", "preparing", "waiting", "running"}
 # So long that nobody waits for its end: on the stand-in 1,000 steps of 0.02 s, in two lanes.
@@ -91,7 +91,7 @@ def test_four_endpoints_are_named_and_every_parameter_says_what_it_is(client: Cl
     names = {name: [one["parameter_name"] for one in about["parameters"]] for name, about in endpoints.items()}
     assert names["/models"] == []
     assert names["/compare"] == SETTINGS
-    of_one_race = ("length", "text", "system", "third")
+    of_one_race = ("length", "text", "system", "third", "lanes")
     assert names["/sweep"] == ["lengths", *(name for name in SETTINGS if name not in of_one_race)]
     assert names["/pattern"] == ["run", "layer", "head", "lane", "importance"]
     for about in endpoints.values():
@@ -109,7 +109,7 @@ def test_what_may_be_left_out_has_the_default_that_is_promised(client: Client) -
     assert defaults == {
         "model": "mini", "kind": "about", "length": "short_context", "question": 0, "text": "", "skip": 0.2,
         "selection": "paper", "seed": 0, "backend": "auto", "third": "none", "system": "", "prompt_format": "model",
-        "generation_rows": "pattern",
+        "generation_rows": "pattern", "lanes": [],
     }  # fmt: skip
     assert [one["parameter_name"] for one in endpoints["/sweep"]["parameters"] if not one["parameter_has_default"]] == [
         "lengths"
@@ -339,7 +339,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/compare", {"question": -1}, "The value of question number must lie between 0 and 2147483647, not -1."),
     ("/compare", {"model": "../../etc/passwd"}, "The model '../../etc/passwd' is not one of mini, dreamer"),
     ("/compare", {"backend": "cuda"}, "The backend 'cuda' is not one of auto, gather, triton, flash4, flex."),
-    ("/compare", {"third": "shared", "selection": "reference"}, "The third lane “One pattern for all heads” needs"),
+    ("/compare", {"third": "shared", "selection": "reference"}, "The lane “One pattern for all heads” needs"),
     ("/compare", {"text": {"a": "b"}}, "The value of text is an object; it must be a single value."),
     ("/compare", {"text": 3}, "The value of text must be a string."),
     ("/compare", {"text": "word " * 1_000_000}, "The value of text has 5,000,000 characters; it may have up to"),
@@ -356,7 +356,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/pattern", {"run": None}, "No run of that key is kept any more"),
     ("/pattern", {"run": ["a"]}, "The value of run is a list; it must be a single value."),
     ("/pattern", {"run": "ключ"}, "No run of that key is kept any more"),
-    ("/pattern", {"run": "x", "lane": "dense"}, "The lane 'dense' has no pattern: it must be sparse or baseline."),
+    ("/pattern", {"run": "x", "lane": "dense"}, "No run of that key is kept any more"),
 ]
 
 
@@ -449,6 +449,20 @@ def test_the_third_lane_has_a_pattern_of_its_own(client: Client) -> None:
     assert theirs["label"] == "Random blocks" and theirs["kept"] != ours["kept"]
 
 
+def test_lanes_with_a_cache_say_how_many_rows_they_computed(client: Client) -> None:
+    given = {"steps": 8, "gen_length": 32, "block_length": 16, "lanes": ["sparsed+dual", "dense+delayed"]}
+    last = values(client, **given)[-1]
+    assert list(last["lanes"]) == ["dense", "sparse", "dense+delayed", "sparsed+dual"]
+    whole = last["lanes"]["dense"]["info"]["prompt_tokens"] + 32
+    for key, lane in last["lanes"].items():
+        cached = "+" in key
+        # The stand-in: all rows where a block begins, and the block's.
+        assert (lane["rows"], lane["positions"]) == (16 if cached else whole, whole)
+        assert sum(lane["info"]["rows"].values()) == (2 * whole + 6 * 16 if cached else 8 * whole)
+        assert lane["info"]["cache"]["method"] == (key.split("+")[1] if cached else "none")
+        assert (lane["speedup"] is None) == (key == "dense")
+
+
 def test_a_run_with_what_is_ours_says_so_and_which_rows_see_everything(client: Client) -> None:
     given = {"steps": 8, "gen_length": 32, "block_length": 16, "refresh": 2, "third": "full_rows"}
     last = values(client, **given)[-1]
@@ -476,8 +490,8 @@ def test_what_a_run_does_not_have_is_said(client: Client) -> None:
         ({"head": 0.5}, "The head 0.5 is not there: this run's are 0 to 1."),
         ({"head": "0"}, "The head '0' is not there: this run's are 0 to 1."),
         ({"importance": "yes"}, "The value of importance must be true or false."),
-        ({"lane": "sparsed"}, "The lane 'sparsed' has no pattern: it must be sparse or baseline."),
-        ({"lane": "baseline"}, "This run has no lane 'baseline'; it has sparse."),
+        ({"lane": "dense"}, "This run has no lane 'dense' with a pattern; it has sparse."),
+        ({"lane": "baseline"}, "This run has no lane 'baseline' with a pattern; it has sparse."),
     ]
     for given, says in wrong:
         assert refusal(client, "/pattern", {"run": run, **given}) == says

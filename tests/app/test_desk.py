@@ -100,7 +100,7 @@ def asked_of(desk: Desk, model: str = "mini") -> Any:
 
 def with_third(asked: Any, third: str | None) -> Any:
     """The same request with a third lane of this pattern."""
-    return replace(asked, lanes=lanes_for(asked.attention, third))
+    return replace(asked, lanes=lanes_for(asked.attention, [third] if third else []))
 
 
 def test_a_failed_load_is_one_sentence_and_leaves_the_others_alone(make_engine) -> None:
@@ -245,8 +245,8 @@ def test_a_third_lane_runs_in_turns_with_the_others(make_engine) -> None:
 
     engine.denoise = noted
     seen = collect(desk, Visit(), asked)
-    (sampler, full, _), (_, ours, _), (_, theirs, (backend, probes, chat)) = calls
-    assert full.dense and {one for one, _, _ in calls} == {sampler} and (backend, probes, chat) == ("auto", (), None)
+    (sampler, full, _), (_, ours, _), (_, theirs, more) = calls
+    assert full.dense and {one for one, _, _ in calls} == {sampler} and more == ("auto", (), None, None)
     assert (ours.method, theirs.method) == ("sparsed", "random") and ours.keep_importance
     assert replace(ours, keep_importance=False, method="random") == theirs
     # Three canvases from the first picture on, each step once, and the verdicts of each lane.

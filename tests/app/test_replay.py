@@ -27,7 +27,6 @@ from sparsed.config import (
     NO_CACHE,
     AttentionConfig,
     ResolvedSampler,
-    phases_of,
     select_step,
     switch_step,
 )
@@ -215,9 +214,10 @@ def live_stage(runs: dict[str, Any], judge: Any) -> dict[str, Any]:
             LaneView(
                 lane,
                 Canvas(run.sampler.gen_length, read, ENDS),
-                planned=phases_of(run.total, run.attention.skip, refresh=run.attention.refresh),
+                planned=lane.plan(run.total, 1),
                 backend={"sdpa": "torch SDPA"}.get(run.backend, run.backend),
                 parallel=run.sampler.block_length,
+                positions=7 + run.sampler.gen_length,
                 at_most=run.sampler.at_most,
                 source=run,
             )
@@ -346,12 +346,12 @@ def test_lanes_are_known_by_what_they_do_and_the_dense_one_comes_first() -> None
     assert [lane["key"] for lane in value["lanes"]] == [DENSE, SPARSE]
     assert value["question"] == "your own text" and value["gold"] is None
     # Two of a kind have names of their own; more lanes than there are styles are too many.
-    again = {name: make_run(number, False, 5, 4, 4, 0.2) for number, name in enumerate("abcde")}
+    again = {name: make_run(number, False, 5, 4, 4, 0.2) for number, name in enumerate("abcdef")}
     lanes = replay_value(traces.record(again))["lanes"]
-    assert len({lane["key"] for lane in lanes}) == len({lane["label"] for lane in lanes}) == 5
+    assert len({lane["key"] for lane in lanes}) == len({lane["label"] for lane in lanes}) == 6
     assert (lanes[0]["key"], lanes[0]["label"]) == (SPARSE, "SparseD")
-    with pytest.raises(ValueError, match="^A race has 5 lanes at most.$"):
-        replay_value(traces.record({**again, "f": make_run(6, False, 5, 4, 4, 0.2)}))
+    with pytest.raises(ValueError, match="^A race has 6 lanes at most.$"):
+        replay_value(traces.record({**again, "g": make_run(6, False, 5, 4, 4, 0.2)}))
 
 
 def test_a_baseline_is_the_third_lane_and_is_called_by_its_pattern() -> None:

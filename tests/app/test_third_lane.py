@@ -67,8 +67,8 @@ def raced(chromium: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory)
     page.goto(keeping.url)
     page.wait_for_selector(".sd-facts:not([hidden])")
     page.click("#sd-settings button")
-    page.wait_for_selector("#sd-third input")
-    choose(page, "sd-third", "^Sliding window$")
+    page.wait_for_selector("#sd-lanes input")
+    choose(page, "sd-lanes", "^Sliding window$")
     race(page)
     written = keeping.lanes()
     page.wait_for_selector("#sd-replay input[type=range]:visible")
@@ -185,11 +185,11 @@ def test_a_link_brings_the_third_lane_back(raced, visit, keeping) -> None:
     page, _, _ = raced
     page.get_by_role("tab", name="Take it away").click()
     link = page.input_value("#sd-link")
-    assert "third=sliding_window" in link
+    assert "lanes=sliding_window" in link
     other = visit(keeping, link.removeprefix(keeping.url))
     assert other.is_hidden("#sd-seen")
     other.click("#sd-settings button")
-    other.wait_for_function("() => document.querySelector('#sd-third input')?.value === 'Sliding window'")
+    other.wait_for_selector("#sd-lanes .token:has-text('Sliding window')")
 
 
 def test_its_files_to_take_away_have_three_lanes(raced, chromium, tmp_path: Path) -> None:
@@ -240,12 +240,12 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     page.wait_for_function("() => document.querySelector('.sd-facts')?.textContent.startsWith('4,')")
     # Its cost is in what is said beforehand.
     page.click("#sd-settings button")
-    page.wait_for_selector("#sd-third input")
+    page.wait_for_selector("#sd-lanes .token")
     facts = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
     dear = page.evaluate(facts)
-    choose(page, "sd-third", "^none$")
+    page.click("#sd-presets button >> nth=0")
     page.wait_for_function(f"dear => ({facts})() < dear", arg=dear)
-    choose(page, "sd-third", "^Random blocks$")
+    choose(page, "sd-lanes", "^Random blocks$")
     page.wait_for_function(f"dear => ({facts})() === dear", arg=dear)
     page.evaluate("window.seen.length = 0")
     page.click("#sd-run")

@@ -211,6 +211,8 @@ def test_settings_that_shut_each_other_out() -> None:
         (["--random-tokens", "--kind", "fact"], ["--kind without effect: the prompt is random tokens."]),
         (["--kind", "fact"], []),
         (["--shape", "mini", "--prompt-seed", "3"], []),
+        (["--cache-refresh", "4"], ["--cache-refresh without effect: no --cache is asked for."]),
+        (["--cache", "delayed", "none", "--cache-refresh", "4"], []),
     ],
 )
 def test_options_without_effect_are_said(words: list[str], said: list[str]) -> None:
@@ -385,6 +387,15 @@ def test_how_long_it_takes_is_said_once_as_soon_as_it_is_known(
     assert told == said
 
 
+def test_what_caches_take_is_part_of_how_long_it_takes() -> None:
+    told: list[str] = []
+    run = SimpleNamespace(total=64, steps=[SimpleNamespace(seconds=2.0)] * 3)
+    Estimate(2, "4k", [], told.append, cached=0.5).look(run)
+    assert told == [
+        "about 5.3 min: 2 runs of 64 steps, 2 s a step of full attention, and 1.1 min of it for caches"
+    ]  # fmt: skip
+
+
 def test_a_measurement_shows_each_dense_step_to_who_looks(tiny: Any) -> None:
     seen: list[int] = []
     measure_module.measure(
@@ -403,6 +414,7 @@ KEY = {
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
     "skip": "0.3", "select": "0.5", "block_size": "64", "selection": "reference", "keep_importance": "yes",
     "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "2",
+    "cache": "dual", "cache_refresh": "4", "cache_keys": "pattern",
 }  # fmt: skip
 # Rows say what they were; a model counts by its weights. Of these no measurement depends.
 APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json"}

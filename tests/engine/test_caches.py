@@ -18,10 +18,13 @@ from torch import Tensor
 
 import sparsed
 from sparsed import CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.attention.backends.few_rows import rows_kind
+from sparsed.cache.rows import ALL
 from sparsed.cache.size import store_bytes
 from sparsed.cache.store import RowStore
 from sparsed.config import CACHES, ResolvedSampler
 from sparsed.denoising.plan import plan_of
+from sparsed.denoising.predictor import Predictor
 
 # The engine computes in float32: decisions closer than this are nobody's to call, and a run is compared up to there.
 CLOSE = 2e-5
@@ -425,6 +428,30 @@ def test_a_store_is_as_large_as_told(model_of: Any, family: str, dtype: str, mor
         assert part.store is not None
         kept = [tensor.untyped_storage() for layer in part.store._layers.values() for tensor in layer]
         assert sum({place.data_ptr(): place.nbytes() for place in kept}.values()) == told == part.store.bytes
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("cache", [CacheConfig("prefix"), CacheConfig("delayed"), CacheConfig("refresh", 4, "pattern")])
+def test_warming_up_meets_every_kind_of_forward_that_is_planned(
+    model_of: Any, monkeypatch: pytest.MonkeyPatch, cache: CacheConfig, family: str
+) -> None:
+    """On a CPU it is not asked for; and a run goes on as if it had not been."""
+    model, made = model_of(family, **SHAPES[family]), set[Any]()
+    real = Predictor.logits
+
+    def logits(self: Any, canvas: Any, eligible: Any, attention: Any, rows: Any = ALL, store: Any = None) -> Any:
+        count = rows.count(self.length)
+        made.add((attention.phase, "every" if count == self.length else rows_kind(count)))
+        return real(self, canvas, eligible, attention, rows, store)
+
+    monkeypatch.setattr(Predictor, "logits", logits)
+    wanted = run_of(model, cache, attention=SPARSE).result()
+    needed = set(made)
+    made.clear()
+    run = run_of(model, cache, attention=SPARSE)
+    run._each_kind(run._canvas)
+    assert made >= needed
+    assert run.result().tokens.tolist() == wanted.tokens.tolist()
 
 
 @pytest.mark.parametrize("way", ["finished", "closed", "failed"])

@@ -135,7 +135,7 @@ def test_the_axis_of_a_run_that_may_end_early_follows_the_steps() -> None:
 def test_a_third_lane_has_a_line_and_a_clock_and_leaves_the_factor_alone() -> None:
     times = {"dense": [3.0, 3.0, 3.0], "sparse": [3.0, 1.0], "baseline": [1.0]}
     phases = {"dense": ["dense"] * 3, "sparse": ["select", "sparse"], "baseline": ["select"]}
-    three = lanes_for(SparseDConfig(), "streaming_llm")
+    three = lanes_for(SparseDConfig(), ["streaming_llm"])
     figure = timeline.timeline(StepTimes(three, times, phases, total=4, ranges=ranges(4, 1)))
     go.Figure(figure)
     assert [line["name"] for line in figure["data"]] == 2 * ["Full attention", "SparseD", "StreamingLLM"]

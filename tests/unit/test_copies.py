@@ -162,7 +162,7 @@ def copies(mini: Any) -> tuple[Any, ...]:
 
 
 def wanted(third: bool) -> tuple[LaneSpec, ...]:
-    return watched(lanes_for(SPARSE, "random" if third else None), False, (5,))
+    return watched(lanes_for(SPARSE, ["random"] if third else []), False, (5,))
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_the_table_and_the_engine_name_the_same_settings(home: str, config: type
 
 
 def test_programs_alone_can_give_stop_strings() -> None:
-    assert [field.name for field in FIELDS if not field.on_page] == ["stop"]
+    assert [field.name for field in FIELDS if not field.on_page] == ["third", "stop"]
     assert [field.name for field in FIELDS if not field.in_api] == ["track"]
     assert BY_NAME["stop"].check(["\n\n", "Q:"]) == ("\n\n", "Q:") and BY_NAME["stop"].check(None) is None
     for wrong in ("Q:", [""], [1], ["x" * 201], ["x"] * 17):
@@ -100,7 +100,8 @@ def test_a_setting_that_is_not_in_the_table_is_a_mistake_of_the_caller() -> None
 def test_every_value_of_a_setting_with_choices_is_taken() -> None:
     for field in FIELDS:
         for value in field.choices or {}:
-            assert field.check(value) == (None if value == field.off else value)
+            held = (value,) if field.kind == "names" else value
+            assert field.check(value) == (None if value == field.off else held)
         for number in field.offers:
             assert field.check(number) == number
 
@@ -108,7 +109,7 @@ def test_every_value_of_a_setting_with_choices_is_taken() -> None:
 def test_the_inputs_are_read_by_name() -> None:
     sent = [f"the {name}" for name in NAMES]
     given = read([*sent, "steps,top_p"])
-    assert set(BY_NAME) - set(NAMES) == {"stop"}
+    assert set(BY_NAME) - set(NAMES) == {"stop", "third"}
     assert all(given[name] == f"the {name}" for name in NAMES) and given.touched == {"steps", "top_p"}
     with pytest.raises(ValueError):
         read([*sent[:-1], ""])
@@ -154,12 +155,13 @@ def test_a_slider_reaches_as_far_as_what_it_holds() -> None:
 def test_every_setting_can_be_linked() -> None:
     kinds = {"choice": "mini", "whole": 7, "number": 0.25, "text": "a & b", "switch": True}
     given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in ON_PAGE} | {"kind": OWN_TEXT}
+    given["lanes"] = [given["lanes"], "random"]
     query = dict(parse_qsl(link(given, FOLLOWING).removeprefix("?")))
     assert from_link(query) == (given, [])
 
 
 def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> None:
-    assert [field.name for field in FIELDS][-2:] == ["generation_rows", "refresh"]
+    assert [field.name for field in FIELDS][-3:-1] == ["generation_rows", "refresh"]
     start = usual("mini", "about", "4k")
     assert (start["generation_rows"], start["refresh"]) == ("pattern", None)
     for given, expected in (

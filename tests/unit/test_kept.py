@@ -373,7 +373,7 @@ def test_recording_a_race(tmp_path, capsys) -> None:
     run = opened(path)
     assert {name: len(lane.steps) for name, lane in run.trace.lanes.items()} == {"dense": 5, "sparse": 5}
     assert run.pattern is not None and run.pattern.importance(0, 0) is not None
-    third = ["--length", "short_context", "--steps", "5", "--third", "streaming_llm", "--out", str(path)]
+    third = ["--length", "short_context", "--steps", "5", "--lanes", "streaming_llm", "--out", str(path)]
     assert recorder.main(third) == 0
     run = opened(path)
     assert list(run.trace.lanes) == ["dense", "sparse", "baseline"]

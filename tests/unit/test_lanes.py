@@ -15,11 +15,11 @@ from app.finished import views
 from app.finished.replay import final_snapshot
 from app.finished.run import keep, opened, recorded
 from app.lanes import (
+    FURTHER,
     MOST_LANES,
-    OFFERED,
     OTHER_ROWS,
     PAIR,
-    THIRD,
+    PRESETS,
     LaneSpec,
     headline,
     lanes_for,
@@ -29,11 +29,19 @@ from app.lanes import (
     watched,
 )
 from app.race.canvas import Canvas
-from app.race.lane_view import LaneView, ranges_of
+from app.race.lane_view import FEW_ROWS, LaneView, ranges_of
 from app.race.race import Lane, Race
 from app.race.snapshot import Stage
 from sparsed import trace as traces
-from sparsed.config import FULL_ATTENTION, METHOD_LABELS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.config import (
+    CACHES,
+    FULL_ATTENTION,
+    METHOD_LABELS,
+    AttentionConfig,
+    CacheConfig,
+    SamplerConfig,
+    SparseDConfig,
+)
 
 FIVE = ("dense", "sparsed", "sliding_window", "streaming_llm", "random")
 
@@ -43,8 +51,8 @@ def lanes_with(*methods: str, **settings: Any) -> tuple[LaneSpec, ...]:
 
 
 def test_the_lanes_that_are_offered_keep_their_keys() -> None:
-    lanes = lanes_for(SparseDConfig(skip=0.1), "random")
-    assert tuple(lane.key for lane in lanes) == OFFERED == ("dense", "sparse", "baseline")
+    lanes = lanes_for(SparseDConfig(skip=0.1), ["random"])
+    assert tuple(lane.key for lane in lanes) == ("dense", "sparse", "baseline")
     assert [lane.label for lane in lanes] == ["Full attention", "SparseD", "Random blocks"]
     assert [lane.name for lane in lanes] == ["full attention", "SparseD", "random blocks"]
     assert [lane.style for lane in lanes] == [1, 2, 3] and lanes[:2] == lanes_for(SparseDConfig(skip=0.1))
@@ -53,15 +61,15 @@ def test_the_lanes_that_are_offered_keep_their_keys() -> None:
     assert pair(lanes) == lanes[:2] and [lane.key for lane in PAIR] == ["dense", "sparse"]
 
 
-def test_up_to_five_lanes_have_keys_labels_and_styles_of_their_own() -> None:
-    for methods in (FIVE, ("sparsed",) * 5, ("dense", "random", "random", "dense", "sparsed")):
+def test_up_to_six_lanes_have_keys_labels_and_styles_of_their_own() -> None:
+    for methods in ((*FIVE, "shared"), ("sparsed",) * 6, ("dense", "random", "random", "dense", "sparsed", "dense")):
         lanes = lanes_with(*methods)
         for what in ("key", "label", "style"):
             assert len({getattr(lane, what) for lane in lanes}) == len(lanes) == MOST_LANES
         assert all(lane.label.startswith(METHOD_LABELS[one]) for lane, one in zip(lanes, methods, strict=True))
     assert [lane.key for lane in lanes_with(*FIVE)] == ["dense", "sparse", "baseline", "streaming_llm", "random"]
-    with pytest.raises(ValueError, match="^A race has 5 lanes at most.$"):
-        lanes_with(*FIVE, "shared")
+    with pytest.raises(ValueError, match="^A race has 6 lanes at most.$"):
+        lanes_with(*FIVE, "shared", "random")
 
 
 def test_a_label_tells_what_is_added_to_the_paper_s_and_whose_that_is() -> None:
@@ -89,8 +97,9 @@ def test_the_third_lane_may_be_sparsed_with_the_other_generation_rows(resolved: 
         ("full", 8, ("pattern", 0)),
     ):  # fmt: skip
         ours = SparseDConfig(skip=0.1, select=0.4, generation_rows=rows, refresh=refresh)
-        lanes = lanes_for(ours.resolve(500) if resolved else ours, OTHER_ROWS)
-        assert tuple(lane.key for lane in lanes) == OFFERED and len({lane.label for lane in lanes}) == 3
+        lanes = lanes_for(ours.resolve(500) if resolved else ours, [OTHER_ROWS])
+        assert [lane.key for lane in lanes] == ["dense", "sparse", "baseline"]
+        assert len({lane.label for lane in lanes}) == 3
         assert headline(lanes) is lanes[1] and lanes[1].attention == lanes_for(lanes[1].attention)[1].attention
         third = lanes[2].attention.resolve(500)
         assert (third.generation_rows, third.refresh) == theirs
@@ -98,7 +107,37 @@ def test_the_third_lane_may_be_sparsed_with_the_other_generation_rows(resolved: 
         # Of the two exactly one is the paper's, unless the visitor's own lane refreshes.
         whose = sorted(lane.whose for lane in lanes[1:])
         assert whose == (["ours", "ours"] if (rows, refresh) == ("pattern", 8) else ["ours", "the paper’s"])
-    assert set(THIRD) == {OTHER_ROWS, *METHOD_LABELS} - {"dense", "sparsed"}
+
+
+def test_every_lane_on_offer_says_what_it_is_and_whose_and_stands_where_a_record_has_it() -> None:
+    baselines = set(METHOD_LABELS) - {"dense", "sparsed"}
+    cached = {f"{method}+{cache}" for method in ("dense", "sparsed") for cache in CACHES if cache != "none"}
+    assert set(FURTHER) == {OTHER_ROWS, *baselines, *cached}
+    whose = {"dense+dual": "as published", "dense+refresh": "ours", "sparsed+dual": "our combination"}
+    whose |= {"sparsed+refresh": "ours", OTHER_ROWS: "ours", "random": ""}
+    for name, said in whose.items():
+        lane = lanes_for(SparseDConfig(), [name])[2]
+        assert (lane.whose, lane.key) == (said, name if "+" in name else "baseline")
+        assert FURTHER[name] == (f"{lane.label} · {said}" if said else lane.label)
+    labels = [lane.label for lane in lanes_for(SparseDConfig(), PRESETS["The paper’s table"])]
+    assert labels == [
+        "Full attention", "SparseD", "Sliding window", "StreamingLLM", "Full attention + dKV-Cache",
+        "Full attention + Fast-dLLM, dual",
+    ]  # fmt: skip
+    # The factor's sentence: "12 s with full attention, 2 s with …".
+    assert lanes_for(SparseDConfig(), ["dense+dual"])[2].name == "full attention + Fast-dLLM, dual"
+    with pytest.raises(ValueError, match="^A race has 6 lanes at most.$"):
+        lanes_for(SparseDConfig(), list(FURTHER)[:5])
+
+
+def test_a_planned_step_computes_the_rows_that_a_run_s_does() -> None:
+    model = sparsed.load("mini", device="cpu", dtype="float32")
+    sampler = SamplerConfig(steps=16, gen_length=16, block_length=8)
+    for name in ("full_rows", "dense+delayed", "sparsed+dual"):
+        lane = lanes_for(SparseDConfig(skip=0.2, block_size=32), [name])[2].resolve(60)
+        run = SparsedEngine().denoise(model, "A b. " * 8, sampler, lane.attention, "auto", cache=lane.cache)
+        made = [(step.phase, step.rows if step.rows < run.length else None) for step in run]
+        assert [(step.phase, step.rows) for step in lane.plan(16, 2, 16)] == made, name
 
 
 def test_the_phases_as_planned_are_those_of_a_loop_over_the_steps() -> None:
@@ -143,7 +182,8 @@ def test_five_lanes_of_the_real_engine_race_are_kept_and_open_again(tmp_path: Pa
             LaneView(
                 lane,
                 Canvas(32, model.tokens_text, model.end_ids),
-                planned=lane.phases(run.total, 1),
+                planned=lane.plan(run.total, 1),
+                positions=run.length,
                 backend=run.backend,
                 parallel=32,
             )
@@ -208,7 +248,10 @@ def test_a_record_of_runs_with_a_cache_opens_as_what_they_were(tmp_path: Path) -
     assert shown["reference"] == "dense" and not any(lane["never_sparse"] for lane in shown["lanes"])
     for lane, name in zip(shown["lanes"], lanes.values(), strict=True):
         made = runs[name].steps
-        assert lane["phases"] == ranges_of([step.phase for step in made])
+        kinds = [step.phase if step.rows == runs[name].length else FEW_ROWS for step in made]
+        assert lane["phases"] == ranges_of(kinds) and lane["kind"] == kinds[-1]
+        assert (FEW_ROWS in kinds) == (name != "dense") and lane["rows"] == made[-1].rows
+        assert lane["step_rows"] == (None if name == "dense" else [step.rows for step in made])
         assert lane["info"]["rows"] == runs[name].info.record()["rows"]
         ratio = sum(step.seconds for step in runs["dense"].steps) / sum(step.seconds for step in made)
         assert (lane["speedup"] is None) == (name == "dense")

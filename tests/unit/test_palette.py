@@ -64,7 +64,7 @@ def test_lanes_can_be_read_on_every_surface(dark: bool) -> None:
 def test_lanes_can_be_told_apart_with_any_eyes(dark: bool, sight: str) -> None:
     lanes = [lab(palette(dark)[f"lane-{place}"], SIGHTS[sight]) for place in range(1, len(LANES) + 1)]
     assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(lanes, 2)) >= 14
-    assert len({(style.dash, style.symbol) for style in LANES}) == len(LANES) == 5
+    assert len({(style.dash, style.symbol) for style in LANES}) == len(LANES) == 6
 
 
 def test_both_designs_define_the_same_colours() -> None:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from app.lanes import OTHER_ROWS, THIRD
+from app.lanes import FURTHER, PRESETS
 from app.race import links
 from app.race.fields import BY_NAME, FOLLOWING, MAX_CHARACTERS, MAX_STEPS, OWN_TEXT, usual
 from app.race.request import parse, unused
@@ -87,6 +87,11 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"seed": None}, "seed"),
         ({"third": "sparsed"}, "is not one of none, full_rows, sliding_window, streaming_llm, random, shared"),
         ({"third": ["random"]}, "third lane"),
+        ({"lanes": ["fast"]}, "The value 'fast' of further lanes is not one of full_rows, sliding_window, "),
+        ({"lanes": 3}, "must be a list of some of full_rows, "),
+        ({"lanes": [["random"]]}, "is not one of full_rows, "),
+        ({"lanes": list(FURTHER)[:5]}, "must have 4 names at most, not 5"),
+        ({"lanes": list(FURTHER)[1:5], "third": "dense+dual"}, "There may be 4 further lanes at most, not 5."),
         ({"generation_rows": "some"}, "generation rows 'some' is not one of pattern, full"),
         ({"refresh": 1}, "With refresh = 1 every step would have full attention: give 2 or more, or 0"),
         ({"refresh": -1}, "refresh must lie between 0 and 1024"),
@@ -160,7 +165,7 @@ OTHER: dict[str, Any] = {
     "threshold": 0.8, "cfg_scale": 1.5, "top_p": 0.4, "early_stop": True, "logits_eos_inf": True,
     "confidence_eos_eot_inf": True, "stop": ["\n"], "skip": 0.45, "select": 0.15, "block_size": 64,
     "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
-    "generation_rows": "full", "refresh": 8,
+    "generation_rows": "full", "refresh": 8, "lanes": ["dense+dual"],
 }  # fmt: skip
 
 
@@ -275,13 +280,13 @@ def test_a_link_that_says_nonsense_is_left_out_in_a_sentence() -> None:
     ]
 
 
-@pytest.mark.parametrize("given", [{}, {"third": None}, {"third": "none"}])
+@pytest.mark.parametrize("given", [{}, {"third": None}, {"third": "none"}, {"lanes": None}, {"lanes": []}])
 def test_two_lanes_are_the_rule(given: dict[str, Any]) -> None:
     asked = parse(**{**GOOD, **given})
     assert [lane.key for lane in asked.lanes] == [lane.key for lane in asked.resolve(300).lanes] == ["dense", "sparse"]
 
 
-@pytest.mark.parametrize("method", [one for one in THIRD if one != OTHER_ROWS])
+@pytest.mark.parametrize("method", ["sliding_window", "streaming_llm", "random", "shared"])
 def test_a_baseline_differs_from_sparsed_in_its_method_alone(method: str) -> None:
     asked = parse(**{**GOOD, "third": method, "skip": 0.25, "block_size": 64}).resolve(300)
     ours, theirs = asdict(asked.attention), asdict(asked.lanes[2].attention)  # type: ignore[call-overload]
@@ -289,7 +294,29 @@ def test_a_baseline_differs_from_sparsed_in_its_method_alone(method: str) -> Non
     assert ours == theirs and None not in (ours["select"], ours["block_size"])
 
 
-def test_a_link_brings_the_third_lane_back() -> None:
-    link = links.link({"model": "mini", "third": "streaming_llm"}, [])
-    assert links.from_link(dict(parse_qsl(link[1:]))) == ({"model": "mini", "third": "streaming_llm"}, [])
-    assert "third" not in links.link({"model": "mini", "third": "none"}, [])
+def test_further_lanes_are_a_list_or_names_with_commas_or_the_third_one_of_once() -> None:
+    wanted = ["dense", "sparse", "baseline", "dense+dual", "sparsed+refresh"]
+    for given in (
+        {"lanes": ["sparsed+refresh", "random", "dense+dual", "random"]},
+        {"lanes": "dense+dual, random,sparsed+refresh"},
+        {"lanes": ("dense+dual", "sparsed+refresh"), "third": "random"},
+    ):  # fmt: skip
+        asked = parse(**{**GOOD, **given, "select": 0.4, "generation_rows": "full"})
+        assert [lane.key for lane in asked.lanes] == [lane.key for lane in asked.resolve(300).lanes] == wanted
+        # A cache is the only thing that a lane of SparseD with one has beside SparseD's own.
+        assert asked.lanes[4].attention == asked.attention and asked.lanes[3].attention.dense
+        assert [lane.cache and (lane.cache.method, lane.cache.refresh) for lane in asked.lanes[2:]] == [
+            None, ("dual", 0), ("refresh", 8),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [*PRESETS.values(), ("dense+prefix",)])
+def test_a_link_brings_further_lanes_back(names: tuple[str, ...]) -> None:
+    link = links.link({"model": "mini", "lanes": list(names)}, [])
+    brought = {"lanes": list(names)} if names else {}
+    assert links.from_link(dict(parse_qsl(link[1:]))) == ({"model": "mini", **brought}, [])
+    assert parse(**{**GOOD, **brought}).lanes == parse(**{**GOOD, "lanes": names}).lanes
+
+
+def test_a_link_of_a_version_before_brings_its_third_lane_back() -> None:
+    assert links.from_link({"model": "mini", "third": "streaming_llm"})[0]["lanes"] == ["streaming_llm"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from app.lanes import PAIR, lanes_for
+from app.lanes import PAIR, PlannedStep, lanes_for
 from app.phrases import clock
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, ranges_of
@@ -26,11 +26,12 @@ def decode(tokens: list[int]) -> str:
     return "".join(WORDS[token] for token in tokens)
 
 
-def plan(total: int, switch_step: int | None) -> tuple[Phase, ...]:
-    """The phases of a run that selects once; switch_step: its first sparse step, from 0."""
-    if switch_step is None:
-        return ("dense",) * total
-    return *("dense",) * (switch_step - 1), "select", *("sparse",) * (total - switch_step)
+def plan(total: int, switch_step: int | None) -> tuple[PlannedStep, ...]:
+    """A run that selects once; switch_step: its first sparse step, from 0."""
+    phases: list[Phase] = ["dense"] * total
+    if switch_step is not None:
+        phases[switch_step - 1 :] = ["select", *["sparse"] * (total - switch_step)]
+    return tuple(map(PlannedStep, phases))
 
 
 def judge(text: str, gold: str) -> tuple[bool, str]:
@@ -69,6 +70,7 @@ def step(lane: str, index: int, token: int, seconds: float) -> LaneStep:
         committed=committed,
         confidence=np.where(committed, 0.5, np.nan),
         seconds=seconds,
+        rows=7,
     )
     return LaneStep(lane, made)
 
@@ -137,7 +139,13 @@ def test_nearly_the_same_is_never_called_100_percent() -> None:
         tokens = np.ones((1, 2000), dtype=int)
         tokens[0, 0] += index
         made = SimpleNamespace(
-            index=0, phase="dense", tokens=tokens, committed=tokens > 0, confidence=tokens * 0.5, seconds=1.0
+            index=0,
+            phase="dense",
+            tokens=tokens,
+            committed=tokens > 0,
+            confidence=tokens * 0.5,
+            seconds=1.0,
+            rows=7,
         )
         stage.apply(Update((LaneStep(lane.key, made),), "running", (lane.key,)))
     found = stage.agreement(stage.headline)
@@ -200,8 +208,9 @@ def test_no_speedup_before_both_lanes_have_a_step() -> None:
     ],
 )
 def test_ranges_of_phases_count_from_one(total, switch_step, expected) -> None:
-    assert ranges_of(plan(total, switch_step)) == expected
-    assert ranges_of(plan(total, switch_step), at_most=True) == [*expected[:-1], [*expected[-1][:2], None]]
+    phases = [one.phase for one in plan(total, switch_step)]
+    assert ranges_of(phases) == expected
+    assert ranges_of(phases, at_most=True) == [*expected[:-1], [*expected[-1][:2], None]]
     assert ranges_of([]) == ranges_of([], at_most=True) == []
 
 
@@ -209,7 +218,8 @@ def test_ranges_of_phases_count_from_one(total, switch_step, expected) -> None:
 def test_a_lane_that_selects_again_shows_each_time_as_made_and_as_planned(at_most: bool, block_length: int) -> None:
     lane = lanes_for(SparseDConfig(skip=0.25, refresh=3))[1]
     planned = lane.phases(12, 4 // block_length)
-    view = LaneView(lane, Canvas(4, decode, {END}), planned=planned, backend="", parallel=block_length, at_most=at_most)
+    steps = lane.plan(12, 4 // block_length)
+    view = LaneView(lane, Canvas(4, decode, {END}), planned=steps, backend="", parallel=block_length, at_most=at_most)
     # With a threshold a block is done before its time, and the pattern after it is made then.
     real = list(planned) if not at_most else ["dense"] * 3 + ["select", "select", "sparse", "select", "sparse"]
     for made in range(len(real) + 1):
@@ -226,7 +236,7 @@ def test_a_lane_that_selects_again_shows_each_time_as_made_and_as_planned(at_mos
         if made < len(real):
             token = SimpleNamespace(
                 index=made, phase=real[made], tokens=np.ones((1, 4)), committed=np.zeros((1, 4), bool),
-                confidence=np.full((1, 4), np.nan), seconds=0.1,
+                confidence=np.full((1, 4), np.nan), seconds=0.1, rows=7,
             )  # fmt: skip
             view.apply(token)
     view.finish()
@@ -285,7 +295,7 @@ def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone(
 
 
 def test_before_a_run_a_third_lane_is_there_if_it_will_be() -> None:
-    value = before_run(lanes_for(SparseDConfig(), "random"), 8, 8, total=4)
+    value = before_run(lanes_for(SparseDConfig(), ["random"]), 8, 8, total=4)
     assert [(lane["key"], lane["label"]) for lane in value["lanes"]] == [
         ("dense", "Full attention"), ("sparse", "SparseD"), ("baseline", "Random blocks"),
     ]  # fmt: skip
@@ -313,7 +323,7 @@ def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_spar
         committed = np.array([[index == 0, index == 0, index == 1, index == 1]])
         made = SimpleNamespace(
             index=index, phase=phase, tokens=np.array([[1, 2, 3, END]]), committed=committed,
-            confidence=np.where(committed, 0.5, np.nan), seconds=0.5,
+            confidence=np.where(committed, 0.5, np.nan), seconds=0.5, rows=7,
         )  # fmt: skip
         return LaneStep(lane, made)
 
@@ -345,7 +355,11 @@ def test_how_lanes_share_the_machine_is_said_in_a_sentence() -> None:
     both = {"name": "together", "text": "Each lane has a GPU of its own; both run at the same time."}
     assert said[2, 2] == said[2, 3] == both
     assert said[3, 2]["name"] == said[3, 3]["name"] == "together"
-    assert "the other two lanes take turns" in said[3, 2]["text"] and "; all run at" in said[3, 3]["text"]
+    assert "Full attention has a GPU of its own; the other lanes" in said[3, 2]["text"]
+    assert "; all run at" in said[3, 3]["text"]
+    assert mode(6, 3) == {
+        "name": "together", "text": "The first 2 lanes have a GPU each; the others take turns on another.",
+    }  # fmt: skip
     assert mode(2, 1, "Why.") == {"name": "turns", "text": "Why."}
     stage = Stage([], end_ids=(), mode=said[2, 2])
     assert stage.snapshot()["mode"] == both and before_run(PAIR, 8, 8, total=4)["mode"] is None
@@ -359,7 +373,7 @@ def test_each_note_is_said_once_by_name_where_not_every_lane_says_it() -> None:
 
 
 def test_a_lane_says_beforehand_that_it_will_never_be_sparse() -> None:
-    value = before_run(lanes_for(SparseDConfig(skip=1.0), "random"), 8, 8, total=4)
+    value = before_run(lanes_for(SparseDConfig(skip=1.0), ["random"]), 8, 8, total=4)
     assert [lane["never_sparse"] for lane in value["lanes"]] == [False, True, True]
     assert [lane["info"] for lane in value["lanes"]] == [None] * 3
 

@@ -38,6 +38,7 @@ POINTS = {
     "dense": (1.0, 190), "sparsed": (1.6, 150), "sparsed:select=0.1": (2.0, 100),
     "sparsed:select=0.1,generation_rows=full": (2.1, 189), "sparsed:refresh=8": (1.4, 180),
     "dense:threshold=0.9": (9.0, 190), "sparsed:threshold=0.9": (10.0, 150), "sliding_window": (1.6, 60),
+    "dense+prefix": (6.0, 170), "sparsed+refresh:cache_refresh=4": (7.0, 185), "shared+dual": (8.0, 120),
 }  # fmt: skip
 
 
@@ -51,19 +52,22 @@ def test_every_setting_is_a_point_with_its_interval(measured: bool) -> None:
     go.Figure(view.figure)
     found: dict[tuple[float, float], tuple[float, float, str]] = {}
     for key, family in FAMILIES.items():
-        (trace,) = named(view.figure, family.name)
-        assert trace["marker"]["color"] == family.style.colour and trace["marker"]["symbol"] == family.style.symbol
-        bars = trace["error_y"]
-        for x, y, up, down in zip(trace["x"], trace["y"], bars["array"], bars["arrayminus"], strict=True):
-            found[x, y] = y - down, y + up, key
+        for cached in ("", ", with a cache"):
+            for trace in named(view.figure, family.name + cached):
+                symbol = family.style.symbol + ("-open" if cached else "")
+                assert (trace["marker"]["color"], trace["marker"]["symbol"]) == (family.style.colour, symbol)
+                bars = trace["error_y"]
+                for x, y, up, down in zip(trace["x"], trace["y"], bars["array"], bars["arrayminus"], strict=True):
+                    found[x, y] = y - down, y + up, key + cached
     expected = {}
     for method, (speed, right) in POINTS.items():
         low, high = wilson(right, 200)
         at = round(speed / 2 if measured else speed, 4), round(right / 2, 3)
-        expected[at] = pytest.approx(100 * low, abs=0.01), pytest.approx(100 * high, abs=0.01), family_of(method)
+        key = family_of(method) + (", with a cache" if "+" in method else "")
+        expected[at] = pytest.approx(100 * low, abs=0.01), pytest.approx(100 * high, abs=0.01), key
     assert found == expected
     assert [family_of(method) for method in POINTS] == [
-        "dense", "pattern", "pattern", "full", "refresh", "dense", "pattern", "baseline"
+        "dense", "pattern", "pattern", "full", "refresh", "dense", "pattern", "baseline", "dense", "pattern", "baseline"
     ]  # fmt: skip
 
 
@@ -80,6 +84,8 @@ def test_the_band_is_one_point_around_full_attention_and_what_matters_is_marked(
         "sparsed:select=0.1,generation_rows=full": "<b>recommended: select 0.1, generation rows full</b>",
         "sparsed:refresh=8": "refresh 8", "dense:threshold=0.9": "threshold 0.9",
         "sparsed:threshold=0.9": "threshold 0.9", "sliding_window": "Sliding window",
+        "dense+prefix": "+ Fast-dLLM, prefix", "sparsed+refresh:cache_refresh=4": "+ Refresh, cache refresh 4",
+        "shared+dual": "One pattern for all heads + Fast-dLLM, dual",
     }  # fmt: skip
     for one in view.figure["layout"]["annotations"]:
         speed, right = POINTS[one["name"]]
@@ -116,6 +122,37 @@ def test_settings_that_ran_alike_are_one_point() -> None:
     assert {one["name"] for one in tradeoff(summary, "4k").figure["layout"]["annotations"]} == {"dense", "sparsed"}
     summary["settings"][2]["sampler"] = {"steps": 24}
     assert len(tradeoff(summary, "4k").figure["layout"]["annotations"]) == 3
+
+
+def test_several_lengths_have_a_curve_each() -> None:
+    """From full attention along what nothing of that length beats in both."""
+    summary = summary_of(POINTS)
+    shorter = summary_of({"sparsed": (1.2, 199), "sparsed+dual": (4.0, 199), "dense+dual": (3.0, 180)}, length="1k")
+    more = summary_of({"dense": (1.0, 198), "sparsed+dual": (5.0, 199)}, length="8k")
+    for rows in (shorter["lengths"], more["lengths"]):
+        summary["lengths"] += [{**row, "rows": 0.25} for row in rows]
+    view = tradeoff(summary, ["1k", "4k", "8k"])
+    go.Figure(view.figure)
+    lines = {one["name"]: list(zip(one["x"], one["y"], strict=True)) for one in view.figure["data"] if "line" in one}
+    # No full attention; of 4k's methods those of 190 right at 9 and of 150 at 10; a slower and less right beginning.
+    assert lines == {"1k": [(4.0, 99.5)], "4k": [(1.0, 95), (9.0, 95), (10.0, 75)], "8k": [(1.0, 99), (5.0, 99.5)]}
+    colours = set()
+    for length, methods in (("1k", shorter), ("4k", summary_of(POINTS)), ("8k", more)):
+        (trace,) = named(view.figure, f"{length}, methods")
+        colours.add(trace["marker"]["color"])
+        symbols = {row["speed"]: row["method"] for row in methods["lengths"]}
+        for x, symbol in zip(trace["x"], trace["marker"]["symbol"], strict=True):
+            attention, _, cache = symbols[x].partition(":")[0].partition("+")
+            shape = {"": "circle", "prefix": "triangle-up", "dual": "triangle-down", "refresh": "square"}[cache]
+            assert symbol == shape + ("-open" if attention == "dense" else "")
+    assert len(colours) == 3 and "#" not in json.dumps(view.figure)
+    # Of the methods that colour and symbol say no name stands there, of full attention its length.
+    names = [one["text"] for one in view.figure["layout"]["annotations"]]
+    assert {"full attention, 4k", "full attention, 8k", "SparseD, refresh 8", "Sliding window"} <= set(names)
+    assert not {"SparseD", "SparseD + Fast-dLLM, dual"} & set(names)
+    assert "8k: full attention 99.0 % right; the fastest within 1 point of that is SparseD + Fast" in view.label
+    assert "25.0 % of the rows computed" in "".join(named(view.figure, "8k, methods")[0]["text"])
+    assert tradeoff(summary, ["4k"]) == tradeoff(summary, "4k")
 
 
 def test_lengths_without_a_speed_have_no_figure() -> None:
@@ -180,7 +217,7 @@ def test_a_whole_folder_of_ablations_has_a_name_at_nearly_each_point() -> None:
     ("options", "said"),
     [
         (["--out", "{tmp}/t.gif"], r"--out must end in \.html, .png, .json, not"),
-        (["--length", "8k"], "--length must be one of 4k, not '8k'"),
+        (["--length", "4k", "8k"], "--length must be one of 4k, not '8k'"),
         (["--questions", "5"], "--questions needs a folder of answers, and .*scores.json is none"),
         (["--methods", "shared"], "no setting beside full attention whose speed is known"),
     ],
@@ -192,6 +229,15 @@ def test_what_cannot_be_drawn_is_said(
     given = [option.replace("{tmp}", str(tmp_path)) for option in options]
     assert main([str(tmp_path / "scores.json"), "--out", str(tmp_path / "t.json"), *given]) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_more_lengths_than_styles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = ["512", "1k", "2k", "4k", "8k", "16k"]
+    rows = [row for length in lengths for row in summary_of(POINTS, length=length)["lengths"]]
+    (tmp_path / "s.json").write_text(json.dumps({"lengths": rows, "cells": rows}), "utf-8")
+    assert main([str(tmp_path / "s.json"), "--length", *lengths, "--out", str(tmp_path / "t.json")]) == 2
+    assert "--length takes 5 lengths at most, not 6" in capsys.readouterr().err
+    assert main([str(tmp_path / "s.json"), "--length", *lengths[1:], "--out", str(tmp_path / "t.json")]) == 0
 
 
 def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

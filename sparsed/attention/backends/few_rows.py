@@ -67,11 +67,15 @@ def named(name: str, device: torch.device) -> DenseAttention:
 
 
 def kind_of(problem: Problem, rows: int) -> tuple[Problem, int]:
-    """A problem that stands for all those which have the same implementation fastest: keys a power of two, rows 16 or a
-    multiple of 32 up to 1024.
+    """A problem that stands for all those which have the same implementation fastest: keys a power of two, rows as
+    `rows_kind` says.
     """
-    length = 2 ** round(math.log2(problem.length))
-    return replace(problem, length=length), 16 if rows <= 16 else min(-(-rows // 32) * 32, 1024)
+    return replace(problem, length=2 ** round(math.log2(problem.length))), rows_kind(rows)
+
+
+def rows_kind(rows: int) -> int:
+    """A number of rows that stands for those like it: 16 or a multiple of 32, up to 1024."""
+    return 16 if rows <= 16 else min(-(-rows // 32) * 32, 1024)
 
 
 @lru_cache(maxsize=64)
