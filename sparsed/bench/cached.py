@@ -16,9 +16,18 @@ from sparsed.bench.few_rows import copy_speed
 from sparsed.bench.numbers import CachedLane, FewRowSteps, Spread, dense_agreement
 from sparsed.bench.rehearsal import Rehearsal
 from sparsed.cache.size import store_bytes
-from sparsed.config import CACHE_LABELS, METHOD_LABELS, AttentionConfig, CacheConfig, Phase, SamplerConfig
-from sparsed.denoising import denoise
+from sparsed.config import (
+    CACHE_LABELS,
+    METHOD_LABELS,
+    AttentionConfig,
+    CacheConfig,
+    Phase,
+    ResolvedSampler,
+    SamplerConfig,
+)
+from sparsed.denoising import attention_of, denoise
 from sparsed.denoising.forward import synchronize
+from sparsed.denoising.plan import plan_of
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Step
 from sparsed.machine import Peak, device_memory
@@ -79,6 +88,30 @@ def check(bench: Bench, caches: Sequence[CacheConfig], totals: Sequence[int], st
             run = bench.run(attention, cache, total)
             if total != steps:
                 Rehearsal(run, {}, bench.backend, bench.dense_backend)
+
+
+def work_in_runs(
+    sampler: ResolvedSampler,
+    attention: AttentionConfig,
+    caches: Sequence[CacheConfig],
+    totals: Sequence[int],
+    length: int,
+) -> float:
+    """What the lanes with a cache compute, each once, in runs of the sampler's steps that compute every row in each.
+
+    length: prompt tokens. For an estimate: a row counts alike in every step.
+    """
+    every, rows = length + sampler.gen_length, 0
+    for total in totals or [sampler.steps]:
+        for given, cache in lanes_of(attention, caches):
+            resolved = attention_of(given).resolve(every)
+            steps = plan_of(replace(sampler, steps=total), resolved, cache.resolve(), length)
+            if total == sampler.steps:
+                rows += sum(step.rows for step in steps)
+            else:
+                made = {step.phase for step in steps if step.rows == every} - {"sparse"}
+                rows += len(made) * every + sum(step.rows for step in steps if step.rows < every)
+    return rows / (every * sampler.steps)
 
 
 def cached_lanes(

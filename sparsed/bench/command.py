@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsed import files
+from sparsed.bench.cached import work_in_runs
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement
@@ -152,6 +153,9 @@ def _measurements(
             say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
             done += 1
             later = [name for _, name in asked[done:]]
+            settings = sampler.resolve(model.defaults)
+            cached = work_in_runs(settings, attention, caches, options.compose, token_budget(length))
+            cached *= 1 if options.compose else options.repeats
             yield measure(
                 model,
                 random_prompt(model, length, options),
@@ -164,7 +168,7 @@ def _measurements(
                 compose=options.compose,
                 caches=caches,
                 say=say,
-                look=Estimate(2 * options.repeats, length, later, say).look,
+                look=Estimate(2 * options.repeats, length, later, say, cached).look,
             )
         del model
         gc.collect()

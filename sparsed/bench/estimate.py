@@ -31,12 +31,15 @@ class Timed(Protocol):
 class Estimate:
     """Of a measurement that has begun, and of those after it.
 
-    runs: that the measurement makes, of all lanes. length: of its prompt. later: the lengths of those after it.
+    runs: that the measurement makes, of the lanes without a cache. length: of its prompt. later: the lengths of those
+    after it. cached: what the lanes with a cache compute, in such runs.
     """
 
-    def __init__(self, runs: int, length: str, later: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, runs: int, length: str, later: Sequence[str], say: Callable[[str], None], cached: float = 0.0
+    ) -> None:
         self._runs, self._length, self._later, self._say = runs, length, later, say
-        self._said = False
+        self._cached, self._said = cached, False
 
     def look(self, run: Steps) -> None:
         """After each step of a run with full attention; says once what is known."""
@@ -45,7 +48,7 @@ class Estimate:
             return
         self._said = True
         step = median(one.seconds for one in made)
-        whole = self._runs * run.total * step
+        whole = (self._runs + self._cached) * run.total * step
         ratios = [token_budget(length) / token_budget(self._length) for length in self._later]
         # What surrounds attention grows with the tokens, attention with their square.
         least, most = (whole * sum(ratio**power for ratio in ratios) for power in (1, 2))
@@ -53,6 +56,8 @@ class Estimate:
         if whole + most < LEAST_SECONDS:
             return
         told = f"about {_words(whole)}: {self._runs} runs of {run.total} steps, {step:.2g} s a step of full attention"
+        if self._cached:
+            told += f", and {_words(self._cached * run.total * step)} of it for caches"
         if self._later:
             told += f"; then {_words(least)} to {_words(most)}, by their lengths, for {', '.join(self._later)}"
         self._say(told)

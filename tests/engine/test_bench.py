@@ -387,6 +387,15 @@ def test_how_long_it_takes_is_said_once_as_soon_as_it_is_known(
     assert told == said
 
 
+def test_what_caches_take_is_part_of_how_long_it_takes() -> None:
+    told: list[str] = []
+    run = SimpleNamespace(total=64, steps=[SimpleNamespace(seconds=2.0)] * 3)
+    Estimate(2, "4k", [], told.append, cached=0.5).look(run)
+    assert told == [
+        "about 5.3 min: 2 runs of 64 steps, 2 s a step of full attention, and 1.1 min of it for caches"
+    ]  # fmt: skip
+
+
 def test_a_measurement_shows_each_dense_step_to_who_looks(tiny: Any) -> None:
     seen: list[int] = []
     measure_module.measure(

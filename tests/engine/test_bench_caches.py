@@ -14,6 +14,7 @@ import torch
 
 from sparsed.bench import measure as measure_module
 from sparsed.bench import numbers
+from sparsed.bench.cached import work_in_runs
 from sparsed.bench.command import _kept, main
 from sparsed.cache.rows import ALL
 from sparsed.config import CacheConfig, SamplerConfig, SparseDConfig
@@ -132,6 +133,17 @@ def test_a_cache_without_room_is_left_out_and_said(tiny: Any, monkeypatch: pytes
     assert [line.partition(": left out")[0] for line in said if "left out" in line] == [
         "Full attention + Fast-dLLM, dual", "SparseD + Fast-dLLM, dual",
     ]  # fmt: skip
+
+
+def test_the_work_of_caches_is_told_beforehand(tiny: Any) -> None:
+    """Of runs that are made whole, the rows that they compute; of others, those that are made."""
+    result, _, attention = cached(tiny, [])
+    sampler = SamplerConfig(steps=16, gen_length=32, block_length=16).resolve(tiny.defaults)
+    told = work_in_runs(sampler, attention, CACHES, [], 100)
+    assert told == pytest.approx(sum(lane.rows for lane in result.cached), rel=0.01)
+    # Two blocks of 16 steps, the second with the pattern: one forward over all 132 rows, or two; 30 of 16 rows.
+    apart = work_in_runs(sampler, attention, [CacheConfig("dual")], [32], 100)
+    assert apart == pytest.approx((3 * 132 + 2 * 30 * 16) / (132 * 16))
 
 
 def test_what_no_cached_run_can_be_is_refused_before_anything_is_measured(
