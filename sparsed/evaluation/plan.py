@@ -42,7 +42,7 @@ class Plan:
     """What is asked of all answers of an evaluation alike; with the model it makes their folder's key
     (`sparsed.evaluation.key`).
 
-    sampler: None is the model's default; methods may have steps, block_length and threshold of their own
+    sampler: None is the model's default; methods may have a cache, and steps, block_length and threshold of their own
     (`sparsed.evaluation.methods`). attention: of sparse methods, None by length. backend: what computes the
     sparse steps. depths: where the needed documents stand, question by question in turns; None leaves that to chance.
     """
