@@ -12,14 +12,23 @@ from app.figures.palette import INK, KEPT, MUTED
 from app.figures.shared import View, title_of
 from app.figures.timeline import switch_line
 
+FRESH = "a fresh selection against the one in use"
 
-def tracking(steps: Sequence[int], overlap: np.ndarray, switch_step: int | None) -> View:
+
+def tracking(
+    steps: Sequence[int],
+    overlap: np.ndarray,
+    switch_step: int | None,
+    selected: Sequence[int] = (),
+    cost: str = "",
+) -> View:
     """How much of the reused pattern a fresh selection after later steps would choose again.
 
     steps: the engine's step indices, from 0, ascending. overlap: [steps, layers, heads], intersection over
     union with the pattern in use then, 0 … 1. Drawn are the mean over all heads, and the range of the layers'
     means and of all heads. switch_step: the step after the one that made the first pattern, from 0, or None. As
-    elsewhere on the page, steps count from 1 and the line stands between the select step and the next one.
+    elsewhere on the page, steps count from 1 and the line stands between the select step and the next one. selected:
+    the run's other select steps, from 0, ascending; each has a line as well. cost: what its selections cost, in words.
     """
     if overlap.ndim != 3 or len(overlap) != len(steps) or not overlap.size:
         raise ValueError(f"overlap must be [{len(steps)} steps, layers, heads], not {overlap.shape}.")
@@ -68,16 +77,19 @@ def tracking(steps: Sequence[int], overlap: np.ndarray, switch_step: int | None)
                 "font": {"color": INK, "size": 12},
             }
         )
+    for step in selected:
+        again = switch_line(step + 1)
+        shapes.append({**again, "name": "selected again", "line": {**again["line"], "width": 1}})
     first = min([at[0], *([switch_step + 0.5] if switch_step is not None else [])])
     pad = max(0.5, 0.03 * (at[-1] - first))
     said = f"{flat[-1].mean():.1f} % of the selected blocks would be selected again after step {at[-1]}"
     layout = base_layout(
-        title=title_of("Does the choice stay right?", "a fresh selection against the one in use"),
+        title=title_of("Does the choice stay right?", *filter(None, (FRESH, cost))),
         xaxis={"title": {"text": "denoising step"}, "range": [first - pad, at[-1] + pad], "showgrid": False},
         yaxis={"title": {"text": "overlap (percent)"}, "range": [0, 103]},
         showlegend=True,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"},
-        margin={"l": 54, "r": 12, "t": 56, "b": 96},
+        margin={"l": 54, "r": 12, "t": 72 if cost else 56, "b": 96},
         shapes=shapes,
         annotations=annotations,
         hovermode="closest",
@@ -85,5 +97,6 @@ def tracking(steps: Sequence[int], overlap: np.ndarray, switch_step: int | None)
     label = (
         f"Overlap of a fresh selection with the one in use, {len(at)} steps: {said}, "
         f"counted as intersection over union; {flat[-1].min():.1f} % in the worst head."
+        f"{f' {cost}.' if cost else ''}"
     )
     return View({"data": data, "layout": layout}, label)

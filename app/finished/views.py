@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from app.race.snapshot import StepTimes
 from app.texts import Shades
 from sparsed.attention.analysis import mask_overlap, thumbnails
 from sparsed.attention.masks import Masks
+from sparsed.trace.types import Lane
 
 Value = dict[str, Any]
 
@@ -157,7 +159,26 @@ def later(run: Kept | None) -> Value | None:
     if lane is None or not lane.probes:
         return None
     overlap = np.asarray([probe.overlap for probe in lane.probes], dtype=np.float32)
-    return later_steps.tracking([probe.step for probe in lane.probes], overlap, lane.switch_step)._asdict()
+    # The first one's line is the switch.
+    again = [step.index for step in lane.steps if step.phase == "select"][1:]
+    steps = [probe.step for probe in lane.probes]
+    return later_steps.tracking(steps, overlap, lane.switch_step, again, _selection_cost(lane))._asdict()
+
+
+def _selection_cost(lane: Lane) -> str:
+    """What the selections of a lane took beside steps of full attention, in words; "" where it made no such step."""
+    dense = [step.seconds for step in lane.steps if step.phase == "dense"]
+    selecting = [step.seconds for step in lane.steps if step.phase == "select"]
+    if not dense or not selecting:
+        return ""
+    # The first step of a run warms up.
+    more = [seconds - median(dense[1:] or dense) for seconds in selecting]
+    count = "1 selection" if len(more) == 1 else f"{len(more)} selections"
+    each = "" if len(more) == 1 else " each (median)"
+    return (
+        f"{count}: {1000 * max(0.0, median(more)):.0f} ms{each} beside a dense step, "
+        f"{100 * max(0.0, sum(more)) / lane.seconds:.1f} % of the run"
+    )
 
 
 def picture(run: Kept | None) -> Value | None:

@@ -44,6 +44,12 @@ def race_time(estimated: cost.Estimate, asked: Request) -> str:
     return cost.about(estimated.seconds) + (" at most" if asked.at_most else "")
 
 
+def lanes_named(asked: Request) -> str:
+    """What stands beside full attention and SparseD, or nothing."""
+    further = [lane.label for lane in asked.lanes if lane.full is False and lane is not asked.headline]
+    return f"{len(asked.lanes)} lanes: also {'; '.join(further)}" if further else ""
+
+
 def model_label(server: Server, name: str, remark: str = "") -> str:
     spec = server.models[name]
     size = "" if spec.bundled else f"{spec.download_gb:.1f} GB download" if spec.parameters else "from the Hub"

@@ -12,7 +12,7 @@ import gradio as gr
 from app.engine import cost
 from app.engine.sentences import error_sentence
 from app.page.inputs import Given, Server, read
-from app.page.labels import length_choices, loading_header, model_choices, model_header, race_time
+from app.page.labels import lanes_named, length_choices, loading_header, model_choices, model_header, race_time
 from app.page.layout import Components
 from app.page.settings import follow as follow_settings
 from app.page.values import Updates, as_json
@@ -122,6 +122,7 @@ class Preparing:
             "text": material.text,
             "tokens": material.tokens,
             "gold": material.gold is not None,
+            "lanes": lanes_named(material.asked),
             "estimate": f"{race_time(estimated, material.asked)} on this machine" if estimated else "",
             "ends": f"ended after {cost.span(material.most_seconds)} at the latest" if estimated else "",
             "refused": material.refused or "",

@@ -37,6 +37,7 @@
       setText(question, value.question);
       const parts = [`${number(value.tokens)} prompt tokens`];
       if (value.gold) parts.push("the expected answer is known, and hidden until the end");
+      if (value.lanes) parts.push(value.lanes);
       if (value.estimate && !value.refused) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
       setText(facts, parts.join(" · "));
       current = value.text;

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig, check_keys
+from sparsed.denoising.plan import patterns_apart
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
 
@@ -63,7 +64,7 @@ def denoise(
         raise ValueError(f"cache must be a CacheConfig, not {cache!r}.")
     rows = (cache or CacheConfig()).resolve()
     check_keys(rows, resolved)
-    if len(ids) > 1 and settings.threshold is not None and not rows.none and not resolved.dense:
+    if len(ids) > 1 and patterns_apart(resolved, rows, settings.threshold):
         raise ValueError(
             "With a threshold, a cache and sparse attention, the sequences of a batch come to their pattern at "
             "different steps: give prompts one by one."

@@ -14,7 +14,7 @@ from sparsed.attention.layout import BlockLayout
 from sparsed.attention.policy import AttentionPolicy
 from sparsed.cache.policy import computed, full, full_later
 from sparsed.cache.rows import ALL, Rows
-from sparsed.config import Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
+from sparsed.config import AttentionConfig, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.samplers import make_sampler
 from sparsed.samplers.base import Sampler
 
@@ -152,6 +152,13 @@ def plan_of(
     blocks = sampler.gen_length // sampler.block_length
     policy = AttentionPolicy(attention, layout, sampler.steps, blocks, sampler.seed)
     return planned_steps(Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length, shift))
+
+
+def patterns_apart(
+    attention: AttentionConfig | ResolvedAttention, cache: ResolvedCache, threshold: float | None
+) -> bool:
+    """Do the sequences of a batch come to their patterns at different steps, so that each must be a run of its own?"""
+    return threshold is not None and not cache.none and not attention.dense
 
 
 def one_by_one(cache: ResolvedCache, threshold: float | None) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sparsed.config import METHODS, AttentionConfig, SamplerConfig
-from sparsed.options import ATTENTION, SAMPLER
+from sparsed.config import CACHES, METHODS, AttentionConfig, CacheConfig, SamplerConfig, check_keys
+from sparsed.options import ATTENTION, CACHE, SAMPLER
 
 # Another name → the setting that it means. What a setting is called here goes without a row.
 ALIASES = MappingProxyType(
@@ -38,12 +38,9 @@ ALIASES = MappingProxyType(
     }
 )
 _ONE_MODEL = "a process holds a whole model here; accelerate launch shares the questions among several"
-_NO_STORE = "no cache of keys and values is offered in this command, every step computes them anew"
 # Other names that may say what is done here anyway (or None), and why nothing else may be said.
 _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
     {
-        "use_cache": ((False,), f"{_NO_STORE} (answers are kept by the harness's own --use_cache PATH)"),
-        "dual_cache": ((False,), _NO_STORE),
         "factor": ((), "decoding by a factor is not offered here; threshold=… is"),
         "save_dir": ((), "answers are kept by the harness's own --use_cache PATH"),
         "nll_type": (("mc",), "likelihoods are the Monte-Carlo estimate 'mc' here"),
@@ -54,6 +51,8 @@ _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
         "autogptq": ((False,), "quantised checkpoints are not read here"),
     }
 )
+# Fast-dLLM's names of its caches, of which the second says what the first one is.
+_FAST_DLLM = ("use_cache", "dual_cache")
 _AMBIGUOUS = (
     "block_size names two things in this field, so it is not taken: attention_block_size (32, 64 or 128) is the block "
     "of SparseD's attention, block_length the semi-autoregressive block of the sampler, both in tokens."
@@ -67,15 +66,16 @@ _OWN = (
     "attention", "mc_num", "is_check_greedy", "batch_size", "device", "dtype", "revision", "backend", "dense_backend",
     "max_length", "add_bos_token", "escape_until", "show_speed", "mask_id",
 )  # fmt: skip
-ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *SAMPLER)
+ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *CACHE, *SAMPLER)
 
-# Which requests a setting has an effect on. A test holds that every field of the sampler and the attention is in one of
-# these.
+# Which requests a setting has an effect on. A test holds that every field of the sampler, attention and cache is in one
+# of these. (A cache reuses what an earlier step computed; the draws of a likelihood are no steps of one run, and the
+# decoding that tells what is greedy belongs to them.)
 GENERATION_ONLY = frozenset(
     {
         "steps", "gen_length", "block_length", "algorithm", "temperature", "top_p", "top_k", "alg_temp", "eps",
         "threshold", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop", "on_no_gain", "escape_until",
-        "show_speed",
+        "show_speed", *CACHE,
     }
 )  # fmt: skip
 LIKELIHOOD_ONLY = frozenset({"mc_num", "is_check_greedy"})
@@ -95,6 +95,7 @@ class Arguments:
     dtype: str | None = None
     mask_id: int | None = None
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     backend: str = "auto"
     dense_backend: str = "auto"
@@ -123,8 +124,9 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         value = given.get(name)
         if value is not None and value not in allowed:
             raise ValueError(f"{name}={value} is not taken: {why}.")
-    without = (*NO_EFFECT, *_FIXED)
+    without = (*NO_EFFECT, *_FIXED, *_FAST_DLLM)
     values, said = one_name_each({name: value for name, value in given.items() if name not in without})
+    _take_fast_dllm(given, values, said)
     if given.get("alg") == "confidence_threshold" and "threshold" not in values:
         raise ValueError("alg=confidence_threshold needs threshold=…, the confidence above which tokens are committed.")
     unknown = [name for name in values if name not in ARGUMENTS]
@@ -143,6 +145,7 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         if name in own:
             own[name] = flag(said[name], own[name])
     own["attention"] = _attention(own.get("attention", "sparsed"), values)
+    own["cache"] = _cache(values, own["attention"])
     own["sampler"] = SamplerConfig(**{name: values[name] for name in SAMPLER if name in values})
     ignored = [name for name in NO_EFFECT if given.get(name) not in (None, False)]
     if own["attention"].dense and own.get("backend", "auto") != "auto":
@@ -200,6 +203,34 @@ def _attention(method: Any, values: Mapping[str, Any]) -> AttentionConfig:
         return AttentionConfig(method, **settings)
     except ValueError as error:
         raise ValueError(clear_block_size(error)) from None
+
+
+def _take_fast_dllm(given: Mapping[str, Any], values: dict[str, Any], said: dict[str, str]) -> None:
+    """Fast-dLLM's own names of its caches, use_cache and dual_cache, as our `cache` among values and said."""
+    use, dual = (None if given.get(name) is None else flag(name, given[name]) for name in _FAST_DLLM)
+    if use is None and not dual:
+        return
+    if dual and not use:
+        raise ValueError("dual_cache=true says which cache use_cache=true is: give both.")
+    meant = "dual" if dual else "prefix" if use else "none"
+    if values.get("cache", meant) != meant:
+        fast_dllm = f"use_cache={given['use_cache']}, which is cache={meant}"
+        raise ValueError(f"cache={values['cache']} and {fast_dllm}, disagree: give one of them.")
+    if use:
+        values["cache"] = meant
+        said.setdefault("cache", "use_cache")
+
+
+def _cache(values: Mapping[str, Any], attention: AttentionConfig) -> CacheConfig:
+    method = values.get("cache", "none")
+    if method not in CACHES:
+        raise ValueError(f"cache must be one of {', '.join(map(repr, CACHES))}, not {method!r}.")
+    try:
+        cache = CacheConfig(**{row.name: values[name] for name, row in CACHE.items() if name in values})
+        check_keys(cache, attention)
+    except ValueError as error:
+        raise ValueError(f"cache={method}: {error}") from None
+    return cache
 
 
 def clear_block_size(error: ValueError) -> str:

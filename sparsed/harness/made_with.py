@@ -19,14 +19,15 @@ _DRAWN = "sparsed: drawn at random"
 
 
 def made_with(model: Model, arguments: Arguments) -> dict[str, Any]:
-    """All that answers depend on beside their requests, as plain values for JSON. Of sampler and attention what was
-    asked for: what that is for a request follows from it.
+    """All that answers depend on beside their requests, as plain values for JSON. Of sampler, attention and cache
+    what was asked for: what that is for a request follows from it.
     """
     return {
         **origin_of(model),
         "backend": arguments.backend,
         "dense_backend": arguments.dense_backend,
         "attention": _given(arguments.attention),
+        "cache": _given(arguments.cache),
         "sampler": _given(arguments.sampler),
         "defaults": _given(model.defaults),
         "mc_num": arguments.mc_num,

@@ -26,6 +26,7 @@ from sparsed.config import ResolvedSampler
 from sparsed.denoising import denoise
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
+from sparsed.denoising.plan import patterns_apart
 from sparsed.harness.arguments import GENERATION_ONLY, LIKELIHOOD_ONLY, clear_block_size, read_arguments
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
 from sparsed.harness.made_with import claim, forget_later, made_with
@@ -50,7 +51,8 @@ class SparsedLM(SharedLM):
 
     pretrained: a name of the catalogue, a Hub id (with revision) or a folder (default "mini"). attention: "sparsed"
     (default), a baseline (`sparsed.METHODS`) or "dense"; skip, select, attention_block_size and what else
-    `sparsed.AttentionConfig` has belong to all but "dense". backend, dense_backend, device, dtype: as for
+    `sparsed.AttentionConfig` has belong to all but "dense". cache, cache_refresh, cache_keys: `sparsed.CacheConfig`, of
+    generated answers alone. backend, dense_backend, device, dtype: as for
     `sparsed.denoise` and `sparsed.load`. mask_id: refused where it is not the checkpoint's.
     batch_size: the most canvases of one forward. mc_num: Monte-Carlo draws of a likelihood (default 128).
     is_check_greedy: whether likelihoods say if the answer is what is decoded (default true; false says no, at once).
@@ -268,6 +270,7 @@ class SparsedLM(SharedLM):
         self._warn_without_effect(LIKELIHOOD_ONLY, "generated answers")
         repeats: Counter[tuple[object, ...]] = Counter()
         drawn: list[tuple[object, ...]] = []
+        cache = self.arguments.cache.resolve()
         groups: dict[tuple[str, int, ResolvedSampler, int | None], list[tuple[int, list[int]]]] = defaultdict(list)
         for index, request in enumerate(requests):
             context, asked = request.args
@@ -287,7 +290,9 @@ class SparsedLM(SharedLM):
             for (task, _, sampler, most), group in sorted(groups.items(), key=lambda item: -item[0][1]):
                 # A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change
                 # nothing.
-                rows = 1 if sampler.draws or self.attention.method == "random" else self.batch_size
+                alone = sampler.draws or self.attention.method == "random"
+                alone = alone or patterns_apart(self.attention, cache, sampler.threshold)
+                rows = 1 if alone else self.batch_size
                 for first in range(0, len(group), rows):
                     batch = group[first : first + rows]
                     texts = self._run(task, [ids for _, ids in batch], sampler, most)
@@ -308,6 +313,7 @@ class SparsedLM(SharedLM):
             torch.tensor(prompts),
             sampler=sampler,
             attention=self.attention,
+            cache=self.arguments.cache,
             backend=self.backend,
             dense_backend=self.dense_backend,
         )

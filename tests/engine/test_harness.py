@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed import AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.__main__ import main
 from sparsed.harness.likelihood import log_likelihoods
 from sparsed.models.chat import pieces
@@ -71,6 +71,37 @@ def test_answers_are_those_of_generate(harness_of, family: str, attention: str) 
         result = sparsed.generate(lm.model, ids, sampler=sampler, attention=config)
         assert answer == plain(lm, result.tokens[0, len(ids) :])
     assert len(set(answers)) > 1
+
+
+@pytest.mark.parametrize(
+    ("attention", "cache", "more", "batches"),
+    [
+        ("dense", {"cache": "dual"}, {"block_length": 8}, {2}),
+        ("sparsed", {"cache": "refresh", "cache_refresh": 3, "cache_keys": "pattern"}, {}, {2}),
+        # Sequences go one by one inside a run; with a pattern too each is a run.
+        ("dense", {"cache": "prefix"}, {"block_length": 8, "threshold": 0.3}, {2}),
+        ("sparsed", {"cache": "delayed"}, {"threshold": 0.3, "skip": 0}, {1}),
+    ],
+)
+def test_answers_with_a_cache_are_those_of_generate(
+    harness_of, attention: str, cache: dict[str, Any], more: dict[str, Any], batches: set[int]
+) -> None:
+    more = ({} if "threshold" in more else {"steps": 8}) | more
+    lm = harness_of("llada", attention=attention, gen_length=16, batch_size=2, early_stop=False, **cache, **more)
+    prompts = ["the other " * 20, "a thin line", "their arrow " * 20, "a thick line, then another one"] * 2
+    answers = lm.generate_until(asked("generate_until", *((prompt, STOPS) for prompt in prompts)), disable_tqdm=True)
+    config = "dense" if attention == "dense" else SparseDConfig(skip=more.get("skip"))
+    sampler = SamplerConfig(gen_length=16, temperature=0.0, **{n: v for n, v in more.items() if n != "skip"})
+    wanted = CacheConfig(cache["cache"], cache.get("cache_refresh"), cache.get("cache_keys"))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor(lm.tokenizer.encode(prompt))
+        result = sparsed.generate(lm.model, ids, sampler=sampler, attention=config, cache=wanted)
+        assert answer == plain(lm, result.tokens[0, len(ids) :])
+    told = lm.get_model_info()["sparsed"]
+    ran = told["tasks"]["requests"]["generate_until"]
+    assert told["cache"] == {"method" if name == "cache" else name[6:]: value for name, value in cache.items()}
+    assert ran["cache"] == wanted.resolve().record() and ran["runs"] == len(prompts) // max(batches)
+    assert ran["batch"] in batches
 
 
 def test_stop_strings_cut_and_end_the_run(harness_of, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import sparsed
-from sparsed import AttentionConfig, SamplerConfig
-from sparsed.options import add_sampler_options, sampler_of
+from sparsed import AttentionConfig, CacheConfig, SamplerConfig
+from sparsed.options import CACHE, add_sampler_options, sampler_of
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional extra 'lm_eval')")
 
@@ -57,7 +57,9 @@ def test_every_setting_says_which_requests_it_has_an_effect_on() -> None:
     assert set(SAMPLER_FIELDS) <= GENERATION_ONLY | BOTH
     assert list(SPARSE_VALUES) == [row.name for row in fields(AttentionConfig)]
     own = {row.name for row in fields(Arguments)}
-    assert GENERATION_ONLY | LIKELIHOOD_ONLY <= own | set(SAMPLER_FIELDS) | set(SPARSE_VALUES)
+    assert set(CACHE) == {"cache", *(f"cache_{row.name}" for row in fields(CacheConfig) if row.name != "method")}
+    assert set(CACHE) <= GENERATION_ONLY
+    assert GENERATION_ONLY | LIKELIHOOD_ONLY <= own | set(SAMPLER_FIELDS) | set(SPARSE_VALUES) | set(CACHE)
 
 
 @pytest.mark.parametrize("name", SAMPLER_FIELDS)
@@ -102,6 +104,19 @@ def test_so_does_a_setting_of_attention(harness_of, caplog, name: str) -> None:
         assert said == ["refresh is without effect on likelihoods: their draws are no steps of one run."]
     else:
         assert public in BOTH and changed != plain and not said
+
+
+def test_a_cache_has_no_effect_on_likelihoods_and_that_is_said(harness_of, caplog) -> None:
+    """Neither on the draws nor on what is greedy."""
+    request = asked("loglikelihood", ("some text of the other kind", "is it"), ("some text", " is what it is"))
+    plain = harness_of("llada", mc_num=4, **SPARSE).loglikelihood(request, disable_tqdm=True)
+    assert not caplog.records
+    lm = harness_of("llada", mc_num=4, cache="refresh", cache_refresh=2, cache_keys="pattern", **SPARSE)
+    assert lm.loglikelihood(request, disable_tqdm=True) == plain
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["No effect on likelihoods: cache, cache_refresh, cache_keys."]
+    ran = lm.get_model_info()["sparsed"]
+    assert {kind["cache"]["method"] for kind in ran["tasks"]["requests"].values()} == {"none"}
 
 
 @pytest.mark.parametrize("name", SAMPLER_FIELDS)
@@ -153,6 +168,9 @@ def test_arguments_of_the_harness_without_effect_are_said(harness_of, caplog) ->
         # Fast-dLLM
         ({"use_cache": False, "dual_cache": False, "threshold": 0.9, "factor": None, "show_speed": True},
          {"threshold": 0.9, "show_speed": True}),
+        ({"use_cache": True}, {"cache": "prefix"}),
+        ({"use_cache": "true", "dual_cache": True, "threshold": 0.9}, {"cache": "dual", "threshold": 0.9}),
+        ({"use_cache": True, "dual_cache": False, "cache": "prefix"}, {"cache": "prefix"}),
         ({"alg": "confidence_threshold", "threshold": 0.9}, {"algorithm": "maskgit_plus", "threshold": 0.9}),
         # SparseD
         ({"use_sparsed": True, "sparsed_skip": 0.2, "sparsed_select": 0.3, "sparsed_block_size": 128},
@@ -172,9 +190,15 @@ def test_names_of_public_evaluations_mean_the_same_here(public: dict[str, Any], 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"use_cache": True}, "use_cache=True is not taken: no cache of keys and values is offered in this command"),
-        ({"use_cache": "prefix"}, "use_cache=prefix is not taken"),
-        ({"dual_cache": True}, "no cache of keys and values is offered in this command"),
+        ({"use_cache": "prefix"}, "use_cache must be true or false, not 'prefix'"),
+        ({"dual_cache": True}, "dual_cache=true says which cache use_cache=true is: give both"),
+        ({"use_cache": True, "cache": "dual"}, "cache=dual and use_cache=True, which is cache=prefix, disagree"),
+        ({"use_cache": False, "cache": "dual"}, "cache=dual and use_cache=False, which is cache=none, disagree"),
+        ({"cache": "fast"}, "cache must be one of 'none', 'prefix', 'dual', 'delayed', 'refresh', not 'fast'"),
+        ({"cache": "dual", "cache_refresh": 4}, "cache=dual: The cache 'dual' has no refresh: only delayed and ref"),
+        ({"cache_refresh": 4}, "cache=none: The cache 'none' has no refresh"),
+        ({"cache": "refresh", "cache_refresh": 0}, "cache=refresh: refresh must be at least 1, not 0"),
+        ({"cache": "dual", "cache_keys": "pattern", "attention": "dense"}, "needs a pattern that is kept"),
         ({"factor": 1.0}, "decoding by a factor is not offered here; threshold=… is"),
         ({"save_dir": "there"}, "the harness's own --use_cache PATH"),
         ({"nll_type": "ar_ftb"}, "likelihoods are the Monte-Carlo estimate 'mc' here"),

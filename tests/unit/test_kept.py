@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from dataclasses import replace
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,7 +142,13 @@ def test_of_a_run_that_selects_again_the_last_pattern_stays_and_words_say_whose(
     assert bands == ["dense", *["select", "sparse"] * 4]
     tracked = looks.later(kept)
     assert "a fresh selection against the one in use" in json.dumps(tracked, ensure_ascii=False)
-    assert tracked["figure"]["layout"]["shapes"][0]["x0"] == 3.5
+    # After each selection a line; and what they cost beside dense steps, on the clock.
+    assert [shape["x0"] for shape in tracked["figure"]["layout"]["shapes"]] == [step + 0.5 for step in selected]
+    spent = {kind: [one.seconds for one in kept.sparse.steps if one.phase == kind] for kind in ("dense", "select")}
+    more = sorted(one - median(spent["dense"][1:]) for one in spent["select"])
+    said = f"4 selections: {1000 * max(0, (more[1] + more[2]) / 2):.0f} ms each (median) beside a dense step"
+    share = f"{100 * max(0, sum(more)) / kept.sparse.seconds:.1f} % of the run"
+    assert f"{said}, {share}" in tracked["label"] and said in json.dumps(tracked["figure"]["layout"]["title"])
     (mean,) = (line for line in tracked["figure"]["data"] if line["name"] == "mean of all heads")
     for at, shown in zip(mean["x"], mean["y"], strict=True):
         overlap = run.probes[at - 1].overlap(run.probed[at - 1]).mean()
