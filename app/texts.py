@@ -129,6 +129,7 @@ EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, list[str]]] = {
     "A word problem": ("arithmetic", "short_context", 1),
     "What a window overlooks": ("several", "1k", 6, ["sliding_window"]),
     "Two hops through 1k": ("two_hop", "1k", 2),
+    "Four hops, and what SparseD loses": ("chain4", "1k", 1, ["full_rows"]),
     "Not in the documents": ("unanswerable", "1k", 3),
     "Who is older, at 4k": ("older", "4k", 4),
 }
@@ -144,7 +145,7 @@ OBSERVATIONS = {
         "Show later steps",
     ),
     "early": (
-        "<b>The first steps decide.</b> Sparse from the first step on, LLaDA answers worse (paper); mini bears it.",
+        "<b>The first steps decide.</b> Sparse from the first step on, LLaDA answers worse (paper). Try four hops.",
         "Set skip to 0 and run",
     ),
 }

@@ -23,7 +23,7 @@ from sparsed.models.hub import locate
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS, token_budget
 from sparsed.questions.score import exact_match, facts_right
-from sparsed.questions.world import KINDS, UNTAUGHT
+from sparsed.questions.world import KINDS
 from sparsed.trace.types import Trace
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class SparsedEngine:
         return ModelSpec(short, short, name, "", GENERIC_DEFAULTS, 0, parameters=0, bundled=Path(name).is_dir())
 
     def kinds(self) -> Mapping[str, str]:
-        # Those that the bundled model knows, whichever model is chosen: the list stands before a model does.
-        return {kind: label for kind, label in KINDS.items() if kind not in UNTAUGHT}
+        return KINDS
 
     def lengths(self) -> Mapping[str, int]:
         return {name: token_budget(name) for name in LENGTHS}

@@ -15,7 +15,7 @@ from sparsed.edge import go_on
 from sparsed.evaluation.answers import evaluate, must_be_alone
 from sparsed.evaluation.methods import ABLATIONS, ablations, parse_method, parts_of
 from sparsed.evaluation.observe import observe
-from sparsed.evaluation.plan import DEPTHS, LENGTHS, TYPES, Plan, default_cells
+from sparsed.evaluation.plan import DEPTHS, LENGTHS, TYPES, USUAL_TYPES, Plan, default_cells
 from sparsed.evaluation.reading import doubts, read_observations, read_records, read_sizes
 from sparsed.evaluation.recommend import recommended
 from sparsed.evaluation.scores import summarise
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", default="mini", help="catalogue name, Hub id or local folder")
-    add("--types", nargs="+", choices=list(TYPES), default=list(TYPES)[:5], help="question types")
+    add("--types", nargs="+", choices=list(TYPES), default=list(USUAL_TYPES), help="question types")
     add("--lengths", nargs="+", default=["512", "1k", "2k"], help=f"of {' '.join(LENGTHS)}, or a number of tokens")
     add("--depths", nargs="*", type=float, default=list(DEPTHS), help="where the needed documents stand, 0 … 1; none: "
         "by chance")  # fmt: skip

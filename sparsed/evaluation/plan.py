@@ -23,6 +23,8 @@ TYPES: dict[str, tuple[str, ...]] = {
     "list": ("list",),
 }
 """Question types of the grid, and the kinds of `sparsed.questions` that each asks in turns."""
+USUAL_TYPES = tuple(name for name in TYPES if name != "unanswerable")
+"""Those that are asked where none are named."""
 LENGTHS = ("512", "1k", "2k", "4k", "8k", "16k", "32k", "64k")
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIRST_SEED = 3_000_000

@@ -28,8 +28,6 @@ KINDS: dict[str, str] = {
 """Question kinds and the words that name them on the page."""
 RICH_KINDS = frozenset({"chain3", "chain4", "open", "list"})
 """Kinds whose prompts are made of rich worlds (`sparsed.questions.documents.Documents`)."""
-UNTAUGHT = frozenset({"chain3", "chain4", "open", "list"})
-"""Kinds that the bundled model has not been trained on yet; the page does not offer them."""
 
 
 class World(Documents):

@@ -29,7 +29,7 @@ def _main(argv: list[str] | None) -> None:
     train.add_argument("--workers", type=int, default=8, help="data-loader processes")
     train.add_argument("--longest", type=int, default=65_536, help="leave out longer rows (slow machines)")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--start-from", type=Path, help="weights to go on from, by the last two stages")
+    train.add_argument("--start-from", type=Path, help="weights to go on from, by the last four stages")
     export = commands.add_parser("export", help="write a folder that sparsed.load reads")
     export.add_argument("--run", type=Path, required=True, help="folder of a finished training run")
     export.add_argument("--tokenizer", type=Path, required=True)

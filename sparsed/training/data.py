@@ -34,15 +34,15 @@ TURN_KINDS = {
     "about": 0.024,
     "unanswerable": 0.012,
     "arithmetic": 0.028,
-    "chain3": 0.17,
-    "chain4": 0.20,
-    "open": 0.13,
-    "list": 0.10,
+    "chain3": 0.06,
+    "chain4": 0.12,
+    "open": 0.22,
+    "list": 0.20,
 }
 """Shares of the kinds among the turns of a row, before those are drawn again that its documents do not allow.
 
-Chains and open questions have the shares by which a first study taught them in minutes, lists a tenth. The kinds of one
-and two hops, which are learned faster, share the remaining 40 %, each with the weight among them that it had alone.
+What few documents allow (chains of four, open questions) is drawn more often than what nearly all do. The kinds of one
+and two hops, which are learned faster, share 40 %, each with the weight among them that it had alone.
 """
 RICH_SHARE = 0.7
 """Share of the rows whose world is rich, as the new kinds' prompts are; the old kinds' are plain, and asked of both."""
@@ -138,11 +138,12 @@ class RowMaker:
         rng = self.rng
         if kind is not None:
             return next((question for _ in range(60) if (question := world.ask(kind)) is not None), None)
-        for _ in range(8):
+        for attempt in range(24):
             if talk and rng.random() < 0.1:
                 return world.small_talk()
             chosen = "arithmetic" if talk else rng.choices(list(TURN_KINDS), list(TURN_KINDS.values()))[0]
-            again = rng.random() < 0.15
+            # About what was asked before now and then, and where hardly anything else is left.
+            again = attempt >= 8 or rng.random() < 0.15
             world.used = set() if again else used
             for _ in range(4):
                 if (question := world.ask(chosen)) is None:

@@ -41,7 +41,7 @@ def shortened(curriculum: tuple[Stage, ...], longest: int) -> tuple[Stage, ...]:
     return stages
 
 
-def last_stages(curriculum: tuple[Stage, ...], count: int = 2) -> tuple[Stage, ...]:
+def last_stages(curriculum: tuple[Stage, ...], count: int = 4) -> tuple[Stage, ...]:
     """The last stages alone, over the whole time: for weights that have seen the earlier ones."""
     kept = curriculum[-count:]
     total = sum(stage.share for stage in kept)

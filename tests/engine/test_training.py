@@ -169,9 +169,10 @@ def test_a_row_of_one_kind_holds_that_question_on_a_full_canvas(tokenizer: Token
     answer = tokenizer.decode(canvas)
     assert len(canvas) == 96 and max(row.turns) == 1
     sentences = answer.removesuffix(".").split(". ")
-    assert len(sentences) == {"chain3": 3, "chain4": 4, "list": 1}.get(kind, len(sentences)) and answer.endswith(".")
-    assert kind != "list" or " and " in answer
-    assert kind != "open" or any("lives in" in sentence for sentence in sentences)
+    assert len(sentences) in {"chain3": (3,), "chain4": (4,), "open": (2,), "list": (2, 3, 4)}[kind]
+    assert answer.endswith(".")
+    assert kind != "list" or len({tuple(sentence.split(" ")[2:]) for sentence in sentences}) == 1
+    assert kind != "open" or "lives in" in sentences[0]
 
 
 def test_a_row_that_is_too_short_for_its_question_is_refused(tokenizer: Tokenizer) -> None:
@@ -181,10 +182,11 @@ def test_a_row_that_is_too_short_for_its_question_is_refused(tokenizer: Tokenize
 
 def test_the_tokenizer_is_trained_on_every_kind_and_keeps_its_size() -> None:
     texts = list(_corpus(0, 40))
-    for words in ("of the author of The", "the mayor of the home town of the author", "somebody who", " each keep a"):
+    said = ("of the author of The", "the mayor of the home town of the author", "somebody who", "in alphabetical order")
+    for words in said:
         assert any(words in text for text in texts), words
     assert not {name for name in names("person", True)} & set(re.findall(r"\w+", " ".join(texts)))
     made = train(0, texts=300)
     assert made.get_vocab_size() == VOCABULARY == 2048
-    for word in (" somebody", " everybody", "Name", "Describe", " author", " mayor", "<|mask|>"):
+    for word in (" everybody", "Name", " author", " mayor", "<|mask|>"):
         assert len(made.encode(word).ids) == 1, word
