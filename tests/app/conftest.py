@@ -146,18 +146,41 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def cached(chromium: Any) -> Iterator[Any]:
-    """One browser context for most pages: what it has loaded once comes from its cache."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+def with_profile(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+    """Makes a context that has a profile on the disk: the page's scripts, once compiled, come from its cache. (One
+    without compiles them again for every page, which is half of what opening a page costs.) Its first tab stays empty.
+    The recorded run does not begin to play by itself: that costs as much as a race, on every page.
+    """
+    from app.tools import browser
+
+    made = []
+
+    def make() -> Any:
+        context = chromium.browser_type.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=browser.executable(), args=browser.FLAGS,
+            viewport={"width": 1280, "height": 900}, reduced_motion="reduce",
+        )  # fmt: skip
+        made.append(context)
+        return context
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def cached(with_profile: Callable[[], Any]) -> Any:
+    """One browser context for most pages."""
+    context = with_profile()
     context.add_init_script(RECORDER)
-    yield context
-    context.close()
+    return context
 
 
 @pytest.fixture
-def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page, or the one that a link's query makes; at the end no page may have complained or asked anything of
-    another host. (Going on to another address would cut off what gradio still asks for, and it complains of that.)
+def visit(cached: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
+    `reduced_motion` as given; at the end no page may have complained or asked anything of another host. (Going on to
+    another address would cut off what gradio still asks for, and it complains of that.)
     """
     opened, problems = [], []
 
@@ -169,15 +192,13 @@ def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
         if message.type == "error":
             problems.append(f"console: {message.text}")
 
-    def open_page(server: Server, query: str = "", **options: Any) -> Any:
-        if options:
-            context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-            context.add_init_script(RECORDER)
-            opened.append(context)
-        else:
-            context = cached
-        page = context.new_page()
-        opened.insert(0, page)
+    def open_page(server: Server, query: str = "", viewport: Any = None, **shown: str) -> Any:
+        page = cached.new_page()
+        opened.append(page)
+        if shown:
+            page.emulate_media(**shown)
+        if viewport:
+            page.set_viewport_size(viewport)
         page.set_default_timeout(60_000)
         page.on("request", note_request)
         page.on("console", note_console)
@@ -188,6 +209,9 @@ def visit(chromium: Any, cached: Any) -> Iterator[Callable[..., Any]]:
         return page
 
     yield open_page
-    for one in opened:
-        one.close()
+    for page in opened:
+        if not page.is_closed():
+            # What a page remembers, the next test's does not know.
+            page.evaluate("localStorage.clear()")
+            page.close()
     assert problems == []

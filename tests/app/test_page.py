@@ -54,7 +54,7 @@ def own_text(page: Any, text: str) -> None:
 
 
 def test_a_fresh_page_is_ready_to_run(visit, fake) -> None:
-    page = visit(fake)
+    page = visit(fake, reduced_motion="no-preference")
     assert page.title() == "SparseD live"
     assert page.inner_text(".sd-question").startswith("Tell me about Mara Velin")
     assert re.match(r"2\d\d prompt tokens · the expected answer is known", page.inner_text(".sd-facts"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> N
             for commit in step.committed:
                 canvas[commit.position] = record.vocabulary[commit.token]
             assert canvas == state
-    page = visit(keeping)
+    page = visit(keeping, reduced_motion="no-preference")
     page.get_by_role("tab", name="Take it away").click()
     with page.expect_file_chooser() as chooser:
         page.click("#sd-upload")
@@ -251,9 +252,14 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     choose(page, "sd-lanes", "^Random blocks$")
     page.wait_for_function(f"dear => ({facts})() === dear", arg=dear)
     page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.steps.length === 3 && Math.min(...one.steps) >= 2)")
-    page.click("#sd-stop")
+    stops = keeping.state()["stops"]
+    with keeping.held(8):
+        page.click("#sd-run")
+        page.wait_for_function(
+            "() => window.seen.some((one) => one.steps.length === 3 && Math.min(...one.steps) >= 2)"
+        )
+        page.click("#sd-stop")
+        assert any(keeping.state()["stops"] > stops or time.sleep(0.1) for _ in range(600))
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
     keeping.idle()
     made = keeping.lanes()

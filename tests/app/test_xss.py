@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -170,8 +170,8 @@ def strange(url: str) -> bool:
 class Trap:
     """A browser context that notes what a payload does. requests: addresses that the page has no reason to ask for."""
 
-    def __init__(self, chromium: Any) -> None:
-        self.context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    def __init__(self, context: Any) -> None:
+        self.context, (self.empty,) = context, context.pages
         self.context.add_init_script(DETECTOR)
         self.context.add_init_script(TOASTS)
         self.context.on("page", self._watch)
@@ -204,22 +204,20 @@ class Trap:
             assert page.evaluate("[window.pwned ?? [], window.planted]") == [[], []]
         assert self.requests == [] and self.problems == []
         # No window was opened by anything but this class.
-        assert len(self.pages) == len(self.context.pages)
+        assert [self.empty, *self.pages] == self.context.pages
 
     def forget(self) -> None:
         """Closes the pages, and what was noted of them."""
-        for page in self.context.pages:
+        for page in self.context.pages[1:]:
             page.close()
         for noted in (self.pages, self.requests, self.problems):
             noted.clear()
 
 
 @pytest.fixture(scope="module")
-def opened(chromium: Any) -> Iterator[Trap]:
+def opened(with_profile: Callable[[], Any]) -> Trap:
     """One for the file: what a context has loaded once comes from its cache."""
-    made = Trap(chromium)
-    yield made
-    made.context.close()
+    return Trap(with_profile())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sparsed import trace
+from sparsed.__main__ import main
 from sparsed.edge import INTERRUPTED, NO_READER, TERMINATED, program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,11 +148,14 @@ def test_a_prompt_keeps_its_bytes(tiny_folder: Path, tmp_path: Path) -> None:
     text = "  def f():\r\n\treturn 'ä'\n\n"
     (tmp_path / "a.py").write_bytes(text.encode())
     (tmp_path / "b.py").write_bytes(f"{text}\r\n".encode())
-    for source in (f"- <{tmp_path}/a.py", f"@{tmp_path}/a.py", f"@{tmp_path}/b.py"):
-        end = "" if "b.py" in source else "\n"
-        done = shell(generate(tiny_folder, f"--save-trace {tmp_path}/t.json --prompt {source}"))
-        assert done.returncode == 0, done.stderr
-        assert trace.load(tmp_path / "t.json").prompt.text == text.removesuffix(end)
+    done = shell(generate(tiny_folder, f"--save-trace {tmp_path}/t.json --prompt - <{tmp_path}/a.py"))
+    assert done.returncode == 0, done.stderr
+    assert trace.load(tmp_path / "t.json").prompt.text == text.removesuffix("\n")
+    # A file needs no process of its own.
+    for name, kept in (("a.py", text.removesuffix("\n")), ("b.py", text)):
+        arguments = generate(tiny_folder, f"--save-trace {tmp_path}/{name}.json --prompt @{tmp_path}/{name}").split()
+        assert main(arguments[3:]) == 0
+        assert trace.load(tmp_path / f"{name}.json").prompt.text == kept
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])

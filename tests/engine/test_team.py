@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from sparsed.__main__ import main
 from sparsed.parallel.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,10 +194,17 @@ def test_a_script_that_joins_a_team_ends_well(folders: list[Path], tmp_path: Pat
     assert (process.returncode, out) == (0, "made 3\n"), said
 
 
-def test_what_cannot_be_shared_is_said(folders: list[Path], tmp_path: Path) -> None:
-    process = start(2, "-m", "sparsed", "lm_eval", "--model", "sparsed")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode != 0 and "error: lm_eval cannot run under torchrun; bench, eval, generate can." in said
+def test_a_command_that_cannot_be_shared_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under torchrun, which is what these variables say."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["lm_eval", "--model", "sparsed"]) != 0
+    assert capsys.readouterr().err == "error: lm_eval cannot run under torchrun; bench, eval, generate can.\n"
+
+
+def test_heads_that_cannot_be_shared_are_said(folders: list[Path]) -> None:
     process = start(3, "-m", "sparsed", "generate", "--model", str(folders[0]), "--prompt", "hello", "--quiet")
     _, said = process.communicate(timeout=120)
     assert "LLaDA" in said or "llada" in said
