@@ -15,7 +15,7 @@ from app.finished.replay import Judge, final_snapshot, lane_view, origin
 from app.finished.run import recorded
 from app.lanes import headline, reference
 from app.phrases import clock
-from app.race.lane_view import LaneView, Snapshot
+from app.race.lane_view import FEW_ROWS, LaneView, Snapshot
 from app.race.snapshot import speedup
 from sparsed import trace as traces
 from sparsed.files import draft
@@ -41,9 +41,9 @@ def to_animation(
 ) -> None:
     """Writes the race as it happened, each lane by its own clock, as an animated picture that begins again for ever.
 
-    path: ends in .gif or .webp. width: in pixels; None is 960, and 320 for each lane after the second. seconds: how
-    long one round lasts, the last picture included, which is held for a quarter of it and at least 2 s. judge: (text,
-    gold) → (right or not, in words). The same trace gives the same bytes on one machine.
+    path: ends in .gif or .webp. width: in pixels; None is 960, and 320 for each lane after the second, at most 1920.
+    seconds: how long one round lasts, the last picture included, which is held for a quarter of it and at least 2 s.
+    judge: (text, gold) → (right or not, in words). The same trace gives the same bytes on one machine.
 
     Raises ValueError for another suffix, a width outside 480 … 1920, seconds outside 3 … 120, and a trace that
     cannot be replayed.
@@ -52,7 +52,7 @@ def to_animation(
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"An animation's name ends in {' or '.join(FORMATS)}, not in {path.suffix!r}.")
     if width is None:
-        width = _usual_width(trace)
+        width = min(_usual_width(trace), WIDTHS[-1])
     if width not in WIDTHS:
         raise ValueError(f"width must lie between {WIDTHS[0]} and {WIDTHS[-1]} pixels, not {width}.")
     if not 3 <= seconds <= MOST_SECONDS:
@@ -230,7 +230,9 @@ class _Film:
         draw.rectangle((left, top, right, bottom), fill=colours["panel"], outline=colours["line"])
         draw.rectangle((left, top, right, top + self.px(4) - 1), fill=lane)
         x, end = left + self.inner, right - self.inner
-        phase = view.phases[step - 1] if step else ""
+        phase = view.kinds[step - 1] if step else ""
+        if phase == FEW_ROWS:
+            phase = f"{view.rows[step - 1]:,} of {view.positions:,} rows"
         if shown["ended_early"] and step == len(view.times):
             phase = "answer complete"
         clocked = clock(sum(view.times[:step])) if step else "–"
@@ -265,7 +267,8 @@ class _Film:
         if step:
             draw.rectangle((x, y, x + (end - x) * step // view.total, y + high), fill=lane)
         sparse = next((number for number, phase in enumerate(view.phases) if phase == "sparse"), None)
-        if sparse is None:
+        # With a cache most steps after it compute a few rows.
+        if sparse is None or view.lane.cache is not None:
             return
         at = x + (end - x) * sparse // view.total
         draw.rectangle((at, y - self.px(4), at + self.px(2) - 1, y + high + self.px(4)), fill=colours["ink"])

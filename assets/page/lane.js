@@ -96,7 +96,7 @@
       if (!at) return `Token ${index + 1}: ${leftOut ? "left out" : "masked"}`;
       const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
-      const few = computed[at - 1] < positions ? `, which computed ${rowsOf(computed[at - 1], positions)}` : "";
+      const few = computed[at - 1] < positions ? `, which computed ${rowsOf(computed[at - 1], positions)} rows` : "";
       return `Token ${index + 1}: ${what}, committed in step ${at}${few}${sure}`;
     }
 

@@ -25,6 +25,7 @@ from app.race.canvas import Canvas
 from app.race.race import LaneStep, Update
 from app.race.snapshot import Stage, mode
 from sparsed import trace as traces
+from sparsed.config import ResolvedCache
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\ud800\u202e"
 
@@ -233,6 +234,33 @@ def test_lanes_of_different_length(open_file, made, steps, threshold) -> None:
         go(page, step)
         at = {key: min(step, most) for key, most in zip(runs, steps, strict=True)}
         assert last_seen(page) == stage_after(trace, at, made.judge)
+
+
+def test_six_lanes_with_a_cache_play_as_they_ran_and_fit_into_the_widest_picture(open_file, made, tmp_path) -> None:
+    _, trace = made.make_race(21, 24, 12, (12, 12, 12, 12, 12), 0.1, None)
+    dense = trace.lanes["dense"]
+    # Every fourth step computes all rows, as in a record of Fast-dLLM with three blocks.
+    steps = tuple(replace(step, rows=8) if step.index % 4 else step for step in dense.steps)
+    cached = replace(dense, steps=steps, cache=ResolvedCache("dual"))
+    six = replace(trace, lanes={**trace.lanes, "dense+dual": cached})
+    page = open_file(to_html(six, judge=made.judge))
+    for step in (0, 1, 2, 5, 12):
+        go(page, step)
+        at = dict.fromkeys([*trace.lanes, "dense+dual"], step)
+        assert last_seen(page) == stage_after(six, at, made.judge)
+        shown = page.locator('[data-lane="dense+dual"]')
+        rows = "–" if not step else "8 of 31" if (step - 1) % 4 else "all 31"
+        assert shown.locator(".sd-figures dd").last.inner_text() == rows
+        kind = shown.locator(".sd-phases li[aria-current] b")
+        assert not step or kind.inner_text() == ("few rows" if (step - 1) % 4 else "dense")
+    # Each token says how many rows the step computed that committed it.
+    cell = page.locator('[data-lane="dense+dual"] .sd-cell').first
+    cell.hover()
+    committed = int(cell.get_attribute("data-step"))
+    said = page.inner_text('[data-lane="dense+dual"] .sd-tip')
+    assert (", which computed 8 of 31 rows" in said) == ((committed - 1) % 4 > 0), said
+    to_animation(six, tmp_path / "six.gif", seconds=3)
+    assert frames_of(tmp_path / "six.gif")[0][-1].width == WIDTHS[-1]
 
 
 @pytest.mark.parametrize("factor", [0.01, 15, 30, 1500])

@@ -232,11 +232,11 @@ def test_what_cannot_be_drawn_is_said(
 
 
 def test_more_lengths_than_styles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lengths = ["512", "1k", "2k", "4k", "8k", "16k"]
+    lengths = ["512", "1k", "2k", "4k", "8k", "16k", "32k"]
     rows = [row for length in lengths for row in summary_of(POINTS, length=length)["lengths"]]
     (tmp_path / "s.json").write_text(json.dumps({"lengths": rows, "cells": rows}), "utf-8")
     assert main([str(tmp_path / "s.json"), "--length", *lengths, "--out", str(tmp_path / "t.json")]) == 2
-    assert "--length takes 5 lengths at most, not 6" in capsys.readouterr().err
+    assert "--length takes 6 lengths at most, not 7" in capsys.readouterr().err
     assert main([str(tmp_path / "s.json"), "--length", *lengths[1:], "--out", str(tmp_path / "t.json")]) == 0
 
 
