@@ -226,6 +226,6 @@ FURTHER = {
 # Choices of further lanes that say something together, by what a button says.
 PRESETS: dict[str, tuple[str, ...]] = {
     "SparseD against full attention": (),
-    "SparseD + cache": ("sparsed+dual",),
+    "SparseD + cache": ("sparsed+refresh",),
     "The paper’s table": ("sliding_window", "streaming_llm", "dense+delayed", "dense+dual"),
 }
