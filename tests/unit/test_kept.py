@@ -366,11 +366,11 @@ def test_importances_of_the_visits_longest_ago_go_first(run, monkeypatch) -> Non
 def test_the_page_begins_with_a_recorded_race_of_the_bundled_model() -> None:
     run = opening()
     assert run is not None and not run.live and run.trace.model.name == "mini"
-    assert set(run.trace.lanes) == {"dense", "sparse"} and all(lane.finished for lane in run.trace.lanes.values())
+    assert list(run.trace.lanes) == ["dense", "sparse", "baseline", "sparsed+refresh"]
+    assert all(lane.finished for lane in run.trace.lanes.values())
     # Everything that a live run shows afterwards is in the file.
     assert run.pattern is not None and run.pattern.importances and run.pattern.kept_mass and run.trace.prompt.words
     assert run.sparse is not None and len(run.sparse.probes) == 4 and run.trace.prompt.gold
-    # It was made before files said how the lanes shared the machine; they took turns.
     assert replay_value(run.trace)["mode"] == {"name": "turns", "text": texts.IN_TURNS}
 
 
