@@ -48,7 +48,7 @@ def download(page: Any, name: str) -> Path:
 def canvases(page: Any) -> list[list[str]]:
     """Every cell's text and state, both lanes."""
     return page.evaluate(
-        "() => [...document.querySelectorAll('.sd-lane .sd-canvas')].map((canvas) =>"
+        "() => [...document.querySelectorAll('.sd-lane:not([hidden]) .sd-canvas')].map((canvas) =>"
         " [...canvas.querySelectorAll('.sd-cell')].map((cell) => `${cell.dataset.step ?? ''}:${cell.textContent}`))"
     )
 
