@@ -24,19 +24,21 @@ def agreement(
 ) -> tuple[int, int] | None:
     """(equal positions, compared positions) of two answers of the same length.
 
-    Positions are compared up to and including the end token of the longer answer, so what comes after the end
-    (padding) never counts; two different end tokens are equal. None while a compared cell is still masked.
+    Positions are compared up to and including the end token of the longer answer. What stands after the end token of
+    the shorter one is no part of it, whatever it is: there it has ended. Two different end tokens are equal. None while
+    a cell of either answer is still masked.
     """
     if len(first) != len(second):
         raise ValueError(
             f"The answers have {len(first)} and {len(second)} cells; they must have equally many."
         )
     ids = _ids(ends)
-    compared = max(answer_length(first, ids), answer_length(second, ids))
-    pairs = list(zip(first[:compared], second[:compared], strict=True))
-    if any(a is None or b is None for a, b in pairs):
+    answers = [row[: answer_length(row, ids)] for row in (first, second)]
+    if any(None in answer for answer in answers):
         return None
-    return sum(a == b or (a in ids and b in ids) for a, b in pairs), compared
+    compared = max(map(len, answers))
+    one, two = ([*answer, *answer[-1:] * (compared - len(answer))] for answer in answers)
+    return sum(a == b or (a in ids and b in ids) for a, b in zip(one, two, strict=True)), compared
 
 
 def groups(row: Sequence[int | None], pieces: Container[int | None]) -> Iterator[tuple[int, int]]:

@@ -145,7 +145,7 @@ def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> N
     with page.expect_file_chooser() as chooser:
         page.click("#sd-upload")
     chooser.value.set_files(path)
-    page.wait_for_selector('[data-lane="baseline"]:visible')
+    page.wait_for_selector('[data-lane="baseline"] h2:has-text("Sliding window"):visible')
     # It plays, and the bar stays where it is: what is about to be pressed does not slide away.
     page.get_by_label("in step").check()
     steps = len(written["dense"])
@@ -188,7 +188,6 @@ def test_a_link_brings_the_third_lane_back(raced, visit, keeping) -> None:
     link = page.input_value("#sd-link")
     assert "lanes=sliding_window" in link
     other = visit(keeping, link.removeprefix(keeping.url))
-    assert other.is_hidden("#sd-seen")
     other.click("#sd-settings button")
     other.wait_for_selector("#sd-lanes .token:has-text('Sliding window')")
 
@@ -245,7 +244,7 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     facts = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
     dear = page.evaluate(facts)
     page.click("#sd-presets button >> nth=1")
-    page.wait_for_selector("#sd-lanes .token:has-text('SparseD + Fast-dLLM, dual · our combination')")
+    page.wait_for_selector("#sd-lanes .token:has-text('SparseD + Refresh · our combination')")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('3 lanes: also SparseD + ')")
     page.click("#sd-presets button >> nth=0")
     page.wait_for_function(f"dear => ({facts})() < dear", arg=dear)

@@ -103,10 +103,12 @@ def test_a_canvas_needs_a_cell() -> None:
         ([1, 2, END, END], [1, 2, END, END], (3, 3)),
         ([1, 2, END, 5], [1, 2, END, 2], (3, 3)),  # after the end of both: never counted
         ([1, END, END, END], [1, 2, 5, END], (2, 4)),  # counted to the end of the longer answer
-        ([1, 2, 5, 5], [1, 2, END, 5], (3, 4)),  # no end token: the whole answer
+        ([1, 2, 5, 5], [1, 2, END, 5], (2, 4)),  # no end token: the whole answer
         ([END], [END], (1, 1)),
         ([1, None, END], [1, 2, END], None),
         ([1, END, None], [1, END, None], (2, 2)),
+        ([1, END, 5, 6], [1, 2, 5, END], (2, 4)),  # what the shorter answer has after its end is no part of it
+        ([1, END, None], [1, 2, END], (2, 3)),
     ],
 )
 def test_agreement_counts_up_to_the_end_of_the_longer_answer(first, second, expected) -> None:
@@ -127,7 +129,7 @@ def test_answer_length() -> None:
 
 def test_answers_may_end_in_different_tokens() -> None:
     assert agreement([1, END, 1], [1, 7, 2], {END, 7}) == (2, 2)
-    assert agreement([1, END, 1], [1, 2, 7], {END, 7}) == (1, 3)
+    assert agreement([1, END, 1], [1, 2, 7], {END, 7}) == (2, 3)
 
 
 def test_every_end_token_is_marked() -> None:
