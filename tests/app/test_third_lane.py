@@ -244,7 +244,7 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     facts = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
     dear = page.evaluate(facts)
     page.click("#sd-presets button >> nth=1")
-    page.wait_for_selector("#sd-lanes .token:has-text('SparseD + Refresh · our combination')")
+    page.wait_for_selector("#sd-lanes .token:has-text('SparseD + Refresh · ours')")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('3 lanes: also SparseD + ')")
     page.click("#sd-presets button >> nth=0")
     page.wait_for_function(f"dear => ({facts})() < dear", arg=dear)
