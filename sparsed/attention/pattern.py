@@ -253,38 +253,11 @@ class Pattern:
         return self.layers[0].full_blocks
 
     @property
-    def full_share(self) -> float:
-        """The scores of the query rows that see every key, as a share of the length² scores of dense attention."""
-        length = self.layout.length
-        return (length - self.layout.start_of_last(self.full_blocks)) / length
-
-    @property
     def requested_density(self) -> float:
         """Kept (query block, key block) pairs as a share of all pairs, over layers, heads and batch rows."""
         kept = sum(int(layer.counts.sum()) for layer in self.layers)
         pairs = sum(layer.counts.numel() for layer in self.layers) * self.layout.blocks
         return kept / pairs + self.full_blocks / self.layout.blocks
-
-    @property
-    def executed_density(self) -> float:
-        """Scores that the gather backend computes as a share of the length² scores of dense attention, 0 … 1, those of
-        `full_share` included.
-
-        It differs from the requested density only by the partly filled last block, which holds fewer
-        scores than the others: gather computes no score that was not asked for (padding slots and absent
-        keys cost nothing).
-        """
-        layout = self.layout
-        size, tail = layout.block_size, layout.last_block_rows
-        scores, dense = 0, 0
-        for layer in self.layers:
-            keys = layer.counts.long() * size
-            keys -= (layer.indices == layout.blocks - 1).sum(-1) * (size - tail)
-            rows = torch.full((layout.blocks,), size, device=keys.device)
-            rows[-1] = tail
-            scores += int((keys * rows).sum())
-            dense += layer.counts.shape[0] * layer.counts.shape[1] * layout.length**2
-        return scores / dense + self.full_share
 
     def overlap(self, other: Pattern) -> Tensor:
         """Intersection over union of two patterns' kept pairs, float32 [layers, query_heads] on the CPU.

@@ -119,6 +119,16 @@ class Server:
         finally:
             hold(-1)
 
+    def stop(self, page: Any) -> None:
+        """Presses Stop on a page, and waits until the engine has been told: what is held until then is not made
+        before it, however late a busy browser comes.
+        """
+        before, deadline = self.state()["stops"], time.monotonic() + IDLE_SECONDS
+        page.click("#sd-stop")
+        while self.state()["stops"] == before:
+            assert time.monotonic() < deadline, "the engine was not told to stop"
+            time.sleep(POLL_SECONDS)
+
     def mask(self, layer: int, head: int) -> list[list[int]]:
         """The kept key blocks of every query block of the last pattern (serve.py)."""
         return self.get(f"test/mask?layer={layer}&head={head}")

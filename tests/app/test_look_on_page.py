@@ -311,10 +311,7 @@ def test_a_run_that_ended_before_its_select_step_says_so(visit, real) -> None:
     with real.held(8):
         page.click("#sd-run")
         page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 1))")
-        before = real.state()["stops"]
-        page.click("#sd-stop")
-        while real.state()["stops"] == before:
-            page.wait_for_timeout(20)
+        real.stop(page)
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
     label = "document.querySelector('#sd-heatmap .sd-plot').ariaLabel"
     page.wait_for_function(f"() => {label}.startsWith('The last run ended before')")
@@ -345,10 +342,7 @@ def test_a_stopped_run_keeps_what_was_there(visit, real) -> None:
     with real.held(4) as hold:
         page.click("#sd-run")
         page.wait_for_function("() => window.seen.some((one) => one.steps.some((step) => step === 4))")
-        before = real.state()["stops"]
-        page.click("#sd-stop")
-        while real.state()["stops"] == before:
-            page.wait_for_timeout(20)
+        real.stop(page)
         hold(5)
         page.wait_for_selector('.sd-stage[data-state="stopped"]')
     page.wait_for_selector("#sd-replay input[type=range]:visible")

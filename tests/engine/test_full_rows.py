@@ -18,7 +18,7 @@ import sparsed
 from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.attention.backends import few_rows
 from sparsed.attention.backends.dense import SDPA
-from sparsed.attention.backends.registry import SparseBackend, load_backend
+from sparsed.attention.backends.registry import SparseBackend, executed_density, load_backend
 from sparsed.attention.kernels import Kernels
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.policy import AttentionPolicy
@@ -366,7 +366,7 @@ def test_selecting_everything_is_dense(model_of, family: str, backend_name: str)
     dense = sparsed.generate(model, ids, sampler=sampler, attention="dense")
     full = sparsed.generate(model, ids, sampler=sampler, attention=config, backend=backend_name)
     assert torch.equal(full.tokens, dense.tokens) and full.pattern.requested_density == 1.0
-    assert full.pattern.executed_density == pytest.approx(1.0) and full.info.phases["sparse"] == 5
+    assert executed_density("gather", full.pattern) == pytest.approx(1.0) and full.info.phases["sparse"] == 5
 
 
 @pytest.mark.parametrize("length", [1, 20, 31])
@@ -379,7 +379,7 @@ def test_a_prompt_within_the_first_block_leaves_nothing_sparse(tiny, monkeypatch
     dense = sparsed.generate(tiny, ids, sampler=sampler, attention="dense")
     full = sparsed.generate(tiny, ids, sampler=sampler, attention=config)
     assert torch.equal(full.tokens, dense.tokens) and full.info.phases == {"dense": 0, "select": 1, "sparse": 4}
-    assert full.pattern.full_blocks == full.pattern.layout.blocks and full.pattern.executed_density == 1.0
+    assert full.pattern.full_blocks == full.pattern.layout.blocks and executed_density("gather", full.pattern) == 1.0
     for one, two in zip(full.steps, dense.steps, strict=True):
         assert torch.equal(one.confidence.nan_to_num(-1), two.confidence.nan_to_num(-1))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsed.attention.backends import gather as module
 from sparsed.attention.backends.dense import dense_attention
 from sparsed.attention.backends.gather import gather_attention
+from sparsed.attention.backends.registry import executed_density
 from sparsed.attention.pattern import BlockLayout, LayerPattern, Pattern
 from sparsed.attention.selection.importance import block_importance
 from sparsed.attention.selection.isolated import select_blocks
@@ -145,4 +146,4 @@ def test_executed_density_is_what_runs(uneven: bool, monkeypatch: pytest.MonkeyP
     layer = ragged(2, 4, layout.blocks) if uneven else select_blocks(torch.rand(2, 4, 7, 7), layout, 0.4)
     attend(q, k, v, layer, 32)
     pattern = Pattern(layout, (layer,), 0.4)
-    assert pattern.executed_density == pytest.approx(computed / (2 * 4 * layout.length**2))
+    assert executed_density("gather", pattern) == pytest.approx(computed / (2 * 4 * layout.length**2))
