@@ -33,11 +33,11 @@ def agreement(
             f"The answers have {len(first)} and {len(second)} cells; they must have equally many."
         )
     ids = _ids(ends)
-    answers = [row[: answer_length(row, ids)] for row in (first, second)]
+    answers = [list(row[: answer_length(row, ids)]) for row in (first, second)]
     if any(None in answer for answer in answers):
         return None
     compared = max(map(len, answers))
-    one, two = ([*answer, *answer[-1:] * (compared - len(answer))] for answer in answers)
+    one, two = (answer + answer[-1:] * (compared - len(answer)) for answer in answers)
     return sum(a == b or (a in ids and b in ids) for a, b in zip(one, two, strict=True)), compared
 
 

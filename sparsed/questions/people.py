@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from sparsed.questions.documents import Documents
-from sparsed.questions.entities import Entity, Question
+from sparsed.questions.entities import Question
 from sparsed.questions.pieces import joined, render
 
 FEWEST_CHOICES = 3
@@ -24,7 +26,7 @@ def ask_open(world: Documents) -> Question | None:
     key = world.rng.choice(tuple(wordings))
     # Where somebody's fact is not in the documents, whoever is named first may be the wrong one to name.
     choices = [
-        (town, sorted(people, key=_name))
+        (town, sorted(people, key=attrgetter("name")))
         for town, people in world.holders("town").items()
         if len(people) >= FEWEST_CHOICES and all(key in one.facts for one in people) and world.may_ask(people)
     ]
@@ -43,7 +45,7 @@ def ask_list(world: Documents) -> Question | None:
     wordings = world.material["questions"]["list"]
     key = world.rng.choice(tuple(wordings))
     listed = [
-        (value, sorted(people, key=_name))
+        (value, sorted(people, key=attrgetter("name")))
         for value, people in world.holders(key).items()
         if 2 <= len(people) <= MOST_LISTED
         and len({one.name.split()[0] for one in people}) == len(people)
@@ -54,7 +56,3 @@ def ask_list(world: Documents) -> Question | None:
     value, people = world.rng.choice(listed)
     question = render(world.rng.choice(wordings[key]), **{key: value})
     return Question("list", question, joined([world.statement(one, key) for one in people]), tuple(people))
-
-
-def _name(one: Entity) -> str:
-    return one.name
