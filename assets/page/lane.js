@@ -128,13 +128,21 @@
       tip.style.top = `${cell.offsetTop + cell.offsetHeight + 4 - canvas.scrollTop}px`;
     }
 
-    canvas.addEventListener("pointerover", (event) => {
-      const index = cells.indexOf(event.target.closest(".sd-cell"));
-      if (index >= 0) point(index);
-    });
-    canvas.addEventListener("pointerleave", () => point(-1));
+    // Only a pointer that moves or presses points: one that lies still while the page changes under it takes no cell
+    // away from the keyboard.
+    let pointed = false;
+    for (const kind of ["pointermove", "pointerdown"]) {
+      canvas.addEventListener(kind, (event) => {
+        const index = cells.indexOf(event.target.closest(".sd-cell"));
+        if (index < 0) return;
+        pointed = true;
+        if (index !== active) point(index);
+      });
+    }
+    canvas.addEventListener("pointerleave", () => { if (pointed) point(-1); });
     canvas.addEventListener("blur", () => point(-1));
     canvas.addEventListener("keydown", (event) => {
+      pointed = false;
       const moves = { ArrowRight: active + 1, ArrowDown: active + 1, ArrowLeft: active - 1, ArrowUp: active - 1, Home: 0, End: cells.length - 1 };
       if (event.key === "Escape") point(-1);
       if (!(event.key in moves)) return;

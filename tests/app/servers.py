@@ -119,12 +119,12 @@ class Server:
         finally:
             hold(-1)
 
-    def stop(self, page: Any) -> None:
-        """Presses Stop on a page, and waits until the engine has been told: what is held until then is not made
-        before it, however late a busy browser comes.
+    def stop(self, page: Any, press: Callable[[], Any] | None = None) -> None:
+        """Presses Stop on a page (by a click, or by what is given), and waits until the engine has been told: what is
+        held until then is not made before it, however late a busy browser comes.
         """
         before, deadline = self.state()["stops"], time.monotonic() + IDLE_SECONDS
-        page.click("#sd-stop")
+        press() if press is not None else page.click("#sd-stop")
         while self.state()["stops"] == before:
             assert time.monotonic() < deadline, "the engine was not told to stop"
             time.sleep(POLL_SECONDS)

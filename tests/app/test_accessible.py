@@ -132,10 +132,11 @@ def test_a_whole_visit_by_keyboard(visit, real) -> None:
     page.wait_for_function("() => document.querySelector('#sd-length input').value.startsWith('1k')")
     page.wait_for_function("() => /^9\\d\\d|^1,0\\d\\d/.test(document.querySelector('.sd-facts').textContent)")
     press_until(page, "Tab", "node.id === 'sd-run'")
-    page.keyboard.press("Enter")
-    page.wait_for_function("() => window.seen.some((one) => one.state === 'running' && one.steps[1] > 16)")
-    press_until(page, "Tab", "node.id === 'sd-stop'")
-    page.keyboard.press("Space")
+    with real.held(24):
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => window.seen.some((one) => one.state === 'running' && one.steps[1] > 16)")
+        press_until(page, "Tab", "node.id === 'sd-stop'")
+        real.stop(page, lambda: page.keyboard.press("Space"))
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
     page.wait_for_selector("#sd-replay input[type=range]:visible")
     # Back through the replay.

@@ -132,9 +132,10 @@ def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: s
     real.idle()
     page = visit(real)
     prepare(page, length, 64)
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
-    page.click("#sd-stop")
+    with real.held(8):
+        page.click("#sd-run")
+        page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
+        real.stop(page)
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
     assert real.state()["after_stop"] <= 1
     # What was written stays.
@@ -143,8 +144,9 @@ def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: s
     assert set(stopped["canvases"]["dense"].split("|")) != {"▒"}
     assert page.inner_text(".sd-message").startswith("Stopped.")
     real.idle()
-    page.click("#sd-run")
     begun = "run => window.seen.at(-1).run > run && window.seen.at(-1).steps[0] >= 1"
-    page.wait_for_function(begun, arg=stopped["run"])
-    page.click("#sd-stop")
+    with real.held(8):
+        page.click("#sd-run")
+        page.wait_for_function(begun, arg=stopped["run"])
+        real.stop(page)
     page.wait_for_selector('.sd-stage[data-state="stopped"]')

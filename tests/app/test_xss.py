@@ -324,7 +324,7 @@ def tips(page: Any, lane: str, count: int) -> list[str]:
         """([lane, count]) => {
             const root = document.querySelector(`[data-lane=${lane}]`);
             return [...root.querySelectorAll(".sd-canvas .sd-cell")].slice(0, count).map((cell) => {
-                cell.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+                cell.dispatchEvent(new PointerEvent("pointermove", { bubbles: true }));
                 return root.querySelector(".sd-tip").textContent;
             });
         }""",
@@ -655,7 +655,7 @@ def test_turning_letters_turn_nothing_but_themselves(trap: Trap, keeping: Any) -
         assert page.evaluate(CELLS_IN_ORDER, lane) == []
     box = page.locator("[data-lane=sparse] .sd-canvas .sd-cell")
     for number in range(len(words)):
-        box.nth(number).dispatch_event("pointerover")
+        box.nth(number).dispatch_event("pointermove")
         said = page.text_content("[data-lane=sparse] .sd-tip")
         assert said.startswith(f"Token {number + 1}: “") and ", committed in step " in said
         for own in (f"Token {number + 1}", ", committed in step "):
