@@ -9,8 +9,8 @@ PAPER = "https://arxiv.org/abs/2509.24014"
 
 TITLE = "SparseD live"
 TAGLINE = (
-    "A diffusion language model answers the same question twice: once with full attention, once with SparseD. "
-    "Watch both answers form, which blocks each head keeps, and what that saves on this machine."
+    "One model answers the same question twice: with full attention, and with SparseD, which computes only the blocks "
+    "that matter."
 )
 
 # Whose they are comes first: the list is grouped by it.
@@ -165,7 +165,6 @@ paper's authors. The people, places and works in the prompts are invented.</p> <
 """
 
 MASK_LEGEND = """
-<p class="sd-mask-legend">Each row is a block of queries, each column a block of keys.
-Point at a cell for its tokens.
-Shares are rounded up to whole blocks, prompt and answer separately. Dashed: where the answer begins.</p>
+<p class="sd-mask-legend">Rows: blocks of queries. Columns: blocks of keys. Dashed: where the answer begins.
+Shares are rounded up to whole blocks, prompt and answer separately. Point at a cell for its tokens.</p>
 """

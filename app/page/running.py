@@ -12,7 +12,7 @@ import gradio as gr
 from app.figures import timeline
 from app.finished import views
 from app.page.inputs import Server, read
-from app.page.labels import loading_header, model_header, stage_before
+from app.page.labels import fingerprint, loading_header, model_header, stage_before
 from app.page.layout import Components
 from app.page.looking import Looking
 from app.page.values import Updates, Values, as_json, one_line
@@ -42,12 +42,13 @@ class Running:
         except ValueError as error:
             yield {at.stage: as_json(stage_before(server, "refused", str(error)))}
             return
-        visit = server.visit(http)
+        visit, asks = server.visit(http), fingerprint(asked)
         waiting, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(server.desk, visit, asked)) as stream:
             async for shown in stream:
                 # A model that was loaded changes what the page says of it: its view asks for that.
-                updates: Updates = {at.stage: as_json({**shown.stage, "loaded": shown.loaded is not None})}
+                about = {"loaded": shown.loaded is not None, "asks": asks}
+                updates: Updates = {at.stage: as_json({**shown.stage, **about})}
                 if shown.times is not None and (shown.over or time.monotonic() >= next_timeline):
                     figure = timeline.timeline(shown.times)
                     updates[at.timeline] = as_json({"figure": figure, "label": _timeline_label(shown.stage)})

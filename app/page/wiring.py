@@ -14,9 +14,11 @@ import gradio as gr
 
 from app import texts
 from app.api import endpoints
+from app.lanes import PRESETS
 from app.page import layout
 from app.page.comparing import Comparing
 from app.page.inputs import Server
+from app.page.labels import OTHER_LANES
 from app.page.layout import Components
 from app.page.links import Links
 from app.page.looking import Looking
@@ -32,6 +34,12 @@ QUEUE_SECONDS = 0.02
 UPLOADS_SECONDS = 3600
 # Runs in the browser: adds a name to those of the settings that the visitor has set himself.
 _TOUCH = """(names) => [...new Set([...(names ?? "").split(","), "%s"])].filter(Boolean).sort().join(",")"""
+# So do these: the further lanes of a preset, and the preset that has these lanes.
+_LANES_OF = f"(preset, lanes) => ({json.dumps(PRESETS)})[preset] ?? lanes"
+_PRESET_OF = (
+    f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
+    f" && own.every((name) => lanes.includes(name)))?.[0] ?? {json.dumps(OTHER_LANES)}"
+)
 # What comes from the browser may be anything. `request.parse` and the handlers check it, in sentences of ours;
 # gradio's own checks would refuse what a link has set, and every event after it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
@@ -75,7 +83,11 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
 
 def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: Links) -> None:
     listed, prepared = at.inputs, _shows_the_next_run(at)
-    page.load(links.follow_link, None, at.all_inputs, **_LONG).then(preparing.open, at.all_inputs, prepared, **_LONG)
+    # The preset of lanes is named after the lanes, whoever chose them.
+    named = (None, listed["lanes"], at.preset)
+    followed = page.load(links.follow_link, None, at.all_inputs, **_LONG)
+    followed.then(preparing.open, at.all_inputs, prepared, **_LONG)
+    followed.then(*named, js=_PRESET_OF, **_AT_ONCE)
     prepare = (preparing.prepare, at.all_inputs, prepared)
     # A value the visitor has set himself is not moved when the model or the prompt length changes.
     for name in FOLLOWING:
@@ -94,11 +106,13 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
     at.another.click(None, number, number, js="(number) => (number ?? 0) + 1", **_AT_ONCE).then(*prepare, **_LONG)
     for button, values in at.examples:
         sets = [listed[name] for name in ("kind", "length", "question", "lanes")][: len(values)]
-        button.click(None, None, sets, js=f"() => {json.dumps(values)}", **_AT_ONCE).then(*prepare, **_LONG)
-    for button, further in at.presets:
-        button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
-            *prepare, **_LONG
+        button.click(None, None, sets, js=f"() => {json.dumps(values)}", **_AT_ONCE).then(*prepare, **_LONG).then(
+            *named, js=_PRESET_OF, **_AT_ONCE
         )
+    at.preset.input(None, [at.preset, listed["lanes"]], listed["lanes"], js=_LANES_OF, **_AT_ONCE).then(
+        *prepare, **_LONG
+    )
+    listed["lanes"].input(*named, js=_PRESET_OF, **_AT_ONCE)
 
 
 def _shows_the_next_run(at: Components) -> list[Any]:
