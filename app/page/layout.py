@@ -80,8 +80,8 @@ class Components:
     another: gr.Button
     run: gr.Button
     stop: gr.Button
-    # What each sets: see `app.texts.EXAMPLES`.
-    examples: list[tuple[gr.Button, tuple[Any, ...]]]
+    # What each sets and runs.
+    examples: list[tuple[gr.Button, texts.Example]]
     # Each sets the further lanes: see `app.lanes.PRESETS`.
     presets: list[tuple[gr.Button, tuple[str, ...]]]
     panel: gr.HTML
@@ -97,6 +97,11 @@ class Components:
     def all_inputs(self) -> list[Any]:
         """What a handler is sent, and `app.page.inputs.read` takes."""
         return [*self.inputs.values(), self.touched]
+
+    @property
+    def starters(self) -> list[gr.Button]:
+        """The buttons that start a race, Run first; they wait while one goes on."""
+        return [self.run, *(button for button, _ in self.examples), self.explorer.observations[-1]]
 
 
 def build(server: Server) -> Components:
@@ -114,10 +119,10 @@ def build(server: Server) -> Components:
         stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=90, scale=1)
     with gr.Row(elem_id="sd-examples"):
         gr.HTML("<span>Try</span>", apply_default_css=False, elem_classes="sd-try")
-        examples: list[tuple[gr.Button, tuple[Any, ...]]] = [
-            (gr.Button(label, size="sm", elem_classes="sd-example"), chosen)
-            for label, chosen in texts.EXAMPLES.items()
-            if chosen[0] in server.kinds and chosen[1] in server.lengths
+        examples = [
+            (gr.Button(label, size="sm", elem_id=texts.example_id(number), elem_classes="sd-example"), example)
+            for number, (label, example) in enumerate(texts.EXAMPLES.items())
+            if example.kind in server.kinds and example.length in server.lengths
         ]
     with gr.Row(elem_id="sd-presets"):
         gr.HTML("<span>Lanes</span>", apply_default_css=False, elem_classes="sd-try")

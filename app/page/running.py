@@ -15,7 +15,7 @@ from app.page.inputs import Server, read
 from app.page.labels import loading_header, model_header, stage_before
 from app.page.layout import Components
 from app.page.looking import Looking
-from app.page.values import Updates, Values, as_json, one_line
+from app.page.values import Updates, as_json, one_line
 from app.race.links import link
 from app.server.session import perform
 
@@ -29,10 +29,17 @@ class Running:
     def __init__(self, server: Server, components: Components, looking: Looking) -> None:
         self.server, self.components, self.looking = server, components, looking
 
-    def begin(self, http: gr.Request) -> Values:
+    def begin(self, http: gr.Request) -> Updates:
         """Run pressed; a Stop from now on counts, be the run on its way yet."""
         self.server.visit(http).stopping = False
-        return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
+        return self._buttons(running=True)
+
+    def _buttons(self, *, running: bool) -> Updates:
+        """Whatever starts a run waits while one goes on: nothing of that one can be lost."""
+        at = self.components
+        waiting = {button: gr.update(interactive=not running) for button in at.starters}
+        run = gr.update(value="Running …" if running else "Run", interactive=not running)
+        return {**waiting, at.run: run, at.stop: gr.update(value="Stop", interactive=running)}
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
         """One race, streamed: the first value says that it is being prepared, the last how it ended."""
@@ -64,10 +71,9 @@ class Running:
     def over(self, http: gr.Request, *values: Any) -> Updates:
         """A run has ended, or did not begin: everything that shows the last run."""
         at, given = self.components, read(values)
-        free = {
-            at.run: gr.update(value="Run", interactive=True), at.stop: gr.update(value="Stop", interactive=False),
-        }  # fmt: skip
         visit = self.server.visit(http)
+        # Refused beside another run of this visit: the buttons are that one's.
+        free = {} if visit.running else self._buttons(running=False)
         if not visit.unseen or visit.kept is None:
             run = self.looking.looked_at(visit)
             head = gr.skip() if run is None else self.looking.head(run, visit)

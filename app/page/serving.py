@@ -129,5 +129,5 @@ def _head() -> str:
         '<meta name="color-scheme" content="light dark">'
         f'<link rel="stylesheet" href="{style}">'
         f'<script src="{address(SCRIPT, script())}" data-plotly="{version}" '
-        f'data-buttons="{html.escape(json.dumps(texts.BUTTONS))}"></script>'
+        f'data-buttons="{html.escape(json.dumps(texts.button_titles()))}"></script>'
     )

@@ -174,6 +174,37 @@ def test_what_buttons_do_is_said_when_they_are_pointed_at(visit, fake) -> None:
             " return node.title || node.querySelector('button')?.title; }", element) == said  # fmt: skip
 
 
+def test_an_example_sets_all_that_it_needs_and_runs(visit, fake) -> None:
+    """Nothing of what was set before stays behind, and while it runs no other run can be begun."""
+    from app.texts import EXAMPLES, button_titles, example_id
+
+    number, example = next((i, one) for i, one in enumerate(EXAMPLES.values()) if one.kind == "about")
+    title = button_titles()[example_id(number)]
+    page = visit(fake)
+    page.click("#sd-settings button")
+    choose(page, "sd-threshold", "0.90")
+    set_slider(page, "sd-skip", "0.6")
+    choose(page, "sd-lanes", "^Sliding window$")
+    chip = f"#{example_id(number)}"
+    with fake.held(20) as hold:
+        page.evaluate("window.seen.length = 0")
+        page.click(chip)
+        page.wait_for_function("() => window.seen.some((one) => one.state === 'running')")
+        for starter in ("#sd-run", chip, "#sd-observe-early"):
+            page.wait_for_selector(f"{starter}[disabled]")
+        hold(-1)
+        wait_for(page, "done")
+    assert page.locator(".sd-lane:not([hidden])").count() == 2 + len(example.lanes)
+    assert page.locator(".sd-lane .sd-figures dd").first.inner_text() == "64 of 64"
+    phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()
+    assert phases == ["dense steps 1–13", "select step 14", "sparse steps 15–64"]
+    shows(page, "sd-threshold", "off")
+    is_free(page)
+    assert page.is_enabled(chip)
+    page.locator(chip).hover()
+    assert title.startswith("Runs at once. ") and page.get_attribute(chip, "title") == title
+
+
 def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     page = visit(fake)
     choose(page, "sd-length", "4k")

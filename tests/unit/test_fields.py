@@ -44,6 +44,17 @@ def test_programs_alone_can_give_stop_strings() -> None:
             BY_NAME["stop"].check(wrong)
 
 
+def test_every_example_can_be_run() -> None:
+    from app.texts import EXAMPLES
+    from sparsed.questions.lengths import LENGTHS
+    from sparsed.questions.world import KINDS
+
+    known = {"defaults": MINI_DEFAULTS, "models": ["mini"], "kinds": KINDS, "lengths": LENGTHS}
+    for one in EXAMPLES.values():
+        given = usual("mini", one.kind, one.length) | {"question": one.question, "lanes": one.lanes}
+        assert len(parse(**given, **known).lanes) == 2 + len(one.lanes)
+
+
 def test_a_switch_is_what_its_word_says() -> None:
     for field in [field for field in FIELDS if field.kind == "switch"]:
         off = None if field.off is False else False
