@@ -84,6 +84,8 @@ class Components:
     examples: list[tuple[gr.Button, texts.Example]]
     # Each sets the further lanes: see `app.lanes.PRESETS`.
     presets: list[tuple[gr.Button, tuple[str, ...]]]
+    # What keeps a run from being made, near Run; selecting it leads back to the model that is here.
+    trouble: gr.HTML
     panel: gr.HTML
     stage: gr.HTML
     replay: gr.HTML
@@ -117,6 +119,7 @@ def build(server: Server) -> Components:
         another = gr.Button("Another question", elem_id="sd-another", min_width=150, scale=1)
         run = gr.Button("Run", variant="primary", elem_id="sd-run", min_width=110, scale=1)
         stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=90, scale=1)
+    trouble = view_of("trouble", {"sentence": ""}, "sd-trouble")
     with gr.Row(elem_id="sd-examples"):
         gr.HTML("<span>Try</span>", apply_default_css=False, elem_classes="sd-try")
         examples = [
@@ -159,8 +162,8 @@ def build(server: Server) -> Components:
     touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
     return Components(
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, another=another, run=run,
-        stop=stop, examples=examples, presets=presets, panel=panel, stage=stage, replay=replay, timeline=timeline,
-        head=head, explorer=explorer, lengths=lengths, picture=picture,
+        stop=stop, examples=examples, presets=presets, trouble=trouble, panel=panel, stage=stage, replay=replay,
+        timeline=timeline, head=head, explorer=explorer, lengths=lengths, picture=picture,
     )  # fmt: skip
 
 

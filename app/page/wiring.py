@@ -92,14 +92,16 @@ def _before_a_run(
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
     listed["model"].input(*prepare, trigger_mode="multiple", **_LONG)
+    default = json.dumps(preparing.server.desk.models.default)
+    at.trouble.select(None, None, listed["model"], js=f"() => {default}", **_AT_ONCE).then(*prepare, **_LONG)
     number = listed["question"]
     at.another.click(None, number, number, js="(number) => (number ?? 0) + 1", **_AT_ONCE).then(*prepare, **_LONG)
     for button, example in at.examples:
         values = links.values_of(example)
         sets = [*(listed[name] for name in values), at.touched]
-        chosen = button.click(None, None, sets, js=f"() => {json.dumps([*values.values(), ''])}", **_AT_ONCE)
-        chosen.then(*prepare, **_LONG)
-        _race(chosen.then, at, running)
+        pressed = button.click(None, None, sets, js=f"() => {json.dumps([*values.values(), ''])}", **_AT_ONCE)
+        pressed.then(*prepare, **_LONG)
+        _race(pressed.then, at, running)
     for button, further in at.presets:
         button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
             *prepare, **_LONG
@@ -108,14 +110,14 @@ def _before_a_run(
 
 def _shows_the_next_run(at: Components) -> list[Any]:
     moved = [at.inputs[name] for name in ("text", "system", "model", *FOLLOWING)]
-    return [at.header, at.panel, at.inputs["length"], at.another, *moved]
+    return [at.header, at.trouble, at.panel, at.inputs["length"], at.another, *moved]
 
 
 def _race(after: Callable[..., Any], at: Components, running: Running) -> None:
     """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the stream:
     gradio makes each output's component anew for each value, which takes the engine's time.
     """
-    buttons = [*at.starters, at.stop]
+    buttons = [*at.starters, at.stop, at.trouble]
     after(running.begin, None, buttons, **_AT_ONCE).then(
         running.run, at.all_inputs, [at.stage, at.timeline, at.header], **_LONG
     ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG)

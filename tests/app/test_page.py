@@ -24,6 +24,13 @@ def run(page: Any) -> None:
     page.wait_for_function("() => window.seen.some((one) => one.state === 'running')")
 
 
+def refused(page: Any, said: str) -> None:
+    """The run was refused, and the page says why, in one place."""
+    wait_for(page, "refused")
+    page.wait_for_selector(f".sd-problem:not([hidden]):has-text('{said}')")
+    assert page.is_hidden(".sd-message") and page.inner_text("body").count(said) == 1
+
+
 def is_free(page: Any) -> None:
     """Another run can be started, and there is none to stop."""
     page.wait_for_selector("#sd-run:not([disabled])")
@@ -260,8 +267,7 @@ def test_a_length_that_does_not_fit_says_why_and_is_refused(visit, fake) -> None
     page.wait_for_selector(".sd-problem:not([hidden])")
     assert "Choose a shorter prompt length" in page.inner_text(".sd-problem")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "Choose a shorter prompt length" in page.inner_text(".sd-message")
+    refused(page, "Choose a shorter prompt length")
     is_free(page)
 
 
@@ -306,10 +312,10 @@ def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None
     choose(page, "sd-block-length", "^16$")
     set_slider(page, "sd-steps", "40")
     page.wait_for_selector(".sd-problem:not([hidden])")
-    assert "steps must be a multiple of the number of semi-autoreg" in page.inner_text(".sd-problem")
+    said = "“Denoising steps” must be a multiple of the number of semi-autoregressive blocks, “Generation length” / "
+    assert page.inner_text(".sd-problem").startswith(said)
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "must be a multiple" in page.inner_text(".sd-message")
+    refused(page, "“Denoising steps” must be a multiple of")
 
 
 def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
@@ -320,12 +326,23 @@ def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
     assert page.inner_text('[data-lane="dense"] .sd-verdict') == "" and page.is_hidden(".sd-gold")
 
 
-def test_an_empty_text_is_refused(visit, fake) -> None:
+def test_a_run_that_is_refused_leaves_the_screen_as_it_was(visit, fake) -> None:
     page = visit(fake)
+    run_to_end(page)
+    is_free(page)
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    parts = [".sd-score-speed", ".sd-lanes", "#sd-replay", "#sd-looking"]
+    before = [page.inner_text(part) for part in parts]
     choose(page, "sd-kind", "Your own text")
+    page.wait_for_selector("#sd-text textarea")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "is empty" in page.inner_text(".sd-message")
+    refused(page, "Your own text is empty")
+    is_free(page)
+    assert [page.inner_text(part) for part in parts] == before
+    # What was said does not stand over the next run.
+    own_text(page, "one two three")
+    run_to_end(page)
+    assert page.is_hidden(".sd-problem") and [page.inner_text(part) for part in parts] != before
 
 
 def test_an_engine_error_is_a_sentence_and_the_next_run_works(visit, fake) -> None:
@@ -364,8 +381,7 @@ def test_the_list_of_models_says_what_each_takes(visit, fake) -> None:
     page.wait_for_selector(".sd-problem:not([hidden])")
     assert page.inner_text(".sd-problem").startswith("Giant-100B is too large for this machine: 200.0 GB")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "does not fit into this machine" in page.inner_text(".sd-message")
+    refused(page, "does not fit into this machine")
     is_free(page)
 
 
@@ -419,13 +435,13 @@ def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
     with fake.held(2):
         run(other)
         page.click("#sd-run")
-        wait_for(page, "refused")
+        refused(page, "Broken-7B could not be downloaded: no connection to the Hub.")
         assert state(other) == "running"
-    assert page.inner_text(".sd-message") == "Broken-7B could not be downloaded: no connection to the Hub."
     assert page.inner_text(".sd-chips").split("\n") == ["broken", "not in memory"]
     wait_for(other, "done")
-    choose(page, "sd-model", "mini")
+    page.click("text=Back to mini")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
+    assert page.is_hidden(".sd-problem") and page.input_value("#sd-model input").startswith("mini")
     run_to_end(page)
     assert state(page) == "done"
 
