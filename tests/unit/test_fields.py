@@ -60,7 +60,7 @@ def test_sentences_of_the_engine_come_to_the_page_with_its_labels() -> None:
     from app.server.models import load_error
 
     asked: list[dict[str, Any]] = [
-        {"threshold": 0.9, "steps": 16}, {"block_length": 16, "gen_length": 64, "steps": 10}, {"cfg_scale": -1.0},
+        {"threshold": 0.9, "steps": 16}, {"block_length": 16, "gen_length": 64, "steps": 2}, {"cfg_scale": -1.0},
         {"algorithm": "origin", "confidence_eos_eot_inf": True}, {"top_p": 0.5},
         {"algorithm": "entropy", "threshold": 0.5},
     ]  # fmt: skip
