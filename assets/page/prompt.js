@@ -9,14 +9,13 @@
     const next = el("span", { class: "sd-next" }, "Next");
     const question = el("p", { class: "sd-question" });
     const facts = el("p", { class: "sd-facts" });
-    const problem = el("p", { class: "sd-problem", role: "alert", hidden: "" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
     const text = el("pre", { class: "sd-prompt-text", tabindex: "0", "aria-label": "The whole prompt" });
     const summary = el("summary", {}, "Read the prompt");
     const details = el("details", { class: "sd-preview" }, summary, text);
     root.replaceChildren(
       el("section", { class: "sd-prompt", "aria-label": "Prompt" },
-        el("div", { class: "sd-prompt-line" }, next, question, facts, details), problem, notes),
+        el("div", { class: "sd-prompt-line" }, next, question, facts, details), notes),
     );
     let current = "";
     // A prompt of 64k tokens is laid out when somebody opens it, not before.
@@ -39,9 +38,6 @@
       show(question, ready ? Boolean(value.question) : value.state === "loading");
       show(facts, ready || value.state === "empty" || Boolean(value.offer));
       show(details, ready);
-      const trouble = value.problem || value.refused || "";
-      setText(problem, trouble);
-      show(problem, Boolean(trouble));
       setList(notes, value.notes);
       // While a model is loaded, what is asked for has not changed.
       if (value.state !== "loading") document.dispatchEvent(new CustomEvent("sparsed:asks", { detail: value.asks ?? "" }));
@@ -54,7 +50,7 @@
       const parts = [`${number(value.tokens)} prompt tokens`];
       if (value.gold) parts.push("the expected answer is known");
       if (value.lanes) parts.push(value.lanes);
-      if (value.estimate && !value.refused) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
+      if (value.estimate) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
       setText(facts, parts.join(" · "));
       setAttribute(facts, "title", facts.textContent);
       current = value.text;

@@ -62,7 +62,7 @@
     function drawOld() {
       const differs = asked !== null && shown !== null && asked !== shown;
       setAttribute(section, "data-old", differs ? "" : null);
-      setText(old, busy ? "this run" : "last run");
+      setText(old, section.dataset.state === "running" ? "this run" : "last run");
       show(old, differs && recorded.hidden && Boolean(about.textContent));
     }
     document.addEventListener("sparsed:asks", (event) => {
@@ -88,6 +88,9 @@
         shown = value.asks;
       }
       source = record ?? (value.asks ? null : source);
+    }
+
+    function watch(value) {
       if (value.replay) return;
       const now = BUSY.includes(value.state);
       if (now && !busy) intoView();
@@ -110,20 +113,28 @@
     // run was not made here and now.
     function draw(value) {
       if (!value) return;
+      setText(message, value.message);
+      show(message, Boolean(value.message));
+      setAttribute(message, "data-state", value.state);
+      setAttribute(section, "data-state", value.state);
+      watch(value);
+      // Before its first step a run has its message alone: what was there stays, and still does where none follows.
+      const begun = value.state === "running" || value.replay || value.lanes.some((lane) => lane.step);
+      if (views.size && !begun) {
+        if (value.loaded) trigger("load");
+        document.dispatchEvent(new CustomEvent("sparsed:stage", { detail: value }));
+        return;
+      }
       if (value.run !== run) {
         run = value.run;
         for (const view of views.values()) view.reset();
       }
-      setAttribute(section, "data-state", value.state);
       setAttribute(section, "data-run", value.run);
       setAttribute(section, "data-sequence", value.sequence);
       const score = value.speedup;
       speed.draw(score);
       if (score) setAttribute(speed.box, "data-sense", score.words.split(" ")[0]);
       agreement.draw(value.agreement);
-      setText(message, value.message);
-      show(message, Boolean(value.message));
-      setAttribute(message, "data-state", value.state);
       setText(recorded, value.recorded);
       setAttribute(recorded, "title", value.recorded);
       show(recorded, Boolean(value.recorded));
