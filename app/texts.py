@@ -103,7 +103,7 @@ pattern hardly changes from step to step, so all later steps compute the kept bl
 attention does about a third of its work; the rest of the network costs what it did.</li> </ol> <p><b>How the
 race is timed.</b> Each step is timed alone, selection included. On one device the lanes never run at the same
 time: the one that has used less time goes next. With two GPUs each lane has its own, and both run at the same
-time; only where steps are so short that they would hold each other up, they take turns there too. The line above
+time; only where steps are so short that they would hold each other up, they take turns there too. The line below
 the lanes says which. The speed-up while running compares the
 steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
 is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler

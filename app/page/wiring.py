@@ -35,7 +35,7 @@ UPLOADS_SECONDS = 3600
 # Runs in the browser: adds a name to those of the settings that the visitor has set himself.
 _TOUCH = """(names) => [...new Set([...(names ?? "").split(","), "%s"])].filter(Boolean).sort().join(",")"""
 # So do these: the further lanes of a preset, and the preset that has these lanes.
-_LANES_OF = f"(preset, lanes) => ({json.dumps(PRESETS)})[preset] ?? lanes"
+_LANES_OF = f"(preset, lanes) => [({json.dumps(PRESETS)})[preset] ?? lanes]"
 _PRESET_OF = (
     f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
     f" && own.every((name) => lanes.includes(name)))?.[0] ?? {json.dumps(OTHER_LANES)}"
