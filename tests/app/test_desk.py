@@ -624,7 +624,7 @@ def test_runs_of_programs_are_kept_for_a_while_and_not_too_many(
     kept = collect(desk, Visit(), asked_of(desk))[-1].kept
     runs = [replace(kept, key=f"key-{number}") for number in range(36)]
     for run in runs:
-        desk.visits.remember_call(run)
+        desk.visits.remember_call(replace(run))
     assert [desk.visits.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 32
     last, now = weakref.ref(desk.visits.kept(runs[-1].key)), time.monotonic
     monkeypatch.setattr("app.server.visits.time.monotonic", lambda: now() + 901)
