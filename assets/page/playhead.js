@@ -1,6 +1,6 @@
 /* One playhead: which step each lane shows, of a run that goes on as of one that is played again. Whatever follows it
-   listens to `sparsed:playhead` or asks `sparsed.playhead`: {time: seconds of the lane that used most, steps: [{lane,
-   step, phase, rows, positions}], headline: a lane's key, live: a run, not a replay, begun: there is a step to show}.
+   listens to `sparsed:playhead` or asks `stepOf`. The event's detail: {time: seconds of the lane that used most, steps:
+   [{lane, step, phase, rows, positions}], headline: a lane's key, live: a run, not a replay, begun: a step is shown}.
    The counter among the scores says what the headline's lane has computed by then. */
 (() => {
   "use strict";
@@ -12,8 +12,9 @@
 
   const skipped = el("b", { class: "sd-skipped" });
   const pairs = el("span", { class: "sd-detail" });
+  const rows = el("span", { class: "sd-detail" });
   const counter = el("div", { class: "sd-counter", hidden: "" },
-    el("p", {}, skipped, " ", el("span", { class: "sd-words" }, "of block pairs skipped")), pairs);
+    el("p", {}, skipped, " ", el("span", { class: "sd-words" }, "of block pairs skipped")), pairs, rows);
   setAttribute(counter, "title", "Pairs of a query block and a key block in a head, the mean over all heads and layers.");
 
   // Of lanes with a cache: the rows. Which of them a step computed is not told, so their pairs are not counted.
@@ -28,7 +29,8 @@
     if (scores && counter.parentElement !== scores) scores.append(counter);
     setText(skipped, `${share(...known)} %`);
     const cached = value.lanes.filter((each) => each.step_rows && each.counted).map(rowsOf);
-    setText(pairs, [`${number(Math.round(known[0]))} of ${number(known[1])} a head computed`, ...cached].join(" · "));
+    setText(pairs, `${number(Math.round(known[0]))} of ${number(known[1])} a head computed`);
+    setText(rows, cached.join(" · "));
     setAttribute(counter, "data-step", lane.step);
   }
 
