@@ -119,7 +119,7 @@ class LaneSpec:
         attention = self.attention.resolve(0)  # no length changes what matters here
         if self.cache is not None:
             return _planned(attention, self.cache, steps, blocks, gen_length)
-        phases = phases_of(steps, attention.skip, attention.selection, attention.refresh, steps // blocks)
+        phases = phases_of(steps, attention.skip, attention.selection, attention.refresh, blocks)
         return tuple(PlannedStep(phase) for phase in phases)
 
     def phases(self, steps: int, blocks: int, gen_length: int = 0) -> tuple[Phase, ...]:

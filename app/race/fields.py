@@ -131,8 +131,9 @@ FIELDS = (
         f"A prompt of your own instead of a question, up to {MAX_CHARACTERS:,} characters.", usual="",
     ),
     _of_engine(
-        "steps", "Denoising steps", "More steps, fewer tokens each.",
-        f"Denoising steps, 1 to {MAX_STEPS}; a multiple of the number of blocks. Default: the model's.",
+        "steps", "Denoising steps", "More steps, fewer tokens each; those left over go to the first blocks.",
+        f"Denoising steps, 1 to {MAX_STEPS}, at least one for each block; where blocks do not divide them, the first "
+        "blocks get one more. Default: the model's.",
         called="steps", low=1, high=MAX_STEPS, slider=(8, 256, 8), follows=True,
     ),
     _of_engine(

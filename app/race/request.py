@@ -73,7 +73,7 @@ class Request:
     @property
     def blocks(self) -> int:
         """Semi-autoregressive blocks of the generation."""
-        return self.gen_length // self.sampler.block_length
+        return self.sampler.blocks
 
     @property
     def rows(self) -> int:

@@ -63,7 +63,7 @@ class AttentionPolicy:
         that are done early can move it.)
         """
         config = self.config
-        return switch_step(self.steps, config.skip, config.selection, config.refresh, self.steps // self.blocks)
+        return switch_step(self.steps, config.skip, config.selection, config.refresh, self.blocks)
 
     def phase(self, step: int) -> Phase:
         """Full attention, then the step that makes the pattern, then the pattern; without `refresh`, where every step

@@ -107,14 +107,13 @@ def measure(
     other = dense_step.median - full
     density = None if pattern is None else pattern.requested_density
     limit_step = None if density is None else other + density * full
-    blocks = sparsed.sampler.gen_length // sparsed.sampler.block_length
     composed = []
     # A run that went back to full attention would not be sparse to its end, however long.
     stays = not any(dense_again(run) for run in runs["SparseD"])
     if stays and select_step is not None and sparse_step is not None and limit_step is not None:
         for total in compose:
             planned = Counter(
-                phases_of(total, settings.skip, settings.selection, settings.refresh, max(1, total // blocks))
+                phases_of(total, settings.skip, settings.selection, settings.refresh, sparsed.sampler.blocks)
             )
             if not planned["sparse"]:
                 continue

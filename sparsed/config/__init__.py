@@ -24,7 +24,14 @@ from sparsed.config.attention import (
     switch_step,
 )
 from sparsed.config.cache import CACHE_LABELS, CACHES, NO_CACHE, CacheConfig, ResolvedCache, check_keys
-from sparsed.config.sampler import ALGORITHMS, DREAM_ALGORITHMS, LLADA_ALGORITHMS, ResolvedSampler, SamplerConfig
+from sparsed.config.sampler import (
+    ALGORITHMS,
+    DREAM_ALGORITHMS,
+    LLADA_ALGORITHMS,
+    ResolvedSampler,
+    SamplerConfig,
+    steps_of_blocks,
+)
 
 __all__ = [
     "ALGORITHMS",
@@ -53,5 +60,6 @@ __all__ = [
     "phases_of",
     "same_importances",
     "select_step",
+    "steps_of_blocks",
     "switch_step",
 ]

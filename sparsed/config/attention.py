@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 from sparsed.config.rows import check_each, check_set, choice, given, number, setting, switch, whole, word
+from sparsed.config.sampler import steps_of_blocks
 
 Phase = Literal["dense", "select", "sparse"]
 
@@ -45,30 +47,31 @@ def select_step(steps: int, skip: float, selection: str = "paper") -> int:
 
 
 def switch_step(
-    steps: int, skip: float, selection: str = "paper", refresh: int = 0, block_steps: int | None = None
+    steps: int, skip: float, selection: str = "paper", refresh: int = 0, blocks: int = 1
 ) -> int | None:
     """The first sparse step, counted from 0, or None if none of `steps` steps is.
 
-    refresh, block_steps: see `phases_of`.
+    refresh, blocks: see `phases_of`.
     """
-    planned = phases_of(steps, skip, selection, refresh, block_steps)
+    planned = phases_of(steps, skip, selection, refresh, blocks)
     return next((step for step, phase in enumerate(planned) if phase == "sparse"), None)
 
 
 def phases_of(
-    steps: int, skip: float, selection: str = "paper", refresh: int = 0, block_steps: int | None = None
+    steps: int, skip: float, selection: str = "paper", refresh: int = 0, blocks: int = 1
 ) -> tuple[Phase, ...]:
     """The phase of each of `steps` steps: "dense", "select" (full attention that makes the pattern), "sparse".
 
     refresh: 0, or a step also selects when so many have been made since the last selection, and where a
-    semi-autoregressive block begins. block_steps: steps of such a block; None: there is one block.
+    one of the semi-autoregressive `blocks` begins.
     """
     first = select_step(steps, skip, selection)
+    begins = {0, *accumulate(steps_of_blocks(steps, blocks))}
     phases: list[Phase] = []
     selected = first
     for step in range(steps):
         fresh = step == first or (
-            step > first and refresh > 0 and (step - selected >= refresh or step % (block_steps or steps) == 0)
+            step > first and refresh > 0 and (step - selected >= refresh or step in begins)
         )
         selected = step if fresh else selected
         phases.append("select" if fresh else "dense" if step < first else "sparse")

@@ -29,6 +29,14 @@ ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
 _MOST = 2**20
 
 
+def steps_of_blocks(steps: int, blocks: int) -> tuple[int, ...]:
+    """How many of a run's `steps` each of its semi-autoregressive blocks gets: equally many, and where `blocks` does
+    not divide them the first (steps mod blocks) blocks one more.
+    """
+    each, more = divmod(steps, blocks)
+    return tuple(each + (number < more) for number in range(blocks))
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
     """How the canvas is unmasked; fields that are None take the model's default.
@@ -38,7 +46,8 @@ class SamplerConfig:
 
     steps: int | None = setting(
         partial(whole, least=1, below=_MOST),
-        "denoising steps of the whole run; each semi-autoregressive block gets an equal share",
+        "denoising steps of the whole run, shared out evenly over the semi-autoregressive blocks; where that leaves "
+        "some over, the first blocks get one more",
         kind=int,
     )
     gen_length: int | None = setting(
@@ -107,7 +116,7 @@ class SamplerConfig:
         the defaults have, rounded up to equally many for each block; with a threshold gen_length, their upper bound.
         What differs from what was asked is said in `changed`.
 
-        Raises ValueError if the number of blocks does not divide steps, a setting does not belong to the algorithm or
+        Raises ValueError if there are fewer steps than blocks, a setting does not belong to the algorithm or
         has no effect beside another, or `defaults` lack one.
         """
         usual = given(defaults)
@@ -174,6 +183,11 @@ class ResolvedSampler(SamplerConfig):
         return self.threshold is not None or self.early_stop
 
     @property
+    def blocks(self) -> int:
+        """Semi-autoregressive blocks of the generation."""
+        return self.gen_length // self.block_length
+
+    @property
     def draws(self) -> bool:
         """Something in a run is left to chance, so that in a batch each row has another draw."""
         return bool(self.temperature or self.alg_temp or self.algorithm in ("random", "origin"))
@@ -187,7 +201,7 @@ class ResolvedSampler(SamplerConfig):
                 f"gen_length must be a multiple of block_length (the semi-autoregressive block length): "
                 f"{gen_length} is not a multiple of {block_length}."
             )
-        blocks = gen_length // block_length
+        blocks = self.blocks
         if self.threshold is not None:
             if self.algorithm in ("origin", "entropy"):
                 raise ValueError(
@@ -210,10 +224,10 @@ class ResolvedSampler(SamplerConfig):
                 f"block_length must be gen_length ({gen_length}) or unset for {self.algorithm!r}, not "
                 f"{block_length}: Dream's algorithms unmask the whole generation at once."
             )
-        elif steps % blocks:
+        elif steps < blocks:
             raise ValueError(
-                f"steps must be a multiple of the number of semi-autoregressive blocks, "
-                f"gen_length / block_length = {blocks}: {steps} is not."
+                f"steps must be at least the number of semi-autoregressive blocks, "
+                f"gen_length / block_length = {blocks}: {steps} is less."
             )
         for name in ("alg_temp", "confidence_eos_eot_inf"):
             if self.algorithm == "origin" and getattr(self, name):

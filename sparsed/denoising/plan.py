@@ -14,7 +14,14 @@ from sparsed.attention.layout import BlockLayout
 from sparsed.attention.policy import AttentionPolicy
 from sparsed.cache.policy import computed, full, full_later
 from sparsed.cache.rows import ALL, Rows
-from sparsed.config import AttentionConfig, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
+from sparsed.config import (
+    AttentionConfig,
+    Phase,
+    ResolvedAttention,
+    ResolvedCache,
+    ResolvedSampler,
+    steps_of_blocks,
+)
 from sparsed.samplers import make_sampler
 from sparsed.samplers.base import Sampler
 
@@ -94,10 +101,12 @@ class Planner:
         assert self._blocks is not None
         start = int(self._blocks[0])
         end = start + config.block_length
-        left = config.steps // (config.gen_length // config.block_length) - of_block - 1
-        if config.threshold is not None:
-            left = int(masked[0, start:end].sum()) - 1
         of_run = config.steps - step - 1
+        if config.threshold is None:
+            left = steps_of_blocks(config.steps, config.blocks)[start // config.block_length] - of_block - 1
+        else:
+            left = int(masked[0, start:end].sum()) - 1
+            of_run = min(of_run, int(masked[0].sum()) - 1)
         return full_later(self.cache, step, of_block, of_run, left, last_block=end >= config.gen_length)
 
     def _rows(self, computed_rows: Tensor) -> Rows:
@@ -149,8 +158,7 @@ def plan_of(
     shift: of the model, position i is predicted by i − 1.
     """
     layout = BlockLayout(prompt_length + sampler.gen_length, prompt_length, attention.block_size)
-    blocks = sampler.gen_length // sampler.block_length
-    policy = AttentionPolicy(attention, layout, sampler.steps, blocks, sampler.seed)
+    policy = AttentionPolicy(attention, layout, sampler.steps, sampler.blocks, sampler.seed)
     return planned_steps(Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length, shift))
 
 

@@ -47,7 +47,7 @@ class Predictor:
             attention,
             BlockLayout(self.length, prompt_length, attention.block_size),
             sampler.steps,
-            sampler.gen_length // sampler.block_length,
+            sampler.blocks,
             sampler.seed,
             # The public code scales LLaDA's scores by heads, Dream's by head_dim.
             scaled_by_heads=model.family == "llada",

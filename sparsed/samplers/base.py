@@ -7,12 +7,14 @@ they share is here, confidence-threshold decoding (Fast-dLLM) included.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from sparsed.config import ResolvedSampler
+from sparsed.config import ResolvedSampler, steps_of_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +66,14 @@ class Sampler(ABC):
         """The current semi-autoregressive block of each row: its first position, and one past its last, both int64
         [batch, 1] within the generation.
 
-        Each block has its share of the steps. With a threshold it is the row's first block that is not done, so that
-        rows may differ; of a row that is done, an empty one at the end.
+        Each block has its share of the steps (`steps_of_blocks`). With a threshold it is the row's first block that is
+        not done, so that rows may differ; of a row that is done, an empty one at the end.
         """
         batch, gen_length = generation.shape
-        steps, block_length = self.config.steps, self.config.block_length
-        blocks = gen_length // block_length
+        blocks, block_length = self.config.blocks, self.config.block_length
         if self.config.threshold is None:
-            number = torch.full((batch, 1), step * blocks // steps, device=generation.device)
+            ends = list(accumulate(steps_of_blocks(self.config.steps, blocks)))
+            number = torch.full((batch, 1), bisect(ends, step), device=generation.device)
         else:
             done = (generation != self.mask_id).view(batch, blocks, block_length).all(-1)
             number = done.long().cumprod(-1).sum(-1, keepdim=True)

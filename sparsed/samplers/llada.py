@@ -12,19 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsed.config import steps_of_blocks
 from sparsed.samplers.base import Sampler, surest
 
 
 def schedule(steps: int, gen_length: int, block_length: int) -> tuple[int, ...]:
     """How many positions each of the `steps` steps commits.
 
-    Each semi-autoregressive block gets the same number of steps; its positions are split evenly over them,
-    the first `remainder` steps commit one more. (With more steps than positions, the last steps of a block
-    commit none.)
+    The positions of each semi-autoregressive block are split evenly over the steps that it gets, the first
+    `remainder` of them commit one more. (With more steps than positions, the last steps of a block commit none.)
     """
-    steps_per_block = steps // (gen_length // block_length)
-    base, remainder = divmod(block_length, steps_per_block)
-    return tuple(base + (step % steps_per_block < remainder) for step in range(steps))
+    counts: list[int] = []
+    for share in steps_of_blocks(steps, gen_length // block_length):
+        base, remainder = divmod(block_length, share)
+        counts += [base + (step < remainder) for step in range(share)]
+    return tuple(counts)
 
 
 def propose_tokens(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

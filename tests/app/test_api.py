@@ -319,7 +319,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/compare", {"steps": 10**300}, "The value of steps is a number far beyond its range."),
     ("/compare", {"steps": True}, "The value of steps must be a whole number between 1 and 1024, not"),
     ("/compare", {"steps": 7.5}, "The value of steps must be a whole number between 1 and 1024, not"),
-    ("/compare", {"gen_length": 64, "block_length": 32, "steps": 33}, "steps must be a multiple of the number"),
+    ("/compare", {"gen_length": 64, "block_length": 16, "steps": 3}, "steps must be at least the number"),
     ("/compare", {"gen_length": 1000, "block_length": 600}, "The generation would have 1200 tokens, rounded"),
     ("/compare", {"top_p": 0.5}, "The setting top_p would have no effect: leave it out. Only Dream's"),
     ("/compare", {"algorithm": "origin", "threshold": 0.9}, "The setting threshold would have no effect:"),

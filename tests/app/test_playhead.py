@@ -26,7 +26,7 @@ SHOWN = """() => {
         map: [Number(at(".sd-map-over:not([hidden])")?.step), at(".sd-map-over")?.phase],
         said: document.querySelector(".sd-map-step")?.textContent,
         counter: [Number(at(".sd-counter:not([hidden])")?.step),
-            document.querySelector(".sd-counter .sd-detail").textContent.replaceAll(",", "").match(/\\d+/g).map(Number)],
+            document.querySelector(".sd-counter .sd-detail").innerText.replaceAll(",", "").match(/\\d+/g).map(Number)],
     };
 }"""
 PHASES = ("dense", "select", "sparse")

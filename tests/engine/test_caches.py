@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,9 +132,10 @@ class Literal:
         """
         config, step = self.config, 0
         everything = list(range(len(self.row)))
+        turns = sorted(step % (config.gen_length // config.block_length) for step in range(config.steps))
         for first in range(0, config.gen_length, config.block_length):
             end = first + config.block_length
-            share = config.steps // (config.gen_length // config.block_length)
+            share = turns.count(first // config.block_length)
             masks = len(self.masked(first, end))
             before: list[set[int]] = []  # not committed at the end of each step of the block
             for i in range(share) if config.threshold is None else itertools.count():
@@ -182,7 +184,7 @@ def network_of(folder_of: Callable[..., Path], checkpoints: ModuleType) -> Calla
 
 
 @pytest.mark.parametrize("cache", METHODS, ids=lambda cache: f"{cache.method}-{cache.refresh}")
-@pytest.mark.parametrize(("steps", "block"), [(32, 32), (16, 32), (64, 16), (16, 64)])
+@pytest.mark.parametrize(("steps", "block"), [(32, 32), (16, 32), (64, 16), (16, 64), (10, 16)])
 def test_llada_commits_what_the_published_algorithms_do(
     model_of: Any, network_of: Any, tally: dict[str, int], cache: CacheConfig, steps: int, block: int
 ) -> None:
@@ -307,28 +309,38 @@ def planned(method: str, refresh: int, steps: int, blocks: int, skip_step: int) 
     """(phase, every row?) of each step: SparseD selects at the first full step from `skip_step` on, or at that step
     itself where the cache computes every row in none to come; full steps after it use the pattern.
     """
-    share, made = steps // blocks, []
+    turns, made = sorted(step % blocks for step in range(steps)), []
     for step in range(steps):
-        i = step % share
+        i = step - turns.index(turns[step])
         made.append(
             {"none": True, "prefix": i == 0, "dual": i == 0, "refresh": step % (refresh or 1) == 0,
              "delayed": i in (0, 1) or i % (refresh or 1) == 0}[method]
         )  # fmt: skip
     coming = [step for step in range(skip_step, steps) if made[step]]
     select = coming[0] if coming else skip_step
-    made[select] = True
+    if select < steps:
+        made[select] = True
     return [("select" if step == select else "sparse" if full and step > select else "dense", full)
             for step, full in enumerate(made)]  # fmt: skip
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-@pytest.mark.parametrize("skip_step", [0, 1, 5, 8, 13, 15])
-def test_sparsed_selects_where_the_cache_computes_every_row_anyway(model_of: Any, blocks: int, skip_step: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "blocks", "selection"),
+    [(16, 1, "paper"), (16, 2, "paper"), (16, 4, "paper"), (11, 4, "paper"), (14, 4, "reference")],
+)
+@pytest.mark.parametrize("at", [0, 1, 5, 8, 13, 15])
+def test_sparsed_selects_where_the_cache_computes_every_row_anyway(
+    model_of: Any, steps: int, blocks: int, selection: str, at: int
+) -> None:
     model = model_of("llada", **SHAPES["llada"])
+    skip = at / 16
+    skip_step = math.ceil(steps * skip) if selection == "paper" else math.floor(steps * skip) + 1
     for method, refresh in [("none", 0), ("prefix", 0), ("dual", 0), ("delayed", 4), ("refresh", 3), ("refresh", 40)]:
-        attention = SparseDConfig(skip=skip_step / 16, select=0.4, block_size=32)
-        run = run_of(model, CacheConfig(method, refresh or None), attention=attention, block_length=32 // blocks)
-        wanted = planned(method, refresh, 16, blocks, skip_step)
+        attention = SparseDConfig(skip, 0.4, 32, selection)
+        cache = CacheConfig(method, refresh or None)
+        run = run_of(model, cache, attention=attention, steps=steps, block_length=32 // blocks)
+        wanted = planned(method, refresh, steps, blocks, skip_step)
+        assert {"select"} & {phase for phase, _ in wanted} == ({"select"} if skip_step < steps else set())
         first = next((step for step, (phase, _) in enumerate(wanted) if phase == "sparse"), None)
         assert run.switch_step == first
         made = run.result()
@@ -369,6 +381,16 @@ def test_with_a_threshold_a_plan_is_the_longest_run(model_of: Any) -> None:
         of_block = [step.rows for step in told[16:]]
         assert of_block == ([53, *[16] * 15] if method == "dual" else
                             [53, 53, *(53 if i % 8 == 0 else 16 - (i - 1) for i in range(2, 16))])  # fmt: skip
+
+
+def test_with_a_threshold_no_full_step_is_waited_for_beyond_the_last_token(model_of: Any) -> None:
+    """Steps, an upper bound, would have one at 40; the 32 tokens are there long before."""
+    model = model_of("llada", mask_predicted=False, **SHAPES["llada"])
+    attention = SparseDConfig(skip=0.1, select=0.4, block_size=32)
+    run = run_of(model, CacheConfig("refresh", 40, "pattern"), attention=attention, threshold=0.9999, steps=64)
+    made = run.result()
+    assert [step.phase for step in made.steps][:9] == ["dense"] * 7 + ["select", "sparse"]
+    assert made.steps[7].rows == run.length and not any("never" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("keys", ["all", "pattern"])

@@ -180,7 +180,7 @@ def test_prompt_from_file_and_standard_input(tell: Any, tmp_path: Path, monkeypa
         (["--prompt", "x", "--system", "\udcff"], "Message 1 of the prompt is no text: it holds half a character."),
         (["--save-trace", "nowhere/run.json"], "there is no such folder"),
         (["--backend", "fast", "--prompt", "x"], "fast"),
-        (["--steps", "3", "--gen-length", "8", "--block-length", "4", "--prompt", "x"], "steps must be a multiple"),
+        (["--steps", "1", "--gen-length", "8", "--block-length", "4", "--prompt", "x"], "steps must be at least"),
     ],
 )
 def test_wrong_values_are_one_sentence(tell: Any, arguments: list[str], sentence: str) -> None:

@@ -247,15 +247,16 @@ def test_the_public_codes_select_step(steps: int, skip: float, select: int) -> N
 
 @pytest.mark.parametrize("steps", [1, 2, 6, 12])
 @pytest.mark.parametrize("gen_length", [1, 2, 6, 7, 12, 24])
-def test_steps_must_be_equally_many_for_each_block(gen_length: int, steps: int) -> None:
+def test_every_block_must_get_a_step(gen_length: int, steps: int) -> None:
     for block_length in range(1, 26):
         config = SamplerConfig(steps=steps, gen_length=gen_length, block_length=block_length)
         blocks = next(n for n in range(1, 25) if n * block_length >= gen_length)
-        if any(blocks * share == steps for share in range(1, 13)):
+        if steps >= blocks:
             resolved = config.resolve(DEFAULTS)
             assert (resolved.steps, resolved.gen_length) == (steps, blocks * block_length)
         else:
-            with pytest.raises(ValueError, match=f"steps must be a multiple of .* {steps} is not"):
+            said = f"^steps must be at least the number of .* = {blocks}: {steps} is less.$"
+            with pytest.raises(ValueError, match=said):
                 config.resolve(DEFAULTS)
 
 

@@ -116,7 +116,7 @@ def test_a_method_has_the_sampler_of_all_but_for_its_own_settings() -> None:
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("dense:steps=50,block_length=32", "Method 'dense:.*': steps must be a multiple"),
+        ("dense:steps=2,block_length=32", "Method 'dense:.*': steps must be at least the number .* = 3: 2 is less"),
         ("dense:steps=12,threshold=0.9", "Method 'dense:.*': With a threshold, steps is an upper bound"),
         ("sparsed:block_length=40", "Method 'sparsed:block_length=40': 96 tokens, .* no whole number .* blocks of 40"),
     ],

@@ -20,11 +20,25 @@ def resolved(**values) -> ResolvedSampler:
     return ResolvedSampler(**{"algorithm": "low_confidence", "temperature": 0.0, "seed": 0, **values})
 
 
+def oracle_shares(steps: int, blocks: int) -> list[int]:
+    shares = [0] * blocks
+    for step in range(steps):
+        shares[step % blocks] += 1
+    return shares
+
+
+def oracle_end(step: int, steps: int, gen_length: int, block_length: int) -> int:
+    """One past the last position of the block that a step is in."""
+    turns: list[int] = []
+    for block, share in enumerate(oracle_shares(steps, gen_length // block_length)):
+        turns += [block] * share
+    return (turns[step] + 1) * block_length
+
+
 def oracle_schedule(steps: int, gen_length: int, block_length: int) -> list[int]:
-    """Deals the positions of each block to its steps, one at a time, and counts."""
+    """Deals the steps to the blocks and the positions of each block to its steps, one at a time, and counts."""
     dealt = []
-    share = steps // (gen_length // block_length)
-    for _ in range(gen_length // block_length):
+    for share in oracle_shares(steps, gen_length // block_length):
         hands = [0] * share
         for position in range(block_length):
             hands[position % share] += 1
@@ -34,8 +48,7 @@ def oracle_schedule(steps: int, gen_length: int, block_length: int) -> list[int]
 
 def oracle_step(row: list[int], logits: dict[int, list[float]], config: ResolvedSampler, step: int):
     """One row, temperature 0, low_confidence: the new row, and position → confidence of what was written."""
-    share = config.steps // (config.gen_length // config.block_length)
-    end = (step // share + 1) * config.block_length
+    end = oracle_end(step, config.steps, config.gen_length, config.block_length)
     candidates = []
     for position in range(end):
         if row[position] != MASK:
@@ -57,7 +70,7 @@ def shapes(rng: random.Random) -> tuple[int, int, int]:
     block_length = rng.randint(1, 9)
     blocks = rng.randint(1, 4)
     share = rng.randint(1, block_length + 3)
-    return blocks * share, blocks * block_length, block_length
+    return blocks * share + rng.randint(0, blocks - 1), blocks * block_length, block_length
 
 
 def logit_rows(rng: random.Random) -> list[list[float]]:
@@ -92,7 +105,7 @@ def test_every_step_of_a_run_equals_the_oracle(seed: int) -> None:
         # The mask token may be predicted too: then the position stays masked.
         full = [[rng.choice(pool) for _ in range(gen_length)] for _ in range(batch)]
         eligible = sampler.eligible(canvas, step)
-        end = (step // (steps // (gen_length // block_length)) + 1) * block_length
+        end = oracle_end(step, steps, gen_length, block_length)
         assert eligible.tolist() == [[t == MASK and i < end for i, t in enumerate(row)] for row in rows]
         logits = torch.tensor(full)[eligible]
         commit = sampler.commit(canvas, eligible, logits, step, generator)
@@ -119,6 +132,8 @@ def test_schedule_deals_every_block_evenly(seed: int) -> None:
 def test_schedule_gives_the_remainder_to_the_first_steps() -> None:
     assert schedule(6, 14, 7) == (3, 2, 2, 3, 2, 2)
     assert schedule(8, 3, 3) == (1, 1, 1, 0, 0, 0, 0, 0)
+    # Of steps too: 3 and 2 for two blocks.
+    assert schedule(5, 14, 7) == (3, 2, 2, 4, 3)
 
 
 def test_a_step_that_commits_nothing_changes_nothing() -> None:
@@ -237,9 +252,8 @@ def test_the_current_block_is_that_of_the_step(seed: int) -> None:
     steps, gen_length, block_length = shapes(random.Random(2000 + seed))
     sampler = make_sampler(resolved(steps=steps, gen_length=gen_length, block_length=block_length), MASK)
     canvas = torch.full((2, gen_length), MASK)
-    each = steps // (gen_length // block_length)
     for step in range(steps):
-        first = step // each * block_length
+        first = oracle_end(step, steps, gen_length, block_length) - block_length
         start, end = sampler.block(canvas, step)
         assert start.tolist() == [[first]] * 2 and end.tolist() == [[first + block_length]] * 2
 
