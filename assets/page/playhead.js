@@ -1,6 +1,6 @@
 /* One playhead: which step each lane shows, of a run that goes on as of one that is played again. Whatever follows it
    listens to `sparsed:playhead` or asks `stepOf`. The event's detail: {time: seconds of the lane that used most, steps:
-   [{lane, step, phase, rows, positions}], headline: a lane's key, live: a run, not a replay, begun: a step is shown}.
+   [{lane, step, phase, rows, positions}], headline: a lane's key, live: a run, not a replay}.
    The counter among the scores says what the headline's lane has computed by then. */
 (() => {
   "use strict";
@@ -20,9 +20,9 @@
   // Of lanes with a cache: the rows. Which of them a step computed is not told, so their pairs are not counted.
   const rowsOf = ({ label, counted: { rows } }) => `${label}: ${number(rows[0])} of ${number(rows[1])} rows`;
 
-  function drawCounter(value, begun) {
+  function drawCounter(value) {
     const lane = value.lanes.find(({ key }) => key === value.headline);
-    const known = begun && lane && lane.counted && lane.counted.pairs;
+    const known = lane && lane.counted && lane.counted.pairs;
     show(counter, Boolean(known));
     if (!known) return;
     const scores = document.querySelector(".sd-scores");
@@ -37,11 +37,12 @@
   let before = "";
   document.addEventListener("sparsed:stage", (event) => {
     const value = event.detail;
-    const begun = Boolean(value.replay) || value.lanes.some((lane) => lane.step);
-    drawCounter(value, begun);
+    // Before the first step of a run, the stage shows what it did before.
+    if (!value.replay && !value.lanes.some((lane) => lane.step)) return;
+    drawCounter(value);
     const steps = value.lanes.map(({ key, step, phase, rows, positions }) => ({ lane: key, step, phase, rows, positions }));
     const time = Math.max(0, ...value.lanes.map((lane) => lane.seconds));
-    const playhead = { time, steps, headline: value.headline, live: !value.replay, begun };
+    const playhead = { time, steps, headline: value.headline, live: !value.replay };
     const now = JSON.stringify(playhead);
     if (now === before) return;
     before = now;
@@ -49,9 +50,9 @@
     document.dispatchEvent(new CustomEvent("sparsed:playhead", { detail: playhead }));
   });
 
-  // The step that the playhead has in a lane, "" being the headline's; nothing where there is none to show.
+  // The step that the playhead has in a lane, "" being the headline's; nothing where no such lane is shown.
   window.sparsed.tools.stepOf = (lane) => {
     const head = window.sparsed.playhead;
-    return head && head.begun ? head.steps.find((each) => each.lane === (lane || head.headline)) : undefined;
+    return head && head.steps.find((each) => each.lane === (lane || head.headline));
   };
 })();
