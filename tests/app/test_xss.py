@@ -181,7 +181,7 @@ class Trap:
 
     def _watch(self, page: Any) -> None:
         self.pages.append(page)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("request", lambda sent: self.requests.append(sent.url) if strange(sent.url) else None)
         page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
