@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sparsed import SparseDConfig
-from sparsed.attention.backends import dense, few_rows
+from sparsed.attention.backends import dense, few_rows, triton
 from sparsed.attention.backends.dense import DenseAttention
 from sparsed.attention.backends.registry import Problem, load_backend
 from sparsed.attention.backends.triton import Tiles
 from sparsed.attention.kernels import Kernels
-from sparsed.attention.pattern import BlockLayout
+from sparsed.attention.pattern import BlockLayout, LayerPattern
 from sparsed.attention.policy import AttentionPolicy
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL
@@ -101,6 +101,71 @@ def test_any_number_of_stretches_and_any_tiles_give_the_same(
     for tiles, count in itertools.product((Tiles(16, 32, 4, 2), Tiles(32, 64, 4, 2)), (1, 2, 3, 1000)):
         got = few_rows._attend(q, k, v, 0.2, tiles, count)
         assert torch.allclose(got.double(), wanted, atol=1e-5), (tiles, count)
+
+
+def listed(
+    batch: int, heads_: int, length: int, prompt: int, size: int, full: int = 0
+) -> tuple[LayerPattern, BlockLayout]:
+    """Lists of one block and more, some with the last block; those of the last `full` query blocks are empty."""
+    layout = BlockLayout(length, prompt, size)
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.rand(batch, heads_, layout.blocks, layout.blocks, generator=generator) < 0.5
+    mask[..., 0] |= ~mask.any(-1)
+    mask[0, 0, :, -1] = True
+    counts = mask.sum(-1, dtype=torch.int32)
+    order = torch.where(mask, torch.arange(layout.blocks), layout.blocks).sort(-1).values[..., : int(counts.max())]
+    indices = order.masked_fill(order == layout.blocks, -1).to(torch.int32)
+    pattern = LayerPattern(indices, counts)
+    return (pattern.with_full(full) if full else pattern), layout
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("descriptors", "dtype", "batch", "query_heads", "key_heads", "dim", "length", "size", "rows"),
+    [
+        # Two tiles, the last key block of 22.
+        (True, torch.float16, 1, 2, 1, 32, 150, 32, [[100, 101, 102, 140, 149]]),
+        (False, torch.float32, 1, 2, 1, 32, 150, 32, [[100, 101, 102, 140, 149]]),
+        # Sequences with other rows; some see no key.
+        (True, torch.float32, 2, 2, 1, 32, 200, 64, [[90, 127, 128, 199], [1, 2, 130, 131]]),
+        # A tile of some rows, and one of many.
+        (False, torch.float16, 1, 1, 1, 64, 300, 128, [list(range(250, 290))]),
+    ],
+)  # fmt: skip
+def test_the_split_over_listed_blocks(
+    monkeypatch: pytest.MonkeyPatch, descriptors: bool, dtype: torch.dtype, batch: int, query_heads: int,
+    key_heads: int, dim: int, length: int, size: int, rows: list[list[int]],
+) -> None:  # fmt: skip
+    """One row at a time over the keys of its blocks, in any number of stretches; what sees nothing is 0."""
+    monkeypatch.setattr(triton, "has_tma", lambda *_: descriptors)
+    pattern, layout = listed(batch, query_heads, length, 64, size, full=1 if size == 64 else 0)
+    positions = torch.tensor(rows)
+    lists = pattern.lists(positions, layout)
+    q = heads(batch, positions.shape[1], query_heads, dim, 1).to(dtype)
+    k, v = (heads(batch, length, key_heads, dim, seed).to(dtype) for seed in (2, 3))
+    k[:, :, : length // 2] *= 4  # stretches apart by much
+    wanted, sizes = torch.zeros(q.shape, dtype=torch.float64), torch.zeros(q.shape, dtype=torch.float64)
+    for b, h, i in itertools.product(*map(range, q.shape[:3])):
+        block = int(positions[b % len(positions), i]) // size
+        seen = [n for n in range(length) if n // size in pattern.indices[b, h, block].tolist()]
+        if seen:
+            group = h // (query_heads // key_heads)
+            one = (q[b : b + 1, h : h + 1, i : i + 1], *(x[b : b + 1, group : group + 1, seen] for x in (k, v)))
+            wanted[b, h, i], sizes[b, h, i] = (found[0, 0, 0] for found in oracle(*one, dim**-0.5))
+    assert bool((wanted == 0).all(-1).any()) == (size == 64)
+    tiles = triton.few_tiles(dtype, q.shape[2], size)
+    allowed = 1e-5 + (0 if dtype == torch.float32 else torch.finfo(dtype).eps) * sizes
+    for count in (1, 3):
+        laid = lists.into_tiles(q)
+        got = lists.out_of_tiles(triton._attend_few(laid, k, v, lists, dim**-0.5, tiles, count))
+        assert ((got.double() - wanted).abs() <= allowed).all(), (count, float((got.double() - wanted).abs().max()))
+    # And the backend takes it for few rows.
+    calls: list[int] = []
+    real = triton._attend_few
+    monkeypatch.setattr(triton, "_attend_few", lambda *given: calls.append(given[-1]) or real(*given))
+    got = triton.triton_attention(q, k, v, lists, dim**-0.5)
+    assert ((got.double() - wanted).abs() <= allowed).all()
+    assert bool(calls) == (q.shape[2] <= size)
 
 
 @interpreted
@@ -194,14 +259,14 @@ def test_what_the_split_kernel_does_not_take() -> None:
 @pytest.mark.parametrize("key_tiles", [1, 3, 66, 258, 1026, 2050])
 def test_splits_fill_the_device(work: int, key_tiles: int) -> None:
     slots = 264  # of an H200
-    count = few_rows.splits(work, key_tiles, slots)
+    count = triton.splits(work, key_tiles, slots)
     assert 1 <= count <= key_tiles
 
     def longest(count: int) -> int:
         """Key tiles that the device works off one after the other, a start's cost included, program by program."""
         free = [0] * slots
         for _ in range(work * count):
-            heapq.heapreplace(free, free[0] + -(-key_tiles // count) + few_rows._START)
+            heapq.heapreplace(free, free[0] + -(-key_tiles // count) + triton._START)
         return max(free)
 
     assert longest(count) <= longest(1)
@@ -212,11 +277,11 @@ def test_splits_fill_the_device(work: int, key_tiles: int) -> None:
 
 def test_splits_of_what_one_h200_is_asked() -> None:
     # LLaDA-8B, 32 heads: one tile of rows each. 64k and 4k keys.
-    assert few_rows.splits(32, 1026, 264) == 8 and few_rows.splits(32, 66, 264) == 8
+    assert triton.splits(32, 1026, 264) == 8 and few_rows.splits(32, 66, 264) == 8
     # With guidance, and with more sequences than there is room for at a time.
-    assert few_rows.splits(64, 1026, 264) == 4 and few_rows.splits(528, 1026, 264) == 1
+    assert triton.splits(64, 1026, 264) == 4 and few_rows.splits(528, 1026, 264) == 1
     # Dream-7B, 128 rows: 4 key heads of 7 tiles.
-    assert few_rows.splits(28, 1026, 264) == 9
+    assert triton.splits(28, 1026, 264) == 9
 
 
 def test_problems_of_a_kind() -> None:

@@ -1,4 +1,4 @@
-"""Attention of few rows to all keys on the GPU: all implementations against float64, up to 64k keys and 2³¹ numbers."""
+"""Attention of few rows on the GPU, to all keys and to listed key blocks: against float64, up to 64k keys."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sparsed  # noqa: E402
 from sparsed import SamplerConfig, SparseDConfig  # noqa: E402
 from sparsed.attention.backends import few_rows, triton  # noqa: E402
 from sparsed.attention.backends.registry import Problem  # noqa: E402
+from sparsed.attention.pattern import BlockLayout, LayerPattern  # noqa: E402
 
 DEVICE = torch.device("cuda:0")
 if (missing := triton.unavailable(DEVICE)) is not None:
@@ -158,6 +159,45 @@ def test_in_a_cuda_graph() -> None:
         graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("descriptors", [True, False])
+@pytest.mark.parametrize(
+    ("batch", "query_heads", "key_heads", "length", "size", "first", "n"),
+    [
+        (1, 32, 32, 65_664, 128, 65_536, 128),
+        (1, 28, 4, 4224, 64, 4180, 32),
+        (2, 8, 2, 1001, 32, 960, 41),
+        (3, 4, 4, 777, 128, 650, 97),
+    ],
+)  # fmt: skip
+def test_listed_blocks(
+    monkeypatch, batch: int, query_heads: int, key_heads: int, length: int, size: int, first: int, n: int,
+    descriptors: bool,
+) -> None:  # fmt: skip
+    """Three in ten key blocks, others for each head; against float64 over the keys of each row's blocks."""
+    monkeypatch.setattr(triton, "has_tma", lambda *_: descriptors)
+    layout = BlockLayout(length, first, size)
+    generator = torch.Generator(DEVICE).manual_seed(4)
+    shape = (batch, query_heads, layout.blocks, layout.blocks)
+    kept = max(1, int(0.3 * layout.blocks))
+    chosen = torch.rand(shape, device=DEVICE, generator=generator).topk(kept, dim=-1).indices.sort(-1).values
+    counts = torch.full(shape[:3], kept, dtype=torch.int32, device=DEVICE)
+    pattern = LayerPattern(chosen.to(torch.int32), counts)
+    positions = torch.arange(first, first + n, device=DEVICE)[None]
+    lists = pattern.lists(positions, layout)
+    q = heads(batch, n, query_heads, 128, BF16, 1)
+    k, v = (heads(batch, length, key_heads, 128, BF16, seed) for seed in (2, 3))
+    got = triton.triton_attention(q, k, v, lists, 0.09)
+    for b in {0, batch - 1}:
+        for h in {0, query_heads // 2, query_heads - 1}:
+            for block in range(first // size, (first + n - 1) // size + 1):
+                rows = [i for i in range(n) if (first + i) // size == block]
+                mine = slice(rows[0], rows[-1] + 1)
+                seen = (torch.arange(length, device=DEVICE) // size)[:, None].eq(chosen[b, h, block]).any(-1)
+                keys, values = (x[b : b + 1, h * key_heads // query_heads, seen][:, None] for x in (k, v))
+                one = (slice(b, b + 1), slice(h, h + 1), mine)
+                assert worst(got[one], q[one], keys, values, 0.09) < 2, (b, h, block)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

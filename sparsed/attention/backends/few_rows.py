@@ -21,12 +21,14 @@ from sparsed.attention.backends.triton import (
     DTYPES,
     HEAD_DIMS,
     LOG2_E,
+    MERGED,
     Tiles,
     contiguous_heads,
     fastest_tiles,
     has_tma,
-    multiprocessors,
     on_device,
+    slots,
+    splits,
     tile_descriptor,
     unavailable,
 )
@@ -110,11 +112,6 @@ _TILES = {
     128: (Tiles(128, 64, 4, 2), Tiles(128, 64, 4, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 3)),
 }
 _FLOAT32 = {16: Tiles(16, 32, 4, 2), 32: Tiles(32, 32, 4, 2)}
-_MERGED = 8  # stretches at a time
-# Filling its pipeline and writing its result costs a program about as much as this many tiles of keys.
-_START = 4
-# In Triton's interpreter, so that there are some stretches.
-_SLOTS_WITHOUT_GPU = 16
 
 
 def split_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -135,24 +132,10 @@ def split_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 SPLIT = DenseAttention("split", split_attention)
 
 
-def splits(work: int, key_tiles: int, slots: int) -> int:
-    """Into how many stretches the keys are split: what takes the fewest tiles of keys one after another.
-
-    work: programs for one stretch. key_tiles: tiles of keys, at least 1. slots: programs that run at the same time.
-    """
-
-    def rounds(count: int) -> int:
-        return -(-work * count // slots) * (-(-key_tiles // count) + _START)
-
-    return min(range(1, min(key_tiles, 4 * slots // work + 1) + 1), key=rounds)
-
-
 def _splits_here(q: Tensor, k: Tensor, tiles: Tiles) -> int:
     folded_rows = q.shape[1] // k.shape[1] * q.shape[2]
     work = -(-folded_rows // tiles.m) * len(k) * k.shape[1]
-    # Two programs of a processor at the same time, or one after the other where there is room for one.
-    slots = 2 * multiprocessors(q.device) if q.device.type == "cuda" else _SLOTS_WITHOUT_GPU
-    return splits(work, -(-k.shape[2] // tiles.n), slots)
+    return splits(work, -(-k.shape[2] // tiles.n), slots(q.device))
 
 
 @lru_cache(maxsize=256)
@@ -195,5 +178,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, tiles: Tiles, count: 
             key_heads, group, n, length, stretch, scale * LOG2_E,
             M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
-        merge_stretches[(rows,)](mixed, top, total, out, rows, heads, n, count, S=_MERGED, D=dim)
+        merge_stretches[(rows,)](mixed, top, total, out, rows, heads, n, count, S=MERGED, D=dim)
     return out.transpose(1, 2)

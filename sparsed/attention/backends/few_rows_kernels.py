@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Triton kernels: attention of few query rows to all keys, split over stretches of the keys.
+"""Triton kernels: attention of few query rows to all keys or to listed key blocks, split over stretches of them.
 
 A tile of rows and a stretch of keys are one program's work, so that few rows fill a GPU too. Each gives the sums of an
 online softmax over its stretch; a second kernel merges those of a row's stretches. The query heads of a key head are
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparsed.attention.backends.triton_kernels import take_in
+from sparsed.attention.backends.triton_kernels import _listed_rows, _listed_tile, take_in
 
 
 # What varies from step to step is not specialised for: a run never waits for a compiler in between.
@@ -77,9 +77,69 @@ def attend_stretch(
     tl.store(Total + place, total, mask=there)
 
 
+@triton.jit(do_not_specialize=["heads", "group", "tiles", "length", "slots", "stretch", "rows_batch"])
+def attend_listed_stretch(
+    Q, K, V, Mixed, Top, Total, Index, Count, Rows,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    heads, group, tiles, length, slots, stretch, rows_batch, scale,
+    BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As `attend_stretch`, over a stretch of the key blocks listed for each tile of BLOCK query rows.
+
+    Grid: (M rows at a time of all tiles · BLOCK places, stretches, batch · heads). Index: int32 [batch · heads, tiles,
+    slots], ascending; Count: int32 [batch · heads, tiles]; Rows: int64 [1 or batch, tiles], how many places of a tile,
+    at its start, hold a row; of M places without any, nothing is written. stretch: slots of each. N divides BLOCK.
+    """
+    split, which = tl.program_id(1), tl.program_id(2)
+    batch, head = which // heads, which % heads
+    key_head = head // group
+    first_row = tl.program_id(0) * M
+    tile = first_row // BLOCK
+    if first_row % BLOCK < tl.load(Rows + batch * rows_batch + tile):
+        row = first_row + tl.arange(0, M)
+        column = tl.arange(0, D)
+        Q += batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
+        q = tl.load(Q + row[:, None].to(tl.int64) * q_row + column[None, :])
+        if not TMA:
+            K += batch.to(tl.int64) * k_batch + key_head.to(tl.int64) * k_head
+            V += batch.to(tl.int64) * v_batch + key_head.to(tl.int64) * v_head
+        count = tl.load(Count + which * tiles + tile)
+        index = Index + (which * tiles + tile).to(tl.int64) * slots
+        first = tl.minimum(split * stretch, count)
+        end = tl.minimum(first + stretch, count)
+
+        # Below every score: what a stretch without a key gives counts nothing.
+        top = tl.full([M], -1e30, tl.float32)
+        total = tl.zeros([M], tl.float32)
+        mixed = tl.zeros([M, D], tl.float32)
+        # Lists ascend: the partly filled last block, if it is listed, comes last.
+        last = tl.load(index + end - 1, mask=end > first, other=0)
+        whole = tl.where((end > first) & ((last + 1) * BLOCK > length), end - 1, end)
+        for t in tl.range(first * (BLOCK // N), whole * (BLOCK // N), num_stages=STAGES):
+            k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
+            v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
+            top, total, mixed = take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
+        for t in tl.range(whole * (BLOCK // N), end * (BLOCK // N), num_stages=1):
+            key, there = _listed_rows(index, count, t, BLOCK, N)
+            there = there & (key < length)
+            if TMA:
+                k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
+                v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
+            else:
+                k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :], mask=there[:, None], other=0.0)
+                v = tl.load(V + key[:, None].to(tl.int64) * v_row + column[None, :], mask=there[:, None], other=0.0)
+            scores = tl.where(there[None, :], tl.dot(q, k.T, input_precision="ieee"), -float("inf"))
+            top, total, mixed = take_in(scores, v, top, total, mixed, scale)
+
+        place = (split * tl.num_programs(2) + which).to(tl.int64) * tiles * BLOCK + row
+        tl.store(Mixed + place[:, None] * D + column[None, :], mixed)
+        tl.store(Top + place, top)
+        tl.store(Total + place, total)
+
+
 @triton.jit(do_not_specialize=["rows", "heads", "n", "splits"])
 def merge_stretches(Mixed, Top, Total, Out, rows, heads, n, splits, S: tl.constexpr, D: tl.constexpr):
-    """Out = Σ 2^Top · Mixed / Σ 2^Top · Total over the stretches.
+    """Out = Σ 2^Top · Mixed / Σ 2^Top · Total over the stretches; 0 where there was no key.
 
     One program computes one of `rows` = batch · heads · n rows, S stretches at a time. Out: [batch, n, heads, D],
     contiguous.
@@ -103,4 +163,4 @@ def merge_stretches(Mixed, Top, Total, Out, rows, heads, n, splits, S: tl.conste
         top = higher
     batch, head = row // (heads * n), row // n % heads
     place = (batch.to(tl.int64) * n + row % n) * heads + head
-    tl.store(Out + place * D + column, (mixed / total).to(Out.dtype.element_ty))
+    tl.store(Out + place * D + column, (mixed / tl.where(total > 0, total, 1.0)).to(Out.dtype.element_ty))

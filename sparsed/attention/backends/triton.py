@@ -54,6 +54,12 @@ _IMPORTANCE = {
 _HOPPER = Tiles(128, 128, 4, 2, hopper=True)
 _GROUP = 8
 _LONG = 8192
+# Of few rows, whose keys are split: stretches merged at a time.
+MERGED = 8
+# Filling its pipeline and writing its result costs a program about as much as this many tiles of keys.
+_START = 4
+# In Triton's interpreter, so that there are some stretches.
+_SLOTS_WITHOUT_GPU = 16
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -80,7 +86,13 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: 
 
     The result is laid out as [batch, n, query_heads, head_dim].
     """
+    n = q.shape[2]
     q, k, v = (contiguous_heads(x) for x in (lists.into_tiles(q), k, v))
+    if lists.rows is not None and n <= lists.tile:
+        few = few_tiles(q.dtype, n, lists.tile)
+        count = splits(len(q) * q.shape[1], lists.indices.shape[-1] * lists.tile // few.n, slots(q.device))
+        if count > 1:
+            return lists.out_of_tiles(_attend_few(q, k, v, lists, scale, few, count))
     tiles = _attention_tiles(*_problem(q, k), lists.tile)
     if tiles.hopper and not has_tma(q, k, v):
         tiles = _ATTENTION[lists.tile][0]
@@ -125,6 +137,61 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, ti
             BLOCK=lists.tile, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip
     return out
+
+
+def few_tiles(dtype: torch.dtype, n: int, block: int) -> Tiles:
+    """Tiles for few rows: they fit on every GPU from Ampere on."""
+    most = 32 if dtype == torch.float32 else 128
+    m = next((m for m in (16, 32, 64) if m >= n), 128)
+    return Tiles(min(m, block, most), 32 if dtype == torch.float32 else min(64, block), 4, 2)
+
+
+def splits(work: int, key_tiles: int, slots: int) -> int:
+    """Into how many stretches the keys are split: what takes the fewest tiles of keys one after another.
+
+    work: programs for one stretch. key_tiles: tiles of keys, at least 1. slots: programs that run at the same time.
+    """
+
+    def rounds(count: int) -> int:
+        return -(-work * count // slots) * (-(-key_tiles // count) + _START)
+
+    return min(range(1, min(key_tiles, 4 * slots // work + 1) + 1), key=rounds)
+
+
+def slots(device: torch.device) -> int:
+    """Programs that run at the same time: two of a processor, or one after the other where there is room for one."""
+    return 2 * multiprocessors(device) if device.type == "cuda" else _SLOTS_WITHOUT_GPU
+
+
+def _attend_few(
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, tiles: Tiles, count: int
+) -> Tensor:
+    """Both kernels of few rows on queries that lie in the lists' tiles, with at most `count` stretches of each list. A
+    place without a row has no meaning.
+    """
+    # It brings Triton.
+    from sparsed.attention.backends.few_rows_kernels import attend_listed_stretch, merge_stretches
+
+    assert lists.rows is not None, "of all rows nothing is split"
+    batch, heads, places, dim = q.shape
+    held, listed = lists.rows.counts, lists.indices.shape[-1]
+    stretch = -(-listed // count)
+    count, rows = -(-listed // stretch), batch * heads * places
+    mixed = torch.empty(count, rows, dim, dtype=torch.float32, device=q.device)
+    top, total = torch.empty(2, count, rows, dtype=torch.float32, device=q.device)
+    out = torch.empty(batch, places, heads, dim, dtype=v.dtype, device=q.device)
+    tma = has_tma(k, v)
+    given = (tile_descriptor(k, tiles.n), tile_descriptor(v, tiles.n)) if tma else (k, v)
+    with on_device(q.device):
+        attend_listed_stretch[(places // tiles.m, count, batch * heads)](
+            q, *given, mixed, top, total, lists.indices, lists.counts, held,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            heads, heads // k.shape[1], held.shape[1], k.shape[2], listed, stretch,
+            held.stride(0) if len(held) > 1 else 0, scale * LOG2_E,
+            BLOCK=lists.tile, M=tiles.m, N=tiles.n, D=dim, TMA=tma, STAGES=tiles.stages, num_warps=tiles.warps,
+        )  # fmt: skip
+        merge_stretches[(rows,)](mixed, top, total, out, rows, heads, places, count, S=MERGED, D=dim)
+    return out.transpose(1, 2)
 
 
 def _attend_on_hopper(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, tiles: Tiles) -> Tensor:
