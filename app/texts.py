@@ -25,6 +25,7 @@ ALGORITHMS = {
 PROMPT_FORMATS = {"model": "as the model has it", "chat": "with its chat template", "raw": "raw text"}
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 GENERATION_ROWS = {"pattern": "Follow the pattern (the paper)", "full": "See all keys (ours)"}
+SEEN_KEYS = {"all": "All keys", "pattern": "Their pattern’s keys"}
 
 # What the view of one head shows.
 Shades = Literal["both", "importance", "kept"]
@@ -129,7 +130,7 @@ EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, list[str]]] = {
     "A word problem": ("arithmetic", "short_context", 1),
     "What a window overlooks": ("several", "1k", 6, ["sliding_window"]),
     "Two hops through 1k": ("two_hop", "1k", 2),
-    "Four hops, and what SparseD loses": ("chain4", "1k", 1, ["full_rows"]),
+    "Four hops, and what SparseD loses": ("chain4", "1k", 0, ["full_rows"]),
     "Not in the documents": ("unanswerable", "1k", 3),
     "Who is older, at 4k": ("older", "4k", 4),
 }
