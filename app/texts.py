@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 PAPER = "https://arxiv.org/abs/2509.24014"
 
@@ -123,17 +123,54 @@ hatched cell is still masked, an underlined bold one was just committed, plain t
 cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
 """
 
-# What to begin with: label → (kind of question, prompt length, question number), and further lanes where the example is
-# about some. Those that the engine has are shown.
-EXAMPLES: dict[str, tuple[str, str, int] | tuple[str, str, int, list[str]]] = {
-    "Somebody in a few words": ("about", "short_context", 0),
-    "A word problem": ("arithmetic", "short_context", 1),
-    "What a window overlooks": ("several", "1k", 6, ["sliding_window"]),
-    "Two hops through 1k": ("two_hop", "1k", 2),
-    "Four hops, and what SparseD loses": ("chain4", "1k", 0, ["full_rows"]),
-    "Not in the documents": ("unanswerable", "1k", 3),
-    "Who is older, at 4k": ("older", "4k", 4),
-}
+class Example(NamedTuple):
+    """What one press sets and runs; every other setting goes back to its default. lanes: further ones, of
+    `app.lanes.FURTHER`. says: what there is to see, at the button.
+    """
+
+    kind: str
+    length: str
+    question: int
+    says: str
+    lanes: tuple[str, ...] = ()
+
+
+# What to begin with, by what each teaches. Those whose question and length the engine has are shown.
+EXAMPLES = {
+    "Fast and right, fast and wrong": Example(
+        "several", "1k", 6,
+        "SparseD and a sliding window keep as many blocks. One of the two still finds what the question asks for.",
+        ("sliding_window",),
+    ),
+    "Four hops, and what SparseD loses": Example(
+        "chain4", "1k", 0,
+        "SparseD as published chooses its blocks before the fourth hop is known; with full generation rows it may.",
+        ("full_rows",),
+    ),
+    "With a cache": Example(
+        "two_hop", "1k", 2, "A cache makes steps over every row rare, and SparseD makes those cheaper.",
+        ("sparsed+refresh",),
+    ),
+    "Who is older, at 4k": Example(
+        "older", "4k", 4, "The longer the prompt, the more of a step is attention, and the more there is to save.",
+    ),
+    "Not in the documents": Example("unanswerable", "1k", 3, "What the documents do not say is not made up."),
+    "Too short to gain": Example(
+        "about", "short_context", 0, "Over a few words attention is a small part of the work: both lanes are as fast.",
+    ),
+}  # fmt: skip
+
+
+def button_titles() -> dict[str, str]:
+    """What buttons do, by the id of the element: those of `BUTTONS`, and the examples' in their order."""
+    runs = {example_id(number): f"Runs at once. {one.says}" for number, one in enumerate(EXAMPLES.values())}
+    return BUTTONS | runs
+
+
+def example_id(number: int) -> str:
+    """The element of the example at this place of `EXAMPLES`."""
+    return f"sd-example-{number}"
+
 
 # The paper's observations, and what shows each on the page's run. Name → (claim, button).
 OBSERVATIONS = {

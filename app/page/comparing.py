@@ -19,8 +19,9 @@ from app.server.visits import Visit
 class Comparing:
     """Handlers of the comparison. Holds nothing of any visit."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, server: Server, starters: int) -> None:
+        """starters: how many buttons start a race."""
+        self.server, self.starters = server, starters
 
     def foresee(self, lengths: Any, *values: Any) -> str:
         """How long the comparison of these lengths will take here."""
@@ -34,8 +35,9 @@ class Comparing:
         """A race for each length, streamed row by row."""
         desk = self.server.desk
         visit = self.server.visit(http)
-        busy = (gr.update(interactive=False), gr.update(value="Stop", interactive=True), gr.update(interactive=False))
-        free = (gr.update(interactive=True), gr.update(value="Stop", interactive=False), gr.update(interactive=True))
+        waits, ready, others = gr.update(interactive=False), gr.update(interactive=True), self.starters
+        busy = (waits, gr.update(value="Stop", interactive=True), *(waits,) * others)
+        free = (ready, gr.update(value="Stop", interactive=False), *(ready,) * others)
         try:
             asked = self.server.asked(read(values))
         except ValueError as error:
@@ -50,10 +52,10 @@ class Comparing:
                 over = value["state"] != "running"
                 drawn = len(table.done(value["rows"]))
                 figure = gr.skip() if drawn == rows_done else _chart(value, visit.pins)
-                buttons = free if over else (gr.skip(),) * 3 if started else busy
+                buttons = free if over else (gr.skip(),) * len(busy) if started else busy
                 if over and not started:
                     # Refused: perhaps beside a run, whose buttons these are.
-                    buttons = (*free[:2], gr.skip())
+                    buttons = (*free[:2], *(gr.skip(),) * others)
                 started, rows_done = True, drawn
                 yield (as_json(with_pins(value, visit.pins)), figure, *buttons)
 

@@ -80,10 +80,12 @@ class Components:
     another: gr.Button
     run: gr.Button
     stop: gr.Button
-    # What each sets: see `app.texts.EXAMPLES`.
-    examples: list[tuple[gr.Button, tuple[Any, ...]]]
+    # What each sets and runs.
+    examples: list[tuple[gr.Button, texts.Example]]
     # Each sets the further lanes: see `app.lanes.PRESETS`.
     presets: list[tuple[gr.Button, tuple[str, ...]]]
+    # What keeps a run from being made, near Run; selecting it leads back to the model that is here.
+    trouble: gr.HTML
     panel: gr.HTML
     stage: gr.HTML
     replay: gr.HTML
@@ -97,6 +99,11 @@ class Components:
     def all_inputs(self) -> list[Any]:
         """What a handler is sent, and `app.page.inputs.read` takes."""
         return [*self.inputs.values(), self.touched]
+
+    @property
+    def starters(self) -> list[gr.Button]:
+        """The buttons that start a race, Run first; they wait while one goes on."""
+        return [self.run, *(button for button, _ in self.examples), self.explorer.observations[-1]]
 
 
 def build(server: Server) -> Components:
@@ -112,12 +119,13 @@ def build(server: Server) -> Components:
         another = gr.Button("Another question", elem_id="sd-another", min_width=150, scale=1)
         run = gr.Button("Run", variant="primary", elem_id="sd-run", min_width=110, scale=1)
         stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=90, scale=1)
+    trouble = view_of("trouble", {"sentence": ""}, "sd-trouble")
     with gr.Row(elem_id="sd-examples"):
         gr.HTML("<span>Try</span>", apply_default_css=False, elem_classes="sd-try")
-        examples: list[tuple[gr.Button, tuple[Any, ...]]] = [
-            (gr.Button(label, size="sm", elem_classes="sd-example"), chosen)
-            for label, chosen in texts.EXAMPLES.items()
-            if chosen[0] in server.kinds and chosen[1] in server.lengths
+        examples = [
+            (gr.Button(label, size="sm", elem_id=texts.example_id(number), elem_classes="sd-example"), example)
+            for number, (label, example) in enumerate(texts.EXAMPLES.items())
+            if example.kind in server.kinds and example.length in server.lengths
         ]
     with gr.Row(elem_id="sd-presets"):
         gr.HTML("<span>Lanes</span>", apply_default_css=False, elem_classes="sd-try")
@@ -154,8 +162,8 @@ def build(server: Server) -> Components:
     touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
     return Components(
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, another=another, run=run,
-        stop=stop, examples=examples, presets=presets, panel=panel, stage=stage, replay=replay, timeline=timeline,
-        head=head, explorer=explorer, lengths=lengths, picture=picture,
+        stop=stop, examples=examples, presets=presets, trouble=trouble, panel=panel, stage=stage, replay=replay,
+        timeline=timeline, head=head, explorer=explorer, lengths=lengths, picture=picture,
     )  # fmt: skip
 
 

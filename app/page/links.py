@@ -8,16 +8,25 @@ import gradio as gr
 
 from app.page.inputs import NAMES, Given, Server
 from app.page.values import Values, toast
-from app.race.fields import FOLLOWING, OWN_TEXT, usual
+from app.race.fields import FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import from_link
 from app.race.request import ASKED_A_QUESTION
+from app.texts import Example
 
 
 class Links:
-    """The handler of a fresh page's address. Holds nothing of any visit."""
+    """What a fresh page's address sets, and what an example does. Holds nothing of any visit."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
+
+    def values_of(self, example: Example) -> dict[str, Any]:
+        """What an example sets, by the input's name: all but what follows the model and the length, which nobody has
+        set any more then, and a text of the visitor's own, which waits out of sight.
+        """
+        given = usual(self.server.desk.models.default, example.kind, example.length)
+        given |= {"question": example.question, "lanes": list(example.lanes)}
+        return {field.name: given[field.name] for field in ON_PAGE if not field.follows and field.kind != "text"}
 
     def follow_link(self, http: gr.Request) -> Values:
         """What a link's query sets; the rest stays as it is."""

@@ -15,6 +15,7 @@ from app.page.inputs import Given, Server, read
 from app.page.labels import lanes_named, length_choices, loading_header, model_choices, model_header, race_time
 from app.page.layout import Components
 from app.page.settings import follow as follow_settings
+from app.page.trouble import trouble
 from app.page.values import Updates, as_json
 from app.race.fields import OWN_TEXT
 from app.race.request import Request
@@ -77,7 +78,7 @@ class Preparing:
         job: its loading, which is over. fresh: choose the prompt length for this machine.
         """
         server, at = self.server, self.components
-        length = gr.update(visible=not given.own)
+        length, problem = gr.update(visible=not given.own), ""
         updates: Updates = {
             at.another: gr.update(visible=not given.own), at.inputs["text"]: gr.update(visible=given.own),
             at.inputs["system"]: gr.update(visible=given.own),
@@ -96,15 +97,16 @@ class Preparing:
             if given.empty:
                 panel: dict[str, Any] = {"state": "empty"}
             elif loaded is None:
-                panel = self._offer(asked)
+                panel, problem = self._offer(asked)
             else:
                 material = gather(server.desk, asked, loaded)
                 updates |= self._following(material.asked, given)
-                panel = self._ready(material, loaded)
+                panel, problem = self._ready(material, loaded), material.refused or ""
         except EXPECTED as error:
             if not isinstance(error, ValueError):
                 server.desk.journal.error(error)
-            panel = {"state": "problem", "problem": error_sentence(error)}
+            panel, problem = {"state": "problem"}, error_sentence(error)
+        updates[at.trouble] = trouble(server, problem, given["model"])
         return {at.panel: as_json(panel), at.inputs["length"]: length, **updates}
 
     def _following(self, asked: Request, given: Given) -> Updates:
@@ -112,7 +114,7 @@ class Preparing:
 
     def _ready(self, material: Material, loaded: Loaded) -> dict[str, Any]:
         """The prompt of a model in memory, and what the run will cost. Raises what the engine raises."""
-        estimated = material.estimated
+        estimated = None if material.refused else material.estimated
         said: list[str] = []
         if not material.refused:
             said = [*notes(self.server.desk, material, loaded), *self._where_it_pays(material, loaded)]
@@ -125,7 +127,6 @@ class Preparing:
             "lanes": lanes_named(material.asked),
             "estimate": f"{race_time(estimated, material.asked)} on this machine" if estimated else "",
             "ends": f"ended after {cost.span(material.most_seconds)} at the latest" if estimated else "",
-            "refused": material.refused or "",
             "notes": said,
         }
 
@@ -143,16 +144,13 @@ class Preparing:
                 ]
         return []
 
-    def _offer(self, asked: Request) -> dict[str, Any]:
-        """What Run will do first for a model that is not in memory."""
+    def _offer(self, asked: Request) -> tuple[dict[str, Any], str]:
+        """What Run will do first for a model that is not in memory, or the sentence why it cannot."""
         spec, reason = self.server.models[asked.model], self.server.desk.models.too_large(asked.model)
         size = f"{spec.download_gb:.1f} GB, " if spec.parameters else ""
         first = (
             f"{spec.label} is not in memory: Run downloads it first ({size}if it is not here already). The prompt is "
             "made with its own tokenizer then."
         )
-        return {
-            "state": "offer",
-            "offer": "" if reason else first,
-            "refused": f"{spec.label} is too large for this machine: {reason}." if reason else "",
-        }
+        refused = f"{spec.label} is too large for this machine: {reason}." if reason else ""
+        return {"state": "offer", "offer": "" if reason else first}, refused

@@ -15,7 +15,8 @@ from app.page.inputs import Server, read
 from app.page.labels import loading_header, model_header, stage_before
 from app.page.layout import Components
 from app.page.looking import Looking
-from app.page.values import Updates, Values, as_json, one_line
+from app.page.trouble import in_page_words, trouble
+from app.page.values import Updates, as_json, one_line
 from app.race.links import link
 from app.server.session import perform
 
@@ -29,25 +30,40 @@ class Running:
     def __init__(self, server: Server, components: Components, looking: Looking) -> None:
         self.server, self.components, self.looking = server, components, looking
 
-    def begin(self, http: gr.Request) -> Values:
+    def begin(self, http: gr.Request) -> Updates:
         """Run pressed; a Stop from now on counts, be the run on its way yet."""
         self.server.visit(http).stopping = False
-        return gr.update(value="Running …", interactive=False), gr.update(value="Stop", interactive=True)
+        return self._buttons(running=True)
+
+    def _buttons(self, *, running: bool) -> Updates:
+        """Whatever starts a run waits while one goes on: nothing of that one can be lost."""
+        at = self.components
+        waiting = {button: gr.update(interactive=not running) for button in at.starters}
+        run = gr.update(value="Running …" if running else "Run", interactive=not running)
+        stop = gr.update(value="Stop", interactive=running)
+        # What was said of the last run does not stand over the next one.
+        return {**waiting, at.run: run, at.stop: stop, **({at.trouble: trouble(self.server)} if running else {})}
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
         """One race, streamed: the first value says that it is being prepared, the last how it ended."""
-        server, at = self.server, self.components
+        server, at, visit, given = self.server, self.components, self.server.visit(http), read(values)
+        visit.refused = ("", None)
         try:
-            asked = server.asked(read(values))
+            asked = server.asked(given)
         except ValueError as error:
-            yield {at.stage: as_json(stage_before(server, "refused", str(error)))}
+            visit.refused = (str(error), given["model"])
+            yield {at.stage: as_json(stage_before(server, "refused", ""))}
             return
-        visit = server.visit(http)
         waiting, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(server.desk, visit, asked)) as stream:
             async for shown in stream:
+                stage = shown.stage
+                if shown.over and stage["state"] in ("refused", "failed") and shown.times is None:
+                    # It has no place on the lanes, which stay as they are.
+                    visit.refused, stage = (stage["message"], asked.model), {**stage, "message": ""}
                 # A model that was loaded changes what the page says of it: its view asks for that.
-                updates: Updates = {at.stage: as_json({**shown.stage, "loaded": shown.loaded is not None})}
+                about = {"message": in_page_words(stage["message"]), "loaded": shown.loaded is not None}
+                updates: Updates = {at.stage: as_json({**stage, **about})}
                 if shown.times is not None and (shown.over or time.monotonic() >= next_timeline):
                     figure = timeline.timeline(shown.times)
                     updates[at.timeline] = as_json({"figure": figure, "label": _timeline_label(shown.stage)})
@@ -64,10 +80,11 @@ class Running:
     def over(self, http: gr.Request, *values: Any) -> Updates:
         """A run has ended, or did not begin: everything that shows the last run."""
         at, given = self.components, read(values)
-        free = {
-            at.run: gr.update(value="Run", interactive=True), at.stop: gr.update(value="Stop", interactive=False),
-        }  # fmt: skip
         visit = self.server.visit(http)
+        # Refused beside another run of this visit: the buttons are that one's.
+        free = {} if visit.running else self._buttons(running=False)
+        if visit.refused[0]:
+            return {**free, at.trouble: trouble(self.server, *visit.refused)}
         if not visit.unseen or visit.kept is None:
             run = self.looking.looked_at(visit)
             head = gr.skip() if run is None else self.looking.head(run, visit)

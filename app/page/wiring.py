@@ -56,10 +56,10 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         endpoints.add(desk)
         preparing, looking = Preparing(server, components), Looking(server, components)
         running = Running(server, components, looking)
-        _before_a_run(page, components, preparing, Links(server))
+        _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
         _looking(components, preparing, running, looking)
-        _comparing(components, running, Comparing(server))
+        _comparing(components, running, Comparing(server, len(components.starters)))
 
         def leave(http: gr.Request) -> None:
             """The tab was closed."""
@@ -73,7 +73,9 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
     return page
 
 
-def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: Links) -> None:
+def _before_a_run(
+    page: gr.Blocks, at: Components, preparing: Preparing, running: Running, links: Links
+) -> None:
     listed, prepared = at.inputs, _shows_the_next_run(at)
     page.load(links.follow_link, None, at.all_inputs, **_LONG).then(preparing.open, at.all_inputs, prepared, **_LONG)
     prepare = (preparing.prepare, at.all_inputs, prepared)
@@ -90,11 +92,16 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
     listed["model"].input(*prepare, trigger_mode="multiple", **_LONG)
+    default = json.dumps(preparing.server.desk.models.default)
+    at.trouble.select(None, None, listed["model"], js=f"() => {default}", **_AT_ONCE).then(*prepare, **_LONG)
     number = listed["question"]
     at.another.click(None, number, number, js="(number) => (number ?? 0) + 1", **_AT_ONCE).then(*prepare, **_LONG)
-    for button, values in at.examples:
-        sets = [listed[name] for name in ("kind", "length", "question", "lanes")][: len(values)]
-        button.click(None, None, sets, js=f"() => {json.dumps(values)}", **_AT_ONCE).then(*prepare, **_LONG)
+    for button, example in at.examples:
+        values = links.values_of(example)
+        sets = [*(listed[name] for name in values), at.touched]
+        pressed = button.click(None, None, sets, js=f"() => {json.dumps([*values.values(), ''])}", **_AT_ONCE)
+        pressed.then(*prepare, **_LONG)
+        _race(pressed.then, at, running)
     for button, further in at.presets:
         button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
             *prepare, **_LONG
@@ -103,14 +110,14 @@ def _before_a_run(page: gr.Blocks, at: Components, preparing: Preparing, links: 
 
 def _shows_the_next_run(at: Components) -> list[Any]:
     moved = [at.inputs[name] for name in ("text", "system", "model", *FOLLOWING)]
-    return [at.header, at.panel, at.inputs["length"], at.another, *moved]
+    return [at.header, at.trouble, at.panel, at.inputs["length"], at.another, *moved]
 
 
 def _race(after: Callable[..., Any], at: Components, running: Running) -> None:
     """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the stream:
     gradio makes each output's component anew for each value, which takes the engine's time.
     """
-    buttons = [at.run, at.stop]
+    buttons = [*at.starters, at.stop, at.trouble]
     after(running.begin, None, buttons, **_AT_ONCE).then(
         running.run, at.all_inputs, [at.stage, at.timeline, at.header], **_LONG
     ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG)
@@ -159,7 +166,7 @@ def _looking(at: Components, preparing: Preparing, running: Running, looking: Lo
 def _comparing(at: Components, running: Running, comparing: Comparing) -> None:
     of = at.lengths
     shown, asked = [of.table, of.chart], [of.chosen, *at.all_inputs]
-    of.compare.click(comparing.compare, asked, [*shown, of.compare, of.stop, at.run], **_LONG)
+    of.compare.click(comparing.compare, asked, [*shown, of.compare, of.stop, *at.starters], **_LONG)
     of.stop.click(running.stop, None, of.stop, **_AT_ONCE)
     of.pin.click(comparing.pin, None, shown, **_AT_ONCE)
     of.unpin.click(comparing.unpin, None, shown, **_AT_ONCE)

@@ -37,6 +37,8 @@ class Visit:
         self.selected: Masks | None = None  # the pattern of that race, from its select step on
         self.selected_in = 0  # the step that made it, counted from 1
         self.kept: Kept | None = None  # the last run that is over, or a recorded one
+        # Why its last run could not be made, in a sentence, and the model that was chosen (anything a browser sends).
+        self.refused: tuple[str, Any] = ("", None)
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head
         self.shades: Shades = "both"  # what their view shows

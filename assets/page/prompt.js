@@ -8,13 +8,12 @@
   function mountPrompt(root) {
     const question = el("p", { class: "sd-question" });
     const facts = el("p", { class: "sd-facts" });
-    const problem = el("p", { class: "sd-problem", role: "alert", hidden: "" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
     const text = el("pre", { class: "sd-prompt-text", tabindex: "0", "aria-label": "The whole prompt" });
     const summary = el("summary", {}, "Read the prompt");
     const details = el("details", { class: "sd-preview" }, summary, text);
     root.replaceChildren(
-      el("section", { class: "sd-prompt", "aria-label": "Prompt" }, question, facts, details, problem, notes),
+      el("section", { class: "sd-prompt", "aria-label": "Prompt" }, question, facts, details, notes),
     );
     let current = "";
     // A prompt of 64k tokens is laid out when somebody opens it, not before.
@@ -26,9 +25,6 @@
       show(question, ready ? Boolean(value.question) : value.state === "loading");
       show(facts, ready || value.state === "empty" || Boolean(value.offer));
       show(details, ready);
-      const trouble = value.problem || value.refused || "";
-      setText(problem, trouble);
-      show(problem, Boolean(trouble));
       setList(notes, value.notes);
       if (value.state === "loading") setText(question, value.message || "The model is loading …");
       if (value.state === "empty") setText(facts, "Type or paste a prompt above.");
@@ -38,7 +34,7 @@
       const parts = [`${number(value.tokens)} prompt tokens`];
       if (value.gold) parts.push("the expected answer is known, and hidden until the end");
       if (value.lanes) parts.push(value.lanes);
-      if (value.estimate && !value.refused) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
+      if (value.estimate) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
       setText(facts, parts.join(" · "));
       current = value.text;
       fill();

@@ -42,11 +42,21 @@
     // run was not made here and now.
     function draw(value) {
       if (!value) return;
+      setText(message, value.message);
+      show(message, Boolean(value.message));
+      setAttribute(message, "data-state", value.state);
+      setAttribute(root.firstElementChild, "data-state", value.state);
+      // Before its first step a run has its message alone: what was there stays, and still does where none follows.
+      const begun = value.state === "running" || value.replay || value.lanes.some((lane) => lane.step);
+      if (views.size && !begun) {
+        if (value.loaded) trigger("load");
+        document.dispatchEvent(new CustomEvent("sparsed:stage", { detail: value }));
+        return;
+      }
       if (value.run !== run) {
         run = value.run;
         for (const view of views.values()) view.reset();
       }
-      setAttribute(root.firstElementChild, "data-state", value.state);
       setAttribute(root.firstElementChild, "data-run", value.run);
       setAttribute(root.firstElementChild, "data-sequence", value.sequence);
       const score = value.speedup;
@@ -63,9 +73,6 @@
         setText(sameWords, value.agreement.words);
         setText(sameDetail, value.agreement.detail);
       }
-      setText(message, value.message);
-      show(message, Boolean(value.message));
-      setAttribute(message, "data-state", value.state);
       setText(recorded, value.recorded);
       show(recorded, Boolean(value.recorded));
       setList(notes, value.notes);

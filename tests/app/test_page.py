@@ -24,6 +24,13 @@ def run(page: Any) -> None:
     page.wait_for_function("() => window.seen.some((one) => one.state === 'running')")
 
 
+def refused(page: Any, said: str) -> None:
+    """The run was refused, and the page says why, in one place."""
+    wait_for(page, "refused")
+    page.wait_for_selector(f".sd-problem:not([hidden]):has-text('{said}')")
+    assert page.is_hidden(".sd-message") and page.inner_text("body").count(said) == 1
+
+
 def is_free(page: Any) -> None:
     """Another run can be started, and there is none to stop."""
     page.wait_for_selector("#sd-run:not([disabled])")
@@ -174,6 +181,37 @@ def test_what_buttons_do_is_said_when_they_are_pointed_at(visit, fake) -> None:
             " return node.title || node.querySelector('button')?.title; }", element) == said  # fmt: skip
 
 
+def test_an_example_sets_all_that_it_needs_and_runs(visit, fake) -> None:
+    """Nothing of what was set before stays behind, and while it runs no other run can be begun."""
+    from app.texts import EXAMPLES, button_titles, example_id
+
+    number, example = next((i, one) for i, one in enumerate(EXAMPLES.values()) if one.kind == "about")
+    title = button_titles()[example_id(number)]
+    page = visit(fake)
+    page.click("#sd-settings button")
+    choose(page, "sd-threshold", "0.90")
+    set_slider(page, "sd-skip", "0.6")
+    choose(page, "sd-lanes", "^Sliding window$")
+    chip = f"#{example_id(number)}"
+    with fake.held(20) as hold:
+        page.evaluate("window.seen.length = 0")
+        page.click(chip)
+        page.wait_for_function("() => window.seen.some((one) => one.state === 'running')")
+        for starter in ("#sd-run", chip, "#sd-observe-early"):
+            page.wait_for_selector(f"{starter}[disabled]")
+        hold(-1)
+        wait_for(page, "done")
+    assert page.locator(".sd-lane:not([hidden])").count() == 2 + len(example.lanes)
+    assert page.locator(".sd-lane .sd-figures dd").first.inner_text() == "64 of 64"
+    phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()
+    assert phases == ["dense steps 1–13", "select step 14", "sparse steps 15–64"]
+    shows(page, "sd-threshold", "off")
+    is_free(page)
+    assert page.is_enabled(chip)
+    page.locator(chip).hover()
+    assert title.startswith("Runs at once. ") and page.get_attribute(chip, "title") == title
+
+
 def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     page = visit(fake)
     choose(page, "sd-length", "4k")
@@ -229,8 +267,7 @@ def test_a_length_that_does_not_fit_says_why_and_is_refused(visit, fake) -> None
     page.wait_for_selector(".sd-problem:not([hidden])")
     assert "Choose a shorter prompt length" in page.inner_text(".sd-problem")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "Choose a shorter prompt length" in page.inner_text(".sd-message")
+    refused(page, "Choose a shorter prompt length")
     is_free(page)
 
 
@@ -275,10 +312,10 @@ def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None
     choose(page, "sd-block-length", "^16$")
     set_slider(page, "sd-steps", "8")
     page.wait_for_selector(".sd-problem:not([hidden])")
-    assert "= 16: 8 is less" in page.inner_text(".sd-problem")
+    assert page.inner_text(".sd-problem").startswith("“Denoising steps” must be at least")
+    assert "“Generation length” / “Semi-autoregressive block length” = 16: 8 is less" in page.inner_text(".sd-problem")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "steps must be at least" in page.inner_text(".sd-message")
+    refused(page, "“Denoising steps” must be at least")
 
 
 def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
@@ -289,12 +326,23 @@ def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
     assert page.inner_text('[data-lane="dense"] .sd-verdict') == "" and page.is_hidden(".sd-gold")
 
 
-def test_an_empty_text_is_refused(visit, fake) -> None:
+def test_a_run_that_is_refused_leaves_the_screen_as_it_was(visit, fake) -> None:
     page = visit(fake)
+    run_to_end(page)
+    is_free(page)
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    parts = [".sd-score-speed", ".sd-lanes", "#sd-replay", "#sd-looking"]
+    before = [page.inner_text(part) for part in parts]
     choose(page, "sd-kind", "Your own text")
+    page.wait_for_selector("#sd-text textarea")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "is empty" in page.inner_text(".sd-message")
+    refused(page, "Your own text is empty")
+    is_free(page)
+    assert [page.inner_text(part) for part in parts] == before
+    # What was said does not stand over the next run.
+    own_text(page, "one two three")
+    run_to_end(page)
+    assert page.is_hidden(".sd-problem") and [page.inner_text(part) for part in parts] != before
 
 
 def test_an_engine_error_is_a_sentence_and_the_next_run_works(visit, fake) -> None:
@@ -333,8 +381,7 @@ def test_the_list_of_models_says_what_each_takes(visit, fake) -> None:
     page.wait_for_selector(".sd-problem:not([hidden])")
     assert page.inner_text(".sd-problem").startswith("Giant-100B is too large for this machine: 200.0 GB")
     page.click("#sd-run")
-    wait_for(page, "refused")
-    assert "does not fit into this machine" in page.inner_text(".sd-message")
+    refused(page, "does not fit into this machine")
     is_free(page)
 
 
@@ -388,13 +435,13 @@ def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
     with fake.held(2):
         run(other)
         page.click("#sd-run")
-        wait_for(page, "refused")
+        refused(page, "Broken-7B could not be downloaded: no connection to the Hub.")
         assert state(other) == "running"
-    assert page.inner_text(".sd-message") == "Broken-7B could not be downloaded: no connection to the Hub."
     assert page.inner_text(".sd-chips").split("\n") == ["broken", "not in memory"]
     wait_for(other, "done")
-    choose(page, "sd-model", "mini")
+    page.click("text=Back to mini")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
+    assert page.is_hidden(".sd-problem") and page.input_value("#sd-model input").startswith("mini")
     run_to_end(page)
     assert state(page) == "done"
 

@@ -44,6 +44,45 @@ def test_programs_alone_can_give_stop_strings() -> None:
             BY_NAME["stop"].check(wrong)
 
 
+def test_every_example_can_be_run() -> None:
+    from app.texts import EXAMPLES
+    from sparsed.questions.lengths import LENGTHS
+    from sparsed.questions.world import KINDS
+
+    known = {"defaults": MINI_DEFAULTS, "models": ["mini"], "kinds": KINDS, "lengths": LENGTHS}
+    for one in EXAMPLES.values():
+        given = usual("mini", one.kind, one.length) | {"question": one.question, "lanes": one.lanes}
+        assert len(parse(**given, **known).lanes) == 2 + len(one.lanes)
+
+
+def test_sentences_of_the_engine_come_to_the_page_with_its_labels() -> None:
+    from app.page.trouble import in_page_words
+    from app.server.models import load_error
+
+    asked: list[dict[str, Any]] = [
+        {"threshold": 0.9, "steps": 16}, {"block_length": 16, "gen_length": 64, "steps": 2}, {"cfg_scale": -1.0},
+        {"algorithm": "origin", "confidence_eos_eot_inf": True}, {"top_p": 0.5},
+        {"algorithm": "entropy", "threshold": 0.5},
+    ]  # fmt: skip
+    said = []
+    for given in asked:
+        with pytest.raises(ValueError) as refused:
+            SamplerConfig(**given).resolve(GENERIC_DEFAULTS)
+        said.append(in_page_words(str(refused.value)))
+    with pytest.raises(ValueError) as refused:
+        AttentionConfig(selection="reference", select=1.0)
+    said.append(in_page_words(str(refused.value)))
+    assert said[0].startswith("With a threshold, “Denoising steps” is an upper bound and must be at least “Gener")
+    assert said[-1].startswith("“Select” must be below 1 with selection “as the public code does it”")
+    names = [field.name for field in FIELDS if "_" in field.name]
+    assert not [(name, one) for one in said for name in names if name in one]
+    error = load_error(OSError("no such host"), "LLaDA-8B")
+    assert in_page_words(str(error)) == "LLaDA-8B could not be loaded: no such host."
+    assert in_page_words("There is no connection (DryRunError).") == "There is no connection."
+    # What is no name stays, a visitor's words too.
+    assert in_page_words("Your own text has 7 steps.") == "Your own text has 7 steps."
+
+
 def test_a_switch_is_what_its_word_says() -> None:
     for field in [field for field in FIELDS if field.kind == "switch"]:
         off = None if field.off is False else False
