@@ -49,6 +49,16 @@ class Looking:
             at.picture: as_json(views.picture(run) or nothing(texts.NO_SELECTION)),
         }
 
+    def again(self, http: gr.Request, key: Any) -> Updates:
+        """The page was loaded anew: the last run of before, by its key, which the browser has kept."""
+        run = self.server.desk.visits.kept(key) if isinstance(key, str) and key else None
+        if run is None:
+            return {self.components.replay: gr.skip()}
+        visit = self.server.visit(http)
+        visit.kept = run
+        drawn = as_json(views.timeline(run) or nothing(texts.NO_TIMELINE))
+        return {**self.everything(run, visit), self.components.timeline: drawn}
+
     # ---- while a run goes on ----------------------------------------------------------------------------------
 
     def started(self, http: gr.Request) -> Values:

@@ -17,7 +17,8 @@ from app.page.layout import Components
 from app.page.settings import follow as follow_settings
 from app.page.trouble import trouble
 from app.page.values import Updates, as_json
-from app.race.fields import OWN_TEXT
+from app.race.fields import OWN_TEXT, usual
+from app.race.links import address
 from app.race.request import Request
 from app.server.material import EXPECTED, Material, gather, notes
 from app.server.models import Loaded, Loading
@@ -36,7 +37,7 @@ class Preparing:
         self.server, self.components = server, components
 
     async def open(self, http: gr.Request, *values: Any) -> AsyncGenerator[Updates, None]:
-        """A fresh page: like `prepare`, with the prompt length that suits this machine."""
+        """A fresh page: like `prepare`, with the prompt length that suits this machine, which no address need say."""
         given = read(values)
         fresh = self.server.default_length is None and "length" not in given.touched
         async for updates in self._prepare(http, given, fresh=fresh):
@@ -107,6 +108,9 @@ class Preparing:
                 server.desk.journal.error(error)
             panel, problem = {"state": "problem"}, error_sentence(error)
         updates[at.trouble] = trouble(server, problem, given["model"])
+        usual_length = given["length"] if fresh else server.default_length
+        start = usual(server.desk.models.default, server.default_kind, usual_length)
+        updates[at.address] = address(given.values, given.touched, start)
         return {at.panel: as_json(panel), at.inputs["length"]: length, **updates}
 
     def _following(self, asked: Request, given: Given) -> Updates:

@@ -16,7 +16,7 @@ from app import texts
 from app.api import endpoints
 from app.page import layout
 from app.page.comparing import Comparing
-from app.page.inputs import Server
+from app.page.inputs import NAMES, Server
 from app.page.layout import Components
 from app.page.links import Links
 from app.page.looking import Looking
@@ -32,6 +32,19 @@ QUEUE_SECONDS = 0.02
 UPLOADS_SECONDS = 3600
 # Runs in the browser: adds a name to those of the settings that the visitor has set himself.
 _TOUCH = """(names) => [...new Set([...(names ?? "").split(","), "%s"])].filter(Boolean).sort().join(",")"""
+# How the visitor came to the page, and his own text of before in this tab.
+_ARRIVED = """() => [
+    performance.getEntriesByType("navigation")[0]?.type ?? "", sessionStorage.getItem("sparsed-text") ?? ""]"""
+# What this tab keeps until it is loaded anew; a browser may have no room for a long text.
+_REMEMBER = """(value) => { try { sessionStorage.setItem("sparsed-%s", value ?? ""); } catch {} }"""
+_LAST = """() => [sessionStorage.getItem("sparsed-last") ?? ""]"""
+# Puts the settings into the page's address, beside what else stands there.
+_ADDRESS = f"""(query) => {{
+    const url = new URL(location.href);
+    for (const name of {json.dumps([*NAMES, "third"])}) url.searchParams.delete(name);
+    for (const [name, value] of new URLSearchParams(query ?? "")) url.searchParams.set(name, value);
+    history.replaceState(history.state, "", url);
+}}"""
 # What comes from the browser may be anything. `request.parse` and the handlers check it, in sentences of ours;
 # gradio's own checks would refuse what a link has set, and every event after it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
@@ -58,6 +71,8 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         running = Running(server, components, looking)
         _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
+        page.load(looking.again, components.last, [*_shows_a_run(components), components.timeline], js=_LAST, **_LONG)
+        components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
         _comparing(components, running, Comparing(server, len(components.starters)))
 
@@ -77,7 +92,11 @@ def _before_a_run(
     page: gr.Blocks, at: Components, preparing: Preparing, running: Running, links: Links
 ) -> None:
     listed, prepared = at.inputs, _shows_the_next_run(at)
-    page.load(links.follow_link, None, at.all_inputs, **_LONG).then(preparing.open, at.all_inputs, prepared, **_LONG)
+    arrived, sets = [at.last, listed["text"]], [*at.all_inputs, at.linked]
+    followed = page.load(links.follow_link, arrived, sets, js=_ARRIVED, **_LONG)
+    followed.then(preparing.open, at.all_inputs, prepared, **_LONG)
+    at.address.change(None, at.address, None, js=_ADDRESS, **_AT_ONCE)
+    listed["text"].change(None, listed["text"], None, js=_REMEMBER % "text", **_AT_ONCE)
     prepare = (preparing.prepare, at.all_inputs, prepared)
     # A value the visitor has set himself is not moved when the model or the prompt length changes.
     for name in FOLLOWING:
@@ -87,7 +106,7 @@ def _before_a_run(
     changes = [listed[name].input for name in ("kind", "length", "question")]
     # Their input event misses what is pasted or deleted.
     changes += [listed[name].change for name in ("text", "system")]
-    chosen = ("prompt_format", "skip", "selection", "backend", "lanes", "generation_rows")
+    chosen = ("prompt_format", "skip", "selection", "backend", "lanes", "generation_rows", "seed", "track")
     changes += [listed[name].input for name in chosen]
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
@@ -110,7 +129,7 @@ def _before_a_run(
 
 def _shows_the_next_run(at: Components) -> list[Any]:
     moved = [at.inputs[name] for name in ("text", "system", "model", *FOLLOWING)]
-    return [at.header, at.trouble, at.panel, at.inputs["length"], at.another, *moved]
+    return [at.header, at.trouble, at.address, at.panel, at.inputs["length"], at.another, *moved]
 
 
 def _race(after: Callable[..., Any], at: Components, running: Running) -> None:
@@ -129,7 +148,8 @@ def _shows_a_pattern(at: Components) -> list[Any]:
 
 
 def _shows_a_run(at: Components) -> list[Any]:
-    return [*_shows_a_pattern(at), at.replay, at.explorer.atlas, at.explorer.tracking, at.explorer.files, at.picture]
+    see = at.explorer
+    return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, at.picture, at.last]
 
 
 def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:

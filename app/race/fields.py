@@ -292,6 +292,6 @@ ON_PAGE = tuple(field for field in FIELDS if field.on_page)
 FOLLOWING = tuple(field.name for field in ON_PAGE if field.follows)
 
 
-def usual(model: str, kind: str, length: str) -> dict[str, Any]:
+def usual(model: str, kind: str, length: str | None) -> dict[str, Any]:
     """Every setting by name, as it is where nobody has set any; None for what follows the model and the length."""
     return {**{field.name: field.usual for field in FIELDS}, "model": model, "kind": kind, "length": length}

@@ -598,7 +598,9 @@ def test_a_run_that_takes_longer_than_announced_is_ended(fake_engine: Any, monke
     assert journal_of(desk)[-1]["state"] == "overdue" and len(desk.queue) == 0
 
 
-def test_what_a_visit_kept_is_freed_when_it_ends(fake_engine: Any) -> None:
+def test_what_a_visit_kept_waits_for_a_reload_and_is_freed_then(
+    fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
     visit = desk.visits.of("one")
     kept = collect(desk, visit, asked_of(desk))[-1].kept
@@ -607,6 +609,10 @@ def test_what_a_visit_kept_is_freed_when_it_ends(fake_engine: Any) -> None:
     del kept
     desk.visits.leave("one")
     del visit
+    assert desk.visits.kept(key) is gone()
+    now = time.monotonic
+    monkeypatch.setattr("app.server.visits.time.monotonic", lambda: now() + 901)
+    assert desk.visits.kept(key) is None
     gc.collect()
     assert gone() is None and desk.visits.kept(key) is None
 
@@ -616,10 +622,10 @@ def test_runs_of_programs_are_kept_for_a_while_and_not_too_many(
 ) -> None:
     desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
     kept = collect(desk, Visit(), asked_of(desk))[-1].kept
-    runs = [replace(kept, key=f"key-{number}") for number in range(20)]
+    runs = [replace(kept, key=f"key-{number}") for number in range(36)]
     for run in runs:
-        desk.visits.remember_call(run)
-    assert [desk.visits.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 16
+        desk.visits.remember_call(replace(run))
+    assert [desk.visits.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 32
     last, now = weakref.ref(desk.visits.kept(runs[-1].key)), time.monotonic
     monkeypatch.setattr("app.server.visits.time.monotonic", lambda: now() + 901)
     assert not any(desk.visits.kept(run.key) for run in runs) and last() is None

@@ -12,7 +12,7 @@ import pytest
 from app.page.inputs import NAMES, read
 from app.page.settings import accordion, follow, within
 from app.race.fields import BY_NAME, FIELDS, FOLLOWING, ON_PAGE, OWN_TEXT, usual
-from app.race.links import from_link, link
+from app.race.links import address, from_link, link, said_by_link
 from app.race.request import Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, MINI_DEFAULTS
@@ -98,7 +98,7 @@ def test_a_switch_is_what_its_word_says() -> None:
 def test_a_link_says_yes_or_no_by_a_digit() -> None:
     assert from_link({"early_stop": "1", "track": "0"}) == ({"early_stop": True, "track": False}, [])
     assert from_link({"early_stop": "true"}) == (
-        {}, ["The link's early stop 'true' is neither 1 nor 0: it is left out."],
+        {}, ["The link's “Stop at the answer's end” 'true' is neither 1 nor 0: it is left out."],
     )  # fmt: skip
 
 
@@ -189,6 +189,23 @@ def test_a_slider_reaches_as_far_as_what_it_holds() -> None:
     updates = {name: update for name in made if (update := follow(made, asked, held, touched).get(made[name]))}
     assert (updates["steps"]["maximum"], updates["steps"]["value"]) == (512, 512)
     assert 512 in updates["gen_length"]["choices"] and updates["gen_length"]["value"] == 512
+
+
+def test_an_address_says_what_differs_and_a_link_what_it_sets() -> None:
+    start = usual("mini", "about", None)
+    held = usual("mini", "about", "4k") | {"lanes": [], "steps": 64, "threshold": 0.9}
+    assert address(held, (), start) == "length=4k" and address(held, (), start | {"length": "4k"}) == ""
+    changed = held | {"skip": 0.4, "track": True, "lanes": ["random", "sparsed+dual"]}
+    query = dict(parse_qsl(address(changed, ["threshold"], start)))
+    assert list(query) == ["length", "skip", "track", "lanes", "threshold"]
+    values, problems = from_link(query)
+    assert problems == [] and values == {name: changed[name] for name in values}
+    said = said_by_link(values | {"kind": "about"}, {"about": "Tell me about …"})
+    assert said == (
+        "This link sets: question Tell me about …, prompt length 4k, skip 0.4, track the pattern on, further lanes "
+        "Random blocks, SparseD + Fast-dLLM, dual · our combination, confidence threshold 0.9."
+    )
+    assert said_by_link({}, {}) == ""
 
 
 def test_every_setting_can_be_linked() -> None:

@@ -275,8 +275,8 @@ def test_a_link_that_says_nonsense_is_left_out_in_a_sentence() -> None:
     values, problems = links.from_link({"steps": "many", "skip": "nan", "unknown": "1", "seed": "4"})
     assert values == {"seed": 4}
     assert problems == [
-        "The link's skip 'nan' is no number: it is left out.",
-        "The link's steps 'many' is no number: it is left out.",
+        "The link's “Skip” 'nan' is no number: it is left out.",
+        "The link's “Denoising steps” 'many' is no number: it is left out.",
     ]
 
 
