@@ -80,6 +80,10 @@ class Pattern:
             for masks in self._masks[:, None]
         ]
 
+    @property
+    def requested_density(self) -> float:
+        return float(self._masks.mean())
+
     def mask(self, layer: int, head: int, batch: int = 0) -> np.ndarray:
         return self._masks[layer, head]
 
