@@ -104,4 +104,4 @@ def _density(head: Masks, backend: str) -> Density:
     # torch is loaded by now: there was a run.
     from sparsed.attention.backends.registry import executed_density
 
-    return {"requested": head.density, "executed": executed_density(backend, head.to_pattern())}
+    return {"requested": head.requested_density, "executed": executed_density(backend, head.to_pattern())}

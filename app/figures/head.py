@@ -43,6 +43,7 @@ def head_detail(
     full_blocks: int = 0,
     words: Sequence[str] = (),
     show: Shades = "both",
+    lane: str = "",
 ) -> View:
     """What one head keeps for every query block, over how important each key block was to it.
 
@@ -53,10 +54,13 @@ def head_detail(
     first words of every block, or nothing. kept_mass: share of attention mass kept, for the title. full_blocks: the
     last query blocks, which see every key without having selected it.
 
-    The layout's meta is {"layer", "head"}. A cell is kept exactly where z ≥ meta.kept_from of its trace, whatever
-    is shown. Cells are never merged. Where there
-    is importance, customdata is the share of attention, negative for cells that are skipped; the hover puts
-    these into brackets, because a sentence for each of 513 × 513 cells would be megabytes.
+    lane: the key of the lane whose mask it is, "" for the headline's.
+
+    The layout's meta is {"layer", "head", "map"}; "map" is what the browser needs to mark rows (assets/page/map.js):
+    {"lane", "blocks", "generation": the first query block that holds a generated token, "full": full_blocks}. A cell is
+    kept exactly where z ≥ meta.kept_from of its trace, whatever is shown. Cells are never merged. Where there is
+    importance, customdata is the share of attention, negative for cells that are skipped; the hover puts these into
+    brackets, because a sentence for each of 513 × 513 cells would be megabytes.
     """
     blocks = len(mask)
     ranges = block_ranges(length, block_size)
@@ -122,6 +126,7 @@ def head_detail(
         "showgrid": False,
         "constrain": "domain",
     }
+    about = {"lane": lane, "blocks": blocks, "generation": prompt_length // block_size, "full": full_blocks}
     layout = base_layout(
         title=title_of(f"Layer {layer}, head {head}", *lines),
         xaxis={**axis, "title": {"text": f"key block ({block_size} tokens each)"}},
@@ -135,7 +140,7 @@ def head_detail(
         margin={"l": 56, "r": 14, "t": 46 + 16 * len(lines), "b": 56},
         shapes=shapes,
         hovermode="closest",
-        meta={"layer": layer, "head": head},
+        meta={"layer": layer, "head": head, "map": about},
     )
     said = ". ".join((f"Block mask of layer {layer}, head {head}: {kept}", *unselected))
     return View({"data": [trace], "layout": layout}, f"{said}.")

@@ -80,12 +80,14 @@ def timeline(made: StepTimes) -> Figure:
                 "range": [0, total + 1],
                 "showgrid": False,
                 "anchor": "y2",
+                "fixedrange": True,
             },
             yaxis={
                 "title": {"text": "ms per step"},
                 "range": [0, 1100 * slowest if slowest else 1],
                 "rangemode": "tozero",
                 "domain": [0.44, 1],
+                "fixedrange": True,
             },
             yaxis2={
                 "title": {"text": "seconds so far"},
@@ -93,6 +95,7 @@ def timeline(made: StepTimes) -> Figure:
                 "rangemode": "tozero",
                 "domain": [0, 0.32],
                 "nticks": 4,
+                "fixedrange": True,
             },
             showlegend=True,
             legend=LEGEND_ABOVE,
@@ -100,6 +103,10 @@ def timeline(made: StepTimes) -> Figure:
             shapes=shapes,
             annotations=annotations,
             hovermode="closest",
+            # In the browser a line goes along the steps of this lane, and a click asks for a step, so that it must not
+            # zoom (assets/page/cursor.js).
+            dragmode=False,
+            meta={"playhead": (large or lanes[0]).key},
         ),
     }
 

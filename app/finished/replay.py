@@ -19,11 +19,12 @@ from app.race.race import Update
 from app.race.snapshot import Stage, mode, speedup
 from app.texts import BACKEND_WORDS, OWN_QUESTION, STOPPED, held_together, straight
 from sparsed import trace as traces
+from sparsed.attention.masks import Masks
 from sparsed.trace.check import read_time
 
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
-FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows")
+FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows", "counted")
 # What it shows at its end alone; before, as it was planned.
 ENDING = ("text", "right", "verdict", "speedup", "same", "never_sparse", "ended_early")
 
@@ -110,7 +111,7 @@ def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
         parallel=sampler.block_length,
         positions=trace.prompt.tokens + trace.gen_length,
         at_most=sampler.at_most,
-        source=_Recorded(made.notes, traces.LaneInfo(trace, made)),
+        source=_Recorded(made.notes, traces.LaneInfo(trace, made), made.pattern),
     )
 
 
@@ -120,6 +121,7 @@ class _Recorded:
 
     notes: Sequence[str]
     info: traces.LaneInfo
+    pattern: Masks | None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from app.figures import head as head_figure
 from app.figures import layer as layer_figure
 from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
+from app.figures.shared import title_of
 from app.finished.replay import origin
 from app.finished.run import Kept
 from app.lanes import headline
@@ -20,6 +21,7 @@ from app.race.lane_view import ranges_of
 from app.race.snapshot import StepTimes
 from app.texts import Shades
 from sparsed.attention.analysis import mask_overlap, thumbnails
+from sparsed.attention.layout import BlockLayout
 from sparsed.attention.masks import Masks
 from sparsed.trace.types import Lane
 
@@ -101,8 +103,25 @@ def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both
         full_blocks=pattern.full_blocks,
         words=run.trace.prompt.words if isinstance(run, Kept) else (),
         show=shades,
+        lane=_seen(run),
     )
     return view._asdict()
+
+
+def before_selecting(layout: BlockLayout) -> Value:
+    """The map of a run that goes on and has not selected yet: every head computes every pair."""
+    view = head_figure.head_detail(
+        np.ones((layout.blocks, layout.blocks), dtype=bool),
+        layer=0,
+        head=0,
+        length=layout.length,
+        prompt_length=layout.prompt_length,
+        block_size=layout.block_size,
+        prompt_blocks=layout.prompt_blocks,
+    )
+    said = "Full attention: every head computes every block", "what each head keeps appears at the select step"
+    view.figure["layout"] |= {"title": title_of(*said), "meta": {"map": view.figure["layout"]["meta"]["map"]}}
+    return {"figure": view.figure, "label": f"{said[0]}; {said[1]}."}
 
 
 def layer(run: Kept | Masks | None, layer: int) -> tuple[Value, Value, Value] | None:
@@ -209,6 +228,13 @@ def clicked(point: Any) -> tuple[int, int] | None:
     if not all(isinstance(place, (int, float)) and -0.5 <= place < 1e6 for place in (layer, head)):
         return None
     return round(layer), round(head)  # type: ignore[arg-type]
+
+
+def _seen(run: Kept | Masks | None) -> str:
+    """The key of the lane whose pattern is looked at; "" for the headline's, which that of a run that goes on is."""
+    if not isinstance(run, Kept):
+        return ""
+    return next((lane.key for lane, made in run.lanes.items() if made is run.seen), "")
 
 
 def _pattern(run: Kept | Masks | None) -> Masks | None:

@@ -77,6 +77,9 @@ class Components:
     # The names of those inputs that the visitor has set himself, with commas. It lives in the browser, so that a value
     # set just before Run is pressed counts, however slow the server.
     touched: gr.Textbox
+    # Of the page's address, what the settings say; and the key of the last run that is over, which the browser keeps.
+    address: gr.Textbox
+    last: gr.Textbox
     another: gr.Button
     run: gr.Button
     stop: gr.Button
@@ -86,6 +89,8 @@ class Components:
     preset: gr.Dropdown
     # What keeps a run from being made, near Run; selecting it leads back to the model that is here.
     trouble: gr.HTML
+    # What the link that led here has set.
+    linked: gr.HTML
     panel: gr.HTML
     stage: gr.HTML
     replay: gr.HTML
@@ -125,6 +130,7 @@ def build(server: Server) -> Components:
         stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=70, scale=0)
         another = gr.Button("Another question", elem_id="sd-another", min_width=80, scale=0)
         made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
+    linked = gr.HTML("", apply_default_css=False, elem_id="sd-linked")
     trouble = view_of("trouble", {"sentence": ""}, "sd-trouble")
     with gr.Row(elem_id="sd-examples"):
         gr.HTML("<span>Try</span>", apply_default_css=False, elem_classes="sd-try")
@@ -160,10 +166,12 @@ def build(server: Server) -> Components:
         picture = view_of("chart", views.picture(first) or nothing(texts.NO_PATTERN), "sd-picture")
     gr.HTML(texts.FOOTER, apply_default_css=False)
     touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
+    address, last = (gr.Textbox("", visible="hidden", elem_id=f"sd-{name}") for name in ("address", "last"))
     return Components(
-        header=header, inputs={name: made[name] for name in NAMES}, touched=touched, another=another, run=run,
-        stop=stop, examples=examples, preset=preset, trouble=trouble, panel=panel, stage=stage, replay=replay,
-        timeline=timeline, head=head, explorer=explorer, lengths=lengths, picture=picture,
+        header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
+        last=last, another=another, run=run, stop=stop, examples=examples, preset=preset, trouble=trouble,
+        linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
+        head=head, explorer=explorer, lengths=lengths, picture=picture,
     )  # fmt: skip
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 
 from app.page.inputs import NAMES, Given, Server
-from app.page.values import Values, toast
-from app.race.fields import FOLLOWING, ON_PAGE, OWN_TEXT, usual
-from app.race.links import from_link
+from app.page.trouble import in_page_words
+from app.page.values import Values, one_line
+from app.race.fields import BY_NAME, FOLLOWING, ON_PAGE, OWN_TEXT, usual
+from app.race.links import from_link, said_by_link
 from app.race.request import ASKED_A_QUESTION
 from app.texts import Example
 
@@ -28,10 +29,17 @@ class Links:
         given |= {"question": example.question, "lanes": list(example.lanes)}
         return {field.name: given[field.name] for field in ON_PAGE if not field.follows and field.kind != "text"}
 
-    def follow_link(self, http: gr.Request) -> Values:
-        """What a link's query sets; the rest stays as it is."""
+    def follow_link(self, http: gr.Request, arrived: Any, text: Any) -> Values:
+        """What the query of the page's address sets, and what is to be said of it; the rest stays as it is.
+
+        arrived: "reload" or "back_forward" where the visitor returns to what he has set himself, of which nothing is
+        said. text: his own text in this tab, which an address may be too short for.
+        """
         server = self.server
         values, problems = from_link(dict(http.query_params))
+        said = "" if arrived in ("reload", "back_forward") else said_by_link(values, server.kinds)
+        if values.get("kind") == OWN_TEXT and isinstance(text, str) and text:
+            values.setdefault("text", text)
         touched = frozenset(values) & {*FOLLOWING, "length"}
         if values:
             start = usual(server.desk.models.default, server.default_kind, next(iter(server.lengths)))
@@ -40,16 +48,17 @@ class Links:
                 problems += asked.left_out
                 unread = () if asked.kind == OWN_TEXT else ("text", "system")
                 problems += [
-                    f"The link's {name} is left out. {ASKED_A_QUESTION}" for name in unread if values.get(name)
+                    f"The link's “{BY_NAME[name].label}” is left out. {ASKED_A_QUESTION}"
+                    for name in unread
+                    if values.get(name)
                 ]
             except ValueError as error:
-                values = {}
-                problems = [f"This link cannot be followed. {error}"]
-        for problem in problems:
-            toast(problem)
+                values, said = {}, ""
+                problems = [f"This link cannot be followed. {in_page_words(str(error))}"]
         sets: dict[str, dict[str, Any]] = {name: {"value": value} for name, value in values.items()}
         for name in ("text", "system") if values.get("kind") == OWN_TEXT else ():
             # With what goes into it: a browser that is busy can leave out a box that is shown in a later update.
             sets.setdefault(name, {})["visible"] = True
         updates = [gr.update(**sets[name]) if name in sets else gr.skip() for name in NAMES]
-        return (*updates, ",".join(sorted(touched)) if values else gr.skip())
+        line = " ".join(filter(None, (said, *problems)))
+        return (*updates, ",".join(sorted(touched)) if values else gr.skip(), one_line(line) if line else "")

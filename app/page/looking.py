@@ -16,9 +16,11 @@ from app.page.inputs import Server
 from app.page.labels import lane_choices
 from app.page.layout import Components
 from app.page.values import Updates, Values, as_json, files_of, index_in, nothing, one_line, replay_of
+from app.race.race import Race
 from app.server.gradio_internals import sent_with
 from app.server.material import EXPECTED
 from app.server.visits import Visit
+from sparsed.attention.layout import BlockLayout
 from sparsed.attention.masks import Masks
 
 
@@ -49,6 +51,16 @@ class Looking:
             at.picture: as_json(views.picture(run) or nothing(texts.NO_SELECTION)),
         }
 
+    def again(self, http: gr.Request, key: Any) -> Updates:
+        """The page was loaded anew: the last run of before, by its key, which the browser has kept."""
+        run = self.server.desk.visits.kept(key) if isinstance(key, str) and key else None
+        if run is None:
+            return {self.components.replay: gr.skip()}
+        visit = self.server.visit(http)
+        visit.kept = run
+        drawn = as_json(views.timeline(run) or nothing(texts.NO_TIMELINE))
+        return {**self.everything(run, visit), self.components.timeline: drawn}
+
     # ---- while a run goes on ----------------------------------------------------------------------------------
 
     def started(self, http: gr.Request) -> Values:
@@ -56,7 +68,9 @@ class Looking:
         visit = self.server.visit(http)
         if visit.race is None or visit.selected is not None:
             return gr.skip(), gr.skip()
-        return as_json(nothing(texts.NO_PATTERN)), one_line(views.which(_last(visit), before=True))
+        layout = _layout(visit.race)
+        blocks = nothing(texts.NO_PATTERN) if layout is None else views.before_selecting(layout)
+        return as_json(blocks), one_line(views.which(_last(visit), before=True))
 
     def select_step(self, http: gr.Request) -> Updates:
         """The select step was made: what can be looked at while the run goes on."""
@@ -156,6 +170,16 @@ class Looking:
             at.head.lane: gr.update(choices=choices, value=choices[0][1], visible=len(choices) > 1),
             **sliders,
         }
+
+
+def _layout(race: Race) -> BlockLayout | None:
+    """The blocks of a race whose lanes are to become sparse; None where none is."""
+    for lane in race.lanes:
+        run = lane.run.info.record()
+        if run["attention"]["method"] != "dense":
+            prompt, generated = run["prompt_tokens"], run["sampler"]["gen_length"]
+            return BlockLayout(prompt + generated, prompt, run["attention"]["block_size"])
+    return None
 
 
 def _last(visit: Visit) -> Kept | None:

@@ -92,7 +92,8 @@ class Running:
             which = one_line(views.which(run, selected=visit.selected_in))
             return {**free, at.head.blocks: head, at.explorer.which: which}
         visit.unseen, visit.seen = False, ""
-        return {**free, **self.looking.everything(visit.kept, visit, link(given.values, given.touched))}
+        shown = self.looking.everything(visit.kept, visit, link(given.values, given.touched))
+        return {**free, **shown, at.last: visit.kept.key}
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""

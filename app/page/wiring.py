@@ -17,7 +17,7 @@ from app.api import endpoints
 from app.lanes import PRESETS
 from app.page import layout
 from app.page.comparing import Comparing
-from app.page.inputs import Server
+from app.page.inputs import NAMES, Server
 from app.page.labels import OTHER_LANES
 from app.page.layout import Components
 from app.page.links import Links
@@ -40,6 +40,19 @@ _PRESET_OF = (
     f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
     f" && own.every((name) => lanes.includes(name)))?.[0] ?? {json.dumps(OTHER_LANES)}"
 )
+# How the visitor came to the page, and his own text of before in this tab.
+_ARRIVED = """() => [
+    performance.getEntriesByType("navigation")[0]?.type ?? "", sessionStorage.getItem("sparsed-text") ?? ""]"""
+# What this tab keeps until it is loaded anew; a browser may have no room for a long text.
+_REMEMBER = """(value) => { try { sessionStorage.setItem("sparsed-%s", value ?? ""); } catch {} }"""
+_LAST = """() => [sessionStorage.getItem("sparsed-last") ?? ""]"""
+# Puts the settings into the page's address, beside what else stands there.
+_ADDRESS = f"""(query) => {{
+    const url = new URL(location.href);
+    for (const name of {json.dumps([*NAMES, "third"])}) url.searchParams.delete(name);
+    for (const [name, value] of new URLSearchParams(query ?? "")) url.searchParams.set(name, value);
+    history.replaceState(history.state, "", url);
+}}"""
 # What comes from the browser may be anything. `request.parse` and the handlers check it, in sentences of ours;
 # gradio's own checks would refuse what a link has set, and every event after it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
@@ -66,6 +79,8 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         running = Running(server, components, looking)
         _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
+        page.load(looking.again, components.last, [*_shows_a_run(components), components.timeline], js=_LAST, **_LONG)
+        components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
         _comparing(components, running, Comparing(server, len(components.starters)))
 
@@ -85,10 +100,13 @@ def _before_a_run(
     page: gr.Blocks, at: Components, preparing: Preparing, running: Running, links: Links
 ) -> None:
     listed, prepared = at.inputs, _shows_the_next_run(at)
+    arrived, sets = [at.last, listed["text"]], [*at.all_inputs, at.linked]
+    followed = page.load(links.follow_link, arrived, sets, js=_ARRIVED, **_LONG)
+    followed.then(preparing.open, at.all_inputs, prepared, **_LONG)
+    at.address.change(None, at.address, None, js=_ADDRESS, **_AT_ONCE)
+    listed["text"].change(None, listed["text"], None, js=_REMEMBER % "text", **_AT_ONCE)
     # The preset of lanes is named after the lanes, whoever chose them.
     named = (None, listed["lanes"], at.preset)
-    followed = page.load(links.follow_link, None, at.all_inputs, **_LONG)
-    followed.then(preparing.open, at.all_inputs, prepared, **_LONG)
     followed.then(*named, js=_PRESET_OF, **_AT_ONCE)
     prepare = (preparing.prepare, at.all_inputs, prepared)
     # A value the visitor has set himself is not moved when the model or the prompt length changes.
@@ -99,7 +117,7 @@ def _before_a_run(
     changes = [listed[name].input for name in ("kind", "length", "question")]
     # Their input event misses what is pasted or deleted.
     changes += [listed[name].change for name in ("text", "system")]
-    chosen = ("prompt_format", "skip", "selection", "backend", "lanes", "generation_rows")
+    chosen = ("prompt_format", "skip", "selection", "backend", "lanes", "generation_rows", "seed", "track")
     changes += [listed[name].input for name in chosen]
     gr.on(changes, *prepare, trigger_mode="always_last", **_LONG)
     # Another choice ends the waiting for the model chosen before.
@@ -114,7 +132,7 @@ def _before_a_run(
         pressed = button.click(None, None, sets, js=f"() => {json.dumps([*values.values(), ''])}", **_AT_ONCE)
         pressed.then(*prepare, **_LONG)
         pressed.then(*named, js=_PRESET_OF, **_AT_ONCE)
-        _race(pressed.then, at, running)
+        _race(pressed.then, at, preparing, running)
     at.preset.input(None, [at.preset, listed["lanes"]], listed["lanes"], js=_LANES_OF, **_AT_ONCE).then(
         *prepare, **_LONG
     )
@@ -123,17 +141,19 @@ def _before_a_run(
 
 def _shows_the_next_run(at: Components) -> list[Any]:
     moved = [at.inputs[name] for name in ("text", "system", "model", *FOLLOWING)]
-    return [at.header, at.trouble, at.panel, at.inputs["length"], at.another, *moved]
+    return [at.header, at.trouble, at.address, at.panel, at.inputs["length"], at.another, *moved]
 
 
-def _race(after: Callable[..., Any], at: Components, running: Running) -> None:
+def _race(after: Callable[..., Any], at: Components, preparing: Preparing, running: Running) -> None:
     """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the stream:
     gradio makes each output's component anew for each value, which takes the engine's time.
     """
     buttons = [*at.starters, at.stop, at.trouble]
     after(running.begin, None, buttons, **_AT_ONCE).then(
         running.run, at.all_inputs, [at.stage, at.timeline, at.header], **_LONG
-    ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG)
+    ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG).then(
+        preparing.reckon, at.all_inputs, [at.panel, at.inputs["length"]], **_LONG
+    )
 
 
 def _shows_a_pattern(at: Components) -> list[Any]:
@@ -142,11 +162,12 @@ def _shows_a_pattern(at: Components) -> list[Any]:
 
 
 def _shows_a_run(at: Components) -> list[Any]:
-    return [*_shows_a_pattern(at), at.replay, at.explorer.atlas, at.explorer.tracking, at.explorer.files, at.picture]
+    see = at.explorer
+    return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, at.picture, at.last]
 
 
 def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
-    _race(at.run.click, at, running)
+    _race(at.run.click, at, preparing, running)
     # The stage's view tells these three: the first step was made, the pattern is there, a model was loaded.
     at.stage.play(looking.started, None, [at.head.blocks, at.explorer.which], **_AT_ONCE)
     at.stage.select(looking.select_step, None, _shows_a_pattern(at), **_AT_ONCE)
@@ -170,7 +191,7 @@ def _looking(at: Components, preparing: Preparing, running: Running, looking: Lo
     stay.click(looking.observe_later, None, [see.tabs, see.tracking, at.inputs["track"]], **_AT_ONCE)
     skipped = early.click(None, None, at.inputs["skip"], js="() => 0", **_AT_ONCE)
     ready = skipped.then(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
-    _race(ready.then, at, running)
+    _race(ready.then, at, preparing, running)
     # But for a file: gradio sees to it that it is one that was uploaded.
     sent = {**_LONG, "preprocess": True}
     see.upload.upload(looking.open_file, see.upload, [*_shows_a_run(at), at.timeline, see.upload_said], **sent)

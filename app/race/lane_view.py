@@ -16,6 +16,14 @@ Snapshot = dict[str, Any]
 FEW_ROWS = "few rows"
 
 
+class PatternLike(Protocol):
+    """Which pairs of blocks a run keeps: `sparsed.Pattern`, or the same packed, `sparsed.attention.masks.Masks`."""
+
+    @property
+    def requested_density(self) -> float:
+        """Kept pairs of blocks as a share of all pairs, over layers and heads."""
+
+
 class Source(Protocol):
     """What a lane's view asks of its run, be it one that goes on or one of a record."""
 
@@ -25,6 +33,10 @@ class Source(Protocol):
 
     @property
     def info(self) -> InfoLike: ...
+
+    @property
+    def pattern(self) -> PatternLike | None:
+        """The last one that was made; None before the select step."""
 
 
 class LaneView:
@@ -63,6 +75,9 @@ class LaneView:
         self.times: list[float] = []
         self.phases: list[str] = []
         self.rows: list[int] = []  # computed in each step
+        # Of each step the share of a head's pairs of blocks that it computed; None where the record does not say.
+        self.shares: list[float | None] = []
+        self._density: tuple[PatternLike, float] | None = None  # of the last pattern seen
         # What the page calls each step, those made and those planned.
         self.kinds: list[str] = []
         self._planned_kinds = [step.phase if step.rows is None else FEW_ROWS for step in planned]
@@ -78,6 +93,19 @@ class LaneView:
         self.rows.append(step.rows)
         some = self.positions is not None and step.rows < self.positions
         self.kinds.append(FEW_ROWS if some else step.phase)
+        # Which rows a step of few rows computed is not told, so its pairs are not known.
+        self.shares.append(None if some else self._share(step.phase))
+
+    def _share(self, phase: str) -> float | None:
+        """The share of the pairs of blocks that a step over all rows computes, the mean over heads and layers."""
+        if phase != "sparse":
+            return 1.0
+        pattern = None if self._source is None else self._source.pattern
+        if pattern is None:
+            return None
+        if self._density is None or self._density[0] is not pattern:
+            self._density = pattern, pattern.requested_density
+        return self._density[1]
 
     def finish(self) -> None:
         """The lane has reached its end, perhaps before it became sparse."""
@@ -144,6 +172,22 @@ class LaneView:
         kinds = self.kinds if self.finished else [*self.kinds, *self._planned_kinds[len(self.kinds) :]]
         return ranges_of(kinds, at_most=self.at_most and not self.finished)
 
+    @property
+    def counted(self) -> Snapshot | None:
+        """What the steps so far computed, and what full attention does in as many: {"pairs": [computed, all] of a
+        head's pairs of blocks, the mean over heads and layers, None where that is not known; "rows": [computed, all]}.
+        None for full attention, and before the prompt is known.
+        """
+        if self.positions is None or self.lane.full:
+            return None
+        blocks = -(-self.positions // self.lane.attention.resolve(self.positions).block_size)
+        known = [share for share in self.shares if share is not None]
+        pairs = [round(sum(known) * blocks**2, 3), len(known) * blocks**2]
+        return {
+            "pairs": pairs if len(known) == len(self.shares) else None,
+            "rows": [sum(self.rows), len(self.rows) * self.positions],
+        }
+
     def snapshot(self, state: str) -> Snapshot:
         done = len(self.times)
         seconds = self.seconds
@@ -158,6 +202,7 @@ class LaneView:
             "phases": self.ranges(),
             "rows": self.rows[-1] if self.rows else None,
             "positions": self.positions,
+            "counted": self.counted,
             # Of each step, where they are not all the same.
             "step_rows": None if self.lane.cache is None else list(self.rows),
             "never_sparse": self.never_sparse,

@@ -23,7 +23,19 @@ _LINKED = sorted(ON_PAGE, key=lambda field: field.follows)
 
 def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
     """What the page's inputs hold as the query of a link that brings them back: "?model=mini&kind=about…"."""
-    said = {}
+    return "?" + urlencode(_said(given, touched), errors="replace")
+
+
+def address(given: Mapping[str, Any], touched: Collection[str], start: Mapping[str, Any]) -> str:
+    """The same for the page's own address, without the question mark: only what differs from `start`, which a fresh
+    page holds. A length that it has None for is that page's own choice, and always said.
+    """
+    said, usual = _said(given, touched), _said(start, ())
+    return urlencode({name: value for name, value in said.items() if value != usual.get(name)}, errors="replace")
+
+
+def _said(given: Mapping[str, Any], touched: Collection[str]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
     for field in _LINKED:
         value = given.get(field.name)
         if value is None or (field.follows and field.name not in touched):
@@ -35,7 +47,24 @@ def link(given: Mapping[str, Any], touched: Collection[str]) -> str:
         if field.kind == "names":
             value = ",".join(value)
         said[field.name] = int(bool(value)) if field.kind == "switch" else value
-    return "?" + urlencode(said, errors="replace")
+    return said
+
+
+def said_by_link(values: Mapping[str, Any], kinds: Mapping[str, str]) -> str:
+    """The inputs that a link sets, in one sentence; nothing where it sets none. kinds: question kind → label."""
+    parts = []
+    for field in _LINKED:
+        if field.name not in values:
+            continue
+        value, named = values[field.name], kinds if field.name == "kind" else field.choices or {}
+        if field.kind == "text":
+            value = ""
+        elif field.kind == "switch":
+            value = "on" if value else "off"
+        elif field.kind == "names":
+            value = ", ".join(str(named.get(one, one)) for one in value)
+        parts.append(f"{field.said} {named.get(value, value)}".strip())
+    return f"This link sets: {', '.join(parts)}." if parts else ""
 
 
 def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -56,5 +85,5 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
             values[field.name] = value
         except ValueError:
             what = "neither 1 nor 0" if field.kind == "switch" else "no number"
-            problems.append(f"The link's {field.name.replace('_', ' ')} {said[:40]!r} is {what}: it is left out.")
+            problems.append(f"The link's “{field.label}” {said[:40]!r} is {what}: it is left out.")
     return values, problems

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.finished.run import MOST_IMPORTANCE, Kept, opening
 from app.race.race import Race
+from app.server.measured import Measured
 from app.texts import Shades
 from sparsed.attention.masks import Masks
 from sparsed.machine import give_back
@@ -20,9 +21,11 @@ from sparsed.machine import give_back
 KEPT_VISITS = 512
 # What the last runs of all visits may take of memory, importances apart.
 KEPT_BYTES = 512 * 2**20
-# Runs of programs, which have no page that closes: so many, for so long.
-KEPT_CALLS = 16
-KEPT_CALL_SECONDS = 900.0
+# Runs without an open page, of programs and of pages that were left: so many, for so long.
+KEPT_APART = 32
+KEPT_APART_SECONDS = 900.0
+# With importances of at most so many bytes.
+APART_IMPORTANCE = 8 * 2**20
 
 
 class Visit:
@@ -39,6 +42,7 @@ class Visit:
         self.kept: Kept | None = None  # the last run that is over, or a recorded one
         # Why its last run could not be made, in a sentence, and the model that was chosen (anything a browser sends).
         self.refused: tuple[str, Any] = ("", None)
+        self.measured = Measured()  # what its runs took, for the next estimate
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head
         self.shades: Shades = "both"  # what their view shows
@@ -54,12 +58,12 @@ class Visit:
 
 
 class Visits:
-    """The visits by name (a session's), and the last runs of programs. quiet: whether no run goes on anywhere."""
+    """The visits by name (a session's), and the last runs without one. quiet: whether no run goes on anywhere."""
 
     def __init__(self, quiet: Callable[[], bool]) -> None:
         self._quiet = quiet
         self._visits: OrderedDict[str, Visit] = OrderedDict()
-        self._calls: OrderedDict[str, tuple[float, Kept]] = OrderedDict()
+        self._apart: OrderedDict[str, tuple[float, Kept]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -85,9 +89,13 @@ class Visits:
             visit.stop()
 
     def leave(self, name: str | None) -> None:
-        """The visit's tab was closed: its race ends and what it held is forgotten."""
+        """The visit's tab was closed, or loads the page anew: its race ends and what it held is forgotten, its last run
+        after a while.
+        """
         with self._lock:
             visit = self._visits.pop(name or "api", None)
+            if visit is not None and visit.kept is not None:
+                self._remember_apart(visit.kept)
         if visit is not None:
             visit.stop()
         # Beside a run it would cost that run's time.
@@ -99,9 +107,9 @@ class Visits:
     def kept(self, key: str) -> Kept | None:
         """The run of that key, as long as the visit it belongs to keeps it; the recorded one always."""
         with self._lock:
-            self._forget_calls()
+            self._forget()
             runs = [visit.kept for visit in self._visits.values()]
-            runs += [run for _, run in self._calls.values()]
+            runs += [run for _, run in self._apart.values()]
         asked = key.encode("utf-8", "replace")
         for run in (*runs, opening()):
             if run is not None and secrets.compare_digest(run.key.encode("ascii"), asked):
@@ -129,13 +137,18 @@ class Visits:
         """Keeps a run that a program made, so that it can ask for its pattern and its files: the last few, for a while.
         """
         with self._lock:
-            self._calls[run.key] = time.monotonic(), replace(run, importance=None)
-            while len(self._calls) > KEPT_CALLS:
-                self._calls.popitem(last=False)
-            self._forget_calls()
+            self._remember_apart(run)
 
-    def _forget_calls(self) -> None:
+    def _remember_apart(self, run: Kept) -> None:
+        """Call with the lock held."""
+        small = run.importance_bytes <= APART_IMPORTANCE
+        self._apart[run.key] = time.monotonic(), run if small else replace(run, importance=None)
+        while len(self._apart) > KEPT_APART:
+            self._apart.popitem(last=False)
+        self._forget()
+
+    def _forget(self) -> None:
         """Call with the lock held."""
         now = time.monotonic()
-        for key in [key for key, (since, _) in self._calls.items() if now - since > KEPT_CALL_SECONDS]:
-            del self._calls[key]
+        for key in [key for key, (since, _) in self._apart.items() if now - since > KEPT_APART_SECONDS]:
+            del self._apart[key]

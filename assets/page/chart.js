@@ -56,20 +56,26 @@
       await Plotly.react(plot, data, { ...layout, font: { ...font, ...layout.font } }, { displayModeBar: false, responsive: true });
       // Plotly's own box loses its height when it is drawn anew and then made wider; what follows would slide below it.
       if (layout.height) plot.style.minHeight = `${layout.height}px`;
-      if (!plot.dataset.drawn && trigger) {
+      if (!plot.dataset.drawn) {
+        // For what other scripts lay over a chart: it may have moved or grown.
+        plot.on("plotly_afterplot", drawn);
         // What was clicked, for the charts whose parts can be chosen.
-        plot.on("plotly_click", (event) => {
+        if (trigger) plot.on("plotly_click", (event) => {
           const point = event.points[0];
           trigger("click", { meta: point.data.meta ?? null, x: point.x, y: point.y });
         });
       }
       plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
+      drawn();
       const { layer, head, heads } = layout.meta || {};
       if (head !== undefined) {
         looked = { layer, head };
         document.dispatchEvent(new Event("sparsed:head"));
       }
       if (heads !== undefined) frame();
+    }
+    function drawn() {
+      root.dispatchEvent(new CustomEvent("sparsed:drawn", { bubbles: true, detail: plot }));
     }
     // Among the heads of a layer, a frame around the one that is looked at in detail.
     function frame() {

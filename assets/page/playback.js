@@ -30,7 +30,7 @@
   function laneSnapshot({ lane, made, states }, step, referenceStep, state, over, since) {
     const { finished, ranges, made: phases, ms, phases: each, kinds, changes, frames, speedups, ...fixed } = lane;
     const done = finished && step === made;
-    const [progress, seconds, ms_per_step, tokens_per_second, rows] = frames[step];
+    const [progress, seconds, ms_per_step, tokens_per_second, rows, counted] = frames[step];
     return {
       ...fixed,
       ...(done ? {} : { text: null, right: null, verdict: null, ended_early: false }),
@@ -46,6 +46,7 @@
       ms_per_step,
       tokens_per_second,
       rows,
+      counted,
       step_rows: lane.step_rows && lane.step_rows.slice(0, step),
       cells: states[step],
       speedup: over ? lane.speedup : speedup(lane, step, referenceStep),
@@ -71,6 +72,7 @@
   }
 
   // ---- the two ways to play ----------------------------------------------------------------------------------------
+  // `after`: the moment at which a lane has done so many steps.
 
   // How many entries of a growing list, the first one left out, are at most `time`.
   function passed(clockList, time) {
@@ -101,6 +103,7 @@
       steps: (time) => records.map((record) => Math.min(passed(ends, time), record.made)),
       value: (time) => passed(ends, time),
       time: (place) => ends[place],
+      after: (lane, step) => ends[Math.max(0, Math.min(most, step))],
       shown: (time) => `step ${passed(ends, time)} of ${most} · ${clock(spent(passed(ends, time)) / 1000)}`,
       said(time) {
         const step = passed(ends, time);
@@ -121,6 +124,10 @@
       steps,
       value: (time) => (duration ? Math.round((TICKS * time) / duration) : TICKS),
       time: (place) => (place === TICKS ? duration : (duration * place) / TICKS),
+      after(lane, step) {
+        const record = records.find((each) => each.lane.key === lane) || records[0];
+        return record.clock[Math.max(0, Math.min(record.made, step))];
+      },
       shown: (time) => `${clock(time / 1000)} ${of}`,
       said(time) {
         const at = steps(time).map((step, i) => `${records[i].lane.label} at step ${step} of ${records[i].lane.total}`);

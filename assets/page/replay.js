@@ -148,6 +148,14 @@
       draw();
     });
 
+    // A step was pointed out elsewhere (cursor.js). While a run goes on there is nothing to go back to.
+    document.addEventListener("sparsed:seek", (event) => {
+      if (!value || stale) return;
+      now = timeline.after(event.detail.lane, event.detail.step);
+      pause();
+      draw();
+    });
+
     document.addEventListener("sparsed:stage", (event) => {
       const picture = event.detail;
       if (picture.replay) return;

@@ -25,8 +25,6 @@
     const speed = score("sd-ratio", "sd-score-speed");
     const agreement = score("sd-same");
     const answers = score("sd-right");
-    // Filled by the playhead: how many pairs of blocks were skipped.
-    const pairs = el("div", { class: "sd-score sd-pairs-score", hidden: "" });
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const spoken = el("p", { class: "sd-hidden", role: "status", "aria-live": "polite" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
@@ -40,7 +38,7 @@
     const goldLine = el("p", { class: "sd-gold", hidden: "" }, el("b", {}, "Expected answer "), gold);
     const section = el("section", { class: "sd-stage", "aria-label": "Race" },
       el("div", { class: "sd-top" }, aboutLine, old, recorded),
-      el("div", { class: "sd-scores" }, speed.box, agreement.box, answers.box, pairs, message), spoken, lanes,
+      el("div", { class: "sd-scores" }, speed.box, agreement.box, answers.box, message), spoken, lanes,
       el("div", { class: "sd-under" }, goldLine, mode, legend()), notes);
     root.replaceChildren(section);
     const views = new Map();

@@ -53,8 +53,8 @@ class Masks:
         return sum(array.nbytes for array in (*self.bits, *self.importances))
 
     @property
-    def density(self) -> float:
-        """Kept pairs of blocks as a share of all pairs, over layers, heads and batch rows."""
+    def requested_density(self) -> float:
+        """Kept pairs of blocks as a share of all pairs, over layers, heads and batch rows; as of a Pattern."""
         return float(np.mean([self.mask(layer).mean() for layer in range(self.layers)]))
 
     def mask(self, layer: int) -> np.ndarray:

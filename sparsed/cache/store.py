@@ -8,9 +8,13 @@ from sparsed.cache.rows import Rows
 
 
 class RowStore:
-    """The keys and values that one run's forwards computed last, of every position of every layer."""
+    """The keys and values that one run's forwards computed last, of every position of every layer.
 
-    def __init__(self) -> None:
+    in_place: a layer's keep their place in memory, once there are some; else a forward over all rows brings new ones.
+    """
+
+    def __init__(self, in_place: bool = False) -> None:
+        self._in_place = in_place
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -22,11 +26,14 @@ class RowStore:
         """Remembers keys and values [batch, key_heads, n, head_dim] of rows; returns those of all positions, [batch,
         key_heads, length, head_dim].
 
-        Those of all rows are kept without a copy, and later ones written into them. Raises ValueError for some rows of
-        a layer before all of them.
+        Those of all rows are kept without a copy (`in_place`: the first ones), and later ones written into them.
+        Raises ValueError for some rows of a layer before all of them.
         """
         positions = rows.on(keys.device)
-        if positions is None:
+        if positions is None and self._in_place and layer in self._layers:
+            for whole, fresh in zip(self._layers[layer], (keys, values)):
+                whole.copy_(fresh)
+        elif positions is None:
             self._layers[layer] = keys, values
         elif layer not in self._layers:
             raise ValueError("Only after a forward over all rows can another one compute some of them.")

@@ -12,6 +12,7 @@ from sparsed.attention.pattern import Pattern
 from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import Rows
 from sparsed.cache.store import RowStore
+from sparsed.denoising.graphs import StepGraphs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ class Pass:
     wanted: Tensor  # int64 [m] into batch · length: whose results are asked for
     attention: RunAttention
     store: RowStore | None = None  # None: every forward of the run computes all rows
+    graphs: StepGraphs | None = None  # of the run, where there are CUDA graphs
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of one layer: [batch, query_heads, n, head_dim] from what it computed for n rows, q and k, v of as
@@ -81,11 +83,22 @@ def hidden_rows(network: Any, ids: Tensor, pass_: Pass) -> Tensor:
     """The last hidden states [m, width] of the wanted positions."""
     rows = pass_.rows
     # Inside the network a row is one that is computed.
-    inside = replace(pass_, wanted=rows.places(pass_.wanted, *ids.shape))
-    hidden: Tensor = network.model(
-        input_ids=rows.of(ids), position_ids=rows.positions, use_cache=False, pass_=inside
-    ).last_hidden_state
-    return hidden
+    places = rows.places(pass_.wanted, *ids.shape)
+
+    def forward(few: Tensor, computed: Rows, wanted: Tensor) -> Tensor:
+        inside = replace(pass_, rows=computed, wanted=wanted)
+        hidden: Tensor = network.model(
+            input_ids=few, position_ids=computed.positions, use_cache=False, pass_=inside
+        ).last_hidden_state
+        return hidden
+
+    # Block lists differ from step to step; all keys do not.
+    if pass_.graphs is None or rows.positions is None or pass_.attention.phase != "dense":
+        return forward(rows.of(ids), rows, places)
+    every = torch.arange(len(ids) * rows.positions.shape[1], device=ids.device)
+    return pass_.graphs.hidden(
+        lambda few, positions: forward(few, Rows(positions), every), rows.of(ids), rows.positions
+    )[places]
 
 
 def synchronize(device: torch.device) -> None:

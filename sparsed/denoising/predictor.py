@@ -17,6 +17,7 @@ from sparsed.cache.rows import ALL, Rows
 from sparsed.cache.store import RowStore
 from sparsed.config import ResolvedAttention, ResolvedSampler
 from sparsed.denoising.forward import Pass, forward_of
+from sparsed.denoising.graphs import StepGraphs
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -76,6 +77,7 @@ class Predictor:
         attention: RunAttention,
         rows: Rows = ALL,
         store: RowStore | None = None,
+        graphs: StepGraphs | None = None,
     ) -> Tensor:
         """Logits [eligible positions, vocabulary], row by row of eligible, bool [batch, gen_length], for canvas int64
         [batch, length].
@@ -85,7 +87,7 @@ class Predictor:
         wanted = sequences * self.length + self.prompt_length + positions - int(self.model.shift)
         if self.guidance:
             wanted = torch.cat([wanted, wanted + canvas.numel()])
-        logits = self.forward.logits(self._batch(canvas), Pass(rows, wanted, attention, store))
+        logits = self.forward.logits(self._batch(canvas), Pass(rows, wanted, attention, store, graphs))
         if not self.guidance:
             return logits
         conditional, unconditional = logits.chunk(2)

@@ -23,6 +23,7 @@ from sparsed.cache.store import RowStore
 from sparsed.config import NO_CACHE, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.forward import synchronize
+from sparsed.denoising.graphs import StepGraphs, step_graphs
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain, padding
 from sparsed.denoising.plan import Plan, Planner, one_by_one, planned_steps
@@ -43,6 +44,7 @@ class Part(NamedTuple):
     planner: Planner
     attention: RunAttention
     store: RowStore | None  # None where every step computes every row
+    graphs: StepGraphs | None  # of its steps of few rows; None where there are none
 
 
 class Run(Iterator[Step]):
@@ -255,16 +257,13 @@ class Run(Iterator[Step]):
         """Chooses kernels, outside every clock."""
         each = 1 if one_by_one(self.cache, self.sampler.threshold) else batch
         self.notes += self._predictor.choose_kernels(each, median_low(self._few) if self._few else 0)
-        self._parts = [
-            Part(
-                slice(first, first + each),
-                self._planner(),
-                self._predictor.attention(),
-                None if self.cache.none else RowStore(),
-            )
-            for first in range(0, batch, each)
-        ]
+        self._parts = [self._part(slice(first, first + each)) for first in range(0, batch, each)]
         return self._parts
+
+    def _part(self, sequences: slice) -> Part:
+        graphs = None if self.cache.none else step_graphs(self.model)
+        store = None if self.cache.none else RowStore(in_place=graphs is not None)
+        return Part(sequences, self._planner(), self._predictor.attention(), store, graphs)
 
     def _planner(self) -> Planner:
         return Planner(self._policy, self.cache, self._sampler, self.prompt_length, self.model.shift)
@@ -319,7 +318,7 @@ class Run(Iterator[Step]):
 
     def _logits(self, part: Part, plan: Plan, canvas: Tensor, wanted: Tensor) -> Tensor:
         """Of the wanted positions of some sequences, by the forward that their plan says; inside the step's clock."""
-        return self._predictor.logits(canvas, wanted, part.attention, plan.rows, part.store)
+        return self._predictor.logits(canvas, wanted, part.attention, plan.rows, part.store, part.graphs)
 
     def _became_sparse(self) -> None:
         """After a sparse step: when was the first, and after the first few of them, were they worth it?"""

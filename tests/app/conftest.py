@@ -199,7 +199,7 @@ def visit(cached: Any) -> Iterator[Callable[..., Any]]:
             page.emulate_media(**shown)
         if viewport:
             page.set_viewport_size(viewport)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("request", note_request)
         page.on("console", note_console)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))

@@ -179,7 +179,7 @@ def test_rows_arrive_one_by_one_and_progress_never_goes_back(engine: Noting) -> 
     seen = collect(desk, Visit(), asked_of(desk), ["short_context", "1k"])
     assert states(seen[0]) == {"short_context": "waiting", "1k": "waiting"}
     progress = [value["progress"] for value in seen]
-    assert progress == sorted(progress) and progress[0] == 0 and len(set(progress)) > 4
+    assert progress == sorted(progress) and progress[0] == 0 and len(set(progress)) > 2
     # Every value is one of its own: what was yielded does not change any more.
     assert seen[0]["rows"][0]["step"] == 0
     steps = [value["rows"][0]["step"] for value in seen]

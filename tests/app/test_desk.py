@@ -598,7 +598,9 @@ def test_a_run_that_takes_longer_than_announced_is_ended(fake_engine: Any, monke
     assert journal_of(desk)[-1]["state"] == "overdue" and len(desk.queue) == 0
 
 
-def test_what_a_visit_kept_is_freed_when_it_ends(fake_engine: Any) -> None:
+def test_what_a_visit_kept_waits_for_a_reload_and_is_freed_then(
+    fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
     visit = desk.visits.of("one")
     kept = collect(desk, visit, asked_of(desk))[-1].kept
@@ -607,6 +609,10 @@ def test_what_a_visit_kept_is_freed_when_it_ends(fake_engine: Any) -> None:
     del kept
     desk.visits.leave("one")
     del visit
+    assert desk.visits.kept(key) is gone()
+    now = time.monotonic
+    monkeypatch.setattr("app.server.visits.time.monotonic", lambda: now() + 901)
+    assert desk.visits.kept(key) is None
     gc.collect()
     assert gone() is None and desk.visits.kept(key) is None
 
@@ -616,10 +622,10 @@ def test_runs_of_programs_are_kept_for_a_while_and_not_too_many(
 ) -> None:
     desk = desk_of(fake_engine.FakeEngine(pace=0.0, load_seconds=0.0, keeps=True))
     kept = collect(desk, Visit(), asked_of(desk))[-1].kept
-    runs = [replace(kept, key=f"key-{number}") for number in range(20)]
+    runs = [replace(kept, key=f"key-{number}") for number in range(36)]
     for run in runs:
-        desk.visits.remember_call(run)
-    assert [desk.visits.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 16
+        desk.visits.remember_call(replace(run))
+    assert [desk.visits.kept(run.key) is not None for run in runs] == [False] * 4 + [True] * 32
     last, now = weakref.ref(desk.visits.kept(runs[-1].key)), time.monotonic
     monkeypatch.setattr("app.server.visits.time.monotonic", lambda: now() + 901)
     assert not any(desk.visits.kept(run.key) for run in runs) and last() is None
@@ -640,6 +646,21 @@ def test_only_listed_models_may_be_loaded_unless_any_may(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     engine.admit(str(tmp_path))
     assert not engine.models()["owner/name"].bundled and engine.models()[str(tmp_path)].bundled
+
+
+def test_a_visit_s_next_estimate_is_what_its_run_took(fake_engine: Any) -> None:
+    desk, visit = desk_of(fake_engine.FakeEngine(pace=0.01, load_seconds=0.0)), Visit()
+    asked = asked_of(desk)
+    stage = collect(desk, visit, asked)[-1].stage
+    loaded, tokens = desk.models.loaded("mini"), stage["lanes"][0]["positions"] - asked.gen_length
+    resolved = asked.resolve(tokens)
+    before = desk.speed.estimate(loaded, resolved, tokens)
+    learned = visit.measured.applied(before, loaded, resolved, tokens)
+    spent = {lane["key"]: lane["seconds"] for lane in stage["lanes"]}
+    # What passed between the steps has the same share of each lane.
+    shares = {key: learned.lanes[key] / seconds for key, seconds in spent.items()}
+    assert learned.seconds >= 0.999 * sum(spent.values()) and shares["dense"] == pytest.approx(shares["sparse"], 1e-2)
+    assert Visit().measured.applied(before, loaded, resolved, tokens) == before
 
 
 def test_a_machine_that_was_busy_when_it_was_measured_is_taken_for_faster_later(make_engine) -> None:

@@ -73,7 +73,7 @@ def raced(chromium, real):
     page.add_init_script(
         "window.seen = []; document.addEventListener('sparsed:stage', (e) => window.seen.push(e.detail));"
     )
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     real.idle()
     page.goto(real.url)
     page.wait_for_selector(".sd-facts:not([hidden])")

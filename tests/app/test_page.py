@@ -212,6 +212,32 @@ def test_an_example_sets_all_that_it_needs_and_runs(visit, fake) -> None:
     assert title.startswith("Runs at once. ") and page.get_attribute(chip, "title") == title
 
 
+def test_the_address_keeps_the_settings_and_the_tab_its_last_run(visit, fake) -> None:
+    page = visit(fake, "?question=3&skip=0.4&__theme=light")
+    page.wait_for_selector("text=This link sets: question number 3, skip 0.4.")
+    page.click("#sd-settings button")
+    choose(page, "sd-threshold", "0.90")
+    page.wait_for_function("() => location.search.endsWith('question=3&skip=0.4&threshold=0.9')")
+    run_to_end(page)
+    is_free(page)
+    page.wait_for_function("() => sessionStorage.getItem('sparsed-last')")
+    shown = [".sd-score-speed", ".sd-lanes", "#sd-looking"]
+    before = [page.inner_text(part) for part in shown]
+    address = page.url
+    page.reload()
+    # The visitor has set that himself: it is restored without a word.
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    page.click("#sd-settings button")
+    page.wait_for_selector("#sd-skip input")
+    shows(page, "sd-threshold", "0.90")
+    page.wait_for_function("() => !document.querySelector('.sd-lane .sd-figures dd').textContent.startsWith('–')")
+    page.wait_for_function("() => document.querySelector('.sd-recorded').hidden")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('at most')")
+    assert [page.inner_text(part) for part in shown] == before
+    assert page.url == address and "__theme=light" in address and page.is_hidden("#sd-linked")
+    assert page.input_value("#sd-skip input[type=number]") == "0.4"
+
+
 def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     page = visit(fake)
     choose(page, "sd-length", "4k")

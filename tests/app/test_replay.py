@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.finished.replay import final_snapshot, origin, replay_value
-from app.finished.run import recorded
+from app.finished.replay import FRAME, final_snapshot, origin, replay_value
+from app.finished.run import opening, recorded
 from app.lanes import lanes_of
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView
@@ -406,3 +406,35 @@ def test_what_was_loaded_from_a_file_replays_the_same(tmp_path) -> None:
     _, trace = make_race(8, 20, 8, (8, 5), 0.2, None)
     traces.save(trace, tmp_path / "race.json.gz")
     assert replay_value(traces.load(tmp_path / "race.json.gz"), judge=judge) == replay_value(trace, judge=judge)
+
+
+def test_what_the_steps_computed_is_counted_over_the_record_s_masks() -> None:
+    run = opening()
+    assert run is not None
+    positions = run.trace.prompt.tokens + run.trace.gen_length
+    seen = set()
+    for shown, (lane, made) in zip(replay_value(run.trace)["lanes"], run.lanes.items(), strict=True):
+        counted = [frame[FRAME.index("counted")] for frame in shown["frames"]]
+        if lane.full:
+            assert counted == [None] * len(counted)
+            continue
+        assert made.pattern is not None
+        blocks = -(-positions // made.attention.block_size)
+        heads = [head for layer in range(made.pattern.layers) for head in made.pattern.mask(layer)[0]]
+        kept = sum(int(np.count_nonzero(head)) for head in heads) / len(heads)
+        pairs: list[float] | None = [0.0, 0]
+        rows = [0, 0]
+        assert counted[0] == {"pairs": pairs, "rows": rows}
+        for step, after in zip(made.steps, counted[1:], strict=True):
+            few = step.rows is not None
+            rows = [rows[0] + (step.rows if step.rows is not None else positions), rows[1] + positions]
+            if few or pairs is None:  # which of the rows is not told
+                pairs = None
+            else:
+                pairs = [pairs[0] + (kept if step.phase == "sparse" else blocks**2), pairs[1] + blocks**2]
+            assert after["rows"] == rows
+            assert (after["pairs"] is None) == (pairs is None)
+            assert pairs is None or after["pairs"] == pytest.approx(pairs, abs=0.01)
+        seen.add((few, pairs is None, made.pattern.full_blocks > 0))
+    # The paper's, one whose answer's rows see all keys, and one with a cache.
+    assert {(False, False, False), (False, False, True), (True, True, False)} <= seen

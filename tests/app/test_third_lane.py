@@ -63,7 +63,7 @@ def raced(chromium: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory)
     page.add_init_script(
         "window.seen = []; document.addEventListener('sparsed:stage', (e) => e.detail.replay || seen.push(e.detail));"
     )
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     page.goto(keeping.url)
     page.wait_for_selector(".sd-facts:not([hidden])")
     page.click("#sd-settings button")

@@ -461,10 +461,10 @@ def test_warming_up_meets_every_kind_of_forward_that_is_planned(
     model, made = model_of(family, **SHAPES[family]), set[Any]()
     real = Predictor.logits
 
-    def logits(self: Any, canvas: Any, eligible: Any, attention: Any, rows: Any = ALL, store: Any = None) -> Any:
+    def logits(self: Any, canvas: Any, eligible: Any, attention: Any, rows: Any = ALL, *more: Any) -> Any:
         count = rows.count(self.length)
         made.add((attention.phase, "every" if count == self.length else rows_kind(count)))
-        return real(self, canvas, eligible, attention, rows, store)
+        return real(self, canvas, eligible, attention, rows, *more)
 
     monkeypatch.setattr(Predictor, "logits", logits)
     wanted = run_of(model, cache, attention=SPARSE).result()
@@ -481,8 +481,8 @@ def test_the_store_goes_with_the_run(model_of: Any, monkeypatch: pytest.MonkeyPa
     model, stores = model_of("llada", **SHAPES["llada"]), list[Any]()
 
     class Watched(RowStore):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
             stores.append(weakref.ref(self))
 
     monkeypatch.setattr("sparsed.denoising.run.RowStore", Watched)

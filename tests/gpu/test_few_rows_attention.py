@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
 import sparsed  # noqa: E402
-from sparsed import SamplerConfig, SparseDConfig  # noqa: E402
+from sparsed import CacheConfig, SamplerConfig, SparseDConfig  # noqa: E402
 from sparsed.attention.backends import few_rows, triton  # noqa: E402
 from sparsed.attention.backends.registry import Problem  # noqa: E402
 from sparsed.attention.pattern import BlockLayout, LayerPattern  # noqa: E402
@@ -219,3 +219,24 @@ def test_a_run_in_which_the_generation_sees_everything(dtype: str) -> None:
         whole = sparsed.generate(model, prompt, sampler=sampler, attention="dense").tokens
         every = SparseDConfig(skip=0.2, select=1.0, block_size=64, generation_rows="full")
         assert torch.equal(sparsed.generate(model, prompt, sampler=sampler, attention=every).tokens, whole)
+
+
+@pytest.mark.parametrize("cache", [CacheConfig("dual"), CacheConfig("prefix"), CacheConfig("refresh", 8)],
+                         ids=lambda cache: cache.method)  # fmt: skip
+def test_captured_steps_give_the_same_tokens(monkeypatch, cache: CacheConfig) -> None:
+    """Bit for bit: a graph launches the same kernels on the same numbers."""
+    model = sparsed.load("mini", device="cuda:0", dtype="bfloat16")
+    prompt = torch.randint(1, 2000, (1, 3000), generator=torch.Generator().manual_seed(2))
+    sampler = SamplerConfig(steps=48, gen_length=96, block_length=32)
+    replayed, real = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replayed.append(1) or real(graph))
+
+    def tokens() -> list[list[int]]:
+        run = sparsed.denoise(model, prompt, sampler=sampler, attention=SparseDConfig(block_size=64), cache=cache)
+        return [step.tokens[0].tolist() for step in run]
+
+    with_graphs = tokens()
+    assert len(replayed) > 20
+    monkeypatch.setattr("sparsed.denoising.run.step_graphs", lambda model: None)
+    replayed.clear()
+    assert tokens() == with_graphs and not replayed

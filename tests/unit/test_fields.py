@@ -12,7 +12,7 @@ import pytest
 from app.page.inputs import NAMES, read
 from app.page.settings import accordion, follow, within
 from app.race.fields import BY_NAME, FIELDS, FOLLOWING, ON_PAGE, OWN_TEXT, usual
-from app.race.links import from_link, link
+from app.race.links import address, from_link, link, said_by_link
 from app.race.request import Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, MINI_DEFAULTS
@@ -98,14 +98,14 @@ def test_a_switch_is_what_its_word_says() -> None:
 def test_a_link_says_yes_or_no_by_a_digit() -> None:
     assert from_link({"early_stop": "1", "track": "0"}) == ({"early_stop": True, "track": False}, [])
     assert from_link({"early_stop": "true"}) == (
-        {}, ["The link's early stop 'true' is neither 1 nor 0: it is left out."],
+        {}, ["The link's “Stop at the answer's end” 'true' is neither 1 nor 0: it is left out."],
     )  # fmt: skip
 
 
 def test_the_table_and_the_request_name_the_same_settings() -> None:
     ours = {field.name for field in FIELDS if field.home == "race"}
     # What a third lane is, is one of the lanes; the format of a prompt is with the chat template or without.
-    made = {"sampler", "lanes", "chat", "left_out"}
+    made = {"sampler", "lanes", "chat", "caches", "left_out"}
     assert ours - {"third", "prompt_format"} | made == {field.name for field in fields(Request)}
 
 
@@ -191,6 +191,23 @@ def test_a_slider_reaches_as_far_as_what_it_holds() -> None:
     assert 512 in updates["gen_length"]["choices"] and updates["gen_length"]["value"] == 512
 
 
+def test_an_address_says_what_differs_and_a_link_what_it_sets() -> None:
+    start = usual("mini", "about", None)
+    held = usual("mini", "about", "4k") | {"lanes": [], "steps": 64, "threshold": 0.9}
+    assert address(held, (), start) == "length=4k" and address(held, (), start | {"length": "4k"}) == ""
+    changed = held | {"skip": 0.4, "track": True, "lanes": ["random", "sparsed+dual"]}
+    query = dict(parse_qsl(address(changed, ["threshold"], start)))
+    assert list(query) == ["length", "skip", "track", "lanes", "threshold"]
+    values, problems = from_link(query)
+    assert problems == [] and values == {name: changed[name] for name in values}
+    said = said_by_link(values | {"kind": "about"}, {"about": "Tell me about …"})
+    assert said == (
+        "This link sets: question Tell me about …, prompt length 4k, skip 0.4, track the pattern on, further lanes "
+        "Random blocks, SparseD + Fast-dLLM, dual · our combination, confidence threshold 0.9."
+    )
+    assert said_by_link({}, {}) == ""
+
+
 def test_every_setting_can_be_linked() -> None:
     kinds = {"choice": "mini", "whole": 7, "number": 0.25, "text": "a & b", "switch": True}
     given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in ON_PAGE} | {"kind": OWN_TEXT}
@@ -200,7 +217,7 @@ def test_every_setting_can_be_linked() -> None:
 
 
 def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> None:
-    assert [field.name for field in FIELDS][-3:-1] == ["generation_rows", "refresh"]
+    assert [field.name for field in FIELDS][-5:-3] == ["generation_rows", "refresh"]
     start = usual("mini", "about", "4k")
     assert (start["generation_rows"], start["refresh"]) == ("pattern", None)
     for given, expected in (
@@ -214,6 +231,27 @@ def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> N
     query = dict(parse_qsl(link({**start, "generation_rows": "full", "refresh": 6}, {"refresh"})[1:]))
     values, problems = from_link(query)
     assert (values["generation_rows"], values["refresh"], problems) == ("full", 6, [])
+
+
+def test_what_no_lane_has_a_cache_for_is_switched_off_with_the_reason() -> None:
+    with gr.Blocks():
+        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+    assert (made["cache_refresh"].value, made["cache_keys"].value) == (8, "all")
+    held = {name: component.value for name, component in made.items()}
+    for lanes, on in (
+        ((), ()), (("random",), ()), (("dense+dual",), ()), (("dense+refresh",), ("cache_refresh",)),
+        (("sparsed+dual",), ("cache_keys",)), (("sparsed+delayed", "dense+dual"), ("cache_refresh", "cache_keys")),
+    ):  # fmt: skip
+        asked = parse(**{**usual("mini", "about", "4k"), "lanes": lanes}, **KNOWN).resolve(300)
+        updates = follow(made, asked, held, ())
+        for name in ("cache_refresh", "cache_keys"):
+            update = updates[made[name]]
+            assert update["interactive"] == (name in on)
+            assert (update["info"] == BY_NAME[name].help) == (name in on) and update["info"].endswith(".")
+    # One that is typed, or comes with a link, can be shown.
+    asked = parse(**{**usual("mini", "about", "4k"), "lanes": ["dense+refresh"], "cache_refresh": 6}, **KNOWN)
+    update = follow(made, asked.resolve(300), held | {"cache_refresh": 6}, {"cache_refresh"})[made["cache_refresh"]]
+    assert update["choices"] == [2, 4, 6, 8, 16] and update["value"] == 6
 
 
 def test_a_refresh_of_any_length_can_be_shown() -> None:

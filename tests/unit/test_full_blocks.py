@@ -192,7 +192,7 @@ def test_packed_taken_apart_and_joined_it_is_the_same(case: Case) -> None:
     pattern = case.pattern
     masks = pickle.loads(pickle.dumps(Masks.of(pattern)))
     assert masks == Masks.of(pattern) and masks.full_blocks == sum(case.full)
-    assert masks.density == pytest.approx(pattern.requested_density)
+    assert masks.requested_density == pytest.approx(pattern.requested_density)
     for layer, row, head in places(case):
         wanted = np.zeros((len(case.full),) * 2, dtype=bool)
         for i, kept in enumerate(seen(case, layer, row, head)):

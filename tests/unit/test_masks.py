@@ -67,8 +67,8 @@ def test_there_and_back_a_pattern_is_the_same(given: tuple[Pattern, list[np.ndar
         for head in range(masks.heads):
             alone = masks.of_head(layer, head)
             assert np.array_equal(alone.mask(0), mask[:1, head : head + 1])
-            assert alone.density == pytest.approx(mask[0, head].mean())
-    assert masks.density == pytest.approx(pattern.requested_density)
+            assert alone.requested_density == pytest.approx(mask[0, head].mean())
+    assert masks.requested_density == pytest.approx(pattern.requested_density)
     # On its way to another process it is the same thing still, and no part of it is torch's.
     sent = pickle.dumps(masks)
     assert b"torch" not in sent
@@ -134,7 +134,7 @@ def test_opening_a_record_and_looking_at_it_needs_no_torch() -> None:
     code = (
         "import sys; from app.finished import views; from app.finished.run import opening; run = opening(); "
         "made = [views.head(run, 1, 2), *views.layer(run, 3), views.model(run), views.later(run), views.picture(run)]; "
-        "assert all(made) and run.pattern.importance(1, 2) is not None and run.pattern.density; "
+        "assert all(made) and run.pattern.importance(1, 2) is not None and run.pattern.requested_density; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -38,9 +38,11 @@ def judge(text: str, gold: str) -> tuple[bool, str]:
     return text == gold, "words"
 
 
-def said(*notes: str) -> SimpleNamespace:
-    """A run that says this of itself."""
-    return SimpleNamespace(notes=list(notes), info=SimpleNamespace(record=lambda: {"notes": list(notes)}))
+def said(*notes: str, density: float | None = None) -> SimpleNamespace:
+    """A run that says this of itself. density: of its pattern, if it has one."""
+    pattern = None if density is None else SimpleNamespace(requested_density=density)
+    info = SimpleNamespace(record=lambda: {"notes": list(notes)})
+    return SimpleNamespace(notes=list(notes), info=info, pattern=pattern)
 
 
 def stage_of(gold: str | None = "It is so", others: tuple[str, ...] = ()) -> Stage:
