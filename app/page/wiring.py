@@ -136,7 +136,7 @@ def _before_a_run(
     at.preset.input(None, [at.preset, listed["lanes"]], listed["lanes"], js=_LANES_OF, **_AT_ONCE).then(
         *prepare, **_LONG
     )
-    listed["lanes"].input(*named, js=_PRESET_OF, **_AT_ONCE)
+    gr.on([listed["lanes"].input, listed["lanes"].change], *named, js=_PRESET_OF, **_AT_ONCE)
 
 
 def _shows_the_next_run(at: Components) -> list[Any]:

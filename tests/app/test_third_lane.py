@@ -250,7 +250,7 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     choose(page, "sd-lanes", "^Random blocks$")
     page.wait_for_function(f"dear => ({facts})() === dear", arg=dear)
     # Lanes that are no preset's are called so.
-    assert page.input_value("#sd-presets input") == "as chosen in Settings"
+    page.wait_for_function("() => document.querySelector('#sd-presets input').value === 'as chosen in Settings'")
     page.evaluate("window.seen.length = 0")
     with keeping.held(8):
         page.click("#sd-run")
