@@ -1,4 +1,5 @@
-/* The drawer of settings: it is closed by its button, by Escape, and by a press beside it. */
+/* The drawer of settings: closed by its button and by Escape, and on a phone, where it covers the
+   lanes, by Run. */
 (() => {
   "use strict";
 
@@ -12,7 +13,9 @@
   }
 
   document.addEventListener("click", (event) => {
-    if (event.target instanceof Element && event.target.closest(".sd-close")) close(true);
+    if (!(event.target instanceof Element)) return;
+    if (event.target.closest(".sd-close")) close(true);
+    if (event.target.closest("#sd-run") && window.matchMedia("(max-width: 760px)").matches) close(false);
   });
   // Escape in a list of options closes the list, no more.
   document.addEventListener("keydown", (event) => {
