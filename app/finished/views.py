@@ -14,6 +14,7 @@ from app.figures import layer as layer_figure
 from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
 from app.figures.shared import title_of
+from app.finished.evidence import evidence
 from app.finished.replay import origin
 from app.finished.run import Kept
 from app.lanes import headline
@@ -105,6 +106,7 @@ def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both
         show=shades,
         lane=_seen(run),
     )
+    view.figure["layout"]["meta"]["evidence"] = evidence(run, layer, head)
     return view._asdict()
 
 

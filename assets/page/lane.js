@@ -113,6 +113,7 @@
       active = index;
       const cell = cells[index];
       if (!cell) {
+        window.sparsed.tools.pointAt?.(key, -1);
         tip.hidden = true;
         canvas.removeAttribute("aria-activedescendant");
         return;
@@ -121,7 +122,8 @@
       canvas.setAttribute("aria-activedescendant", cell.id);
       const said = describe(index);
       cell.setAttribute("aria-label", said);
-      tip.textContent = said;
+      const evidence = window.sparsed.tools.pointAt?.(key, index);
+      tip.textContent = evidence ? `${said}\n${evidence}` : said;
       tip.hidden = false;
       const room = canvas.parentElement.clientWidth - tip.offsetWidth;
       tip.style.left = `${Math.max(0, Math.min(room, cell.offsetLeft))}px`;

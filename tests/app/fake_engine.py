@@ -36,6 +36,8 @@ GB = 10**9
 MEMORY = 24 * GB
 END, MASK = 0, 1
 LAYERS, HEADS = 3, 2
+# Tokens of two documents that every question of it needs, as if.
+NEEDED = ((40, 70), (200, 205))
 SEED_WORDS = (
     "Mara Velin was born in Tolm in 1911 and worked as a glassblower . She lived in Orlin , near the river Sava ."
 )
@@ -345,7 +347,7 @@ class FakeEngine:
             software={},
             machine={"cpu": "a stand-in"},
             model=traces.TraceModel("mini", "mini (a stand-in)", "llada", "float32", "cpu"),
-            prompt=traces.TracePrompt(first.prompt_length, **about, system=system or None, chat=chat),
+            prompt=traces.TracePrompt(first.prompt_length, **about, needed=NEEDED, system=system or None, chat=chat),
             sampler=first.sampler,
             batch=1,
             gen_length=first.sampler.gen_length,
