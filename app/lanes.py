@@ -13,6 +13,7 @@ from itertools import repeat
 
 from sparsed.config import (
     CACHE_LABELS,
+    DEFAULT_CACHE_REFRESH,
     FULL_ATTENTION,
     METHOD_LABELS,
     NO_CACHE,
@@ -59,9 +60,15 @@ def additions(attention: AttentionConfig) -> tuple[str, ...]:
 
 
 def label_of(attention: AttentionConfig, cache: ResolvedCache = NO_CACHE) -> str:
-    """What a lane is called: "SparseD", "SparseD, full generation rows, refresh 8", "SparseD + Fast-dLLM, dual"."""
+    """What a lane is called: "SparseD", "SparseD, full generation rows, refresh 8", "SparseD + Fast-dLLM, dual". Of a
+    cache, what is not as usual too: "SparseD + dKV-Cache, every 4, pattern's keys".
+    """
     label = ", ".join((METHOD_LABELS[attention.method], *additions(attention)))
-    return label if cache.none else f"{label} + {CACHE_LABELS[cache.method]}"
+    if cache.none:
+        return label
+    every = (f"every {cache.refresh}",) if cache.refresh not in (0, DEFAULT_CACHE_REFRESH) else ()
+    keys = ("pattern’s keys",) if cache.keys == "pattern" else ()
+    return f"{label} + {', '.join((CACHE_LABELS[cache.method], *every, *keys))}"
 
 
 @dataclass(frozen=True)
@@ -167,16 +174,36 @@ def lanes_of(
     return tuple(lanes.values())
 
 
-def lanes_for(attention: AttentionConfig, further: Collection[str] = ()) -> tuple[LaneSpec, ...]:
+@dataclass(frozen=True)
+class CacheSettings:
+    """What `CacheConfig` calls refresh and keys, of the lanes with a cache, as far as theirs has them."""
+
+    cache_refresh: int = DEFAULT_CACHE_REFRESH
+    cache_keys: str = "all"
+
+    def of(self, method: str, dense: bool) -> ResolvedCache:
+        """The cache of a lane, which is full attention's or not."""
+        usual = CacheConfig(method).resolve()
+        return replace(usual, refresh=usual.refresh and self.cache_refresh, keys="all" if dense else self.cache_keys)
+
+
+USUAL_CACHES = CacheSettings()
+
+
+def lanes_for(
+    attention: AttentionConfig, further: Collection[str] = (), settings: CacheSettings = USUAL_CACHES
+) -> tuple[LaneSpec, ...]:
     """The lanes of a request: full attention, SparseD with these settings, and further ones (of FURTHER), in the order
     of that table. Raises ValueError for more than MOST_LANES.
     """
-    more = [_further(name, attention) for name in _FURTHER if name in further]
+    more = [_further(name, attention, settings) for name in _FURTHER if name in further]
     attentions, caches = zip((FULL_ATTENTION, NO_CACHE), (attention, NO_CACHE), *more)
     return lanes_of(attentions, caches)
 
 
-def _further(name: str, own: AttentionConfig) -> tuple[AttentionConfig, ResolvedCache]:
+def _further(
+    name: str, own: AttentionConfig, settings: CacheSettings = USUAL_CACHES
+) -> tuple[AttentionConfig, ResolvedCache]:
     """A lane of `_FURTHER` beside SparseD's own, from which it differs in its method or its cache alone. OTHER_ROWS:
     full generation rows, or the paper's SparseD where the visitor's own has them already.
     """
@@ -186,7 +213,18 @@ def _further(name: str, own: AttentionConfig) -> tuple[AttentionConfig, Resolved
         return replace(own, generation_rows="full"), NO_CACHE
     method, _, cache = name.partition("+")
     attention = FULL_ATTENTION if method == "dense" else replace(own, method=method)
-    return attention, CacheConfig(cache).resolve() if cache else NO_CACHE
+    return attention, settings.of(cache, attention.dense) if cache else NO_CACHE
+
+
+def idle_caches(lanes: Iterable[LaneSpec]) -> dict[str, str]:
+    """The `CacheSettings` that none of these lanes has, as a request calls them → why."""
+    cached = [(lane.attention, lane.cache) for lane in lanes if lane.cache is not None]
+    found = {}
+    if not any(cache.refresh for _, cache in cached):
+        found["cache_refresh"] = "No lane has dKV-Cache or a refresh of all rows."
+    if all(attention.dense for attention, _ in cached):
+        found["cache_keys"] = "No lane has SparseD and a cache."
+    return found
 
 
 def reference(lanes: Sequence[LaneSpec]) -> LaneSpec | None:

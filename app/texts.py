@@ -25,6 +25,7 @@ ALGORITHMS = {
 PROMPT_FORMATS = {"model": "as the model has it", "chat": "with its chat template", "raw": "raw text"}
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 GENERATION_ROWS = {"pattern": "Follow the pattern (the paper)", "full": "See all keys (ours)"}
+SEEN_KEYS = {"all": "All keys", "pattern": "Their pattern’s keys"}
 
 # What the view of one head shows.
 Shades = Literal["both", "importance", "kept"]
@@ -142,7 +143,7 @@ EXAMPLES = {
         ("sliding_window",),
     ),
     "Four hops, and what SparseD loses": Example(
-        "chain4", "1k", 1,
+        "chain4", "1k", 0,
         "SparseD as published chooses its blocks before the fourth hop is known; with full generation rows it may.",
         ("full_rows",),
     ),

@@ -182,8 +182,8 @@ def estimate(
     steps: of each lane, at most. blocks: semi-autoregressive ones. gen_length: generated tokens, whose logits are held.
     rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have.
     """
-    made = {lane.key: Counter(lane.plan(steps, blocks, gen_length)) for lane in lanes}
-    seconds = {lane.key: rows * _seconds(lane, made[lane.key], speed, length, gen_length) for lane in lanes}
+    planned = {lane.key: lane.plan(steps, blocks, gen_length) for lane in lanes}
+    seconds = {lane.key: rows * lane_seconds(lane, planned[lane.key], speed, length, gen_length) for lane in lanes}
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
     # Each device holds the patterns and caches of its own lanes.
     patterns, caches = Counter[int](), Counter[int]()
@@ -197,8 +197,10 @@ def estimate(
     return Estimate(seconds, memory, devices, most * shape.kept(length, rows))
 
 
-def _seconds(lane: LaneSpec, made: Mapping[PlannedStep, int], speed: Speed, length: int, gen_length: int) -> float:
-    """Of one lane, for one sequence. made: how many steps of each kind."""
+def lane_seconds(
+    lane: LaneSpec, steps: Sequence[PlannedStep], speed: Speed, length: int, gen_length: int
+) -> float:
+    """What these steps of a lane take, for one sequence of `length` tokens."""
     settings = lane.attention.resolve(length)
     attention = speed.per_pair * length**2
     sparse = min(1.0, GATHER_OVERHEAD * settings.select)
@@ -210,7 +212,7 @@ def _seconds(lane: LaneSpec, made: Mapping[PlannedStep, int], speed: Speed, leng
     more = {"dense": 0.0, "select": SELECT_ATTENTIONS * attention, "sparse": (sparse - 1) * attention}
     return sum(
         count * (speed.step(length, step.rows) + (more[step.phase] if step.rows is None else 0.0))
-        for step, count in made.items()
+        for step, count in Counter(steps).items()
     )
 
 

@@ -12,6 +12,7 @@ from app.page.values import as_json
 from app.race.request import Request
 from app.race.snapshot import before_run
 from app.server import limits
+from app.server.measured import Measured
 from app.server.models import Loaded
 from sparsed.attention.masks import Masks
 
@@ -23,17 +24,22 @@ def length_label(server: Server, name: str, remark: str = "") -> str:
     return f"{shown} · {remark}" if remark else f"{shown} · {server.lengths[name]:,} tokens"
 
 
-def length_choices(server: Server, asked: Request | None = None, loaded: Loaded | None = None) -> Choices:
+def length_choices(
+    server: Server, asked: Request | None = None, loaded: Loaded | None = None, measured: Measured | None = None
+) -> Choices:
     """Every prompt length, with its tokens; for a model in memory with the time that the race of `asked` takes here, or
-    the reason why it is too long for this machine.
+    the reason why it is too long for this machine. measured: what the visit's runs took.
     """
     if asked is None or loaded is None:
         return [(length_label(server, name), name) for name in server.lengths]
     room = server.desk.speed.room(loaded)
     choices = []
     for name, tokens in server.lengths.items():
-        estimated = server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
+        resolved = asked.resolve(tokens)
+        estimated = server.desk.speed.estimate(loaded, resolved, tokens)
         reason = limits.reason(estimated, room, length=tokens + asked.gen_length)
+        if measured is not None:
+            estimated = measured.applied(estimated, loaded, resolved, tokens)
         remark = race_time(estimated, asked) if estimated else ""
         choices.append((length_label(server, name, f"too long here: {reason}" if reason else remark), name))
     return choices

@@ -21,6 +21,7 @@ from app.race.fields import OWN_TEXT, usual
 from app.race.links import address
 from app.race.request import Request
 from app.server.material import EXPECTED, Material, gather, notes
+from app.server.measured import Measured
 from app.server.models import Loaded, Loading
 from app.server.session import follow
 
@@ -50,6 +51,15 @@ class Preparing:
         async for updates in self._prepare(http, read(values)):
             yield updates
 
+    async def reckon(self, http: gr.Request, *values: Any) -> Updates:
+        """A run is over: what the next one will cost, by what this one took."""
+        at, visit = self.components, self.server.visit(http)
+        newest = visit.latest
+        updates = await asyncio.to_thread(self._prepared, visit.measured, read(values))
+        # A preparation of what the visitor has chosen since says it as well.
+        shown = (at.panel, at.inputs["length"]) if visit.latest is newest else ()
+        return {one: updates[one] for one in shown} or {at.panel: gr.skip()}
+
     async def _prepare(
         self, http: gr.Request, given: Given, *, fresh: bool = False
     ) -> AsyncGenerator[Updates, None]:
@@ -68,15 +78,18 @@ class Preparing:
                     yield {at.header: loading_header(self.server, name, message), at.panel: as_json(panel)}
         updates: Updates = {}
         if visit.latest is mine:
-            updates = await asyncio.to_thread(self._prepared, given, job, fresh)
+            updates = await asyncio.to_thread(self._prepared, visit.measured, given, job, fresh)
         # Who did something else meanwhile gets to see that. Something must be yielded: from a generator that
         # yields nothing gradio makes an empty value for every output.
         yield updates if visit.latest is mine else {at.header: gr.skip()}
 
-    def _prepared(self, given: Given, job: Loading | None = None, fresh: bool = False) -> Updates:
+    def _prepared(
+        self, measured: Measured, given: Given, job: Loading | None = None, fresh: bool = False
+    ) -> Updates:
         """What a preparation shows, for the model as it is now: in memory, on offer, or failed.
 
-        job: its loading, which is over. fresh: choose the prompt length for this machine.
+        measured: what the visit's runs took. job: its loading, which is over. fresh: choose the prompt length for this
+        machine.
         """
         server, at = self.server, self.components
         length, problem = gr.update(visible=not given.own), ""
@@ -94,7 +107,7 @@ class Preparing:
                 asked = replace(asked, length=server.desk.speed.longest(loaded, asked, FIRST_RUN_SECONDS))
                 length["value"] = asked.length
             # How long a model takes that is not here, nobody knows.
-            length["choices"] = length_choices(server, asked, loaded)
+            length["choices"] = length_choices(server, asked, loaded, measured)
             if given.empty:
                 panel: dict[str, Any] = {"state": "empty"}
             elif loaded is None:
@@ -102,7 +115,7 @@ class Preparing:
             else:
                 material = gather(server.desk, asked, loaded)
                 updates |= self._following(material.asked, given)
-                panel, problem = self._ready(material, loaded), material.refused or ""
+                panel, problem = self._ready(material, loaded, measured), material.refused or ""
         except EXPECTED as error:
             if not isinstance(error, ValueError):
                 server.desk.journal.error(error)
@@ -116,12 +129,13 @@ class Preparing:
     def _following(self, asked: Request, given: Given) -> Updates:
         return follow_settings(self.components.inputs, asked, given.values, given.touched)
 
-    def _ready(self, material: Material, loaded: Loaded) -> dict[str, Any]:
+    def _ready(self, material: Material, loaded: Loaded, measured: Measured) -> dict[str, Any]:
         """The prompt of a model in memory, and what the run will cost. Raises what the engine raises."""
-        estimated = None if material.refused else material.estimated
+        learned = measured.applied(material.estimated, loaded, material.asked, material.tokens)
+        estimated = None if material.refused else learned
         said: list[str] = []
         if not material.refused:
-            said = [*notes(self.server.desk, material, loaded), *self._where_it_pays(material, loaded)]
+            said = [*notes(self.server.desk, material, loaded), *self._where_it_pays(material, loaded, measured)]
         return {
             "state": "ready",
             "question": material.question,
@@ -134,13 +148,16 @@ class Preparing:
             "notes": said,
         }
 
-    def _where_it_pays(self, material: Material, loaded: Loaded) -> list[str]:
+    def _where_it_pays(self, material: Material, loaded: Loaded, measured: Measured) -> list[str]:
         """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
-        asked, here, lane = material.asked, material.estimated, material.asked.headline.key
+        asked, lane = material.asked, material.asked.headline.key
+        here = measured.applied(material.estimated, loaded, asked, material.tokens)
         if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain(lane) >= WORTH_IT:
             return []
         for name, tokens in self.server.lengths.items():
-            there = self.server.desk.speed.estimate(loaded, asked.resolve(tokens), tokens)
+            resolved = asked.resolve(tokens)
+            there = self.server.desk.speed.estimate(loaded, resolved, tokens)
+            there = measured.applied(there, loaded, resolved, tokens)
             if tokens > material.tokens and there is not None and there.gain(lane) >= WORTH_IT:
                 return [
                     f"At this length attention is a small part of the work, and SparseD gains little on this machine; "

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import gradio as gr
 
+from app.lanes import USUAL_CACHES, CacheSettings, idle_caches
 from app.race import request
 from app.race.fields import BY_NAME, CPU_BACKENDS, ON_PAGE, Field
 from app.race.request import Request
@@ -26,7 +27,7 @@ ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("skip", "select", "block_size"), ("selection", "backend"),
         ("generation_rows", "refresh", "track"),
     ),
-    "Lanes": (("lanes",),),
+    "Lanes": (("lanes",), ("cache_refresh", "cache_keys")),
 }  # fmt: skip
 _HOMES = {"sampler": "Sampler", "attention": "SparseD"}
 # How much of its row a component takes, and how narrow it may become.
@@ -44,7 +45,7 @@ def accordion(
     models: (label, name) of each. chosen: the name of the first one; sampler: what it comes with, which the settings
     start with. any_model: others can be typed.
     """
-    start = {**_values(sampler.resolve(sampler), AttentionConfig().resolve(0)), "model": chosen}
+    start = {**_values(sampler.resolve(sampler), AttentionConfig().resolve(0), USUAL_CACHES), "model": chosen}
     made: dict[str, Component] = {}
 
     def place(names: Iterable[str]) -> None:
@@ -106,9 +107,9 @@ def follow(
 
     asked: the request, resolved. given: what the components hold, by name.
     """
-    unused = request.unused(asked.sampler, asked.sampler)
+    unused = {**request.unused(asked.sampler, asked.sampler), **idle_caches(asked.lanes)}
     updates = {}
-    for name, value in _values(asked.sampler, asked.attention).items():
+    for name, value in _values(asked.sampler, asked.attention, asked.caches).items():
         field = BY_NAME[name]
         update: dict[str, Any] = {}
         if name not in touched and value != given[name]:
@@ -122,7 +123,7 @@ def follow(
                 # A slider reaches as far as what it holds; said again, because the browser may have moved it back.
                 low, high, _ = field.slider
                 update |= {"value": value, "minimum": min(low, value), "maximum": max(high, value)}
-        if field.trial is not None:
+        if field.trial is not None or field.home == "cache":
             update |= {"interactive": name not in unused, "info": unused.get(name, field.help)}
         if name == "steps":
             update["info"] = STEPS_AT_MOST_INFO if asked.at_most else field.help
@@ -142,12 +143,13 @@ def _rows(heading: str) -> list[tuple[str, ...]]:
     return [*ROWS[heading], *([left] if left else [])]
 
 
-def _values(sampler: SamplerConfig, attention: AttentionConfig) -> dict[str, Any]:
-    """What follows the model and the prompt length, by name, as the components hold it. Both are resolved."""
+def _values(sampler: SamplerConfig, attention: AttentionConfig, caches: CacheSettings) -> dict[str, Any]:
+    """What follows the model and the prompt length, by name, as the components hold it. All are resolved."""
+    homes: dict[str, Any] = {"sampler": sampler, "attention": attention, "cache": caches}
     found = {}
     for field in ON_PAGE:
         if field.follows:
-            value = getattr(sampler if field.home == "sampler" else attention, field.name)
+            value = getattr(homes[field.home], field.name)
             found[field.name] = field.off if value is None else value
     return found
 

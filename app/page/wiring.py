@@ -120,7 +120,7 @@ def _before_a_run(
         sets = [*(listed[name] for name in values), at.touched]
         pressed = button.click(None, None, sets, js=f"() => {json.dumps([*values.values(), ''])}", **_AT_ONCE)
         pressed.then(*prepare, **_LONG)
-        _race(pressed.then, at, running)
+        _race(pressed.then, at, preparing, running)
     for button, further in at.presets:
         button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
             *prepare, **_LONG
@@ -132,14 +132,16 @@ def _shows_the_next_run(at: Components) -> list[Any]:
     return [at.header, at.trouble, at.address, at.panel, at.inputs["length"], at.another, *moved]
 
 
-def _race(after: Callable[..., Any], at: Components, running: Running) -> None:
+def _race(after: Callable[..., Any], at: Components, preparing: Preparing, running: Running) -> None:
     """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the stream:
     gradio makes each output's component anew for each value, which takes the engine's time.
     """
     buttons = [*at.starters, at.stop, at.trouble]
     after(running.begin, None, buttons, **_AT_ONCE).then(
         running.run, at.all_inputs, [at.stage, at.timeline, at.header], **_LONG
-    ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG)
+    ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG).then(
+        preparing.reckon, at.all_inputs, [at.panel, at.inputs["length"]], **_LONG
+    )
 
 
 def _shows_a_pattern(at: Components) -> list[Any]:
@@ -153,7 +155,7 @@ def _shows_a_run(at: Components) -> list[Any]:
 
 
 def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
-    _race(at.run.click, at, running)
+    _race(at.run.click, at, preparing, running)
     # The stage's view tells these three: the first step was made, the pattern is there, a model was loaded.
     at.stage.play(looking.started, None, [at.head.blocks, at.explorer.which], **_AT_ONCE)
     at.stage.select(looking.select_step, None, _shows_a_pattern(at), **_AT_ONCE)
@@ -177,7 +179,7 @@ def _looking(at: Components, preparing: Preparing, running: Running, looking: Lo
     stay.click(looking.observe_later, None, [see.tabs, see.tracking, at.inputs["track"]], **_AT_ONCE)
     skipped = early.click(None, None, at.inputs["skip"], js="() => 0", **_AT_ONCE)
     ready = skipped.then(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
-    _race(ready.then, at, running)
+    _race(ready.then, at, preparing, running)
     # But for a file: gradio sees to it that it is one that was uploaded.
     sent = {**_LONG, "preprocess": True}
     see.upload.upload(looking.open_file, see.upload, [*_shows_a_run(at), at.timeline, see.upload_said], **sent)

@@ -12,8 +12,16 @@ from typing import Any, Literal
 from app import texts
 from app.lanes import FURTHER, MOST_FURTHER
 from app.race.checks import check_choice, check_names, check_number, check_switch, check_texts, check_whole
-from sparsed.config import ALGORITHMS, BLOCK_SIZES, DEFAULT_SKIP, GENERATION_ROWS, SELECTIONS
-from sparsed.options import ATTENTION, SAMPLER
+from sparsed.config import (
+    ALGORITHMS,
+    BLOCK_SIZES,
+    DEFAULT_CACHE_REFRESH,
+    DEFAULT_SKIP,
+    GENERATION_ROWS,
+    SEEN_KEYS,
+    SELECTIONS,
+)
+from sparsed.options import ATTENTION, CACHE, SAMPLER
 
 OWN_TEXT = "own"
 MAX_STEPS = 1024
@@ -46,8 +54,8 @@ class Field:
     doc: str
     # What a sentence calls it; "" takes the label.
     called: str = ""
-    # Whose setting it is: one of SamplerConfig, one of AttentionConfig, or one of the race itself.
-    home: Literal["sampler", "attention", "race"] = "race"
+    # Whose setting it is: one of SamplerConfig, of AttentionConfig, of CacheConfig, or one of the race itself.
+    home: Literal["sampler", "attention", "cache", "race"] = "race"
     # What a number must lie between, both ends included.
     low: float = 0
     high: float = MAX_NUMBER
@@ -103,9 +111,10 @@ _KINDS = {int: "whole", float: "number", str: "choice", bool: "switch"}
 
 def _of_engine(name: str, label: str, help: str, doc: str, **more: Any) -> Field:
     """The row of a setting of the engine: whose it is and what kind of value it takes stand in its config."""
-    about = (SAMPLER | ATTENTION)[name].metadata
+    about = (SAMPLER | ATTENTION | CACHE)[name].metadata
     kind: Any = "texts" if about.get("many") else _KINDS[about["kind"]]
-    return Field(name, kind, label, help, doc, home="sampler" if name in SAMPLER else "attention", **more)
+    home: Any = "sampler" if name in SAMPLER else "attention" if name in ATTENTION else "cache"
+    return Field(name, kind, label, help, doc, home=home, **more)
 
 
 FIELDS = (
@@ -263,6 +272,18 @@ FIELDS = (
         "SparseD with full generation rows (full_rows; the paper's where SparseD's own lane has them); or a method and "
         "a cache, which says which rows a step computes (dense+dual, sparsed+refresh).",
         high=MOST_FURTHER, choices=FURTHER, usual=(), off=(),
+    ),
+    _of_engine(
+        "cache_refresh", "Every row every … steps", "Of the lanes with dKV-Cache or a refresh of all rows.",
+        f"Steps from one forward over every row to the next, 1 to {MAX_STEPS}, of the lanes with dKV-Cache (delayed) "
+        f"or a refresh of all rows. Default: {DEFAULT_CACHE_REFRESH}.",
+        called="cache refresh", low=1, high=MAX_STEPS, offers=(2, 4, 8, 16), follows=True,
+    ),
+    _of_engine(
+        "cache_keys", "Keys that few rows see", "Of the lanes with SparseD and a cache.",
+        "Which keys the steps over few rows see, of the lanes with SparseD and a cache: all of them, or their "
+        "pattern's. Default: all.",
+        called="cache keys", choices={name: texts.SEEN_KEYS[name] for name in SEEN_KEYS}, follows=True,
     ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.lanes import MOST_FURTHER, LaneSpec, headline, lanes_for
+from app.lanes import MOST_FURTHER, USUAL_CACHES, CacheSettings, LaneSpec, headline, idle_caches, lanes_for
 from app.race.fields import BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
 from sparsed.config import METHOD_LABELS, AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.models.chat import Message, messages_of
@@ -22,8 +22,8 @@ class Request:
     lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
     default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
     see how far the pattern would move. system: the system prompt before a text of the visitor's own, or "".
-    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. left_out:
-    sentences on what was asked for and would have no effect.
+    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. caches: of the
+    lanes with one, as far as they have them. left_out: sentences on what was asked for and would have no effect.
     """
 
     model: str
@@ -37,6 +37,7 @@ class Request:
     track: bool = False
     system: str = ""
     chat: bool | None = None
+    caches: CacheSettings = USUAL_CACHES
     left_out: tuple[str, ...] = ()
 
     def messages(self, text: str) -> str | list[Message]:
@@ -111,7 +112,7 @@ def parse(
     if unknown := set(given) - set(BY_NAME):
         raise TypeError(f"The table of settings has no {', '.join(sorted(unknown))}.")
     known = {"model": models, "kind": [*kinds, OWN_TEXT], "length": lengths}
-    values: dict[str, dict[str, Any]] = {"race": {}, "sampler": {}, "attention": {}}
+    values: dict[str, dict[str, Any]] = {"race": {}, "sampler": {}, "attention": {}, "cache": {}}
     for field in FIELDS:
         values[field.home][field.name] = field.check(given.get(field.name), known.get(field.name))
     race = values["race"]
@@ -123,7 +124,12 @@ def parse(
     idle = unused(settings, defaults)
     sampler = replace(settings, **dict.fromkeys(idle)).resolve(defaults)
     # What is as it would be anyway may be said.
-    changed = (name for name in idle if getattr(settings, name) not in (None, getattr(sampler, name)))
+    changed = [name for name in idle if getattr(settings, name) not in (None, getattr(sampler, name))]
+    caches = CacheSettings(**{name: value for name, value in values["cache"].items() if value is not None})
+    lanes = _lanes(SparseDConfig(**values["attention"]), caches, race.pop("lanes"), race.pop("third"))
+    no_such_cache = idle_caches(lanes)
+    changed += [name for name in no_such_cache if getattr(caches, name) != getattr(USUAL_CACHES, name)]
+    idle |= no_such_cache
     without |= {name: idle[name] for name in changed}
     if without and not lenient:
         name, why = next(iter(without.items()))
@@ -134,17 +140,22 @@ def parse(
             f"The generation would have {sampler.gen_length} tokens, rounded up to whole semi-autoregressive blocks of "
             f"{sampler.block_length}; this page takes up to {MAX_GENERATION}. Choose a shorter one."
         )
-    attention = SparseDConfig(**values["attention"])
-    third, further = race.pop("third"), race.pop("lanes") or ()
-    further = tuple(dict.fromkeys((*further, *((third,) if third else ()))))
+    race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
+    return Request(**race, sampler=sampler, lanes=lanes, caches=caches, left_out=left_out)
+
+
+def _lanes(
+    attention: AttentionConfig, caches: CacheSettings, names: Collection[str] | None, third: str | None
+) -> tuple[LaneSpec, ...]:
+    """The lanes asked for. Raises ValueError where there are too many, or one cannot be."""
+    further = tuple(dict.fromkeys((*(names or ()), *((third,) if third else ()))))
     if len(further) > MOST_FURTHER:
         raise ValueError(f"There may be {MOST_FURTHER} further lanes at most, not {len(further)}.")
-    race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
     if "shared" in further and attention.selection == "reference":
         raise ValueError(
             f"The lane “{METHOD_LABELS['shared']}” needs the selection of the paper: the public code has none for it."
         )
-    return Request(**race, sampler=sampler, lanes=lanes_for(attention, further), left_out=left_out)
+    return lanes_for(attention, further, caches)
 
 
 def _own_text(text: Any) -> str:

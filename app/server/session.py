@@ -147,7 +147,7 @@ class _Session:
         if not loaded.place.startswith("CPU"):
             yield shown_as(self.asked, "preparing", WARMING_UP)
         started = await self._line_up(loaded, material)
-        async for shown in self._run(started, material):
+        async for shown in self._run(started, material, loaded):
             yield shown
 
     def _check(self, said: str) -> None:
@@ -207,10 +207,11 @@ class _Session:
             done.result().race.stop()
         self._free()
 
-    async def _run(self, started: Started, material: Material) -> AsyncIterator[Shown]:
+    async def _run(self, started: Started, material: Material, loaded: Loaded) -> AsyncIterator[Shown]:
         """The race itself, and the record that it leaves."""
         stage, run = started.stage, started.runs[self.asked.headline.key]
         looks = self.observer.wants_pattern
+        began = time.monotonic()
         made, packed = 0, 0.0  # the newest step shown that selects, counted from 1; when a pattern was packed
         if looks:
             self.visit.selected, self.visit.selected_in = None, 0
@@ -235,6 +236,8 @@ class _Session:
             if update.state != "running":
                 self.account.end(update.state, update.error)
                 self._learn(stage, material)
+                times = {key: lane.times for key, lane in stage.lanes.items()}
+                self.visit.measured.learn(loaded, material.asked, material.tokens, times, time.monotonic() - began)
                 try:
                     kept = await self._record(started, material)
                 # A race that is over stays what it was, whatever happens to its record.

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.finished.run import MOST_IMPORTANCE, Kept, opening
 from app.race.race import Race
+from app.server.measured import Measured
 from app.texts import Shades
 from sparsed.attention.masks import Masks
 from sparsed.machine import give_back
@@ -41,6 +42,7 @@ class Visit:
         self.kept: Kept | None = None  # the last run that is over, or a recorded one
         # Why its last run could not be made, in a sentence, and the model that was chosen (anything a browser sends).
         self.refused: tuple[str, Any] = ("", None)
+        self.measured = Measured()  # what its runs took, for the next estimate
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head
         self.shades: Shades = "both"  # what their view shows

@@ -23,7 +23,16 @@ from sparsed.config.attention import (
     select_step,
     switch_step,
 )
-from sparsed.config.cache import CACHE_LABELS, CACHES, NO_CACHE, CacheConfig, ResolvedCache, check_keys
+from sparsed.config.cache import (
+    CACHE_LABELS,
+    CACHES,
+    DEFAULT_CACHE_REFRESH,
+    NO_CACHE,
+    SEEN_KEYS,
+    CacheConfig,
+    ResolvedCache,
+    check_keys,
+)
 from sparsed.config.sampler import (
     ALGORITHMS,
     DREAM_ALGORITHMS,
@@ -38,6 +47,7 @@ __all__ = [
     "BLOCK_SIZES",
     "CACHES",
     "CACHE_LABELS",
+    "DEFAULT_CACHE_REFRESH",
     "DEFAULT_SKIP",
     "DREAM_ALGORITHMS",
     "FULL_ATTENTION",
@@ -47,6 +57,7 @@ __all__ = [
     "METHOD_LABELS",
     "NO_CACHE",
     "ON_NO_GAIN",
+    "SEEN_KEYS",
     "SELECTIONS",
     "AttentionConfig",
     "CacheConfig",

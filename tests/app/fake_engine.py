@@ -153,7 +153,7 @@ class Run:
         self.cache = cache
         blocks = sampler.gen_length // sampler.block_length
         given = self.attention.skip, "paper", self.attention.refresh
-        self._phases = phases_of(self.total, *given, self.total // blocks)
+        self._phases = phases_of(self.total, *given, blocks)
         self.switch_step = self._phases.index("sparse") if "sparse" in self._phases else None
         self.pattern = None
         self.notes = list(sampler.changed)

@@ -32,7 +32,7 @@ SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
     "system", "prompt_format", "early_stop", "logits_eos_inf", "confidence_eos_eot_inf", "stop",
-    "generation_rows", "refresh", "lanes",
+    "generation_rows", "refresh", "lanes", "cache_refresh", "cache_keys",
 ]  # fmt: skip
 GOING_ON = {"loading", "preparing", "waiting", "running"}
 # So long that nobody waits for its end: on the stand-in 1,000 steps of 0.02 s, in two lanes.
@@ -451,6 +451,7 @@ def test_the_third_lane_has_a_pattern_of_its_own(client: Client) -> None:
 
 def test_lanes_with_a_cache_say_how_many_rows_they_computed(client: Client) -> None:
     given = {"steps": 8, "gen_length": 32, "block_length": 16, "lanes": ["sparsed+dual", "dense+delayed"]}
+    given |= {"cache_refresh": 3, "cache_keys": "pattern"}
     last = values(client, **given)[-1]
     assert list(last["lanes"]) == ["dense", "sparse", "dense+delayed", "sparsed+dual"]
     whole = last["lanes"]["dense"]["info"]["prompt_tokens"] + 32

@@ -648,6 +648,21 @@ def test_only_listed_models_may_be_loaded_unless_any_may(tmp_path: Any) -> None:
     assert not engine.models()["owner/name"].bundled and engine.models()[str(tmp_path)].bundled
 
 
+def test_a_visit_s_next_estimate_is_what_its_run_took(fake_engine: Any) -> None:
+    desk, visit = desk_of(fake_engine.FakeEngine(pace=0.01, load_seconds=0.0)), Visit()
+    asked = asked_of(desk)
+    stage = collect(desk, visit, asked)[-1].stage
+    loaded, tokens = desk.models.loaded("mini"), stage["lanes"][0]["positions"] - asked.gen_length
+    resolved = asked.resolve(tokens)
+    before = desk.speed.estimate(loaded, resolved, tokens)
+    learned = visit.measured.applied(before, loaded, resolved, tokens)
+    spent = {lane["key"]: lane["seconds"] for lane in stage["lanes"]}
+    # What passed between the steps has the same share of each lane.
+    shares = {key: learned.lanes[key] / seconds for key, seconds in spent.items()}
+    assert learned.seconds >= 0.999 * sum(spent.values()) and shares["dense"] == pytest.approx(shares["sparse"], 1e-2)
+    assert Visit().measured.applied(before, loaded, resolved, tokens) == before
+
+
 def test_a_machine_that_was_busy_when_it_was_measured_is_taken_for_faster_later(make_engine) -> None:
     desk = desk_of(make_engine())
     desk.models.set_speed("mini", Speed(4e-5, 4e-8))

@@ -80,7 +80,7 @@ def test_a_record_of_an_open_question_can_be_scored_again(
         return replace(real(*given, **more), text=[next(asked)])
 
     monkeypatch.setattr("sparsed.denoising.generate", saying)
-    evaluate(mini, cells, ["dense"], tmp_path, plan=replace(PLAN, sampler=SamplerConfig(steps=1)))
+    evaluate(mini, cells, ["dense"], tmp_path, plan=replace(PLAN, sampler=SamplerConfig(steps=3)))
     records = read_records(tmp_path)
     assert [record.exact for record in records] == [True, False, False]
     assert (records[0].text, records[0].gold, records[0].others) == (None, None, None)

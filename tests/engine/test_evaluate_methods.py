@@ -24,7 +24,7 @@ from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
 from sparsed.results_folder import key_there
 
-COMMON = SamplerConfig(steps=4, gen_length=48)
+COMMON = SamplerConfig(steps=4, gen_length=48, block_length=48)
 PLAN = Plan(sampler=COMMON)
 METHODS = [
     "dense", "sparsed", "dense:steps=2", "sparsed:steps=6,block_length=24", "dense:threshold=0.9", "dense+delayed",
@@ -44,7 +44,8 @@ def test_each_answer_has_the_sampler_of_its_method(mini: Model, tmp_path: Path) 
     own = {
         "dense": COMMON, "sparsed": COMMON, "dense:steps=2": replace(COMMON, steps=2),
         "sparsed:steps=6,block_length=24": replace(COMMON, steps=6, block_length=24),
-        "dense:threshold=0.9": SamplerConfig(gen_length=48, threshold=0.9), METHODS[5]: COMMON, METHODS[6]: COMMON,
+        "dense:threshold=0.9": SamplerConfig(gen_length=48, block_length=48, threshold=0.9), METHODS[5]: COMMON,
+        METHODS[6]: COMMON,
         METHODS[7]: SamplerConfig(gen_length=48, block_length=24, threshold=0.5),
     }  # fmt: skip
     caches = {
@@ -84,7 +85,7 @@ def test_each_answer_has_the_sampler_of_its_method(mini: Model, tmp_path: Path) 
 
 
 def test_a_sampler_that_does_not_fit_is_refused_before_anything_is_asked(mini: Model, tmp_path: Path) -> None:
-    for method, said in (("dense:block_length=36", "no whole number"), ("sparsed:steps=5,block_length=24", "multiple")):
+    for method, said in (("dense:block_length=36", "no whole number"), ("sparsed:steps=1,block_length=24", "at least")):
         with pytest.raises(ValueError, match=f"Method '{method}': .*{said}"):
             evaluate(mini, [Cell("lookup", "200", 1)], ["dense", method], tmp_path, plan=PLAN)
     assert not list(tmp_path.iterdir())

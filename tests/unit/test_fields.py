@@ -105,7 +105,7 @@ def test_a_link_says_yes_or_no_by_a_digit() -> None:
 def test_the_table_and_the_request_name_the_same_settings() -> None:
     ours = {field.name for field in FIELDS if field.home == "race"}
     # What a third lane is, is one of the lanes; the format of a prompt is with the chat template or without.
-    made = {"sampler", "lanes", "chat", "left_out"}
+    made = {"sampler", "lanes", "chat", "caches", "left_out"}
     assert ours - {"third", "prompt_format"} | made == {field.name for field in fields(Request)}
 
 
@@ -217,7 +217,7 @@ def test_every_setting_can_be_linked() -> None:
 
 
 def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> None:
-    assert [field.name for field in FIELDS][-3:-1] == ["generation_rows", "refresh"]
+    assert [field.name for field in FIELDS][-5:-3] == ["generation_rows", "refresh"]
     start = usual("mini", "about", "4k")
     assert (start["generation_rows"], start["refresh"]) == ("pattern", None)
     for given, expected in (
@@ -231,6 +231,27 @@ def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> N
     query = dict(parse_qsl(link({**start, "generation_rows": "full", "refresh": 6}, {"refresh"})[1:]))
     values, problems = from_link(query)
     assert (values["generation_rows"], values["refresh"], problems) == ("full", 6, [])
+
+
+def test_what_no_lane_has_a_cache_for_is_switched_off_with_the_reason() -> None:
+    with gr.Blocks():
+        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+    assert (made["cache_refresh"].value, made["cache_keys"].value) == (8, "all")
+    held = {name: component.value for name, component in made.items()}
+    for lanes, on in (
+        ((), ()), (("random",), ()), (("dense+dual",), ()), (("dense+refresh",), ("cache_refresh",)),
+        (("sparsed+dual",), ("cache_keys",)), (("sparsed+delayed", "dense+dual"), ("cache_refresh", "cache_keys")),
+    ):  # fmt: skip
+        asked = parse(**{**usual("mini", "about", "4k"), "lanes": lanes}, **KNOWN).resolve(300)
+        updates = follow(made, asked, held, ())
+        for name in ("cache_refresh", "cache_keys"):
+            update = updates[made[name]]
+            assert update["interactive"] == (name in on)
+            assert (update["info"] == BY_NAME[name].help) == (name in on) and update["info"].endswith(".")
+    # One that is typed, or comes with a link, can be shown.
+    asked = parse(**{**usual("mini", "about", "4k"), "lanes": ["dense+refresh"], "cache_refresh": 6}, **KNOWN)
+    update = follow(made, asked.resolve(300), held | {"cache_refresh": 6}, {"cache_refresh"})[made["cache_refresh"]]
+    assert update["choices"] == [2, 4, 6, 8, 16] and update["value"] == 6
 
 
 def test_a_refresh_of_any_length_can_be_shown() -> None:

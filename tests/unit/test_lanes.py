@@ -244,7 +244,7 @@ def test_a_record_of_runs_with_a_cache_opens_as_what_they_were(tmp_path: Path) -
     assert [(lane.label, lane.full, name) for lane, name in lanes.items()] == [
         ("Full attention", True, "dense"),
         ("Full attention + Fast-dLLM, dual", False, "cached"),
-        ("SparseD + Refresh", False, "sparse"),
+        ("SparseD + Refresh, every 2", False, "sparse"),
     ]
     shown = final_snapshot(trace)
     assert shown["reference"] == "dense" and not any(lane["never_sparse"] for lane in shown["lanes"])

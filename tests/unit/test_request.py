@@ -63,7 +63,7 @@ def test_own_text_is_kept_as_it_is() -> None:
         ({"steps": "many"}, "steps"),
         ({"steps": True}, "steps"),
         ({"steps": float("nan")}, "steps"),
-        ({"steps": 63}, "gen_length / block_length = 2: 63"),
+        ({"steps": 1}, "gen_length / block_length = 2: 1 is less"),
         ({"gen_length": 0}, "generation length"),
         ({"block_length": -48}, "semi-autoregressive block length"),
         ({"algorithm": "greedy"}, "algorithm 'greedy' is not one of low_confidence"),
@@ -165,7 +165,7 @@ OTHER: dict[str, Any] = {
     "threshold": 0.8, "cfg_scale": 1.5, "top_p": 0.4, "early_stop": True, "logits_eos_inf": True,
     "confidence_eos_eot_inf": True, "stop": ["\n"], "skip": 0.45, "select": 0.15, "block_size": 64,
     "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
-    "generation_rows": "full", "refresh": 8, "lanes": ["dense+dual"],
+    "generation_rows": "full", "refresh": 8, "lanes": ["dense+dual"], "cache_refresh": 4, "cache_keys": "pattern",
 }  # fmt: skip
 
 
@@ -308,6 +308,35 @@ def test_further_lanes_are_a_list_or_names_with_commas_or_the_third_one_of_once(
         assert [lane.cache and (lane.cache.method, lane.cache.refresh) for lane in asked.lanes[2:]] == [
             None, ("dual", 0), ("refresh", 8),
         ]  # fmt: skip
+
+
+def test_the_settings_of_caches_are_those_of_the_lanes_that_have_them() -> None:
+    lanes = ["dense+delayed", "sparsed+dual", "sparsed+refresh", "dense+dual"]
+    asked = parse(**{**GOOD, "lanes": lanes, "cache_refresh": 4, "cache_keys": "pattern"})
+    made = {lane.key: lane.cache for lane in asked.lanes[2:]}
+    assert {key: cache and (cache.refresh, cache.keys) for key, cache in made.items()} == {
+        "dense+delayed": (4, "all"), "dense+dual": (0, "all"), "sparsed+dual": (0, "pattern"),
+        "sparsed+refresh": (4, "pattern"),
+    }  # fmt: skip
+    assert [lane.label for lane in asked.lanes[2:]] == [
+        "Full attention + dKV-Cache, every 4", "Full attention + Fast-dLLM, dual",
+        "SparseD + Fast-dLLM, dual, pattern’s keys", "SparseD + Refresh, every 4, pattern’s keys",
+    ]  # fmt: skip
+    # As it is anyway they may be said; else somebody who asks for them is told.
+    assert parse(**{**GOOD, "cache_refresh": 8, "cache_keys": "all"}).lanes == parse(**GOOD).lanes
+    for given, said in (
+        ({"cache_refresh": 4, "lanes": ["sparsed+dual"]}, "cache_refresh would .* No lane has dKV-Cache or a refresh"),
+        ({"cache_keys": "pattern", "lanes": ["dense+dual"]}, "cache_keys would .* No lane has SparseD and a cache."),
+        ({"cache_refresh": 0}, "cache refresh must lie between 1 and 1024"),
+        ({"cache_keys": "some"}, "cache keys 'some' is not one of all, pattern"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse(**{**GOOD, **given})
+    left = parse(**{**GOOD, "cache_refresh": 4}, lenient=True)
+    assert left.lanes == parse(**GOOD).lanes
+    assert left.left_out == (
+        "The setting “Every row every … steps” is left out. No lane has dKV-Cache or a refresh of all rows.",
+    )
 
 
 @pytest.mark.parametrize("names", [*PRESETS.values(), ("dense+prefix",)])
