@@ -17,9 +17,9 @@ def evidence(run: Kept | Masks, layer: int, head: int) -> dict[str, Any] | None:
     """The answer's rows of the masks of one head, as assets/page/evidence.js lights them; None without a pattern.
 
     {"layer", "head", "size": tokens of a block, "prompt": prompt tokens, "blocks", "needed": [[first, last key block]
-    of each document], "lanes": lane's key → the rows of the query blocks that hold a generated token, each a bit for a key
-    block, first bit highest, base64; None for a lane with full attention, whose rows see every key}. Of a run that goes
-    on the headline's lane is "", and no document's place is known.
+    of each document], "lanes": lane's key → the rows of the query blocks that hold a generated token, each a bit for
+    a key block, first bit highest, base64; None for a lane with full attention, whose rows see every key}. Of a run
+    that goes on the headline's lane is "", and no document's place is known.
     """
     pattern = run if isinstance(run, Masks) else run.pattern
     if pattern is None:
