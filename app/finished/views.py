@@ -87,7 +87,7 @@ def which(run: Kept | Masks | None, *, before: bool = False, selected: int = 0) 
 def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
     """One head: what it keeps, over what mattered to it."""
     pattern = _pattern(run)
-    if pattern is None:
+    if run is None or pattern is None:
         return None
     layer, head = min(layer, pattern.layers - 1), min(head, pattern.heads - 1)
     mass = _mass(run, layer)
