@@ -341,13 +341,13 @@ class FakeEngine:
         about = {"text": prompt}
         if not isinstance(prompt, str):
             about = {name: getattr(prompt, name) for name in ("text", "question", "kind", "length", "seed")}
-            about["gold"] = prompt.answer
+            about |= {"gold": prompt.answer, "needed": NEEDED}
         return traces.Trace(
             created="2026-11-22T09:30:00+00:00",
             software={},
             machine={"cpu": "a stand-in"},
             model=traces.TraceModel("mini", "mini (a stand-in)", "llada", "float32", "cpu"),
-            prompt=traces.TracePrompt(first.prompt_length, **about, needed=NEEDED, system=system or None, chat=chat),
+            prompt=traces.TracePrompt(first.prompt_length, **about, system=system or None, chat=chat),
             sampler=first.sampler,
             batch=1,
             gen_length=first.sampler.gen_length,
