@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.phrases import clock
 # How each pinned comparison is marked: hollow for full attention, filled for the other lanes.
 PIN_SYMBOLS = ("square", "triangle-up", "star", "hexagon")
 HEADLINE = PAIR[-1].key
+_RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
@@ -35,8 +37,6 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
     data.append(_paper([*rows, *every]))
     gains = [gain["ratio"] for row in (*current, *every) for lane in row["lanes"] if (gain := _gain(row, lane))]
     gains += [row["published"]["ratio"] for row in (*rows, *every) if row["published"]]
-    low, high = min([0.95, *gains]), max([1.05, *gains])
-    room = 0.3 * (high - low)
     every_time = [of(row, lane, "seconds") for row in (*current, *every) for lane in row["lanes"]]
     return {
         "data": [trace for trace in data if trace["x"]],
@@ -53,10 +53,8 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
             yaxis={"title": {"text": "time (log scale)"}, "domain": [0.46, 1], **times_of(every_time)},
             yaxis2={
                 "title": {"text": "speed-up"},
-                "range": [low - room, high + room],
                 "domain": [0, 0.36],
-                "ticksuffix": "×",
-                "nticks": 5,
+                **_ratios_of(gains, wide=any(len(row["lanes"]) > len(PAIR) for row in (*current, *every))),
             },
             shapes=[
                 {
@@ -77,6 +75,19 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
             hovermode="closest",
         ),
     }
+
+
+def _ratios_of(gains: Sequence[float], wide: bool) -> base.Figure:
+    """An axis for these speed-ups. wide: those of caches may be among them, ten times as large as SparseD's, so that it
+    is logarithmic.
+    """
+    low, high = min([0.95, *gains]), max([1.05, *gains])
+    if not wide:
+        room = 0.3 * (high - low)
+        return {"range": [low - room, high + room], "ticksuffix": "×", "nticks": 5}
+    marks = [mark for mark in _RATIOS if 0.7 * low <= mark <= 1.4 * high]
+    span = [round(math.log10(0.7 * low), 4), round(math.log10(1.4 * high), 4)]
+    return {"type": "log", "range": span, "tickvals": marks, "ticktext": [f"{mark:g}×" for mark in marks]}
 
 
 def _gain(row: Row, lane: Lane) -> dict[str, Any] | None:

@@ -308,7 +308,12 @@ def test_every_lane_is_raced_at_each_length(engine: Noting) -> None:
             assert same is None if key == "dense" else (same["text"] == "100 %") is (key != "baseline")
         assert row["speedup"] == row["sparse_speedup"]
     # A line a lane in its own colours, and its speed-up in them again; SparseD's is the one that is written.
-    data = chart(end["rows"])["data"]
+    figure = chart(end["rows"])
+    data, axis = figure["data"], figure["layout"]["yaxis2"]
+    # A cache's speed-up is ten times SparseD's, and both can be read.
+    gains = [row[f"{key}_speedup"]["ratio"] for row in end["rows"] for key in keys[1:]]
+    assert axis["type"] == "log" and 10 ** axis["range"][0] < min(gains) and 10 ** axis["range"][1] > max(gains)
+    assert axis["ticktext"] == [f"{mark}×" for mark in axis["tickvals"]] and 1 in axis["tickvals"]
     labels = ["Full attention", "SparseD", "Sliding window", "SparseD + Refresh"]
     assert [trace["name"] for trace in data[:4]] == labels
     assert len({trace["line"]["color"] for trace in data[:4]}) == 4
