@@ -210,6 +210,14 @@
       }));
     }
 
+    // The median, and half of what the middle half of the steps lies within.
+    function drawPace({ ms_per_step: middle, ms_spread: spread }) {
+      const within = spread && `± ${Math.round((spread[1] - spread[0]) / 2)}`;
+      setText(pace, middle === null ? "–" : [milliseconds(middle), within].filter(Boolean).join(" "));
+      const said = spread && `The median of its steps; the middle half took ${milliseconds(spread[0])} to ${milliseconds(spread[1])}.`;
+      setAttribute(pace, "title", said || null);
+    }
+
     return {
       root,
       reset() { drawn = 0; point(-1); free(); },
@@ -228,7 +236,7 @@
         drawPhases(lane);
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? clock(lane.seconds) : "–");
-        setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        drawPace(lane);
         show(counted, cached);
         setText(rows, lane.rows === null ? "–" : rowsOf(lane.rows, lane.positions));
         setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
