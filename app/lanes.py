@@ -248,11 +248,6 @@ def watched(lanes: Iterable[LaneSpec], keep_importance: bool, probe_steps: Itera
     return tuple(seen if lane is large else lane for lane in given)
 
 
-def pair(lanes: Sequence[LaneSpec]) -> tuple[LaneSpec, ...]:
-    """What a comparison of prompt lengths runs: the reference and the headline's lane."""
-    return tuple(lane for lane in (reference(lanes), headline(lanes)) if lane is not None)
-
-
 # The two lanes with the settings that the paper publishes.
 PAIR = lanes_for(SparseDConfig())
 # Further lanes → what they are called where they are chosen.

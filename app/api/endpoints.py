@@ -17,8 +17,8 @@ from app.race import fields
 from app.server.desk import Desk
 from app.server.session import perform
 
-# A sweep has lengths of its own, asks the page's questions alone, and has two lanes.
-NOT_IN_SWEEP = ("length", "text", "system", "third", "lanes")
+# A sweep has lengths of its own and asks the page's questions alone.
+NOT_IN_SWEEP = ("length", "text", "system", "third")
 LENGTHS = "Prompt lengths to compare, each once, run from the shortest to the longest."
 PATTERN_ARGUMENTS = (
     Argument("run", str, "The key in the last value of /compare."),
@@ -75,8 +75,8 @@ def add(desk: Desk) -> None:
         """Runs the comparison of /compare at several prompt lengths, one after another, and streams the table.
 
         Returns:
-            Objects with state, message, progress and a row for each length: seconds of both lanes, speed-up, agreement,
-            right or wrong, peak memory, and the paper's figures.
+            Objects with state, message, progress and a row for each length: seconds, speed-up, agreement, right or
+            wrong of each lane, peak memory, and the paper's figures.
         """
         with sentences(desk):
             given = _by_name(of_sweep, values)

@@ -112,11 +112,24 @@ class Compared(TypedDict):
     files: dict[str, str]
 
 
+class SweptLane(TypedDict):
+    """A lane at one prompt length of /sweep, when its race is done. speedup, agreement: with full attention."""
+
+    label: str
+    seconds: float | None
+    steps: int | None
+    speedup: Speedup | None
+    agreement: Agreement | None
+    right: bool | None
+    never_sparse: bool
+
+
 class SweptRow(TypedDict):
     """One prompt length of /sweep. state: "waiting", "preparing", "running", "done", "refused", "failed" or "stopped";
-    step of total, both lanes together; seconds of each lane; never_sparse: SparseD's lane was full attention to its
-    end, and its seconds say nothing of SparseD; infos: the runs by lane, at the end; memory: the peak in bytes;
-    published: the paper's seconds and speed-up at this length, where it has any. What is not known yet is None.
+    step of total, all lanes together; lanes: each by its key, and once more the seconds and answers of full attention
+    and of SparseD, and SparseD's speedup and agreement; never_sparse: SparseD's lane was full attention to its end, and
+    its seconds say nothing of SparseD; infos: the runs by lane, at the end; memory: the peak in bytes; published: the
+    paper's seconds and speed-up at this length, where it has any. What is not known yet is None.
     """
 
     length: str
@@ -132,6 +145,7 @@ class SweptRow(TypedDict):
     agreement: Agreement | None
     dense_right: bool | None
     sparse_right: bool | None
+    lanes: dict[str, SweptLane]
     memory: int | None
     published: dict[str, float] | None
     notes: list[str]
@@ -239,6 +253,18 @@ def swept_of(value: Mapping[str, Any]) -> Swept:
     }
 
 
+def _swept_lane(row: Mapping[str, Any], key: str, label: str) -> SweptLane:
+    return {
+        "label": label,
+        "seconds": row[f"{key}_seconds"],
+        "steps": row[f"{key}_steps"],
+        "speedup": _speedup(row[f"{key}_speedup"]),
+        "agreement": _agreement(row[f"{key}_agreement"]),
+        "right": row[f"{key}_right"],
+        "never_sparse": row[f"{key}_never_sparse"],
+    }
+
+
 def _row(row: Mapping[str, Any]) -> SweptRow:
     paper = row["published"]
     return {
@@ -255,6 +281,7 @@ def _row(row: Mapping[str, Any]) -> SweptRow:
         "agreement": _agreement(row["agreement"]),
         "dense_right": row["dense_right"],
         "sparse_right": row["sparse_right"],
+        "lanes": {lane["key"]: _swept_lane(row, lane["key"], lane["label"]) for lane in row["lanes"]},
         "memory": row["memory"],
         "published": paper and {name: paper[name] for name in ("dense_seconds", "sparse_seconds", "ratio")},
         "notes": row["notes"],

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.figures import base, palette
 from app.lanes import PAIR
 from app.lengths.pins import Pin
-from app.lengths.table import Row, done, seconds_of, times_of
+from app.lengths.table import Lane, Row, done, lanes_in, of, seconds_of, times_of
 from app.phrases import clock
 
-# How each pinned comparison is marked: filled for SparseD, hollow for full attention.
+# How each pinned comparison is marked: hollow for full attention, filled for the other lanes.
 PIN_SYMBOLS = ("square", "triangle-up", "star", "hexagon")
+HEADLINE = PAIR[-1].key
+_RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
-    """Seconds of both lanes over the prompt length, and below the speed-up beside the published one.
+    """Seconds of every lane over the prompt length, and below their speed-ups beside the published one.
 
     Shows the rows that are done; `pinned` ones with marks of their own. Published speed-ups stand at every length asked
     for.
@@ -29,14 +32,12 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
     data: list[base.Figure] = []
     for number, one in enumerate(pinned):
         data += _pinned(one, number)
-    data += [seconds_of(current, lane) for lane in PAIR]
-    data.append(_gains(current))
+    data += [seconds_of(current, lane) for lane in lanes_in(current)]
+    data += _gains(current)
     data.append(_paper([*rows, *every]))
-    gains = [row["speedup"]["ratio"] for row in (*current, *every) if row["speedup"]]
+    gains = [gain["ratio"] for row in (*current, *every) for lane in row["lanes"] if (gain := _gain(row, lane))]
     gains += [row["published"]["ratio"] for row in (*rows, *every) if row["published"]]
-    low, high = min([0.95, *gains]), max([1.05, *gains])
-    room = 0.3 * (high - low)
-    every_time = [row[f"{lane.key}_seconds"] for row in (*current, *every) for lane in PAIR]
+    every_time = [of(row, lane, "seconds") for row in (*current, *every) for lane in row["lanes"]]
     return {
         "data": [trace for trace in data if trace["x"]],
         "layout": base.base_layout(
@@ -52,10 +53,8 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
             yaxis={"title": {"text": "time (log scale)"}, "domain": [0.46, 1], **times_of(every_time)},
             yaxis2={
                 "title": {"text": "speed-up"},
-                "range": [low - room, high + room],
                 "domain": [0, 0.36],
-                "ticksuffix": "×",
-                "nticks": 5,
+                **_ratios_of(gains, wide=any(len(row["lanes"]) > len(PAIR) for row in (*current, *every))),
             },
             shapes=[
                 {
@@ -78,26 +77,59 @@ def chart(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> base.Figure:
     }
 
 
-def _gains(rows: Sequence[Row], **more: Any) -> base.Figure:
-    """The measured speed-up over the prompt length; nothing where a run never became sparse."""
-    sparse = [row for row in rows if row["speedup"]]
-    colour = palette.style_of(PAIR[-1]).colour
-    return {
-        "type": "scatter",
-        "mode": "lines+markers+text",
-        "name": "speed-up here",
-        "x": [row["name"] for row in sparse],
-        "y": [row["speedup"]["ratio"] for row in sparse],
-        "text": [f"{row['speedup']['ratio']:.2f}×" for row in sparse],
-        "textposition": [f"{'top' if row['speedup']['ratio'] >= 1 else 'bottom'} center" for row in sparse],
-        "textfont": {"color": palette.INK, "size": 12},
-        "cliponaxis": False,
-        "yaxis": "y2",
-        "line": {"color": colour, "width": 2, "dash": "solid"},
-        "marker": {"symbol": "diamond", "size": 9, "color": colour},
-        "hovertemplate": "%{x}<br>%{y:.2f}×<extra>%{fullData.name}</extra>",
-        **more,
-    }
+def _ratios_of(gains: Sequence[float], wide: bool) -> base.Figure:
+    """An axis for these speed-ups. wide: those of caches may be among them, ten times as large as SparseD's, so that it
+    is logarithmic.
+    """
+    low, high = min([0.95, *gains]), max([1.05, *gains])
+    if not wide:
+        room = 0.3 * (high - low)
+        return {"range": [low - room, high + room], "ticksuffix": "×", "nticks": 5}
+    marks = [mark for mark in _RATIOS if 0.7 * low <= mark <= 1.4 * high]
+    span = [round(math.log10(0.7 * low), 4), round(math.log10(1.4 * high), 4)]
+    return {"type": "log", "range": span, "tickvals": marks, "ticktext": [f"{mark:g}×" for mark in marks]}
+
+
+def _gain(row: Row, lane: Lane) -> dict[str, Any] | None:
+    """A lane's speed-up; None where there is none, as of full attention and of a run that never became sparse."""
+    gain: dict[str, Any] | None = row["speedup"] if lane["key"] == HEADLINE else of(row, lane, "speedup")
+    return gain
+
+
+def _gains(rows: Sequence[Row], **more: Any) -> list[base.Figure]:
+    """The measured speed-up of each lane over the prompt length; SparseD's is the one that is written at its points."""
+    drawn = []
+    for lane in lanes_in(rows):
+        found = [(row["name"], gain["ratio"]) for row in rows if (gain := _gain(row, lane))]
+        colour, dash, symbol = palette.LANES[lane["style"] - 1]
+        trace: base.Figure = {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"speed-up here: {lane['label']}",
+            "x": [name for name, _ in found],
+            "y": [ratio for _, ratio in found],
+            "cliponaxis": False,
+            "yaxis": "y2",
+            "line": {"color": colour, "width": 2, "dash": dash},
+            "marker": {"symbol": symbol, "size": 9, "color": colour},
+            "hovertemplate": "%{x}<br>%{y:.2f}×<extra>%{fullData.name}</extra>",
+            # Its line above has the same looks.
+            "showlegend": False,
+        }
+        if lane["key"] == HEADLINE:
+            trace |= {
+                "mode": "lines+markers+text",
+                "name": "speed-up here",
+                "text": [f"{ratio:.2f}×" for _, ratio in found],
+                "textposition": [f"{'top' if ratio >= 1 else 'bottom'} center" for _, ratio in found],
+                "textfont": {"color": palette.INK, "size": 12},
+                "line": {"color": colour, "width": 2, "dash": "solid"},
+                "marker": {"symbol": "diamond", "size": 9, "color": colour},
+                "showlegend": True,
+            }
+        if found:
+            drawn.append({**trace, **more})
+    return drawn
 
 
 def _paper(rows: Iterable[Row]) -> base.Figure:
@@ -123,27 +155,34 @@ def _paper(rows: Iterable[Row]) -> base.Figure:
 def _pinned(one: Pin, number: int) -> list[base.Figure]:
     """An earlier comparison: thinner, with marks of its own, one entry in the legend."""
     symbol = PIN_SYMBOLS[number % len(PIN_SYMBOLS)]
-    shared: dict[str, Any] = {"legendgroup": f"pin {number}", "opacity": 0.8}
-    named = {lane.name: seconds_of(one.rows, lane, **shared) for lane in PAIR}
-    named["speed-up"] = _gains(one.rows, **shared, mode="lines+markers")
-    for what, trace in named.items():
-        trace["name"] = f"{one.label}: {what}"
-        trace["line"] = {**trace["line"], "width": 1}
-        mark = f"{symbol}-open" if what == PAIR[0].name else symbol
-        trace["marker"] = {**trace["marker"], "symbol": mark, "size": 8}
-        trace["showlegend"] = False
-    named[PAIR[-1].name] |= {"name": f"pinned: {one.label}", "showlegend": True}
-    return list(named.values())
+    shared: dict[str, Any] = {"legendgroup": f"pin {number}", "opacity": 0.8, "showlegend": False}
+    drawn = []
+    for lane in lanes_in(one.rows):
+        trace = seconds_of(one.rows, lane, **shared)
+        named = f"pinned: {one.label}" if lane["key"] == HEADLINE else f"{one.label}: {lane['name']}"
+        mark = f"{symbol}-open" if lane["full"] else symbol
+        drawn.append(_thin(trace, mark) | {"name": named, "showlegend": lane["key"] == HEADLINE})
+    for trace in _gains(one.rows, **shared, mode="lines+markers"):
+        drawn.append(_thin(trace, symbol) | {"name": f"{one.label}: {trace['name'].replace(' here', '')}"})
+    return drawn
+
+
+def _thin(trace: base.Figure, symbol: str) -> base.Figure:
+    return trace | {"line": {**trace["line"], "width": 1}, "marker": {**trace["marker"], "symbol": symbol, "size": 8}}
 
 
 def chart_label(rows: Sequence[Row], pinned: Sequence[Pin] = ()) -> str:
     """The chart in words."""
     parts = []
     for row in done(rows):
-        gain = f", {row['speedup']['text']} {row['speedup']['words']}" if row["speedup"] else ""
-        gain = ", never sparse" if row["never_sparse"] else gain
-        seconds = (f"{clock(row[f'{lane.key}_seconds'])} with {lane.name}" for lane in PAIR)
-        parts.append(f"{row['name']}: {', '.join(seconds)}{gain}")
+        said = []
+        for lane in row["lanes"]:
+            said.append(f"{clock(of(row, lane, 'seconds'))} with {lane['name']}")
+            if gain := _gain(row, lane):
+                said.append(f"{gain['text']} {gain['words']}")
+            elif of(row, lane, "never_sparse"):
+                said.append("never sparse")
+        parts.append(f"{row['name']}: {', '.join(said)}")
     if pinned:
         parts.append(f"pinned beside it: {', '.join(one.label for one in pinned)}")
     return "Line chart of the seconds at each prompt length. " + ("; ".join(parts) or "Nothing is measured yet")

@@ -7,7 +7,7 @@ import gc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
-from app.lanes import additions, pair
+from app.lanes import PAIR, additions
 from app.lengths import paper as published
 from app.lengths.forecast import NOTHING_CHOSEN, OWN_HAS_ONE, foresee, in_order
 from app.lengths.table import Comparison, Row, Table, done, is_shown, lengths_in, row_of
@@ -41,13 +41,15 @@ def label(desk: Desk, asked: Request) -> str:
         parts.append(f"CFG {sampler.cfg_scale:g}")
     if asked.backend != "auto":
         parts.append(asked.backend)
+    if further := asked.lanes[len(PAIR) :]:
+        parts.append(f"with {'; '.join(lane.label for lane in further)}")
     return " · ".join(parts)
 
 
 async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[str]) -> AsyncGenerator[Comparison, None]:
     """Runs the race of `asked` at each of `lengths`, shortest first, and yields the table after every change.
 
-    asked.length and further lanes than the reference and SparseD's are not looked at. A length that is refused or fails
+    asked.length is not looked at. A length that is refused or fails
     does not end the others. Ends within one step after `visit.stop()`, what is done staying in the table; closing the
     stream stops the race too, and frees the device. The last value is the only one whose state is not "running".
     """
@@ -64,9 +66,9 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
         yield empty.value("refused", BUSY if chosen else NOTHING_CHOSEN)
         return
     paper = published.source(desk.models.spec(asked.model).family)
-    budgets, lanes = desk.engine.lengths(), pair(asked.lanes)
+    budgets = desk.engine.lengths()
     table = Table(
-        [row_of(name, budgets[name], paper.runs.get(name)) for name in chosen],
+        [row_of(name, budgets[name], paper.runs.get(name), asked.lanes) for name in chosen],
         label(desk, asked),
         desk.engine.kinds().get(asked.kind, asked.kind),
         paper.words,
@@ -83,7 +85,7 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
                 break
             measured = Measured()
             message = f"{is_shown(name)} is being run."
-            stream = perform(desk, visit, replace(asked, length=name, lanes=lanes), measured, via="sweep")
+            stream = perform(desk, visit, replace(asked, length=name), measured, via="sweep")
             async with contextlib.aclosing(stream) as race:
                 async for shown in race:
                     if table.costs is None and _ready(desk, asked, shown):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from app.engine.cost import Estimate, about
-from app.lanes import pair
 from app.lengths.table import is_shown, lengths_in
 from app.race.checks import repeated
 from app.race.request import OWN_TEXT, Request
@@ -18,10 +16,9 @@ OWN_HAS_ONE = "Your own text has one length only: choose one of the questions to
 
 
 def foresee(desk: Desk, asked: Request, lengths: Sequence[str]) -> dict[str, tuple[Estimate | None, str]]:
-    """Length → what its race of two lanes costs here (None: nobody knows), and in a few words why it will be refused,
+    """Length → what its race costs here (None: nobody knows), and in a few words why it will be refused,
     or "".
     """
-    asked = replace(asked, lanes=pair(asked.lanes))
     loaded = desk.models.loaded(asked.model)
     if loaded is None:
         return dict.fromkeys(lengths, (None, ""))

@@ -10,14 +10,17 @@ from app.engine import cost as cost_module
 from app.engine.cost import Estimate, about
 from app.engine.peak import LANES_WORDS, Peak
 from app.figures import base
-from app.figures.palette import style_of
+from app.figures.palette import LANES
 from app.lanes import PAIR, LaneSpec
 from app.lengths import paper as published
-from app.texts import BOTH_TOGETHER, IN_TURNS
+from app.texts import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS
 
-# A row and a comparison as assets/page/lengths.js draws them; see `row_of` and `Table.value`.
+# A lane, a row and a comparison as assets/page/lengths.js draws them; see `row_of` and `Table.value`.
+Lane = dict[str, Any]
 Row = dict[str, Any]
 Comparison = dict[str, Any]
+_PAIR = {lane.key for lane in PAIR}
+_OF_A_LANE = ("seconds", "steps", "right", "verdict", "speedup", "agreement")
 # A row that was not stopped and that nothing more will come of.
 FINISHED = ("done", "refused", "failed")
 # Beside the seconds of a lane of SparseD that were full attention's to the end.
@@ -33,6 +36,16 @@ def done(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(row for row in rows if row["state"] == "done")
 
 
+def lanes_in(rows: Iterable[Row]) -> tuple[Lane, ...]:
+    """The lanes of a comparison, of which every row has the same; none where there is no row."""
+    return next((tuple(row["lanes"]) for row in rows), ())
+
+
+def of(row: Row, lane: Lane, what: str) -> Any:
+    """A number of this lane's, see `row_of`."""
+    return row[f"{lane['key']}_{what}"]
+
+
 def lengths_in(count: int) -> str:
     return "1 length" if count == 1 else f"{count} lengths"
 
@@ -41,15 +54,18 @@ def is_shown(name: str) -> str:
     return name.replace("_", " ")
 
 
-def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
-    """A length before its race.
+def row_of(
+    name: str, budget: int, paper: published.Published | None, lanes: Sequence[LaneSpec] = PAIR
+) -> Row:
+    """A length before its race of these lanes.
 
     tokens: of the prompt, None before it is made; budget: the most it may have. state: "waiting", "preparing",
     "running", "done", "refused", "failed" or "stopped"; message: the same as a sentence. step, total: of all
-    lanes together. The numbers of a race that is not done are None: seconds of each lane, speed-up and agreement as in
-    `app.race.snapshot`, right and verdict (also None where nobody knows the answer), peak memory in bytes. infos: what
-    each lane was (`sparsed.denoising.info.RunInfo` as JSON). never_sparse: SparseD's lane was full attention to its
-    end, so that its seconds say nothing of SparseD.
+    lanes together. lanes: what each is called, and its style; column: what its numbers stand below. The numbers of a
+    race that is not done are None: of each lane (`of`) seconds, steps, speedup and agreement as in `app.race.snapshot`,
+    right and verdict (also None where nobody knows the answer); SparseD's speedup and agreement once more; peak memory
+    in bytes. infos: what each lane was (`sparsed.denoising.info.RunInfo` as JSON). never_sparse: SparseD's lane was
+    full attention to its end, so that its seconds say nothing of SparseD; of each lane likewise.
     """
     figures = None
     if paper is not None:
@@ -68,7 +84,15 @@ def row_of(name: str, budget: int, paper: published.Published | None) -> Row:
         "message": "Waiting for its turn.",
         "step": 0,
         "total": 0,
-        **{f"{lane.key}_{what}": None for lane in PAIR for what in ("seconds", "steps", "right", "verdict")},
+        "lanes": [
+            {
+                "key": lane.key, "label": lane.label, "name": lane.name, "style": lane.style, "full": lane.full,
+                "column": lane.method if lane.key in _PAIR else lane.label,
+            }
+            for lane in lanes
+        ],
+        **{f"{lane.key}_{what}": None for lane in lanes for what in _OF_A_LANE},
+        **{f"{lane.key}_never_sparse": False for lane in lanes},
         "never_sparse": False,
         "speedup": None,
         "agreement": None,
@@ -103,7 +127,8 @@ class Table:
         row["notes"] = stage["notes"]
         row["message"] = stage["message"]
         if row["state"] == "running":
-            row["message"] = f"Step {row['step']} of {row['total']}, both lanes together."
+            every = "both" if len(lanes) == 2 else f"all {len(lanes)}"
+            row["message"] = f"Step {row['step']} of {row['total']}, {every} lanes together."
         elif row["state"] == "stopped" and row["step"]:
             row["message"] = f"Stopped after {row['step']} of {row['total']} steps."
         elif row["state"] == "done":
@@ -111,9 +136,11 @@ class Table:
             row["speedup"], row["agreement"] = stage["speedup"], stage["agreement"]
             for key, lane in lanes.items():
                 row[f"{key}_seconds"], row[f"{key}_steps"] = lane["seconds"], lane["step"]
-                row[f"{key}_right"], row[f"{key}_verdict"] = lane["right"], lane["verdict"]
+                row[f"{key}_agreement"] = lane["same"]
+                for what in ("right", "verdict", "speedup", "never_sparse"):
+                    row[f"{key}_{what}"] = lane[what]
             row["infos"] = {key: lane["info"] for key, lane in lanes.items()}
-            row["never_sparse"] = any(lane["never_sparse"] for lane in lanes.values())
+            row["never_sparse"] = row[f"{PAIR[1].key}_never_sparse"]
             row["memory"] = None if peak is None else peak.bytes
         # What is said of lanes with GPUs of their own is true of those that took turns as well.
         if peak is not None and self.memory != LANES_WORDS:
@@ -183,9 +210,10 @@ class Table:
         together = [self.rows[name]["name"] for name, mode in modes.items() if mode == "together"]
         if not together:
             return IN_TURNS if modes else ""
+        said = BOTH_TOGETHER if len(lanes_in(self.rows.values())) == 2 else ALL_TOGETHER
         if len(together) == len(modes):
-            return BOTH_TOGETHER
-        return f"{BOTH_TOGETHER[:-1]} at {', '.join(together)}; at the other lengths they take turns."
+            return said
+        return f"{said[:-1]} at {', '.join(together)}; at the other lengths they take turns."
 
     def value(self, state: str, message: str) -> Comparison:
         """All of it as JSON, a new value each time.
@@ -232,16 +260,16 @@ def times_of(seconds: Sequence[float]) -> base.Figure:
     }
 
 
-def seconds_of(rows: Sequence[Row], lane: LaneSpec, **more: Any) -> base.Figure:
+def seconds_of(rows: Sequence[Row], lane: Lane, **more: Any) -> base.Figure:
     """The seconds of one lane over the prompt length."""
-    colour, dash, symbol = style_of(lane)
+    colour, dash, symbol = LANES[lane["style"] - 1]
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": lane.label,
+        "name": lane["label"],
         "x": [row["name"] for row in rows],
-        "y": [row[f"{lane.key}_seconds"] for row in rows],
-        "text": [f"{row['tokens']:,} tokens{NEVER if row['never_sparse'] and not lane.full else ''}" for row in rows],
+        "y": [of(row, lane, "seconds") for row in rows],
+        "text": [f"{row['tokens']:,} tokens{NEVER if of(row, lane, 'never_sparse') else ''}" for row in rows],
         "line": {"color": colour, "width": 2, "dash": dash},
         "marker": {"symbol": symbol, "size": 9, "color": colour},
         "hovertemplate": "%{x} · %{text}<br>%{y:.2f} s<extra>%{fullData.name}</extra>",

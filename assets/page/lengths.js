@@ -15,12 +15,23 @@
     failed: ["✗", "failed"],
     stopped: ["■", "stopped"],
   };
-  const COLUMNS = [
-    ["prompt", "Prompt"], ["state", "State"], ["dense", "Full attention"], ["sparse", "SparseD"], ["gain", "Speed-up"],
-    ["same", "Same text"], ["dense-right", "Full attention’s answer"], ["sparse-right", "SparseD’s answer"],
-    ["memory", "Peak memory"], ["paper", "In the paper"],
-  ];
-  const NUMBERS = COLUMNS.slice(2);
+  const PAIR = ["dense", "sparse"];
+
+  // The columns of a table with the lanes of these rows: [its id, what stands above it, the lane's column or nothing].
+  // Full attention and SparseD have the columns between which their speed-up stands; of further lanes it stands below
+  // the seconds.
+  function columnsOf(rows) {
+    const lanes = new Map([["Full attention", "dense"], ["SparseD", "sparse"]]);
+    for (const row of rows) {
+      for (const lane of row.lanes) if (!lanes.has(lane.column)) lanes.set(lane.column, `lane-${lanes.size + 1}`);
+    }
+    const of = [...lanes].map(([column, id]) => [id, column, column]);
+    const answers = of.map(([id, words, column]) => [`${id}-right`, `${words}’s answer`, column]);
+    return [
+      ...of, ["gain", "Speed-up", ""], ["same", "Same text", ""], ...answers, ["memory", "Peak memory", ""],
+      ["paper", "In the paper", ""],
+    ];
+  }
 
   const right = (value) => (value === null ? "–" : value ? "✓ right" : "✗ wrong");
   // never: the lane was full attention to its end.
@@ -29,24 +40,29 @@
     return [clock(value), [steps === other ? "" : `${steps} steps`, never ? "never sparse" : ""].filter(Boolean).join(", ")];
   };
 
-  // Column → what the cell says, and in smaller letters what belongs to it.
-  function cells(row) {
-    const gain = row.speedup;
-    const same = row.agreement;
-    const paper = row.published;
-    return {
-      dense: ran(row.dense_seconds, row.dense_steps, row.sparse_steps),
-      sparse: ran(row.sparse_seconds, row.sparse_steps, row.dense_steps, row.never_sparse),
-      gain: gain ? [gain.text, gain.words] : ["–", row.never_sparse ? "never sparse" : ""],
-      same: same ? [same.text, `${same.same} of ${same.compared}`] : ["–", ""],
-      "dense-right": [right(row.dense_right), row.dense_right ? "" : row.dense_verdict || ""],
-      "sparse-right": [right(row.sparse_right), row.sparse_right ? "" : row.sparse_verdict || ""],
-      memory: [bytes(row.memory), ""],
-      paper: paper ? [paper.text, `${number(paper.dense_seconds)} → ${number(paper.sparse_seconds)} s`] : ["–", ""],
-    };
+  // What a column's cell says of a row, and in smaller letters what belongs to it.
+  function cell(row, [id, , column]) {
+    if (id === "gain") return row.speedup ? [row.speedup.text, row.speedup.words] : ["–", row.never_sparse ? "never sparse" : ""];
+    if (id === "same") return row.agreement ? [row.agreement.text, `${row.agreement.same} of ${row.agreement.compared}`] : ["–", ""];
+    if (id === "memory") return [bytes(row.memory), ""];
+    if (id === "paper") {
+      const paper = row.published;
+      return paper ? [paper.text, `${number(paper.dense_seconds)} → ${number(paper.sparse_seconds)} s`] : ["–", ""];
+    }
+    const lane = row.lanes.find((one) => one.column === column);
+    if (!lane) return ["–", ""];
+    const of = (what) => row[`${lane.key}_${what}`];
+    if (id.endsWith("-right")) return [right(of("right")), of("right") ? "" : of("verdict") || ""];
+    const [seconds, small] = ran(of("seconds"), of("steps"), otherSteps(row, lane), of("never_sparse"));
+    if (PAIR.includes(lane.key)) return [seconds, small];
+    const [gain, same] = [of("speedup"), of("agreement")];
+    return [seconds, [gain ? `${gain.text} ${gain.words}` : "", same ? `${same.text} same` : "", small].filter(Boolean).join(", ")];
   }
 
-  function drawnRow() {
+  // The steps of the lane that this one is beside: SparseD's for full attention, full attention's for every other.
+  const otherSteps = (row, lane) => row[lane.key === "dense" ? "sparse_steps" : "dense_steps"];
+
+  function drawnRow(columns) {
     const name = el("b", {});
     const tokens = el("span", { class: "sd-small" });
     const head = el("th", { scope: "row" }, name, tokens);
@@ -54,11 +70,11 @@
     const word = el("span", {});
     const step = el("span", { class: "sd-small" });
     const state = el("td", { class: "sd-compare-state" }, mark, word, step);
-    const sentence = el("td", { class: "sd-compare-why", colspan: NUMBERS.length, hidden: "" });
-    const fields = NUMBERS.map(([column]) => {
+    const sentence = el("td", { class: "sd-compare-why", colspan: columns.length, hidden: "" });
+    const fields = columns.map((column) => {
       const value = el("span", {});
       const small = el("span", { class: "sd-small" });
-      return { column, value, small, cell: el("td", { "data-column": column }, value, small) };
+      return { column, value, small, cell: el("td", { "data-column": column[0] }, value, small) };
     });
     const root = el("tr", {}, head, state, ...fields.map((field) => field.cell), sentence);
     return {
@@ -75,12 +91,12 @@
         setText(step, row.state === "running" ? `step ${row.step} of ${row.total}` : "");
         setText(sentence, row.message);
         show(sentence, ended);
-        const values = cells(row);
         for (const field of fields) {
+          const [said, small] = cell(row, field.column);
           show(field.cell, !ended);
-          setText(field.value, values[field.column][0]);
-          setText(field.small, values[field.column][1]);
-          setAttribute(field.cell, "data-right", field.column.endsWith("-right") ? values[field.column][0].slice(2) : null);
+          setText(field.value, said);
+          setText(field.small, small);
+          setAttribute(field.cell, "data-right", field.column[0].endsWith("-right") ? said.slice(2) : null);
         }
         setAttribute(root, "data-sense", row.speedup ? row.speedup.words.split(" ")[0] : null);
       },
@@ -88,13 +104,13 @@
   }
 
   // The rows of one comparison; they stay the same nodes while it goes on.
-  function group() {
+  function group(columns) {
     const body = el("tbody", {});
     let rows = [];
     return {
       body,
       draw(wanted) {
-        while (rows.length < wanted.length) rows.push(drawnRow());
+        while (rows.length < wanted.length) rows.push(drawnRow(columns));
         rows = rows.slice(0, wanted.length);
         if (body.children.length !== rows.length) body.replaceChildren(...rows.map((row) => row.root));
         rows.forEach((row, index) => row.draw(wanted[index]));
@@ -108,16 +124,30 @@
     const fill = el("span", {});
     const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the comparison", "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
     const title = el("span", {});
-    const head = el("tr", {}, ...COLUMNS.map(([column, words]) => el("th", { scope: "col", "data-column": column }, words)));
-    const current = group();
-    const table = el("table", { class: "sd-compare-table" }, el("caption", {}, title), el("thead", {}, head), current.body);
+    const head = el("tr", {});
+    const table = el("table", { class: "sd-compare-table" }, el("caption", {}, title), el("thead", {}, head));
     const box = el("div", { class: "sd-compare-box", role: "region", tabindex: "0", "aria-label": "Table of the comparison" }, table);
     const notes = el("ul", { class: "sd-compare-notes" });
     const hint = el("p", { class: "sd-intro" }, HINT);
     root.replaceChildren(
       el("section", { class: "sd-compare", "aria-label": "Comparison of prompt lengths" }, message, bar, far, hint, box, notes),
     );
+    let columns = [];
+    let current = null;
     let pinned = "";
+
+    // Other lanes are other columns: the table is then made anew.
+    function drawColumns(rows) {
+      const wanted = columnsOf(rows);
+      if (JSON.stringify(wanted) === JSON.stringify(columns)) return;
+      columns = wanted;
+      const above = [["prompt", "Prompt"], ["state", "State"], ...columns];
+      head.replaceChildren(...above.map(([column, words]) => el("th", { scope: "col", "data-column": column }, words)));
+      for (const old of table.querySelectorAll("tbody")) old.remove();
+      current = group(columns);
+      table.append(current.body);
+      pinned = "";
+    }
 
     function drawPins(pins) {
       const wanted = JSON.stringify(pins);
@@ -125,10 +155,10 @@
       pinned = wanted;
       for (const old of table.querySelectorAll("tbody[data-pin]")) old.remove();
       for (const pin of pins) {
-        const rows = group();
+        const rows = group(columns);
         rows.draw(pin.rows);
         rows.body.dataset.pin = "";
-        rows.body.prepend(el("tr", {}, el("th", { scope: "rowgroup", colspan: COLUMNS.length }, el("span", {}, `Pinned: ${pin.label}`))));
+        rows.body.prepend(el("tr", {}, el("th", { scope: "rowgroup", colspan: columns.length + 2 }, el("span", {}, `Pinned: ${pin.label}`))));
         table.append(rows.body);
       }
     }
@@ -158,6 +188,7 @@
       show(hint, !begun && !pins.length && !value.message);
       show(box, begun || pins.length > 0);
       setText(title, begun ? [value.label, value.question].filter(Boolean).join(" · ") : "Pinned comparisons");
+      drawColumns([...value.rows, ...pins.flatMap((pin) => pin.rows)]);
       current.draw(value.rows);
       drawPins(pins);
       drawNotes(value);

@@ -91,7 +91,7 @@ def test_four_endpoints_are_named_and_every_parameter_says_what_it_is(client: Cl
     names = {name: [one["parameter_name"] for one in about["parameters"]] for name, about in endpoints.items()}
     assert names["/models"] == []
     assert names["/compare"] == SETTINGS
-    of_one_race = ("length", "text", "system", "third", "lanes")
+    of_one_race = ("length", "text", "system", "third")
     assert names["/sweep"] == ["lengths", *(name for name in SETTINGS if name not in of_one_race)]
     assert names["/pattern"] == ["run", "layer", "head", "lane", "importance"]
     for about in endpoints.values():
@@ -532,6 +532,11 @@ def test_a_sweep_streams_its_table_and_says_which_lengths_were_refused(client: C
         assert row["speedup"]["ratio"] == pytest.approx(row["dense_seconds"] / row["sparse_seconds"], rel=1e-3)
         assert row["agreement"] == {"same": 25, "compared": 25, "text": "100 %"}
         assert row["step"] == row["total"] == 128 and row["memory"] > 0
+        assert list(row["lanes"]) == ["dense", "sparse"] and row["lanes"]["dense"]["speedup"] is None
+        assert row["lanes"]["sparse"] == {
+            "label": "SparseD", "seconds": row["sparse_seconds"], "steps": 64, "speedup": row["speedup"],
+            "agreement": row["agreement"], "right": True, "never_sparse": False,
+        }  # fmt: skip
     assert rows["64k"]["state"] == "refused" and rows["64k"]["message"].startswith("65,596 tokens in 64 steps")
     assert rows["64k"]["dense_seconds"] is None
     assert rows["64k"]["published"] == {"dense_seconds": 2127, "sparse_seconds": 1695, "ratio": 1.25}

@@ -37,6 +37,7 @@ from app.server.limits import Limits
 from app.server.observer import Measured
 from app.server.session import perform
 from app.server.visits import Visit
+from sparsed.config import AttentionConfig
 from sparsed.models import LoadError
 
 PACE = 0.002
@@ -82,8 +83,8 @@ class Noting:
         self.names[made.text] = length
         return made
 
-    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, *more: Any) -> Any:
-        run = self._fake.denoise(model, prompt, sampler, attention, *more)
+    def denoise(self, model: Any, prompt: str, sampler: Any, attention: Any, *more: Any, **named: Any) -> Any:
+        run = self._fake.denoise(model, prompt, sampler, attention, *more, **named)
         name = self.names.get(prompt, "")
         noted = Noted(run, name, attention, self.failing.get(name) if not attention.dense else None)
         self.runs.append(noted)
@@ -287,14 +288,43 @@ def test_stop_between_two_lengths_is_not_lost(engine: Noting) -> None:
     assert last.stage["state"] == "stopped" and len(engine.runs) == 2 and free(desk, visit)
 
 
-def test_a_third_lane_is_not_compared(engine: Noting) -> None:
+def test_every_lane_is_raced_at_each_length(engine: Noting) -> None:
     desk, visit = desk_of(engine), Visit()
-    asked = asked_of(desk, third="random")
-    assert [lane.label for lane in asked.lanes] == ["Full attention", "SparseD", "Random blocks"]
-    end = collect(desk, visit, asked, ["short_context"])[-1]
-    assert end["state"] == "done" and len(engine.runs) == 2 and end["rows"][0]["total"] == 32
-    assert outlook(desk, asked, ["1k", "2k"]) == outlook(desk, asked_of(desk), ["1k", "2k"])
-    assert forecast.foresee(desk, asked, ["1k"]) == forecast.foresee(desk, asked_of(desk), ["1k"])
+    asked = asked_of(desk, lanes=["sliding_window", "sparsed+refresh"])
+    seen = collect(desk, visit, asked, ["short_context", "1k"])
+    end, keys = seen[-1], ["dense", "sparse", "baseline", "sparsed+refresh"]
+    assert end["state"] == "done" and end["label"].endswith(" · with Sliding window; SparseD + Refresh")
+    assert len(engine.runs) == 8 and any("all 4 lanes together" in value["progress_text"] for value in seen)
+    for row in end["rows"]:
+        assert [lane["key"] for lane in row["lanes"]] == keys and row["total"] == row["step"] == 4 * 16
+        took = [sum(run.seconds) for run in engine.runs if run.name == row["length"]]
+        for key, seconds in zip(keys, took, strict=True):
+            assert row[f"{key}_seconds"] == pytest.approx(seconds, abs=1e-6)
+            gain = row[f"{key}_speedup"]
+            assert gain is None if key == "dense" else gain["ratio"] == pytest.approx(took[0] / seconds, abs=1e-3)
+            # The stand-in's window is wrong.
+            assert row[f"{key}_right"] is (key != "baseline") and row["infos"][key]["total"] == 16
+            same = row[f"{key}_agreement"]
+            assert same is None if key == "dense" else (same["text"] == "100 %") is (key != "baseline")
+        assert row["speedup"] == row["sparse_speedup"]
+    # A line a lane in its own colours, and its speed-up in them again; SparseD's is the one that is written.
+    figure = chart(end["rows"])
+    data, axis = figure["data"], figure["layout"]["yaxis2"]
+    # A cache's speed-up is ten times SparseD's, and both can be read.
+    gains = [row[f"{key}_speedup"]["ratio"] for row in end["rows"] for key in keys[1:]]
+    assert axis["type"] == "log" and 10 ** axis["range"][0] < min(gains) and 10 ** axis["range"][1] > max(gains)
+    assert axis["ticktext"] == [f"{mark}×" for mark in axis["tickvals"]] and 1 in axis["tickvals"]
+    labels = ["Full attention", "SparseD", "Sliding window", "SparseD + Refresh"]
+    assert [trace["name"] for trace in data[:4]] == labels
+    assert len({trace["line"]["color"] for trace in data[:4]}) == 4
+    assert [trace["line"]["color"] for trace in data[4:]] == [trace["line"]["color"] for trace in data[1:4]]
+    assert ["text" in trace["mode"] for trace in data[4:]] == [True, False, False]
+    row, said = end["rows"][0], chart_label(end["rows"])
+    assert f"with SparseD + Refresh, {row['sparsed+refresh_speedup']['text']} " in said
+    # What it will take counts them all.
+    cost, _ = forecast.foresee(desk, asked, ["1k"])["1k"]
+    assert cost is not None and list(cost.lanes) == keys
+    assert free(desk, visit)
 
 
 def test_what_a_race_needed_is_known_when_it_fails_before_its_first_step(engine: Noting, monkeypatch) -> None:
@@ -732,6 +762,13 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[Row]) -> Non
         "rows": [done, refused, {**rows[3], "step": 5, "total": 32}],
     }  # fmt: skip
     values = [with_pins(None, ()), with_pins(value, [Pin(hostile, tuple(rows[:2]))]), with_pins(value, ())]
+    # A pinned one of other lanes: they are columns of their own.
+    window = table_module.row_of("4k", 4096, None, lanes_for(AttentionConfig(), ["sliding_window"]))
+    gain, same = {"text": "1.60×", "words": "faster"}, {"same": 3, "compared": 25, "text": "12.0 %"}
+    window |= {**rows[1], "lanes": window["lanes"], "baseline_never_sparse": False, "baseline_verdict": "",
+               "baseline_seconds": 44.0, "baseline_right": False, "baseline_speedup": gain,
+               "baseline_agreement": same, "baseline_steps": None}  # fmt: skip
+    values.append(with_pins(value, [Pin("three", (window,))]))
     page = chromium.new_page(viewport={"width": 390, "height": 800})
     try:
         page.set_content('<body class="light"><div class="gradio-container"><div class="sd-view"></div></div>')
@@ -781,6 +818,13 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[Row]) -> Non
         assert box.get_attribute("tabindex") == "0"
         show(2)
         assert page.locator("tbody").count() == 1 and page.locator(current).count() == 3
+        show(3)
+        heads = page.locator("thead th").all_inner_texts()
+        assert len(heads) == 12 and (heads[4], heads[9]) == ("Sliding window", "Sliding window’s answer")
+        assert visible("tbody[data-pin] tr[data-length]")[4] == "44.0 s 1.60× faster, 12.0 % same"
+        assert visible("tbody[data-pin] tr[data-length]")[9] == "✗ wrong"
+        assert [visible(f"{current}[data-length='4k']")[place] for place in (3, 4, 9)] == ["50.2 s", "–", "–"]
+        assert visible(f"{current}[data-length='32k']") == ["32k", "⊘ refused", hostile]
         show(0)
         assert not page.is_visible("table") and page.locator("tbody tr").count() == 0
     finally:
