@@ -9,8 +9,8 @@ PAPER = "https://arxiv.org/abs/2509.24014"
 
 TITLE = "SparseD live"
 TAGLINE = (
-    "A diffusion language model answers the same question twice: once with full attention, once with SparseD. "
-    "Watch both answers form, which blocks each head keeps, and what that saves on this machine."
+    "One model answers the same question twice: with full attention, and with SparseD, which computes only the blocks "
+    "that matter."
 )
 
 # Whose they are comes first: the list is grouped by it.
@@ -107,7 +107,7 @@ pattern hardly changes from step to step, so all later steps compute the kept bl
 attention does about a third of its work; the rest of the network costs what it did.</li> </ol> <p><b>How the
 race is timed.</b> Each step is timed alone, selection included. On one device the lanes never run at the same
 time: the one that has used less time goes next. With two GPUs each lane has its own, and both run at the same
-time; only where steps are so short that they would hold each other up, they take turns there too. The line above
+time; only where steps are so short that they would hold each other up, they take turns there too. The line below
 the lanes says which. The speed-up while running compares the
 steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
 is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
@@ -206,7 +206,6 @@ paper's authors. The people, places and works in the prompts are invented.</p> <
 """
 
 MASK_LEGEND = """
-<p class="sd-mask-legend">Each row is a block of queries, each column a block of keys.
-Point at a cell for its tokens.
-Shares are rounded up to whole blocks, prompt and answer separately. Dashed: where the answer begins.</p>
+<p class="sd-mask-legend">Rows: blocks of queries. Columns: blocks of keys. Dashed: where the answer begins.
+Shares are rounded up to whole blocks, prompt and answer separately. Point at a cell for its tokens.</p>
 """

@@ -12,8 +12,8 @@ from sparsed import trace as traces
 
 # Those of the page (app/page/serving.py) that have something to draw here: the stage and the bar, below a heading.
 STYLES = (
-    "colours.css", "base.css", "header.css", "prompt.css", "lanes.css", "stage.css", "playhead.css", "replay.css",
-    "phone.css",
+    "colours.css", "base.css", "header.css", "prompt.css", "lanes.css", "canvas.css", "stage.css", "playhead.css",
+    "replay.css", "phone.css",
 )  # fmt: skip
 SCRIPTS = ("core.js", "format.js", "lane.js", "stage.js", "playback.js", "replay.js", "playhead.js", "record.js")
 _PAGE = """<!doctype html>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from app import lanes, texts
@@ -17,6 +18,8 @@ from app.server.models import Loaded
 from sparsed.attention.masks import Masks
 
 Choices = list[tuple[str, str]]
+# Of the presets of lanes: the visitor has chosen others in the settings.
+OTHER_LANES = "others"
 
 
 def length_label(server: Server, name: str, remark: str = "") -> str:
@@ -54,6 +57,19 @@ def lanes_named(asked: Request) -> str:
     """What stands beside full attention and SparseD, or nothing."""
     further = [lane.label for lane in asked.lanes if lane.full is False and lane is not asked.headline]
     return f"{len(asked.lanes)} lanes: also {'; '.join(further)}" if further else ""
+
+
+def preset_choices() -> Choices:
+    """The presets of lanes, with how many lanes each has."""
+    named = [(f"{len(further) + len(lanes.PAIR)} lanes · {label}", label) for label, further in lanes.PRESETS.items()]
+    return [*named, ("as chosen in Settings", OTHER_LANES)]
+
+
+def fingerprint(asked: Request) -> str:
+    """A short name of a request, the same for equal ones: the page compares what its controls ask for with what its
+    lanes show.
+    """
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def model_label(server: Server, name: str, remark: str = "") -> str:

@@ -15,7 +15,7 @@ from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
 from app.lengths.pins import with_pins
 from app.page.inputs import NAMES, Server
-from app.page.labels import lane_choices, length_choices, loading_header, model_label, stage_before
+from app.page.labels import lane_choices, length_choices, loading_header, model_label, preset_choices, stage_before
 from app.page.settings import Component, accordion, component
 from app.page.values import files_of, nothing, one_line, replay_of, view_of
 from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
@@ -87,8 +87,8 @@ class Components:
     stop: gr.Button
     # What each sets and runs.
     examples: list[tuple[gr.Button, texts.Example]]
-    # Each sets the further lanes: see `app.lanes.PRESETS`.
-    presets: list[tuple[gr.Button, tuple[str, ...]]]
+    # Sets the further lanes: its values are the keys of `app.lanes.PRESETS`, and OTHER_LANES.
+    preset: gr.Dropdown
     # What keeps a run from being made, near Run; selecting it leads back to the model that is here.
     trouble: gr.HTML
     # What the link that led here has set.
@@ -117,15 +117,21 @@ def build(server: Server) -> Components:
     """Makes the components, inside the `gr.Blocks` that is being built."""
     desk, first = server.desk, opening()
     header = view_of("header", loading_header(server, desk.models.default, "starting"), "sd-header")
+    models = [(model_label(server, name), name) for name in server.models]
+    usual = server.models[desk.models.default].defaults
     with gr.Row(elem_id="sd-controls", equal_height=False):
         questions = [(label, name) for name, label in server.kinds.items()] + [("Your own text", OWN_TEXT)]
-        wide: dict[str, Any] = {"min_width": 180, "scale": 3}
-        kind = component(BY_NAME["kind"], server.default_kind, choices=questions, **wide)
+        kind = component(BY_NAME["kind"], server.default_kind, choices=questions, min_width=120, scale=1)
         start = server.default_length or next(iter(server.lengths))
-        length = component(BY_NAME["length"], start, choices=length_choices(server), **wide)
-        another = gr.Button("Another question", elem_id="sd-another", min_width=150, scale=1)
-        run = gr.Button("Run", variant="primary", elem_id="sd-run", min_width=110, scale=1)
-        stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=90, scale=1)
+        length = component(BY_NAME["length"], start, choices=length_choices(server), min_width=120, scale=1)
+        preset = gr.Dropdown(
+            preset_choices(), value=next(iter(PRESETS)), label="Lanes", info="What is compared.", elem_id="sd-presets",
+            min_width=120, scale=1,
+        )  # fmt: skip
+        run = gr.Button("Run", variant="primary", elem_id="sd-run", min_width=80, scale=0)
+        stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=70, scale=0)
+        another = gr.Button("Another question", elem_id="sd-another", min_width=80, scale=0)
+        made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
     linked = gr.HTML("", apply_default_css=False, elem_id="sd-linked")
     trouble = view_of("trouble", {"sentence": ""}, "sd-trouble")
     with gr.Row(elem_id="sd-examples"):
@@ -135,30 +141,24 @@ def build(server: Server) -> Components:
             for number, (label, example) in enumerate(texts.EXAMPLES.items())
             if example.kind in server.kinds and example.length in server.lengths
         ]
-    with gr.Row(elem_id="sd-presets"):
-        gr.HTML("<span>Lanes</span>", apply_default_css=False, elem_classes="sd-try")
-        presets = [(gr.Button(label, size="sm", elem_classes="sd-example"), names) for label, names in PRESETS.items()]
     text = gr.Textbox(
-        label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=4, max_lines=12, max_length=MAX_CHARACTERS,
+        label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=2, max_lines=8, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-text",
     )  # fmt: skip
     insert = gr.Button(texts.INSERT, size="sm", elem_id="sd-insert", visible=False)
     system = gr.Textbox(
-        label=BY_NAME["system"].label, info=BY_NAME["system"].help, lines=1, max_lines=6, max_length=MAX_CHARACTERS,
+        label=BY_NAME["system"].label, info=BY_NAME["system"].help, lines=1, max_lines=4, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-system",
     )  # fmt: skip
     panel = view_of("prompt", {"state": "loading"}, "sd-prompt")
-    models = [(model_label(server, name), name) for name in server.models]
-    usual = server.models[desk.models.default].defaults
-    made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
     made |= {"kind": kind, "length": length, "text": text, "system": system}
-    stage = view_of("stage", stage_before(server), "sd-stage")
-    replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")
-    with gr.Row(elem_id="sd-charts", equal_height=False):
-        with gr.Column(scale=3, min_width=320, elem_classes="sd-card"):
-            gr.HTML("<h2>Time per step</h2>", apply_default_css=False)
+    with gr.Column(elem_id="sd-race"):
+        stage = view_of("stage", stage_before(server), "sd-stage")
+        replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")
+        with gr.Column(elem_id="sd-time", min_width=0):
+            gr.HTML("<h2 class='sd-hidden'>Time per step</h2>", apply_default_css=False)
             timeline = view_of("chart", views.timeline(first) or nothing(texts.NO_TIMELINE), "sd-timeline")
-        with gr.Column(scale=2, min_width=320, elem_classes="sd-card"):
+        with gr.Column(elem_id="sd-map", min_width=0):
             head = _head_view(first)
     with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
         explorer = _explorer(first)
@@ -172,7 +172,7 @@ def build(server: Server) -> Components:
     address, last = (gr.Textbox("", visible="hidden", elem_id=f"sd-{name}") for name in ("address", "last"))
     return Components(
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
-        last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, presets=presets,
+        last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
         head=head, explorer=explorer, lengths=lengths, picture=picture,
     )  # fmt: skip
@@ -181,24 +181,25 @@ def build(server: Server) -> Components:
 def _head_view(first: Kept | None) -> HeadView:
     gr.HTML("<h2>Blocks kept by one head</h2>", apply_default_css=False)
     layers, heads = (1, 1) if first is None else (max(1, first.layers - 1), max(1, first.heads - 1))
+    there, seen = first is not None, lane_choices(first)
     with gr.Row(elem_id="sd-head-choice"):
-        there = first is not None
         layer = gr.Slider(
             0, layers, value=min(1, layers), step=1, label="Layer", info="Counted from 0.", interactive=there,
-            elem_id="sd-layer", min_width=140,
+            elem_id="sd-layer", min_width=100,
         )  # fmt: skip
         head = gr.Slider(
             0, heads, value=0, step=1, label="Head", info="Counted from 0.", interactive=there, elem_id="sd-head",
-            min_width=140,
+            min_width=100,
         )  # fmt: skip
-    seen = lane_choices(first)
-    lane = gr.Dropdown(
-        seen, value=seen[0][1], label="Lane", info="Whose blocks are shown.", elem_id="sd-seen", visible=len(seen) > 1
-    )
-    shades = gr.Dropdown(
-        [(label, name) for name, label in texts.SHADES.items()], value="both", label="Show",
-        info="What the colours of the cells stand for.", elem_id="sd-shades",
-    )  # fmt: skip
+    with gr.Row(elem_id="sd-head-view"):
+        shades = gr.Dropdown(
+            [(label, name) for name, label in texts.SHADES.items()], value="both", label="Show",
+            info="What the colours of the cells stand for.", elem_id="sd-shades", min_width=100,
+        )  # fmt: skip
+        lane = gr.Dropdown(
+            seen, value=seen[0][1], label="Lane", info="Whose blocks are shown.", elem_id="sd-seen",
+            visible=len(seen) > 1, min_width=100,
+        )  # fmt: skip
     blocks = view_of("chart", views.head(first, 1, 0) or nothing(texts.NO_PATTERN), "sd-heatmap")
     gr.HTML(texts.MASK_LEGEND, apply_default_css=False)
     return HeadView(layer, head, lane, shades, blocks)

@@ -12,7 +12,15 @@ import gradio as gr
 from app.engine import cost
 from app.engine.sentences import error_sentence
 from app.page.inputs import Given, Server, read
-from app.page.labels import lanes_named, length_choices, loading_header, model_choices, model_header, race_time
+from app.page.labels import (
+    fingerprint,
+    lanes_named,
+    length_choices,
+    loading_header,
+    model_choices,
+    model_header,
+    race_time,
+)
 from app.page.layout import Components
 from app.page.settings import follow as follow_settings
 from app.page.trouble import trouble
@@ -124,6 +132,8 @@ class Preparing:
                 material = gather(server.desk, asked, loaded)
                 updates |= self._following(material.asked, given)
                 panel, problem = self._ready(material, loaded, measured), material.refused or ""
+            if not given.empty:
+                panel["asks"] = fingerprint(asked)
         except EXPECTED as error:
             if not isinstance(error, ValueError):
                 server.desk.journal.error(error)

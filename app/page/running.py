@@ -12,7 +12,7 @@ import gradio as gr
 from app.figures import timeline
 from app.finished import views
 from app.page.inputs import Server, read
-from app.page.labels import loading_header, model_header, stage_before
+from app.page.labels import fingerprint, loading_header, model_header, stage_before
 from app.page.layout import Components
 from app.page.looking import Looking
 from app.page.trouble import in_page_words, trouble
@@ -54,6 +54,7 @@ class Running:
             visit.refused = (str(error), given["model"])
             yield {at.stage: as_json(stage_before(server, "refused", ""))}
             return
+        asks = fingerprint(asked)
         waiting, next_timeline = False, 0.0
         async with contextlib.aclosing(perform(server.desk, visit, asked)) as stream:
             async for shown in stream:
@@ -62,7 +63,7 @@ class Running:
                     # It has no place on the lanes, which stay as they are.
                     visit.refused, stage = (stage["message"], asked.model), {**stage, "message": ""}
                 # A model that was loaded changes what the page says of it: its view asks for that.
-                about = {"message": in_page_words(stage["message"]), "loaded": shown.loaded is not None}
+                about = {"message": in_page_words(stage["message"]), "loaded": shown.loaded is not None, "asks": asks}
                 updates: Updates = {at.stage: as_json({**stage, **about})}
                 if shown.times is not None and (shown.over or time.monotonic() >= next_timeline):
                     figure = timeline.timeline(shown.times)

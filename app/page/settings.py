@@ -34,6 +34,8 @@ _HOMES = {"sampler": "Sampler", "attention": "SparseD"}
 _SHARES = {"model": 4, "question": 1, "algorithm": 2, "steps": 1, "gen_length": 1}
 _NARROW, _WIDE = 200, 320
 ANY_MODEL_INFO = "Or type a Hub id (owner/name) or a folder. Nothing is downloaded before you press Run."
+# assets/page/drawer.js listens to it.
+_DRAWER_HEAD = '<h2>Settings</h2><button type="button" class="sd-close">Close</button>'
 STEPS_AT_MOST_INFO = "At most: the run may end before."
 
 
@@ -57,7 +59,9 @@ def accordion(
                 more |= {"info": ANY_MODEL_INFO} if any_model else {}
             made[name] = component(field, start.get(name, field.usual), **more)
 
+    # A drawer at the edge of the window (assets/page/drawer.css): it covers, and moves nothing.
     with gr.Accordion("Settings", open=False, elem_id="sd-settings"):
+        gr.HTML(_DRAWER_HEAD, apply_default_css=False, elem_classes="sd-drawer-head")
         for heading in ROWS:
             if heading:
                 gr.HTML(f"<h2>{heading}</h2>", apply_default_css=False)

@@ -89,6 +89,6 @@ def theme() -> gr.themes.Base:
         input_border_width_dark="1px",
         input_shadow="none",
         input_shadow_focus="none",
-        layout_gap="14px",
+        layout_gap="8px",
     )
     return built

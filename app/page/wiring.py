@@ -14,9 +14,11 @@ import gradio as gr
 
 from app import texts
 from app.api import endpoints
+from app.lanes import PRESETS
 from app.page import layout
 from app.page.comparing import Comparing
 from app.page.inputs import NAMES, Server
+from app.page.labels import OTHER_LANES
 from app.page.layout import Components
 from app.page.links import Links
 from app.page.looking import Looking
@@ -37,6 +39,12 @@ _TOUCH = """(names, value) => {
     return held === now ? names : [...new Set([...(names ?? "").split(","), name])].filter(Boolean).sort().join(",");
 }"""
 _HOLD = """(value) => { (window.sparsedHeld ??= {})["%s"] = JSON.stringify(value); }"""
+# So do these: the further lanes of a preset, and the preset that has these lanes.
+_LANES_OF = f"(preset, lanes) => [({json.dumps(PRESETS)})[preset] ?? lanes]"
+_PRESET_OF = (
+    f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
+    f" && own.every((name) => lanes.includes(name)))?.[0] ?? {json.dumps(OTHER_LANES)}"
+)
 # How the visitor came to the page, and his own text of before in this tab.
 _ARRIVED = """() => [
     performance.getEntriesByType("navigation")[0]?.type ?? "", sessionStorage.getItem("sparsed-text") ?? ""]"""
@@ -102,6 +110,9 @@ def _before_a_run(
     followed.then(preparing.open, at.all_inputs, prepared, **_LONG)
     at.address.change(None, at.address, None, js=_ADDRESS, **_AT_ONCE)
     listed["text"].change(None, listed["text"], None, js=_REMEMBER % "text", **_AT_ONCE)
+    # The preset of lanes is named after the lanes, whoever chose them.
+    named = (None, listed["lanes"], at.preset)
+    followed.then(*named, js=_PRESET_OF, **_AT_ONCE)
     prepare = (preparing.prepare, at.all_inputs, prepared)
     # A value the visitor has set himself is not moved when the model or the prompt length changes.
     for name in FOLLOWING:
@@ -129,11 +140,12 @@ def _before_a_run(
         sets = [*(listed[name] for name in values), at.touched]
         pressed = button.click(None, None, sets, js=f"() => {json.dumps([*values.values(), ''])}", **_AT_ONCE)
         pressed.then(*prepare, **_LONG)
+        pressed.then(*named, js=_PRESET_OF, **_AT_ONCE)
         _race(pressed.then, at, preparing, running)
-    for button, further in at.presets:
-        button.click(None, None, listed["lanes"], js=f"() => {json.dumps([further])}", **_AT_ONCE).then(
-            *prepare, **_LONG
-        )
+    at.preset.input(None, [at.preset, listed["lanes"]], listed["lanes"], js=_LANES_OF, **_AT_ONCE).then(
+        *prepare, **_LONG
+    )
+    gr.on([listed["lanes"].input, listed["lanes"].change], *named, js=_PRESET_OF, **_AT_ONCE)
 
 
 def _shows_the_next_run(at: Components) -> list[Any]:

@@ -39,6 +39,29 @@
     };
   }
 
+  // [share of the progress bar, what happens there]: the switch, or each step that selects, where there are several.
+  function marksOf(lane) {
+    const ranges = lane.phases.filter(([name]) => name === "select");
+    const last = lane.phases.at(-1);
+    const selects = ranges.flatMap(([, from, to]) => Array.from({ length: (to ?? from) - from + 1 }, (_, i) => from + i));
+    const sparse = lane.phases.find(([name]) => name === "sparse");
+    const first = selects.length === 1 && last[1] > selects[0] ? selects[0] + 1 : sparse && sparse[1];
+    const found = selects.length > 1
+      ? selects.map((step) => [step, `selects in step ${step}`])
+      : first ? [[first, `sparse from step ${first} of ${lane.at_most ? "at most " : ""}${lane.total}`]] : [];
+    return found.map(([step, said]) => [placeOf(lane, step), said]).filter(([place]) => place !== null);
+  }
+
+  // Where on the bar a step begins. Where nobody knows how many steps there will be, the bar counts tokens: null before
+  // the step is reached.
+  function placeOf(lane, step) {
+    if (!lane.at_most) return (step - 1) / lane.total;
+    if (lane.step < step - 1) return null;
+    const committed = lane.cells.filter(([, at]) => at);
+    const all = lane.state === "done" ? committed.length : lane.cells.length;
+    return committed.filter(([, at]) => at < step).length / Math.max(1, all);
+  }
+
   function laneView(key) {
     const heading = `sd-lane-${key}-title`;
     const backend = el("span", { class: "sd-backend" });
@@ -50,8 +73,9 @@
     const pace = el("dd", {});
     const rate = el("dd", {});
     const rows = el("dd", {});
-    const fill = el("span", {});
-    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
+    const fill = el("i", {});
+    const marks = el("span", { class: "sd-marks" });
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-labelledby": heading, "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill), marks);
     const canvas = el("div", { class: "sd-canvas", role: "listbox", "aria-orientation": "horizontal", "aria-labelledby": heading, tabindex: "0" });
     const tip = el("p", { class: "sd-tip", hidden: "" });
     const early = el("p", { class: "sd-early", hidden: "" }, "The answer was complete: what is still masked was left out.");
@@ -60,13 +84,13 @@
     const same = scoreLine("sd-lane-same");
     const scores = el("div", { class: "sd-lane-scores" }, gain.root, same.root);
     const title = el("h2", { id: heading });
-    const figure = (name, node) => el("div", {}, el("dt", {}, name), node);
-    const counted = figure("rows computed", rows);
+    const figure = (name, node) => el("div", { "data-figure": name }, el("dt", {}, name), node);
+    const counted = figure("rows", rows);
     const root = el("article", { "data-lane": key, "aria-labelledby": heading },
-      el("div", { class: "sd-lane-head" }, el("div", { class: "sd-lane-name" }, title, whose, never), backend),
-      phases,
-      el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate), counted),
-      bar, el("div", { class: "sd-canvas-box" }, canvas, early, tip), verdict, scores);
+      el("div", { class: "sd-lane-head" }, title, el("p", { class: "sd-lane-sub" }, never, whose, backend),
+        el("dl", { class: "sd-figures" }, figure("step", step), figure("time", elapsed), figure("per step", pace), figure("speed", rate), counted)),
+      bar, phases, el("div", { class: "sd-canvas-box" }, canvas, early, tip),
+      el("div", { class: "sd-lane-end" }, verdict, scores));
     let cells = [];
     let drawn = 0;
     let data = [];
@@ -74,22 +98,9 @@
     let leftOut = false; // what is masked stays so
     let computed = []; // rows of each step, where they are not all the same
     let positions = 0;
-
-    // Words are narrower than masked cells. While a run goes on or is replayed, its canvas gets no lower than it was:
-    // nothing that is below slides away from under the pointer that is about to press it.
-    let width = 0;
-    const sizes = new ResizeObserver(() => {
-      const { offsetWidth: wide, offsetHeight: high } = canvas;
-      if (wide !== width) requestAnimationFrame(free);
-      else if (high > (parseFloat(canvas.style.minHeight) || 0)) canvas.style.minHeight = `${high}px`;
-      width = wide;
-    });
-    // For another run or another width. Observing anew reports the size that it has.
-    function free() {
-      canvas.style.minHeight = "";
-      sizes.unobserve(canvas);
-      sizes.observe(canvas);
-    }
+    // Only a pointer that moves or presses points: one that lies still while the page changes under it takes no cell
+    // away from the keyboard.
+    let pointed = false;
 
     function describe(index) {
       const [text, at, confidence, end] = data[index];
@@ -123,14 +134,14 @@
       cell.setAttribute("aria-label", said);
       tip.textContent = said;
       tip.hidden = false;
+      // What the keyboard moves to comes into sight inside the canvas; the page stays where it is.
+      const [above, below] = [cell.offsetTop, cell.offsetTop + cell.offsetHeight - canvas.clientHeight];
+      if (!pointed) canvas.scrollTop = Math.max(below, Math.min(above, canvas.scrollTop));
       const room = canvas.parentElement.clientWidth - tip.offsetWidth;
       tip.style.left = `${Math.max(0, Math.min(room, cell.offsetLeft))}px`;
       tip.style.top = `${cell.offsetTop + cell.offsetHeight + 4 - canvas.scrollTop}px`;
     }
 
-    // Only a pointer that moves or presses points: one that lies still while the page changes under it takes no cell
-    // away from the keyboard.
-    let pointed = false;
     for (const kind of ["pointermove", "pointerdown"]) {
       canvas.addEventListener(kind, (event) => {
         const index = cells.indexOf(event.target.closest(".sd-cell"));
@@ -151,14 +162,13 @@
     });
 
     function drawCells(lane, other) {
+      const before = JSON.stringify(data.map(([text, at]) => [text, at]));
       data = lane.cells;
       leftOut = lane.ended_early;
       computed = lane.step_rows ?? [];
       positions = lane.positions;
       if (cells.length !== data.length) {
         cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
-        canvas.replaceChildren(...cells);
-        free();
       }
       const end = data.findIndex((cell) => cell[3] === 1);
       const running = lane.state === "running";
@@ -184,6 +194,8 @@
         const differs = theirs && (longer < 0 || i <= longer) && (theirs[3] !== isEnd || (!isEnd && theirs[0] !== text));
         setAttribute(node, "data-differs", differs ? "" : null);
       }
+      // Words that are written push their neighbours along, in here alone: they are laid out anew, as a new picture.
+      if (before !== JSON.stringify(data.map(([text, at]) => [text, at]))) canvas.replaceChildren(...cells);
       if (active >= 0) point(active);
     }
 
@@ -218,9 +230,19 @@
       setAttribute(pace, "title", said || null);
     }
 
+    // Where the lane becomes sparse, on its own progress bar; where it selects again, each select.
+    function drawMarks(lane) {
+      const places = marksOf(lane);
+      const shown = JSON.stringify(places);
+      if (marks.dataset.shown === shown) return;
+      marks.dataset.shown = shown;
+      marks.replaceChildren(...places.map(([place, said]) =>
+        el("span", { class: "sd-switch", style: `left: ${(100 * place).toFixed(2)}%`, title: said })));
+    }
+
     return {
       root,
-      reset() { drawn = 0; point(-1); free(); },
+      reset() { drawn = 0; point(-1); canvas.scrollTop = 0; },
       // other: the lane that it is compared with. scored: its own scores stand in it; the headline's stand above, and
       // the reference has none. cached: a lane of this race computes some rows alone, so that each says how many.
       draw(lane, other, scored, cached) {
@@ -229,15 +251,19 @@
         setAttribute(root, "data-state", lane.state);
         setAttribute(root, "data-at-most", lane.at_most ? "" : null);
         setText(title, lane.label);
+        setAttribute(title, "title", lane.label);
         show(whose, Boolean(lane.whose));
         setText(whose, lane.whose);
         show(never, lane.never_sparse);
         setText(backend, lane.backend);
         drawPhases(lane);
+        drawMarks(lane);
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? clock(lane.seconds) : "–");
         drawPace(lane);
         show(counted, cached);
+        setAttribute(rows, "title", "rows computed in the last step");
+        setAttribute(counted, "data-few", lane.rows < lane.positions ? "" : null);
         setText(rows, lane.rows === null ? "–" : rowsOf(lane.rows, lane.positions));
         setText(rate, lane.tokens_per_second === null ? "–" : `${lane.tokens_per_second.toFixed(lane.tokens_per_second < 1 ? 2 : 1)} tokens/s`);
         setAttribute(bar, "aria-valuenow", Math.round(100 * lane.progress));
@@ -246,6 +272,7 @@
         drawn = lane.step;
         show(early, lane.ended_early);
         setText(verdict, lane.verdict ? `${lane.right ? "✓" : "✗"} ${lane.verdict}` : "");
+        setAttribute(verdict, "title", lane.verdict);
         setAttribute(verdict, "data-right", lane.verdict ? String(lane.right) : null);
         show(scores, scored);
         gain.draw(scored ? lane.speedup : null);

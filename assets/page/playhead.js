@@ -13,7 +13,7 @@
   const skipped = el("b", { class: "sd-skipped" });
   const pairs = el("span", { class: "sd-detail" });
   const rows = el("span", { class: "sd-detail" });
-  const counter = el("div", { class: "sd-counter", hidden: "" },
+  const counter = el("div", { class: "sd-score sd-counter", hidden: "" },
     el("p", {}, skipped, " ", el("span", { class: "sd-words" }, "of block pairs skipped")), pairs, rows);
   setAttribute(counter, "title", "Pairs of a query block and a key block in a head, the mean over all heads and layers.");
 

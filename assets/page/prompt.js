@@ -1,11 +1,12 @@
-/* The question, the whole prompt, and what is to be said about it. */
+/* The next question, the whole prompt, and what is to be said about it. */
 (() => {
   "use strict";
 
-  const { el, setText, setList, show } = window.sparsed.tools;
+  const { el, setText, setAttribute, setList, show } = window.sparsed.tools;
   const { number } = window.sparsed.format;
 
   function mountPrompt(root) {
+    const next = el("span", { class: "sd-next" }, "Next");
     const question = el("p", { class: "sd-question" });
     const facts = el("p", { class: "sd-facts" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
@@ -13,29 +14,45 @@
     const summary = el("summary", {}, "Read the prompt");
     const details = el("details", { class: "sd-preview" }, summary, text);
     root.replaceChildren(
-      el("section", { class: "sd-prompt", "aria-label": "Prompt" }, question, facts, details, notes),
+      el("section", { class: "sd-prompt", "aria-label": "Prompt" },
+        el("div", { class: "sd-prompt-line" }, next, question, facts, details), notes),
     );
     let current = "";
     // A prompt of 64k tokens is laid out when somebody opens it, not before.
     const fill = () => details.open && setText(text, current);
     details.addEventListener("toggle", fill);
+    // It lies over what is below, so it goes out of the way by itself.
+    const close = (event) => {
+      if (details.open && !(event.target instanceof Node && details.contains(event.target))) details.open = false;
+    };
+    document.addEventListener("pointerdown", close);
+    details.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !details.open) return;
+      details.open = false;
+      summary.focus();
+    });
     return (value) => {
       if (!value) return;
       const ready = value.state === "ready";
+      show(next, ready && Boolean(value.question));
       show(question, ready ? Boolean(value.question) : value.state === "loading");
       show(facts, ready || value.state === "empty" || Boolean(value.offer));
       show(details, ready);
       setList(notes, value.notes);
+      // While a model is loaded, what is asked for has not changed.
+      if (value.state !== "loading") document.dispatchEvent(new CustomEvent("sparsed:asks", { detail: value.asks ?? "" }));
       if (value.state === "loading") setText(question, value.message || "The model is loading …");
       if (value.state === "empty") setText(facts, "Type or paste a prompt above.");
       if (value.offer) setText(facts, value.offer);
       if (!ready) return;
       setText(question, value.question);
+      setAttribute(question, "title", value.question);
       const parts = [`${number(value.tokens)} prompt tokens`];
-      if (value.gold) parts.push("the expected answer is known, and hidden until the end");
+      if (value.gold) parts.push("the expected answer is known");
       if (value.lanes) parts.push(value.lanes);
       if (value.estimate) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
       setText(facts, parts.join(" · "));
+      setAttribute(facts, "title", facts.textContent);
       current = value.text;
       fill();
     };

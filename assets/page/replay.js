@@ -15,7 +15,6 @@
 
   function mountReplay(root) {
     const group = `sd-replay-way-${(mounted += 1)}`;
-    const recorded = el("p", { class: "sd-recorded", hidden: "" });
     const icon = el("span", { "aria-hidden": "true" });
     const word = el("span", {});
     const button = el("button", { class: "sd-play", type: "button" }, icon, word);
@@ -32,7 +31,7 @@
     const pace = el("label", {}, "Speed", speed);
     const hint = el("p", { class: "sd-replay-hint" });
     const bar = el("section", { class: "sd-replay", "aria-label": "Replay", hidden: "" },
-      recorded, el("div", { class: "sd-replay-row" }, button, slider, time), el("div", { class: "sd-replay-options" }, ways, pace, hint));
+      el("div", { class: "sd-replay-row" }, button, slider, time), el("div", { class: "sd-replay-options" }, ways, pace, hint));
     root.replaceChildren(bar);
 
     let value = null;
@@ -185,8 +184,6 @@
       timelines = { step: playback.inStep(records, value.headline), clock: playback.asItHappened(records) };
       if (!chosen) for (const input of ways.querySelectorAll("input")) input.checked = input.value === (value.way || "step");
       timeline = timelines[ways.querySelector(":checked").value];
-      setText(recorded, badge());
-      show(recorded, Boolean(value.recorded));
       shown = [];
       const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
       const begin = value.autoplay && !still;

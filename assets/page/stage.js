@@ -4,30 +4,43 @@
 
   const { el, setText, setAttribute, setList, show, laneView } = window.sparsed.tools;
 
+  const BUSY = ["loading", "preparing", "waiting", "running"];
+
   // A replay in a file of its own has nobody to tell.
   function mountStage(root, trigger = () => {}) {
-    const ratio = el("span", { class: "sd-ratio" });
-    const words = el("span", { class: "sd-words" });
-    const detail = el("span", { class: "sd-detail" });
-    const same = el("span", { class: "sd-same" });
-    const sameWords = el("span", { class: "sd-words" });
-    const sameDetail = el("span", { class: "sd-detail" });
-    const speed = el("div", { class: "sd-score sd-score-speed" }, el("p", {}, ratio, words), detail);
-    const agreement = el("div", { class: "sd-score" }, el("p", {}, same, sameWords), sameDetail);
+    const score = (name, more = `${name}-score`) => {
+      const number = el("span", { class: name });
+      const words = el("span", { class: "sd-words" });
+      const detail = el("span", { class: "sd-detail" });
+      const box = el("div", { class: `sd-score ${more}`, hidden: "" }, el("p", {}, number, " ", words), detail);
+      return { box, draw(value) {
+        show(box, Boolean(value));
+        if (!value) return;
+        setText(number, value.text);
+        setText(words, value.words);
+        setText(detail, value.detail);
+        setAttribute(detail, "title", value.detail);
+      } };
+    };
+    const speed = score("sd-ratio", "sd-score-speed");
+    const agreement = score("sd-same");
+    const answers = score("sd-right");
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const spoken = el("p", { class: "sd-hidden", role: "status", "aria-live": "polite" });
     const notes = el("ul", { class: "sd-notes", hidden: "" });
     const mode = el("p", { class: "sd-mode", hidden: "" });
     const recorded = el("p", { class: "sd-recorded", hidden: "" });
+    const old = el("p", { class: "sd-last", hidden: "" });
     const about = el("b", {});
-    const aboutLine = el("p", { class: "sd-about", hidden: "" }, "These lanes answer: ", about);
+    const aboutLine = el("p", { class: "sd-about", hidden: "" }, el("span", { class: "sd-hidden" }, "These lanes answer: "), about);
     const lanes = el("div", { class: "sd-lanes" });
     const gold = el("span", {});
     const goldLine = el("p", { class: "sd-gold", hidden: "" }, el("b", {}, "Expected answer "), gold);
-    root.replaceChildren(
-      el("section", { class: "sd-stage", "aria-label": "Race" },
-        el("div", { class: "sd-scores" }, speed, agreement, message), spoken, recorded, notes, aboutLine, mode, lanes, goldLine, legend()),
-    );
+    const section = el("section", { class: "sd-stage", "aria-label": "Race" },
+      el("div", { class: "sd-top" }, aboutLine, old, recorded),
+      el("div", { class: "sd-scores" }, speed.box, agreement.box, answers.box, message), spoken, lanes,
+      el("div", { class: "sd-under" }, goldLine, mode, legend()), notes);
+    root.replaceChildren(section);
     const views = new Map();
     let run = null;
     let phase = "";
@@ -38,6 +51,62 @@
       told[what] = of;
       trigger(what);
     }
+    let busy = false;
+    let shown = null; // what the lanes show, as the controls would ask for it (the server's `fingerprint`); null: not known
+    let asked = null; // what the controls ask for
+    let source = null; // which record it is that is shown
+
+    // Numbers that belong to another question than the one that is asked next are old.
+    function drawOld() {
+      const differs = asked !== null && shown !== null && asked !== shown;
+      setAttribute(section, "data-old", differs ? "" : null);
+      setText(old, section.dataset.state === "running" ? "this run" : "last run");
+      show(old, differs && recorded.hidden && Boolean(about.textContent));
+    }
+    document.addEventListener("sparsed:asks", (event) => {
+      asked = event.detail;
+      // A record is as good as asked for until the visitor asks for something else.
+      if (shown === null && source !== null) shown = asked;
+      drawOld();
+    });
+
+    // Whoever starts a race, or opens one, sees it, wherever the page was scrolled to.
+    function intoView() {
+      const bottom = parseFloat(getComputedStyle(document.documentElement).scrollPaddingBottom) || 0;
+      if (section.getBoundingClientRect().top >= 0 && lanes.getBoundingClientRect().bottom <= window.innerHeight - bottom) return;
+      section.scrollIntoView({ block: "start" });
+    }
+
+    function follow(value) {
+      const record = value.recorded ? JSON.stringify([value.run, value.recorded, value.question]) : null;
+      if (record && record !== source) {
+        shown = asked;
+        if (source !== null || busy) intoView();
+      } else if (value.asks) {
+        shown = value.asks;
+      }
+      source = record ?? (value.asks ? null : source);
+    }
+
+    function watch(value) {
+      if (value.replay) return;
+      const now = BUSY.includes(value.state);
+      if (now && !busy) intoView();
+      busy = now;
+    }
+
+    // What headline and reference answer, in a few words; nothing where nobody knows what is right.
+    function answersOf(large, first) {
+      if (!large || large.right === null || !first) return null;
+      const word = (right) => (right ? "right" : "wrong");
+      const both = large.right === first.right;
+      return {
+        text: large.right ? "✓" : "✗",
+        words: both ? `both ${word(large.right)}` : word(large.right),
+        detail: `${large.label} ${word(large.right)}, ${first.label} ${word(first.right)}`,
+      };
+    }
+
     // A snapshot has `replay` where it shows an earlier state of a run that is over (replay.js), `recorded` where the
     // run was not made here and now.
     function draw(value) {
@@ -45,7 +114,8 @@
       setText(message, value.message);
       show(message, Boolean(value.message));
       setAttribute(message, "data-state", value.state);
-      setAttribute(root.firstElementChild, "data-state", value.state);
+      setAttribute(section, "data-state", value.state);
+      watch(value);
       // Before its first step a run has its message alone: what was there stays, and still does where none follows.
       const begun = value.state === "running" || value.replay || value.lanes.some((lane) => lane.step);
       if (views.size && !begun) {
@@ -57,34 +127,32 @@
         run = value.run;
         for (const view of views.values()) view.reset();
       }
-      setAttribute(root.firstElementChild, "data-run", value.run);
-      setAttribute(root.firstElementChild, "data-sequence", value.sequence);
+      setAttribute(section, "data-run", value.run);
+      setAttribute(section, "data-sequence", value.sequence);
       const score = value.speedup;
-      show(speed, Boolean(score));
-      if (score) {
-        setText(ratio, score.text);
-        setText(words, score.words);
-        setText(detail, score.detail);
-        setAttribute(speed, "data-sense", score.words.split(" ")[0]);
-      }
-      show(agreement, Boolean(value.agreement));
-      if (value.agreement) {
-        setText(same, value.agreement.text);
-        setText(sameWords, value.agreement.words);
-        setText(sameDetail, value.agreement.detail);
-      }
+      speed.draw(score);
+      if (score) setAttribute(speed.box, "data-sense", score.words.split(" ")[0]);
+      agreement.draw(value.agreement);
       setText(recorded, value.recorded);
+      setAttribute(recorded, "title", value.recorded);
       show(recorded, Boolean(value.recorded));
       setList(notes, value.notes);
       setText(about, value.question);
+      setAttribute(about, "title", value.question);
       show(aboutLine, Boolean(value.question));
       show(mode, Boolean(value.mode));
       setText(mode, value.mode ? value.mode.text : "");
       setAttribute(mode, "data-mode", value.mode ? value.mode.name : null);
-      setAttribute(lanes, "data-lanes", value.lanes.length);
+      if (lanes.dataset.lanes !== String(value.lanes.length)) {
+        setAttribute(lanes, "data-lanes", value.lanes.length);
+        // Another number of lanes is another picture, not a shift of this one.
+        lanes.replaceChildren(...lanes.children);
+      }
       for (const [key, view] of views) show(view.root, value.lanes.some((lane) => lane.key === key));
       const of = (key) => value.lanes.find((lane) => lane.key === key);
       const large = of(value.headline);
+      answers.draw(value.agreement && !value.message ? answersOf(large, of(value.reference)) : null);
+      setAttribute(answers.box, "data-right", large ? String(large.right) : null);
       const cached = value.lanes.some((lane) => lane.step_rows);
       value.lanes.forEach((lane, index) => {
         if (!views.has(lane.key)) {
@@ -97,6 +165,7 @@
         views.get(lane.key).draw(lane, other, lane !== large && lane.key !== value.reference, cached);
       });
       setText(gold, value.gold);
+      setAttribute(goldLine, "title", value.gold);
       show(goldLine, Boolean(value.gold));
       // Said to screen readers at the turning points only; the numbers change too often to be read out.
       if (value.state === "running" && !value.replay && !value.recorded) {
@@ -120,6 +189,8 @@
           setText(spoken, `${all} lanes are done. ${large.label}: ${score.text} ${score.words}.${others.join("")}`);
         }
       }
+      follow(value);
+      drawOld();
       document.dispatchEvent(new CustomEvent("sparsed:stage", { detail: value }));
     }
     document.addEventListener("sparsed:show", (event) => draw(event.detail));

@@ -245,13 +245,15 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     page.wait_for_selector("#sd-lanes .token")
     facts = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
     dear = page.evaluate(facts)
-    page.click("#sd-presets button >> nth=1")
+    choose(page, "sd-presets", "^3 lanes · SparseD . cache$")
     page.wait_for_selector("#sd-lanes .token:has-text('SparseD + Refresh · ours')")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('3 lanes: also SparseD + ')")
-    page.click("#sd-presets button >> nth=0")
+    choose(page, "sd-presets", "^2 lanes · ")
     page.wait_for_function(f"dear => ({facts})() < dear", arg=dear)
     choose(page, "sd-lanes", "^Random blocks$")
     page.wait_for_function(f"dear => ({facts})() === dear", arg=dear)
+    # Lanes that are no preset's are called so.
+    page.wait_for_function("() => document.querySelector('#sd-presets input').value === 'as chosen in Settings'")
     page.evaluate("window.seen.length = 0")
     with keeping.held(8):
         page.click("#sd-run")
