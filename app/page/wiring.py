@@ -39,7 +39,7 @@ _TOUCH = """(names, value) => {
     return held === now ? names : [...new Set([...(names ?? "").split(","), name])].filter(Boolean).sort().join(",");
 }"""
 _HOLD = """(value) => { (window.sparsedHeld ??= {})["%s"] = JSON.stringify(value); }"""
-# So do these: the further lanes of a preset, and the preset that has these lanes.
+# In the browser too: the further lanes of a preset, and the preset that has these lanes.
 _LANES_OF = f"(preset, lanes) => [({json.dumps(PRESETS)})[preset] ?? lanes]"
 _PRESET_OF = (
     f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
