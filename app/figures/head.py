@@ -56,11 +56,12 @@ def head_detail(
 
     lane: the key of the lane whose mask it is, "" for the headline's.
 
-    The layout's meta is {"layer", "head", "map"}; "map" is what the browser needs to mark rows (assets/page/map.js):
-    {"lane", "blocks", "generation": the first query block that holds a generated token, "full": full_blocks}. A cell is
-    kept exactly where z ≥ meta.kept_from of its trace, whatever is shown. Cells are never merged. Where there is
-    importance, customdata is the share of attention, negative for cells that are skipped; the hover puts these into
-    brackets, because a sentence for each of 513 × 513 cells would be megabytes.
+    The layout's meta is {"layer", "head", "map"}, to which the page adds (`app.finished.evidence`); "map" is what the
+    browser needs to mark rows (assets/page/map.js): {"lane", "blocks", "generation": the first query block that holds
+    a generated token, "full": full_blocks}. A cell is kept exactly where z ≥ meta.kept_from of its trace, whatever is
+    shown. Cells are never merged. Where there is importance, customdata is the share of attention, negative for cells
+    that are skipped; the hover puts these into brackets, because a sentence for each of 513 × 513 cells would be
+    megabytes.
     """
     blocks = len(mask)
     ranges = block_ranges(length, block_size)

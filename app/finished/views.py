@@ -14,6 +14,7 @@ from app.figures import layer as layer_figure
 from app.figures import model as model_figure
 from app.figures import timeline as timeline_figure
 from app.figures.shared import title_of
+from app.finished.evidence import evidence
 from app.finished.replay import origin
 from app.finished.run import Kept
 from app.lanes import headline
@@ -86,7 +87,7 @@ def which(run: Kept | Masks | None, *, before: bool = False, selected: int = 0) 
 def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
     """One head: what it keeps, over what mattered to it."""
     pattern = _pattern(run)
-    if pattern is None:
+    if run is None or pattern is None:
         return None
     layer, head = min(layer, pattern.layers - 1), min(head, pattern.heads - 1)
     mass = _mass(run, layer)
@@ -105,6 +106,7 @@ def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both
         show=shades,
         lane=_seen(run),
     )
+    view.figure["layout"]["meta"]["evidence"] = evidence(run, layer, head)
     return view._asdict()
 
 

@@ -124,6 +124,7 @@
       active = index;
       const cell = cells[index];
       if (!cell) {
+        window.sparsed.tools.pointAt?.(key, -1);
         tip.hidden = true;
         canvas.removeAttribute("aria-activedescendant");
         return;
@@ -132,7 +133,8 @@
       canvas.setAttribute("aria-activedescendant", cell.id);
       const said = describe(index);
       cell.setAttribute("aria-label", said);
-      tip.textContent = said;
+      const evidence = window.sparsed.tools.pointAt?.(key, index);
+      tip.textContent = evidence ? `${said}\n${evidence}` : said;
       tip.hidden = false;
       // What the keyboard moves to comes into sight inside the canvas; the page stays where it is.
       const [above, below] = [cell.offsetTop, cell.offsetTop + cell.offsetHeight - canvas.clientHeight];

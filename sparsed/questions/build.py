@@ -41,6 +41,7 @@ class Prompt:
             needed.
         verdict: "yes" or "no" for comparisons, otherwise empty.
         others: answers that are right as well, where there are several.
+        needed: where the documents that the question needs stand: first character of the text, one past the last.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Prompt:
     depth: float | None = None
     verdict: str = ""
     others: tuple[str, ...] = ()
+    needed: tuple[tuple[int, int], ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -106,8 +108,9 @@ def build_prompt(
             if made is None:
                 continue
             built = made
+        text = "".join(prompt_pieces(built.documents, built.question.question))
         return Prompt(
-            text="".join(prompt_pieces(built.documents, built.question.question)),
+            text=text,
             question="".join(built.question.question),
             answer="".join(built.question.answer),
             kind=kind,
@@ -117,6 +120,7 @@ def build_prompt(
             depth=_depth(built.documents, built.question),
             verdict=built.question.verdict,
             others=tuple("".join(other) for other in built.question.others),
+            needed=_needed(text, built.documents, built.question),
         )
     raise ValueError(
         f"No question of kind {kind!r} fits into {budget} tokens of this tokenizer; choose a longer prompt."
@@ -263,7 +267,18 @@ def _parts_of(total: int, sizes: list[int], rng: random.Random) -> list[int]:
     return parts
 
 
-def _depth(documents: list[Document], question: Question) -> float | None:
+def _needed(text: str, documents: list[Document], question: Question) -> tuple[tuple[int, int], ...]:
+    """Where the documents that the question needs stand in the prompt's text, first character, one past the last."""
+    found = ["".join(documents[place].pieces) for place in _places(documents, question)]
+    return tuple((text.index(document), text.index(document) + len(document)) for document in found)
+
+
+def _places(documents: list[Document], question: Question) -> list[int]:
+    """Which documents the question needs."""
     needed = {id(entity) for entity in question.entities}
-    places = [index for index, document in enumerate(documents) if id(document.entity) in needed and document.entity]
+    return [index for index, document in enumerate(documents) if id(document.entity) in needed and document.entity]
+
+
+def _depth(documents: list[Document], question: Question) -> float | None:
+    places = _places(documents, question)
     return places[0] / max(1, len(documents) - 1) if places else None

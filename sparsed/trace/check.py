@@ -42,6 +42,7 @@ def check_trace(trace: Trace) -> None:
     for lane in trace.lanes.values():
         used |= _check_lane(lane, trace)
     _check_words(trace)
+    _check_needed(trace)
     if used - set(trace.vocabulary):
         raise ValueError(f"'vocabulary' lacks the token {min(used - set(trace.vocabulary))}.")
 
@@ -101,6 +102,13 @@ def _check_words(trace: Trace) -> None:
         raise ValueError(f"the number of 'words', {len(words)}, is not that of the attention blocks.")
     if max(map(len, words)) > CHARACTERS_OF_BLOCK:
         raise ValueError(f"an entry of 'words' has more than {CHARACTERS_OF_BLOCK} characters.")
+
+
+def _check_needed(trace: Trace) -> None:
+    for first, end in trace.prompt.needed:
+        if not 0 <= first < end <= trace.prompt.tokens:
+            told = f"the {trace.prompt.tokens} tokens of the prompt, not {first, end}"
+            raise ValueError(f"'needed' must lie within {told}.")
 
 
 def _check_probes(lane: Lane) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import platform
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import sparsed
@@ -77,7 +79,8 @@ def record(
     about = _prompt(prompt, first.prompt_length, store_text)
     about = replace(about, chat=chat)
     if store_text:
-        about = replace(about, words=_words(runs.values()), system=system or None)
+        needed = _needed(first, prompt.text, prompt.needed) if isinstance(prompt, Prompt) else ()
+        about = replace(about, words=_words(runs.values()), system=system or None, needed=needed)
     trace = Trace(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         software=_software(),
@@ -204,6 +207,21 @@ def _prompt(prompt: Prompt | str | None, tokens: int, store_text: bool) -> Trace
         kind=prompt.kind,
         length=prompt.length,
         seed=prompt.seed,
+    )
+
+
+def _needed(run: Run, text: str, places: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """Which prompt tokens hold these places of the prompt's text (first, one past the last); () where its tokens' texts
+    do not make it up.
+    """
+    row = run.prompt[0].tolist() if places else []
+    texts = {token: run.model.token_text(token) for token in set(row)}
+    before = "".join(texts[token] for token in row).find(text)
+    if before < 0:
+        return ()
+    ends = list(accumulate(len(texts[token]) for token in row))
+    return tuple(
+        (bisect_right(ends, before + first), bisect_right(ends, before + last - 1) + 1) for first, last in places
     )
 
 

@@ -36,6 +36,7 @@ class TracePrompt:
     gold, others: a right answer, and what is right as well.
     words: how each attention block of the whole sequence begins, () where it is not known or stored. system: the system
     prompt before the text. chat: it was asked for with the chat template, or without; None is as the model has it.
+    needed: which tokens hold each document that the question needs (first, one past the last), () where not known.
     """
 
     tokens: int
@@ -49,6 +50,7 @@ class TracePrompt:
     system: str | None = None
     chat: bool | None = None
     others: tuple[str, ...] = ()
+    needed: tuple[tuple[int, int], ...] = ()
 
 
 class Commit(NamedTuple):

@@ -36,6 +36,8 @@ GB = 10**9
 MEMORY = 24 * GB
 END, MASK = 0, 1
 LAYERS, HEADS = 3, 2
+# Tokens of two documents that every question of it needs, as if.
+NEEDED = ((40, 70), (200, 205))
 SEED_WORDS = (
     "Mara Velin was born in Tolm in 1911 and worked as a glassblower . She lived in Orlin , near the river Sava ."
 )
@@ -339,7 +341,7 @@ class FakeEngine:
         about = {"text": prompt}
         if not isinstance(prompt, str):
             about = {name: getattr(prompt, name) for name in ("text", "question", "kind", "length", "seed")}
-            about["gold"] = prompt.answer
+            about |= {"gold": prompt.answer, "needed": NEEDED}
         return traces.Trace(
             created="2026-11-22T09:30:00+00:00",
             software={},

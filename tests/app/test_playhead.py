@@ -1,10 +1,17 @@
-"""One playhead: whatever shows a step shows the same one, of a run that goes on as of one that is played again."""
+"""One playhead: whatever shows a step shows the same one, of a run that goes on as of one that is played again. And
+what a token of the answer can see.
+"""
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
+import numpy as np
 import pytest
+
+from app.finished.evidence import evidence
+from app.finished.run import opening
 
 STEPS = 16
 SELECT = 5  # of so many steps with skip 0.2, counted from 1
@@ -110,3 +117,78 @@ def test_a_step_is_the_same_everywhere(visit, fake) -> None:
     seek(page, 9)
     page.wait_for_function("() => document.querySelector('.sd-cursor').dataset.step === '9'")
     agrees(page, 9, False, layers, apart=True)
+
+
+LIT = """() => [...document.querySelectorAll(".sd-strip-cells i")]
+    .flatMap((cell, n) => (cell.dataset.kept === "" ? [n] : []))"""
+
+
+def test_a_token_lights_the_blocks_that_its_row_keeps(visit, fake, fake_engine) -> None:
+    page = visit(fake, QUERY)
+    page.click("#sd-run")
+    page.wait_for_function("() => window.seen.some((one) => one.state === 'done')")
+    page.wait_for_function(
+        "() => document.querySelector('#sd-heatmap .sd-plot').layout?.meta?.evidence?.needed.length === 2"
+    )
+    prompt, size, blocks = page.evaluate(
+        "(({ prompt, size, blocks }) => [prompt, size, blocks])"
+        "(document.querySelector('#sd-heatmap .sd-plot').layout.meta.evidence)"
+    )
+    needed = sorted({token // size for first, end in fake_engine.NEEDED for token in range(first, end)})
+    page.fill("#sd-layer input[type=number]", "2")
+    page.fill("#sd-head input[type=number]", "1")
+    page.keyboard.press("Tab")
+    page.wait_for_function(
+        "() => document.querySelector('#sd-heatmap .sd-plot').layout.title.text === 'Layer 2, head 1'"
+    )
+    mask = fake.mask(2, 1)
+    assert page.evaluate(LIT) == []
+    # By keyboard, the first cell and the last one: another query block.
+    for key, cell in (("Home", 0), ("End", 31)):
+        page.focus('[data-lane="sparse"] .sd-canvas')
+        page.keyboard.press(key)
+        row = (prompt + cell) // size
+        assert page.evaluate(LIT) == mask[row]
+        assert page.get_attribute(".sd-map-row:not([hidden])", "data-row") == str(row)
+        found = len(set(mask[row]) & set(needed))
+        said = f"{len(mask[row])} of {blocks} key blocks, {found} of the {len(needed)} with needed documents"
+        assert page.inner_text('[data-lane="sparse"] .sd-tip').endswith(f"Its row sees {said} (layer 2, head 1).")
+        assert page.inner_text(".sd-strip-said") == (
+            f"Query block {row} sees {len(mask[row])} of {blocks} key blocks in layer 2, head 1, {found} of the"
+            f" {len(needed)} with needed documents."
+        )
+    # By pointer; full attention sees everything. Nothing is pointed at: nothing is lit.
+    page.hover('[data-lane="dense"] .sd-cell >> nth=3')
+    assert page.evaluate(LIT) == list(range(blocks))
+    page.hover("h1")
+    page.wait_for_selector(".sd-map-row", state="hidden")
+    assert page.evaluate(LIT) == []
+
+
+def test_the_evidence_of_a_record_is_that_of_its_masks() -> None:
+    run = opening()
+    assert run is not None and run.pattern is not None
+    layout = run.pattern.layout
+    for layer, head in ((0, 0), (5, 3)):
+        given = evidence(run, layer, head)
+        assert given is not None and list(given["lanes"]) == [lane.key for lane in run.lanes]
+        for lane, made in run.lanes.items():
+            rows = given["lanes"][lane.key]
+            if made.attention.dense:
+                assert rows is None
+                continue
+            # Bit by bit, from the record's own bytes.
+            pattern = made.pattern
+            assert pattern is not None
+            bits = "".join(f"{byte:08b}" for byte in pattern.bits[layer].tobytes())
+            blocks = layout.blocks
+            for number, row in enumerate(range(layout.prompt_length // layout.block_size, blocks)):
+                start = (head * blocks + row) * blocks
+                told = np.unpackbits(np.frombuffer(base64.b64decode(rows[number]), np.uint8))[:blocks]
+                assert "".join(map(str, told)) == bits[start : start + blocks]
+            assert len(rows) == blocks - layout.prompt_length // layout.block_size
+    # Four hops need four documents; where each begins, the record tells.
+    assert run.trace.prompt.text is not None and len(given["needed"]) == 4
+    for (first, last), (begin, end) in zip(given["needed"], run.trace.prompt.needed, strict=True):
+        assert first == begin // 128 and last == (end - 1) // 128
+    assert evidence(run.pattern, 1, 2)["lanes"] == {"": evidence(run, 1, 2)["lanes"]["sparse"]}

@@ -30,7 +30,7 @@ PLAN = Plan(sampler=SamplerConfig(steps=6))
 CELLS = [Cell("lookup", "200", 2)]
 # Another value of every option of the command that all answers of a folder have alike.
 KEY = {
-    "steps": "5", "gen_length": "64", "block_length": "32", "algorithm": "random", "temperature": "0.5", "seed": "1",
+    "steps": "5", "gen_length": "64", "block_length": "16", "algorithm": "random", "temperature": "0.5", "seed": "1",
     "top_p": "0.5", "top_k": "5", "alg_temp": "0.5", "eps": "0.01", "cfg_scale": "1", "threshold": "0.9",
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
     "skip": "0.3", "select": "0.4", "block_size": "64", "selection": "reference", "keep_importance": "yes",
@@ -115,7 +115,7 @@ def test_the_same_asked_in_other_words_goes_on(mini: Model, tmp_path: Path) -> N
 
 
 def test_dense_may_answer_last(mini: Model, tmp_path: Path) -> None:
-    plan = replace(PLAN, attention=SparseDConfig(select=0.1))
+    plan = replace(PLAN, attention=SparseDConfig(skip=0.0, select=0.1))
     cells = [Cell("several", "200", 4)]
     rows = []
     for name, order in (("first", ["dense", "sparsed"]), ("last", ["sparsed", "dense"])):

@@ -84,11 +84,16 @@ def test_the_needed_documents_stand_where_they_are_asked_to(
     assert sorted(lines) == sorted(before) and moved.tokens == plain.tokens == seen(tokenizer, moved.text)
     asked = [name for name in (line.split(" ")[:2] for line in lines) if " ".join(name) in moved.question]
     assert moved.depth == pytest.approx(depth, abs=2.5 / len(lines)), asked
+    # Where they stand in the text: whole documents, the same ones, one after the other from that depth on.
+    needed = [moved.text[first:end] for first, end in moved.needed]
+    places = [lines.index(document) for document in needed]
+    assert places == [*range(places[0], places[0] + len(needed))] and moved.depth == places[0] / (len(lines) - 1)
+    assert sorted(needed) == sorted(plain.text[first:end] for first, end in plain.needed)
 
 
 def test_without_a_needed_document_depth_changes_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
     plain, moved = (build_prompt(tokenizer, "1k", "arithmetic", 3, at) for at in (None, 0.5))
-    assert moved == plain and moved.depth is None
+    assert moved == plain and moved.depth is None and moved.needed == ()
 
 
 def test_lengths_by_name_or_number() -> None:

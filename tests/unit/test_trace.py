@@ -233,6 +233,25 @@ def test_all_right_answers_are_kept(tmp_path: Path) -> None:
     assert (loaded.gold, loaded.others) == ("Ann.", ())
 
 
+def test_where_the_needed_documents_lie_is_kept(tmp_path: Path) -> None:
+    run = fake_run()
+    written = "".join(run.model.token_text(token) for token in run.prompt[0].tolist())
+    # Tokens 0 and 1, and 6, are the template's; each token is a character.
+    prompt = replace(PROMPT, text=written[2:6], needed=((0, 2), (3, 4)))
+    made = trace.record(run, prompt=prompt)
+    assert made.prompt.needed == ((2, 4), (5, 6))
+    trace.save(made, tmp_path / "run.json")
+    assert trace.load(tmp_path / "run.json") == made
+    raw = json.loads((tmp_path / "run.json").read_text())
+    for wrong in ([2, 2], [-1, 3], [5, 8]):
+        raw["prompt"]["needed"] = [wrong]
+        (tmp_path / "run.json").write_text(json.dumps(raw))
+        with pytest.raises(ValueError, match="'needed' must lie within the 7 tokens of the prompt"):
+            trace.load(tmp_path / "run.json")
+    # A text that these tokens do not make up: nobody knows.
+    assert trace.record(run, prompt=replace(prompt, text="another")).prompt.needed == ()
+
+
 def test_the_prompt_text_can_be_left_out() -> None:
     assert trace.record(fake_run(), prompt=PROMPT).prompt.text == PROMPT.text
     kept_out = trace.record(fake_run(), prompt=PROMPT, store_text=False).prompt
