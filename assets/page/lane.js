@@ -226,7 +226,7 @@
 
     // The median, and half of what the middle half of the steps lies within.
     function drawPace({ ms_per_step: middle, ms_spread: spread }) {
-      const within = spread && `± ${Math.round((spread[1] - spread[0]) / 2)}`;
+      const within = spread && `± ${milliseconds((spread[1] - spread[0]) / 2).replace(" ms", "")}`;
       setText(pace, middle === null ? "–" : [milliseconds(middle), within].filter(Boolean).join(" "));
       const said = spread && `The median of its steps; the middle half took ${milliseconds(spread[0])} to ${milliseconds(spread[1])}.`;
       setAttribute(pace, "title", said || null);
