@@ -26,7 +26,7 @@ from app.page.preparing import Preparing
 from app.page.running import Running
 from app.race.fields import FOLLOWING
 from app.server.desk import Desk
-from app.server.gradio_internals import forget_session, look_for_work_every
+from app.server.gradio_internals import SHOW_API, forget_session, look_for_work_every
 
 # How often gradio looks whether there is something to do.
 QUEUE_SECONDS = 0.02
@@ -84,6 +84,7 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         running = Running(server, components, looking)
         _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
+        page.load(None, None, None, js=SHOW_API)
         page.load(looking.again, components.last, [*_shows_a_run(components), components.timeline], js=_LAST, **_LONG)
         components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
