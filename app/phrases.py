@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Two runs of the same thing differ by as much.
-SAME = 0.02
+# Two runs of the same thing differ by as much on a machine that has other things to do.
+SAME = 0.05
 
 
 def gain(ratio: float) -> tuple[str, str]:

@@ -40,6 +40,7 @@ BUTTONS = {
     "sd-another": "The next question of this kind, with another prompt.",
     "sd-run": "The lanes answer the question above, with the settings below.",
     "sd-stop": "Ends the run after the step that goes on now; what is there stays.",
+    "sd-insert": "Puts a short text in the form that the model knows into the box, to be changed.",
     "sd-observe-differ": "Shows the heads of one layer beside each other.",
     "sd-observe-stay": "Shows how much of the choice later steps would choose again.",
     "sd-observe-early": "Sets skip to 0 and runs.",
@@ -60,6 +61,8 @@ BACKEND_WORDS = {
     "triton": "Triton",
 }
 OWN_QUESTION = "your own text"
+INSERT = "Insert an example"
+OTHER_TEXT = "{model} was not trained on texts like this one: the speed is real, the answers are guesses."
 STOPPED = "Stopped. What was written so far stays here."
 NOT_KEPT = "This run could not be recorded: it cannot be played again."
 START = "Press Run. Every step is timed alone, so each clock shows its own lane's work."
@@ -138,8 +141,8 @@ class Example(NamedTuple):
 # What to begin with, by what each teaches. Those whose question and length the engine has are shown.
 EXAMPLES = {
     "Fast and right, fast and wrong": Example(
-        "several", "1k", 6,
-        "SparseD and a sliding window keep as many blocks. One of the two still finds what the question asks for.",
+        "chain3", "2k", 0,
+        "SparseD and a sliding window keep as many blocks. One of them still finds the third document that it needs.",
         ("sliding_window",),
     ),
     "Four hops, and what SparseD loses": Example(

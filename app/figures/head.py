@@ -60,8 +60,8 @@ def head_detail(
     browser needs to mark rows (assets/page/map.js): {"lane", "blocks", "generation": the first query block that holds
     a generated token, "full": full_blocks}. A cell is kept exactly where z ≥ meta.kept_from of its trace, whatever is
     shown. Cells are never merged. Where there is importance, customdata is the share of attention, negative for cells
-    that are skipped; the hover puts these into brackets, because a sentence for each of 513 × 513 cells would be
-    megabytes.
+    that are skipped. What is said of a cell that is pointed at the browser makes of it: a sentence for each of 513 ×
+    513 cells would be megabytes.
     """
     blocks = len(mask)
     ranges = block_ranges(length, block_size)
@@ -76,7 +76,6 @@ def head_detail(
     if words:
         labels = [f"{label}{quoted(text)}" for label, text in zip(labels, words)]
     rows = [f"{label}<br>sees every key" if row >= blocks - full_blocks else label for row, label in enumerate(labels)]
-    hover = "query block %{y}<br>key block %{x}"
     trace: Figure = {
         "type": "heatmap",
         "x": labels,
@@ -84,6 +83,7 @@ def head_detail(
         "xgap": 1 if blocks <= OUTLINED else 0,
         "ygap": 1 if blocks <= OUTLINED else 0,
         "showscale": False,
+        "hoverinfo": "none",  # assets/page/map.js says it below: a label would cover what it is of
     }
     shapes = boundary(blocks, prompt_blocks, "x", "y", width=1.5)
     kept = f"{100 * mask.mean():.1f} % of blocks kept"
@@ -98,7 +98,6 @@ def head_detail(
         trace["colorscale"] = step_ticks(SKIPPED, KEPT, KEPT_GENERATION)
     if importance is not None:
         share = _attention_share(importance, ranges)
-        hover += "<br>share of attention %{customdata:(.2p}<br>(in brackets: skipped)"
         trace["customdata"] = typed(np.where(mask, share, -np.maximum(share, 1e-9)).astype(np.float32))
         if show != "kept":
             marked = show == "both"
@@ -117,7 +116,6 @@ def head_detail(
                 shapes.append(_outline(mask))
     unselected = sees_all(full_blocks, blocks)
     lines += unselected
-    trace["hovertemplate"] = f"{hover}<extra></extra>"
     axis = {
         "type": "category",
         "tickmode": "array",

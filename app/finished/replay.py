@@ -24,7 +24,7 @@ from sparsed.trace.check import read_time
 
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
-FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows", "counted")
+FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows", "counted", "ms_spread")
 # What it shows at its end alone; before, as it was planned.
 ENDING = ("text", "right", "verdict", "speedup", "same", "never_sparse", "ended_early")
 

@@ -81,6 +81,8 @@ class Components:
     address: gr.Textbox
     last: gr.Textbox
     another: gr.Button
+    # Puts an example into the box for a text of one's own.
+    insert: gr.Button
     run: gr.Button
     stop: gr.Button
     # What each sets and runs.
@@ -143,6 +145,7 @@ def build(server: Server) -> Components:
         label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=2, max_lines=8, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-text",
     )  # fmt: skip
+    insert = gr.Button(texts.INSERT, size="sm", elem_id="sd-insert", visible=False)
     system = gr.Textbox(
         label=BY_NAME["system"].label, info=BY_NAME["system"].help, lines=1, max_lines=4, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-system",
@@ -169,8 +172,8 @@ def build(server: Server) -> Components:
     address, last = (gr.Textbox("", visible="hidden", elem_id=f"sd-{name}") for name in ("address", "last"))
     return Components(
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
-        last=last, another=another, run=run, stop=stop, examples=examples, preset=preset, trouble=trouble,
-        linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
+        last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
+        trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
         head=head, explorer=explorer, lengths=lengths, picture=picture,
     )  # fmt: skip
 

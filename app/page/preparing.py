@@ -28,7 +28,7 @@ from app.page.values import Updates, as_json
 from app.race.fields import OWN_TEXT, usual
 from app.race.links import address
 from app.race.request import Request
-from app.server.material import EXPECTED, Material, gather, notes
+from app.server.material import EXPECTED, Material, example, gather, notes
 from app.server.measured import Measured
 from app.server.models import Loaded, Loading
 from app.server.session import follow
@@ -58,6 +58,14 @@ class Preparing:
         """
         async for updates in self._prepare(http, read(values)):
             yield updates
+
+    def insert(self, name: Any, text: Any) -> Any:
+        """The visitor's text with an example at its end, in the form that the model that is here knows."""
+        models = self.server.desk.models
+        loaded = (models.loaded(name) if isinstance(name, str) else None) or models.loaded(models.default)
+        if loaded is None:
+            return gr.skip()  # it is being loaded, which the header says
+        return "\n\n".join(filter(None, (str(text or "").strip(), example(self.server.desk, loaded))))
 
     async def reckon(self, http: gr.Request, *values: Any) -> Updates:
         """A run is over: what the next one will cost, by what this one took."""
@@ -103,7 +111,7 @@ class Preparing:
         length, problem = gr.update(visible=not given.own), ""
         updates: Updates = {
             at.another: gr.update(visible=not given.own), at.inputs["text"]: gr.update(visible=given.own),
-            at.inputs["system"]: gr.update(visible=given.own),
+            at.inputs["system"]: gr.update(visible=given.own), at.insert: gr.update(visible=given.own),
         }  # fmt: skip
         try:
             asked = server.asked(given.but(kind=server.default_kind) if given.empty else given)

@@ -56,7 +56,7 @@ def launch_options(desk: Desk) -> dict[str, Any]:
             "routes": [*_routes(), _downloads(desk), *health.routes(desk.status, metrics)],
             "middleware": [guard, Middleware(Callers)],
         },
-        "footer_links": [],
+        "footer_links": ["api"],
         "run_history": False,
         "ssr_mode": False,
         "enable_monitoring": False,

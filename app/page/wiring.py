@@ -26,15 +26,20 @@ from app.page.preparing import Preparing
 from app.page.running import Running
 from app.race.fields import FOLLOWING
 from app.server.desk import Desk
-from app.server.gradio_internals import forget_session, look_for_work_every
+from app.server.gradio_internals import SHOW_API, forget_session, look_for_work_every
 
 # How often gradio looks whether there is something to do.
 QUEUE_SECONDS = 0.02
 # What visitors uploaded is deleted after so long.
 UPLOADS_SECONDS = 3600
 # Runs in the browser: adds a name to those of the settings that the visitor has set himself.
-_TOUCH = """(names) => [...new Set([...(names ?? "").split(","), "%s"])].filter(Boolean).sort().join(",")"""
-# So do these: the further lanes of a preset, and the preset that has these lanes.
+# A list that is opened and left says that it was set as well: what it held when it was opened is not.
+_TOUCH = """(names, value) => {
+    const name = "%s", held = window.sparsedHeld?.[name], now = JSON.stringify(value);
+    return held === now ? names : [...new Set([...(names ?? "").split(","), name])].filter(Boolean).sort().join(",");
+}"""
+_HOLD = """(value) => { (window.sparsedHeld ??= {})["%s"] = JSON.stringify(value); }"""
+# In the browser too: the further lanes of a preset, and the preset that has these lanes.
 _LANES_OF = f"(preset, lanes) => [({json.dumps(PRESETS)})[preset] ?? lanes]"
 _PRESET_OF = (
     f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
@@ -79,6 +84,7 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         running = Running(server, components, looking)
         _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
+        page.load(None, None, None, js=SHOW_API)
         page.load(looking.again, components.last, [*_shows_a_run(components), components.timeline], js=_LAST, **_LONG)
         components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
@@ -112,8 +118,10 @@ def _before_a_run(
     # A value the visitor has set himself is not moved when the model or the prompt length changes.
     for name in FOLLOWING:
         listed[name].input(
-            None, at.touched, at.touched, js=_TOUCH % name, trigger_mode="multiple", **_AT_ONCE
+            None, [at.touched, listed[name]], at.touched, js=_TOUCH % name, trigger_mode="multiple", **_AT_ONCE
         ).then(*prepare, **_LONG)
+        if isinstance(component := listed[name], gr.Dropdown):
+            component.focus(None, component, None, js=_HOLD % name, **_AT_ONCE)
     changes = [listed[name].input for name in ("kind", "length", "question")]
     # Their input event misses what is pasted or deleted.
     changes += [listed[name].change for name in ("text", "system")]
@@ -126,6 +134,8 @@ def _before_a_run(
     at.trouble.select(None, None, listed["model"], js=f"() => {default}", **_AT_ONCE).then(*prepare, **_LONG)
     number = listed["question"]
     at.another.click(None, number, number, js="(number) => (number ?? 0) + 1", **_AT_ONCE).then(*prepare, **_LONG)
+    text = listed["text"]
+    at.insert.click(preparing.insert, [listed["model"], text], text, **_AT_ONCE)
     for button, example in at.examples:
         values = links.values_of(example)
         sets = [*(listed[name] for name in values), at.touched]
@@ -141,7 +151,7 @@ def _before_a_run(
 
 def _shows_the_next_run(at: Components) -> list[Any]:
     moved = [at.inputs[name] for name in ("text", "system", "model", *FOLLOWING)]
-    return [at.header, at.trouble, at.address, at.panel, at.inputs["length"], at.another, *moved]
+    return [at.header, at.trouble, at.address, at.panel, at.inputs["length"], at.another, at.insert, *moved]
 
 
 def _race(after: Callable[..., Any], at: Components, preparing: Preparing, running: Running) -> None:

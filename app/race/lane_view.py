@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median, quantiles
 from typing import Any, Protocol
 
 from app.engine.interface import InfoLike, StepLike
 from app.lanes import LaneSpec, PlannedStep
 from app.race.canvas import Canvas
 from sparsed.answer_text import answer_length
+from sparsed.config import Phase
 from sparsed.runs import RunRecord
 
 Snapshot = dict[str, Any]
 # What a step is called that computes some of the rows; one that computes all is called by its phase.
 FEW_ROWS = "few rows"
+# Methods whose pattern follows from where a block stands, not from what attention gave it.
+RULES = ("sliding_window", "streaming_llm")
 
 
 class PatternLike(Protocol):
@@ -63,7 +67,7 @@ class LaneView:
         self.lane = lane
         self.key, self.label = lane.key, lane.label
         self.canvas = canvas
-        self.planned = [step.phase for step in planned]
+        self.planned = [self._phase(step.phase) for step in planned]
         self.total = len(planned)
         self.positions = positions
         self.backend = backend
@@ -80,19 +84,25 @@ class LaneView:
         self._density: tuple[PatternLike, float] | None = None  # of the last pattern seen
         # What the page calls each step, those made and those planned.
         self.kinds: list[str] = []
-        self._planned_kinds = [step.phase if step.rows is None else FEW_ROWS for step in planned]
+        self._planned_kinds = [
+            FEW_ROWS if step.rows is not None else phase for step, phase in zip(planned, self.planned, strict=True)
+        ]
         self.text: str | None = None
         self.verdict: tuple[bool, str] | None = None
+
+    def _phase(self, phase: Phase) -> Phase:
+        """What a step of this lane is called: one whose pattern is a rule has nothing to select."""
+        return "dense" if phase == "select" and self.lane.attention.method in RULES else phase
 
     def apply(self, step: StepLike) -> None:
         """Take over one step of this lane."""
         self.canvas.apply(step)
-        self.phase = step.phase
+        self.phase = self._phase(step.phase)
         self.times.append(float(step.seconds))
-        self.phases.append(step.phase)
+        self.phases.append(self.phase)
         self.rows.append(step.rows)
         some = self.positions is not None and step.rows < self.positions
-        self.kinds.append(FEW_ROWS if some else step.phase)
+        self.kinds.append(FEW_ROWS if some else self.phase)
         # Which rows a step of few rows computed is not told, so its pairs are not known.
         self.shares.append(None if some else self._share(step.phase))
 
@@ -212,7 +222,8 @@ class LaneView:
             "at_most": self.at_most,
             "progress": round(self.progress, 4),
             "seconds": round(seconds, 6),
-            "ms_per_step": round(1000 * seconds / done, 1) if done else None,
+            "ms_per_step": round(1000 * median(self.times), 1) if done else None,
+            "ms_spread": _middle_half(self.times),
             "tokens_per_second": round(self._answered() / seconds, 3) if seconds > 0 else None,
             "backend": self.backend,
             "info": self.info,
@@ -224,6 +235,16 @@ class LaneView:
             "speedup": None,
             "same": None,
         }
+
+
+def _middle_half(seconds: Sequence[float]) -> list[float] | None:
+    """What steps of so many seconds took without the quickest and the slowest quarter: milliseconds, from and to; None
+    of a single one.
+    """
+    if len(seconds) < 2:
+        return None
+    first, _, last = quantiles(seconds, n=4, method="inclusive")
+    return [round(1000 * first, 1), round(1000 * last, 1)]
 
 
 def ranges_of(phases: Sequence[str], *, at_most: bool = False) -> list[list[Any]]:

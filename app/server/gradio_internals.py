@@ -22,6 +22,13 @@ BAD_REQUESTS = ("InvalidURL", "FnIndexInferError")
 # By this header a call tells that gradio's MCP server makes it, and by ours, for which request.
 MADE_BY, CALLER = "x-gradio-user", "x-sparsed-caller"
 MCP_PATH = "/gradio_api/mcp"
+# Runs in the browser: an address with ?view=api shows gradio's page of the API, which it fetches at a press alone.
+SHOW_API = """() => {
+    const button = document.querySelector("footer button.show-api");
+    if (!button || new URLSearchParams(location.search).get("view") !== "api") return;
+    button.click();
+    setTimeout(() => button.click());
+}"""
 
 # The exceptions of the events that the current request starts itself; None where nobody asks for them.
 _failed: ContextVar[list[Exception] | None] = ContextVar("sparsed_failed", default=None)

@@ -13,6 +13,7 @@ from app.server import limits
 from app.server.desk import Desk
 from app.server.models import Loaded
 from app.server.speed import Places
+from app.texts import OTHER_TEXT
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
@@ -62,6 +63,22 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     refused = limits.refusal(estimated, room, length=tokens + asked.gen_length, steps=asked.steps)
     most = room.announced(estimated)
     return Material(text, question, tokens, gold, others, prompt, asked, estimated, refused, most, places)
+
+
+def example(desk: Desk, loaded: Loaded) -> str:
+    """A short prompt in the form that the bundled model knows. Raises ValueError where none can be made."""
+    return desk.prompt(loaded, next(iter(desk.engine.lengths())), next(iter(desk.engine.kinds())), 0).text
+
+
+def afterwards(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
+    """What is to be said once a race is over: what a text of the visitor's own cannot show of the bundled model, where
+    it does not begin as the prompts do that this one was trained on.
+    """
+    spec = desk.engine.models()[material.asked.model]
+    if material.asked.kind != OWN_TEXT or not spec.bundled:
+        return []
+    begins = [text.strip().splitlines()[:1] for text in (material.text, example(desk, loaded))]
+    return [] if begins[0] == begins[1] else [OTHER_TEXT.format(model=spec.name)]
 
 
 def notes(desk: Desk, material: Material, loaded: Loaded) -> list[str]:

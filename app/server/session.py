@@ -20,7 +20,7 @@ from app.race.snapshot import Stage
 from app.server.account import Account
 from app.server.desk import CLOSING, Desk
 from app.server.journal import Via
-from app.server.material import Material, gather
+from app.server.material import Material, afterwards, gather
 from app.server.models import Loaded, Loading
 from app.server.observer import Observer, Visitor
 from app.server.shown import Shown, shown_as
@@ -244,6 +244,7 @@ class _Session:
                 except Exception as error:  # noqa: BLE001
                     self.desk.journal.error(error)
                     snapshot["notes"].append(NOT_KEPT)
+                snapshot["notes"] += await asyncio.to_thread(afterwards, self.desk, material, loaded)
             yield Shown(snapshot, stage.step_times(), selected, kept, update.state != "running")
 
     def _learn(self, stage: Stage, material: Material) -> None:

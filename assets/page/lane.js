@@ -224,6 +224,14 @@
       }));
     }
 
+    // The median, and half of what the middle half of the steps lies within.
+    function drawPace({ ms_per_step: middle, ms_spread: spread }) {
+      const within = spread && `± ${milliseconds((spread[1] - spread[0]) / 2).replace(" ms", "")}`;
+      setText(pace, middle === null ? "–" : [milliseconds(middle), within].filter(Boolean).join(" "));
+      const said = spread && `The median of its steps; the middle half took ${milliseconds(spread[0])} to ${milliseconds(spread[1])}.`;
+      setAttribute(pace, "title", said || null);
+    }
+
     // Where the lane becomes sparse, on its own progress bar; where it selects again, each select.
     function drawMarks(lane) {
       const places = marksOf(lane);
@@ -254,7 +262,7 @@
         drawMarks(lane);
         setText(step, `${lane.step || "–"} of ${lane.at_most ? "≤ " : ""}${lane.total}`);
         setText(elapsed, lane.step ? clock(lane.seconds) : "–");
-        setText(pace, lane.ms_per_step === null ? "–" : milliseconds(lane.ms_per_step));
+        drawPace(lane);
         show(counted, cached);
         setAttribute(rows, "title", "rows computed in the last step");
         setAttribute(counted, "data-few", lane.rows < lane.positions ? "" : null);

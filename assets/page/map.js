@@ -12,6 +12,7 @@
   const rows = el("div", { class: "sd-map-rows", hidden: "" });
   const over = el("div", { class: "sd-map-over", "aria-hidden": "true" }, veil, rows);
   const said = el("p", { class: "sd-map-step" });
+  const tip = el("p", { class: "sd-tip sd-map-tip", hidden: "" });
   let plot = null;
 
   const about = () => plot && plot.layout && plot.layout.meta && plot.layout.meta.map;
@@ -52,12 +53,32 @@
     Object.assign(rows.style, { top: `${first}px`, height: `${last - first}px` });
   }
 
+  // A block's label as the figure has it: for plotly, whose labels may hold HTML.
+  const plain = (label) => [["<br>", " "], ["&lt;", "<"], ["&gt;", ">"], ["&amp;", "&"]]
+    .reduce((text, [from, to]) => text.replaceAll(from, to), label);
+
+  function percent(share) {
+    const value = 100 * share;
+    return value < 0.01 ? "less than 0.01 %" : `${value < 10 ? value.toFixed(2) : Math.round(value)} %`;
+  }
+
+  // What is said of a pair of blocks stands below the map: over it, it would cover the cell that it is about.
+  function point({ points: [{ x, y, z, customdata, data }] }) {
+    const share = customdata === undefined ? "" : `${percent(Math.abs(customdata))} of the row's attention, `;
+    const kept = z >= data.meta.kept_from ? "kept" : "skipped";
+    setText(tip, `query block ${plain(y)}\nkey block ${plain(x)}\n${share}${kept}`);
+    show(tip, true);
+    tip.style.top = `${parseFloat(over.style.top) + parseFloat(over.style.height) + 4}px`;
+  }
+
   document.addEventListener("sparsed:drawn", (event) => {
     const { meta } = event.detail.layout;
     if (!(meta && meta.map)) return event.detail === plot ? place() : undefined;
     if (plot !== event.detail) {
       plot = event.detail;
-      plot.after(over, said);
+      plot.after(over, said, tip);
+      plot.on("plotly_hover", (pointed) => about() && point(pointed));
+      plot.on("plotly_unhover", () => show(tip, false));
     }
     place();
   });

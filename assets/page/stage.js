@@ -183,6 +183,7 @@
         const all = value.lanes.length > 2 ? "All" : "Both";
         if (now === "dense") setText(spoken, `The race has begun. ${all} lanes use full attention.`);
         if (now === "sparse" && !again) setText(spoken, `${large.label} has selected its blocks and is sparse now.`);
+        if (now === "done" && !score) setText(spoken, `${all} lanes are done.`);
         if (now === "done" && score) {
           const others = value.lanes.filter((lane) => lane.same && lane !== large).map((lane) => ` ${lane.label}: ${lane.same.text} ${lane.same.words}.`);
           setText(spoken, `${all} lanes are done. ${large.label}: ${score.text} ${score.words}.${others.join("")}`);

@@ -320,6 +320,8 @@ def test_a_run_that_never_becomes_sparse_is_announced(visit, fake) -> None:
     assert "never becomes sparse" in page.inner_text(".sd-prompt .sd-notes")
     run_to_end(page)
     assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–64"]
+    spoken = "() => document.querySelector('.sd-stage > .sd-hidden').textContent"
+    page.wait_for_function(f"() => ({spoken})() === 'Both lanes are done.'")
     page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 64")
     assert page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout.shapes") in (None, [])
 
@@ -350,6 +352,17 @@ def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
     assert page.is_hidden("#sd-length") and "expected answer" not in page.inner_text(".sd-facts")
     run_to_end(page)
     assert page.inner_text('[data-lane="dense"] .sd-verdict') == "" and page.is_hidden(".sd-gold")
+    guesses = "mini was not trained on texts like this one: the speed is real, the answers are guesses."
+    assert page.locator(".sd-stage .sd-notes li").all_inner_texts() == [guesses]
+    # What begins in the form that it knows is such a text no more; what is in the box stays.
+    is_free(page)
+    page.fill("#sd-text textarea", "")
+    page.click("text=Insert an example")
+    box = "document.querySelector('#sd-text textarea')"
+    page.wait_for_function(f"() => {box}.value.endsWith('Tell me about Mara Velin (0).')")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
+    run_to_end(page)
+    assert page.locator(".sd-stage .sd-notes li").count() == 0
 
 
 def test_a_run_that_is_refused_leaves_the_screen_as_it_was(visit, fake) -> None:
@@ -415,6 +428,11 @@ def test_settings_follow_the_model_and_loading_shows_its_progress(visit, fake) -
     page = visit(fake)
     page.click("#sd-settings button")
     set_slider(page, "sd-temperature", "0.5")
+    # A list that is opened and left has set nothing.
+    page.click("#sd-gen-length input")
+    page.get_by_role("option").first.wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Tab")
     choose(page, "sd-model", "Dreamer-7B")
     shows(page, "sd-steps", "128")
     shows(page, "sd-gen-length", "128")

@@ -157,6 +157,22 @@ def test_a_token_lights_the_blocks_that_its_row_keeps(visit, fake, fake_engine) 
             f"Query block {row} sees {len(mask[row])} of {blocks} key blocks in layer 2, head 1, {found} of the"
             f" {len(needed)} with needed documents."
         )
+    # A cell of the map that is pointed at is told of below the map.
+    place = page.evaluate(
+        """() => {
+            const plot = document.querySelector("#sd-heatmap .sd-plot");
+            plot.scrollIntoView({ block: "center" });
+            const box = plot.getBoundingClientRect(), { xaxis, yaxis } = plot._fullLayout;
+            return [box.left + xaxis._offset + xaxis.l2p(3), box.top + yaxis._offset + yaxis.l2p(1)];
+        }"""
+    )
+    page.mouse.move(*place)
+    page.wait_for_selector(".sd-map-tip:not([hidden])")
+    said = page.inner_text(".sd-map-tip").split("\n")
+    assert [line.partition(" ·")[0] for line in said[:2]] == ["query block 1", "key block 3"]
+    assert said[2:] == ["kept" if 3 in mask[1] else "skipped"]  # the stand-in has no importances
+    tip, map_ = (page.locator(one).bounding_box() for one in (".sd-map-tip", ".sd-map-over"))
+    assert tip["y"] >= map_["y"] + map_["height"]
     # By pointer; full attention sees everything. Nothing is pointed at: nothing is lit.
     page.hover('[data-lane="dense"] .sd-cell >> nth=3')
     assert page.evaluate(LIT) == list(range(blocks))

@@ -98,7 +98,10 @@ def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:
     titles = page.locator(".sd-lane:visible h2").all_inner_texts()
     assert titles == ["Full attention", "SparseD", "Sliding window"]
     phases = [page.locator(f'[data-lane="{lane}"] .sd-phases li').all_inner_texts() for lane in LANES]
-    assert phases[1] == phases[2] and len(phases[1]) == 3 and len(phases[0]) == 1
+    assert phases[0] == ["dense steps 1–64"]
+    assert phases[1] == ["dense steps 1–13", "select step 14", "sparse steps 15–64"]
+    # A window is a rule: there is nothing to select.
+    assert phases[2] == ["dense steps 1–14", "sparse steps 15–64"]
     # The headline is SparseD's; the baseline gets it wrong, and says how much it has in common with full attention.
     assert page.inner_text(".sd-score-speed .sd-words") == "faster" and page.inner_text(".sd-same") == "100 %"
     assert page.inner_text('[data-lane="sparse"] .sd-verdict') == "✓ as expected"

@@ -486,7 +486,7 @@ def hovered(page: Any, chart: str) -> str:
     for share in (0.5, 0.45, 0.55):
         page.mouse.move(box["x"] + share * box["width"], box["y"] + share * box["height"])
         page.wait_for_timeout(150)
-        said = page.evaluate("c => document.querySelector(`${c} .hoverlayer`).textContent", chart)
+        said = page.evaluate("c => document.querySelector(`${c} .sd-map-tip`).textContent", chart)
         if said:
             return said
     raise AssertionError("nothing was said")
@@ -513,7 +513,7 @@ def test_every_text_of_a_record_stays_text(trap: Trap, fake: Any, fake_engine: M
     assert page.locator(".sd-backend").first.text_content() == f"{TEXTS[2]} b"
     assert page.text_content(".sd-gold span") == FACT
     assert page.text_content("#sd-looking").strip().startswith(f"A recorded run of {FACT}, on {FACT}, 4 cores, 2026")
-    # The first words of the blocks, in plotly's own markup.
+    # The first words of the blocks.
     said = hovered(page, "#sd-heatmap")
     quoted = [word if len(word) <= LONGEST_WORDS else f"{word[:LONGEST_WORDS].rstrip()}…" for word in short(48)]
     assert any(f"“{one}”" in said for one in quoted), said

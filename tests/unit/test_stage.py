@@ -180,12 +180,28 @@ def test_snapshots_do_not_share_what_changes() -> None:
         ([1.0, 1.0, 1.0], [1.0, 0.5], False, "1.33×", "faster so far"),  # over the two steps both have
         ([1.0], [1.08], False, "1.08×", "slower so far"),
         ([1.0], [1.001], False, "1.00×", "about the same speed so far"),
+        # Under 5 % nothing is called faster or slower.
+        ([1.04, 1.0], [1.0, 1.0], True, "1.02×", "about the same speed"),
+        ([1.0], [0.96], True, "1.04×", "about the same speed"),
+        ([1.0], [1.04], True, "0.96×", "about the same speed"),
+        ([1.0], [1.06], True, "1.06×", "slower"),
         ([1.0, 1.0], [0.5], True, "4.00×", "faster"),  # at the end: whole runs
     ],
 )
 def test_speedup_words(dense, sparse, finished, text, words) -> None:
     found = speedup(dense, sparse, names=NAMES, finished=finished)
     assert found is not None and (found["text"], found["words"]) == (text, words)
+
+
+def test_a_lane_s_time_per_step_is_the_median_and_one_whose_pattern_is_a_rule_selects_nothing() -> None:
+    *_, window = lanes_for(SparseDConfig(), ["sliding_window"])
+    view = LaneView(window, Canvas(4, decode, {END}), planned=plan(4, 2), backend="x", parallel=4, source=said())
+    assert view.snapshot("running")["phases"] == [["dense", 1, 2], ["sparse", 3, 4]]
+    for index, seconds in enumerate((0.1, 0.2, 0.3, 10.0)):
+        view.apply(step("sparse", index, 1, seconds).step)
+    shown = view.snapshot("running")
+    assert (shown["ms_per_step"], shown["ms_spread"]) == (250.0, [175.0, 2725.0])
+    assert view.phases == ["dense", "dense", "sparse", "sparse"]
 
 
 def test_there_is_no_factor_before_the_lane_is_sparse() -> None:

@@ -5,6 +5,7 @@ after an upgrade of gradio, says what to change in app/server/gradio_internals.p
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -108,3 +109,9 @@ def test_the_mcp_server_says_that_it_calls_and_hands_headers_on() -> None:
     assert f'"{internals.MADE_BY}": "mcp"' in source, f"gradio {gr.__version__} marks calls of its MCP server otherwise"
     handed_on = inspect.getsource(there(server, "_prepare_tool_call_args"))
     assert "request.headers" in handed_on, f"gradio {gr.__version__} does not hand the headers of an MCP client on"
+
+
+def test_the_button_that_shows_the_api_is_there() -> None:
+    assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    found = [script for script in assets.glob("Blocks-*.js") if "show-api" in script.read_text(encoding="utf-8")]
+    assert found and "button.show-api" in internals.SHOW_API
