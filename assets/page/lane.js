@@ -70,7 +70,9 @@
     const phases = el("ol", { class: "sd-phases", "aria-label": "Phases" });
     const step = el("dd", {});
     const elapsed = el("dd", {});
-    const pace = el("dd", {});
+    const paceMiddle = el("span", {});
+    const paceWithin = el("span", { class: "sd-within" });
+    const pace = el("dd", {}, paceMiddle, paceWithin);
     const rate = el("dd", {});
     const rows = el("dd", {});
     const fill = el("i", {});
@@ -226,8 +228,8 @@
 
     // The median, and half of what the middle half of the steps lies within.
     function drawPace({ ms_per_step: middle, ms_spread: spread }) {
-      const within = spread && `± ${milliseconds((spread[1] - spread[0]) / 2).replace(" ms", "")}`;
-      setText(pace, middle === null ? "–" : [milliseconds(middle), within].filter(Boolean).join(" "));
+      setText(paceMiddle, middle === null ? "–" : milliseconds(middle));
+      setText(paceWithin, spread ? ` ± ${milliseconds((spread[1] - spread[0]) / 2).replace(" ms", "")}` : "");
       const said = spread && `The median of its steps; the middle half took ${milliseconds(spread[0])} to ${milliseconds(spread[1])}.`;
       setAttribute(pace, "title", said || null);
     }

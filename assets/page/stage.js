@@ -4,6 +4,8 @@
 
   const { el, setText, setAttribute, setList, show, laneView } = window.sparsed.tools;
 
+  // A question of more characters takes two lines.
+  const LONG = 60;
   const BUSY = ["loading", "preparing", "waiting", "running"];
 
   // A replay in a file of its own has nobody to tell.
@@ -139,6 +141,7 @@
       setList(notes, value.notes);
       setText(about, value.question);
       setAttribute(about, "title", value.question);
+      setAttribute(aboutLine, "data-long", (value.question ?? "").length > LONG ? "" : null);
       show(aboutLine, Boolean(value.question));
       show(mode, Boolean(value.mode));
       setText(mode, value.mode ? value.mode.text : "");
