@@ -67,8 +67,8 @@
     }
     document.addEventListener("sparsed:asks", (event) => {
       asked = event.detail;
-      // A record is as good as asked for until the visitor asks for something else.
-      if (shown === null && source !== null) shown = asked;
+      // A record is as good as asked for until the visitor asks for something else; a page that settles is no visitor.
+      if (source !== null && (shown === null || !navigator.userActivation?.hasBeenActive)) shown = asked;
       drawOld();
     });
 
