@@ -300,7 +300,10 @@ def test_the_end_is_what_the_live_run_left(race) -> None:
         same = (*same, "speedup")
         assert [lane[name] for name in same] == [shown[name] for name in same]
         assert shown["phases"] == (lane["made"] if lane["finished"] else lane["ranges"])
-        assert lane["finished"] == run.finished and lane["phases"] == [step.phase for step in run.steps]
+        assert lane["finished"] == run.finished
+        # What follows a rule selects nothing: to the page that step is one more dense step.
+        ruled = run.attention.method == "streaming_llm"
+        assert lane["phases"] == ["dense" if ruled and s.phase == "select" else s.phase for s in run.steps]
         assert lane["ms"] == pytest.approx([1000 * step.seconds for step in run.steps], abs=1e-6)
     everything = all(run.finished for run in runs.values())
     assert (value["gold"] == "Ann.") == everything and (value["state"] == "done") == everything
@@ -368,7 +371,10 @@ def test_a_baseline_is_the_third_lane_and_is_called_by_its_pattern() -> None:
         assert known == [(DENSE, "full"), (SPARSE, "SparseD"), (BASELINE, "b")]
         value = replay_value(trace, judge=judge)
         assert [lane["label"] for lane in value["lanes"]] == ["Full attention", "SparseD", label]
-        assert value["lanes"][2]["ranges"] == value["lanes"][1]["ranges"]
+        assert value["lanes"][1]["ranges"] == [["dense", 1, 1], ["select", 2, 2], ["sparse", 3, 4]]
+        ruled = pattern in ("sliding_window", "streaming_llm")
+        selects = [["dense", 1, 2], ["sparse", 3, 4]] if ruled else value["lanes"][1]["ranges"]
+        assert value["lanes"][2]["ranges"] == selects
         # Its agreement is with full attention, and its own; the headline is SparseD's.
         two = replay_value(replace(trace, lanes={name: trace.lanes[name] for name in ("full", "SparseD")}), judge=judge)
         assert (value["speedup"], value["agreement"]) == (two["speedup"], two["agreement"])
@@ -436,5 +442,5 @@ def test_what_the_steps_computed_is_counted_over_the_record_s_masks() -> None:
             assert (after["pairs"] is None) == (pairs is None)
             assert pairs is None or after["pairs"] == pytest.approx(pairs, abs=0.01)
         seen.add((few, pairs is None, made.pattern.full_blocks > 0))
-    # The paper's, one whose answer's rows see all keys, and one with a cache.
-    assert {(False, False, False), (False, False, True), (True, True, False)} <= seen
+    # One without a cache, and one with it.
+    assert {(False, False, False), (True, True, False)} <= seen

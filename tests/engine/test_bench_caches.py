@@ -82,11 +82,11 @@ def test_a_run_put_together_takes_what_its_steps_take(tiny: Any, monkeypatch: py
     clock, forwards = [0.0], list[tuple[str, int]]()
     real = Predictor.logits
 
-    def logits(self: Any, canvas: Any, eligible: Any, attention: Any, rows: Any = ALL, store: Any = None) -> Any:
+    def logits(self: Any, canvas: Any, eligible: Any, attention: Any, rows: Any = ALL, *more: Any) -> Any:
         count = rows.count(132)
         forwards.append((attention.phase, count))
         clock[0] += {"dense": 100, "select": 130, "sparse": 40}[attention.phase] if count == 132 else count
-        return real(self, canvas, eligible, attention, rows, store)
+        return real(self, canvas, eligible, attention, rows, *more)
 
     monkeypatch.setattr(Predictor, "logits", logits)
     for module in ("denoising.run", "bench.rehearsal"):

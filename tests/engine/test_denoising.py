@@ -388,7 +388,7 @@ def test_notes_warn_before_the_run(tiny) -> None:
         ({"probe_steps": [16]}, "probe_steps must lie between 0 and 15, not 16"),
         ({"probe_steps": [-1]}, "probe_steps must lie between 0 and 15, not -1"),
         ({"probe_steps": [0], "attention": "dense"}, "a dense run selects no pattern"),
-        ({"sampler": SamplerConfig(block_length=7, steps=16)}, "gen_length / block_length = 5: 16 is not"),
+        ({"sampler": SamplerConfig(block_length=7, steps=4)}, "gen_length / block_length = 5: 4 is less"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(tiny, values, said) -> None:
