@@ -140,7 +140,11 @@ class Example(NamedTuple):
 
 # What to begin with, by what each teaches. Those whose question and length the engine has are shown.
 EXAMPLES = {
-    "Fast and right, fast and wrong": Example(
+    "With a cache": Example(
+        "two_hop", "1k", 2, "A cache makes steps over every row rare, and SparseD makes those cheaper.",
+        ("sparsed+refresh",),
+    ),
+    "What a window overlooks": Example(
         "chain3", "2k", 0,
         "SparseD and a sliding window keep as many blocks. One of them still finds the third document that it needs.",
         ("sliding_window",),
@@ -149,10 +153,6 @@ EXAMPLES = {
         "chain4", "1k", 0,
         "SparseD as published chooses its blocks before the fourth hop is known; with full generation rows it may.",
         ("full_rows",),
-    ),
-    "With a cache": Example(
-        "two_hop", "1k", 2, "A cache makes steps over every row rare, and SparseD makes those cheaper.",
-        ("sparsed+refresh",),
     ),
     "Who is older, at 4k": Example(
         "older", "4k", 4, "The longer the prompt, the more of a step is attention, and the more there is to save.",
