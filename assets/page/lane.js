@@ -39,11 +39,16 @@
     };
   }
 
+  // Every step of some ranges [phase, first, last], of which one that goes on has no last.
+  function stepsIn(ranges) {
+    return ranges.flatMap(([, from, to]) => Array.from({ length: (to ?? from) - from + 1 }, (_, i) => from + i));
+  }
+
   // [share of the progress bar, what happens there]: the switch, or each step that selects, where there are several.
   function marksOf(lane) {
     const ranges = lane.phases.filter(([name]) => name === "select");
     const last = lane.phases.at(-1);
-    const selects = ranges.flatMap(([, from, to]) => Array.from({ length: (to ?? from) - from + 1 }, (_, i) => from + i));
+    const selects = stepsIn(ranges);
     const sparse = lane.phases.find(([name]) => name === "sparse");
     const first = selects.length === 1 && last[1] > selects[0] ? selects[0] + 1 : sparse && sparse[1];
     const found = selects.length > 1
@@ -209,7 +214,7 @@
       if (ranges.length === 1) return last === null ? `from step ${first}` : first === last ? `step ${first}` : `steps ${first}–${last}`;
       if (name === most) return `the others from ${first}`;
       if (atMost) return `step ${first} and again`;
-      const steps = ranges.flatMap(([, from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
+      const steps = stepsIn(ranges);
       return steps.length <= MOST_NAMED ? `steps ${steps.join(", ")}` : `step ${first} and ${steps.length - 1} more`;
     }
 

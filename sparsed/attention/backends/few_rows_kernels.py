@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparsed.attention.backends.triton_kernels import _listed_rows, _listed_tile, take_in
+from sparsed.attention.backends.triton_kernels import listed_tile, take_in, take_in_part
 
 
 # What varies from step to step is not specialised for: a run never waits for a compiler in between.
@@ -116,20 +116,14 @@ def attend_listed_stretch(
         last = tl.load(index + end - 1, mask=end > first, other=0)
         whole = tl.where((end > first) & ((last + 1) * BLOCK > length), end - 1, end)
         for t in tl.range(first * (BLOCK // N), whole * (BLOCK // N), num_stages=STAGES):
-            k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
-            v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
+            k = listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
+            v = listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
             top, total, mixed = take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
         for t in tl.range(whole * (BLOCK // N), end * (BLOCK // N), num_stages=1):
-            key, there = _listed_rows(index, count, t, BLOCK, N)
-            there = there & (key < length)
-            if TMA:
-                k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
-                v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
-            else:
-                k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :], mask=there[:, None], other=0.0)
-                v = tl.load(V + key[:, None].to(tl.int64) * v_row + column[None, :], mask=there[:, None], other=0.0)
-            scores = tl.where(there[None, :], tl.dot(q, k.T, input_precision="ieee"), -float("inf"))
-            top, total, mixed = take_in(scores, v, top, total, mixed, scale)
+            top, total, mixed = take_in_part(
+                q, K, V, index, count, t, k_row, v_row, batch, key_head, length, top, total, mixed, scale,
+                BLOCK, N, D, TMA,
+            )
 
         place = (split * tl.num_programs(2) + which).to(tl.int64) * tiles * BLOCK + row
         tl.store(Mixed + place[:, None] * D + column[None, :], mixed)

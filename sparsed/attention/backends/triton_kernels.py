@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _listed_rows(index, count, t, BLOCK: tl.constexpr, N: tl.constexpr):
+def listed_rows(index, count, t, BLOCK: tl.constexpr, N: tl.constexpr):
     """Rows of tile t of a query block's list, and which of them the list really has."""
     column = tl.arange(0, N)
     if N > BLOCK:
@@ -28,7 +28,7 @@ def _listed_rows(index, count, t, BLOCK: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _listed_tile(
+def listed_tile(
     X, index, count, t, x_row, batch, head, BLOCK: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr
 ):
     """Tile t of the listed rows, [N, D]; all of them exist."""
@@ -36,7 +36,7 @@ def _listed_tile(
         start = tl.load(index + t * N // BLOCK) * BLOCK + (t * N) % BLOCK
         return X.load([batch, head, start, 0]).reshape(N, D)
     else:
-        row, _ = _listed_rows(index, count, t, BLOCK, N)
+        row, _ = listed_rows(index, count, t, BLOCK, N)
         return tl.load(X + row[:, None].to(tl.int64) * x_row + tl.arange(0, D)[None, :])
 
 
@@ -49,6 +49,25 @@ def take_in(scores, v, top, total, mixed, scale):
     total = total * shrink + tl.sum(weights, 1)
     mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
     return higher, total, mixed
+
+
+@triton.jit
+def take_in_part(
+    q, K, V, index, count, t, k_row, v_row, batch, head, length, top, total, mixed, scale,
+    BLOCK: tl.constexpr, N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """`take_in` of tile t of the listed rows, of which some are beyond the list's end or the sequence's."""
+    key, there = listed_rows(index, count, t, BLOCK, N)
+    there = there & (key < length)
+    if TMA:
+        k = listed_tile(K, index, count, t, k_row, batch, head, BLOCK, N, D, TMA)
+        v = listed_tile(V, index, count, t, v_row, batch, head, BLOCK, N, D, TMA)
+    else:
+        column = tl.arange(0, D)
+        k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :], mask=there[:, None], other=0.0)
+        v = tl.load(V + key[:, None].to(tl.int64) * v_row + column[None, :], mask=there[:, None], other=0.0)
+    scores = tl.where(there[None, :], tl.dot(q, k.T, input_precision="ieee"), -float("inf"))
+    return take_in(scores, v, top, total, mixed, scale)
 
 
 @triton.jit
@@ -95,21 +114,15 @@ def block_sparse_forward(
         tiles = count * (BLOCK // N)
         whole = tl.where(partial, tl.maximum(tiles - BLOCK // N, 0), tiles)
     for t in tl.range(0, whole, num_stages=STAGES):
-        k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
-        v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
+        k = listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
+        v = listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
         top, total, mixed = take_in(tl.dot(q, k.T, input_precision="ieee"), v, top, total, mixed, scale)
     for t in tl.range(whole, tiles, num_stages=1):
-        key, there = _listed_rows(index, count, t, BLOCK, N)
-        there = there & (key < k_length)
-        if TMA:
-            k = _listed_tile(K, index, count, t, k_row, batch, key_head, BLOCK, N, D, TMA)
-            v = _listed_tile(V, index, count, t, v_row, batch, key_head, BLOCK, N, D, TMA)
-        else:
-            k = tl.load(K + key[:, None].to(tl.int64) * k_row + column[None, :], mask=there[:, None], other=0.0)
-            v = tl.load(V + key[:, None].to(tl.int64) * v_row + column[None, :], mask=there[:, None], other=0.0)
-        scores = tl.where(there[None, :], tl.dot(q, k.T, input_precision="ieee"), -float("inf"))
         # A tile without any key follows one of the same block that has some, so `top` is finite by then.
-        top, total, mixed = take_in(scores, v, top, total, mixed, scale)
+        top, total, mixed = take_in_part(
+            q, K, V, index, count, t, k_row, v_row, batch, key_head, k_length, top, total, mixed, scale,
+            BLOCK, N, D, TMA,
+        )
 
     # A query block that keeps nothing gives zeros.
     out = mixed / tl.where(total > 0, total, 1.0)[:, None]
