@@ -81,22 +81,24 @@ def forward_of(model: Model) -> Forward:
 
 def hidden_rows(network: Any, ids: Tensor, pass_: Pass) -> Tensor:
     """The last hidden states [m, width] of the wanted positions."""
-    rows = pass_.rows
+    rows, graphs = pass_.rows, pass_.graphs
     # Inside the network a row is one that is computed.
     places = rows.places(pass_.wanted, *ids.shape)
+    # Captured work is kept by the graphs, and must not keep them.
+    alone = replace(pass_, graphs=None)
 
     def forward(few: Tensor, computed: Rows, wanted: Tensor) -> Tensor:
-        inside = replace(pass_, rows=computed, wanted=wanted)
+        inside = replace(alone, rows=computed, wanted=wanted)
         hidden: Tensor = network.model(
             input_ids=few, position_ids=computed.positions, use_cache=False, pass_=inside
         ).last_hidden_state
         return hidden
 
     # Block lists differ from step to step; all keys do not.
-    if pass_.graphs is None or rows.positions is None or pass_.attention.phase != "dense":
+    if graphs is None or rows.positions is None or alone.attention.phase != "dense":
         return forward(rows.of(ids), rows, places)
     every = torch.arange(len(ids) * rows.positions.shape[1], device=ids.device)
-    return pass_.graphs.hidden(
+    return graphs.hidden(
         lambda few, positions: forward(few, Rows(positions), every), rows.of(ids), rows.positions
     )[places]
 

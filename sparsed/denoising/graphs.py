@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # Hidden states [batch · n, width] of ids int64 [batch, n] at positions int64 [1 or batch, n].
 FewRows = Callable[[Tensor, Tensor], Tensor]
-# Work without arguments → what does it again, into the same result.
+# Work without arguments → what does it again, into the same result, from the same memory: see `_Captured.work`.
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 # Forwards of a shape before it is captured. Where every step has other numbers of rows (dKV-Cache), none is worth it.
@@ -28,6 +29,7 @@ _SEEN_BEFORE = 2
 class _Captured:
     ids: Tensor
     positions: Tensor
+    work: Callable[[], Tensor]  # kept, for a graph reads the memory of tensors made before it, and does not hold them
     again: Callable[[], Tensor]
 
 
@@ -54,8 +56,9 @@ class StepGraphs:
             if self._failed or self._seen[shape] <= _SEEN_BEFORE:
                 return forward(ids, positions)
             mine = ids.clone(), positions.clone()
+            work = partial(forward, *mine)
             try:
-                captured = _Captured(*mine, self._capture(lambda: forward(*mine)))
+                captured = _Captured(*mine, work, self._capture(work))
             except RuntimeError as error:
                 # A library below cannot be captured on this machine: the run goes on, slower.
                 self._failed = True

@@ -1,7 +1,7 @@
 """Steps of few rows that are captured once and replayed: the same tokens, by the same work in the same places.
 
 A stand-in captures here what CUDA graphs capture on a GPU (tests/gpu): it does the work again, on the tensors that the
-work was given when it was captured, into the result of that time.
+work was given when it was captured, into the result of that time. As a graph it holds none of them itself.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class Replays:
 
     def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self.captured += 1
-        out = work().clone()
+        out, held = work().clone(), weakref.ref(work)
 
         def again() -> Tensor:
             self.replayed += 1
-            return out.copy_(work())
+            kept = held()
+            assert kept is not None, "what the graph reads is gone"
+            return out.copy_(kept())
 
         return again
 
