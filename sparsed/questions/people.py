@@ -10,7 +10,7 @@ from sparsed.questions.pieces import joined, render
 
 FEWEST_CHOICES = 3
 """An open question has at least so many right answers."""
-FAVOUR = 0.6
+FAVOUR = 0.3
 """In an open question's examples each person is chosen so many times as often as the one before in alphabetical order.
 
 Were all chosen alike, what is most likely at one place of the answer would say nothing about what is at another, and a

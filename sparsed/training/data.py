@@ -36,8 +36,8 @@ TURN_KINDS = {
     "arithmetic": 0.028,
     "chain3": 0.06,
     "chain4": 0.12,
-    "open": 0.22,
-    "list": 0.20,
+    "open": 0.26,
+    "list": 0.24,
 }
 """Shares of the kinds among the turns of a row, before those are drawn again that its documents do not allow.
 

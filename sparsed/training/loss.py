@@ -45,8 +45,10 @@ def hidden_states(
 def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Mask a batch as the diffusion process would.
 
-    Every canvas draws its own way of masking: all of it (a share of `recipe.whole`), a span (`recipe.span`), or each
-    token with a probability drawn from U(0, 1). On half of the rows up to 12 % of the given text is masked as well.
+    Every canvas draws its own way of masking: all of it (a share of `recipe.whole`), a span (`recipe.span`), as a
+    semi-autoregressive block leaves it (`recipe.block`: what stands before the block is there, what stands behind it is
+    masked), or each token with a probability drawn from U(0, 1), as within that block. On half of the rows up to 12 % of
+    the given text is masked as well.
 
     Returns:
         Loss weights float32 [rows, length] (0 where nothing is masked) and the masked ids int64 [rows, length].
@@ -61,11 +63,12 @@ def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> 
     high = low + 1 + draw[..., 3].gather(1, turns) * (64 - low)
     uniform = torch.rand(rows, length, device=device) < ratio
     span = (offsets >= low) & (offsets < high)
-    canvas = turns > 0
-    partly = torch.where(way < recipe.whole + recipe.span, span, uniform)
-    hide = canvas & ((way < recipe.whole) | partly)
+    block = (span & uniform) | (offsets >= high)
+    spans, blocks = recipe.whole + recipe.span, recipe.whole + recipe.span + recipe.block
+    partly = torch.where(way < spans, span, torch.where(way < blocks, block, uniform))
+    hide = (turns > 0) & ((way < recipe.whole) | partly)
     share = 0.12 * torch.rand(rows, 1, device=device) * (torch.rand(rows, 1, device=device) < 0.5)
-    given = ~canvas & (ids >= len(SPECIAL_TOKENS)) & (torch.rand(rows, length, device=device) < share)
+    given = (turns == 0) & (ids >= len(SPECIAL_TOKENS)) & (torch.rand(rows, length, device=device) < share)
     is_end = ids == end
     later_end = is_end & F.pad(is_end[:, :-1], (1, 0))
     weights = hide * torch.where(later_end, recipe.end_weight, 1.0) + given * recipe.prompt_weight

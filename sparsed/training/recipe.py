@@ -57,7 +57,8 @@ class Recipe:
         tokens: tokens per process and step.
         end_weight: loss weight of end tokens after the first.
         prompt_weight: loss weight of masked prompt tokens.
-        whole, span: shares of the answers that are masked wholly, and in one span.
+        whole, span, block: shares of the answers that are masked wholly, in one span, and as a semi-autoregressive
+            block leaves them.
     """
 
     seconds: float = 600.0
@@ -68,8 +69,9 @@ class Recipe:
     weight_decay: float = 0.0
     end_weight: float = 0.15
     prompt_weight: float = 0.15
-    whole: float = 0.35
-    span: float = 0.2
+    whole: float = 0.25
+    span: float = 0.1
+    block: float = 0.4
     seed: int = 0
 
 

@@ -309,7 +309,7 @@ def test_the_example_of_an_open_question_is_mostly_the_first_in_the_alphabet_and
             chosen.setdefault(frozenset(answers), Counter())[answers[0]] += 1
     assert len(chosen) >= 2
     for answers_, counted in chosen.items():
-        total, weights = sum(counted.values()), [0.6**place for place in range(len(answers_))]
+        total, weights = sum(counted.values()), [0.3**place for place in range(len(answers_))]
         for answer, weight in zip(sorted(answers_), weights, strict=True):
             share = weight / sum(weights)
             assert abs(counted[answer] / total - share) < 4 * (share * (1 - share) / total) ** 0.5
