@@ -1,8 +1,8 @@
 """Makes the pictures of README from a real run: `python -m app.tools.screenshots [--length 4k]`.
 
-Starts the page, runs one race in a headless Chromium, and writes to assets/pictures/: screenshot-light.png (in the
-middle of the run), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a
-Chromium.
+Writes to assets/pictures/ race.webp, the race that a fresh page plays as an animation; then starts the page, runs one race
+in a headless Chromium, and writes screenshot-light.png (in the middle of the run), screenshot-dark.png and
+screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from urllib.parse import quote
 
 from playwright.sync_api import Browser, FloatRect, Page
 
+from app.engine.local import SparsedEngine
+from app.finished.animation import to_animation
+from app.finished.run import OPENING
 from app.tools.browser import chromium
+from sparsed import trace
 from sparsed.edge import go_on, program
 from sparsed.files import check, write
 
@@ -41,8 +45,15 @@ def _photograph(arguments: list[str] | None) -> None:
     given = parser.parse_args(arguments)
     go_on()
     check(given.out / "screenshot-light.png", "--out")
+    animate(given.out / "race.webp")
     with served(given.port) as address, chromium() as browser:
         take(browser, address, given)
+
+
+def animate(path: Path) -> None:
+    """The opening race, as the page's own download of it, with what is right and wrong."""
+    to_animation(trace.load(OPENING), path, width=1280, seconds=14, judge=SparsedEngine().verdict)
+    print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
 @contextmanager
