@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsed.attention.pattern import Pattern as Pattern
     from sparsed.denoising import denoise as denoise
     from sparsed.denoising import generate as generate
+    from sparsed.denoising.own_loop import OwnLoop as OwnLoop
     from sparsed.denoising.run import Run as Run
     from sparsed.denoising.step import Result as Result
     from sparsed.denoising.step import Step as Step
@@ -39,6 +40,7 @@ __all__ = [
     "CacheConfig",
     "LayerPattern",
     "Model",
+    "OwnLoop",
     "Pattern",
     "Result",
     "Run",
@@ -54,6 +56,7 @@ _LAZY = {
     "BlockLayout": "sparsed.attention.layout",
     "LayerPattern": "sparsed.attention.pattern",
     "Pattern": "sparsed.attention.pattern",
+    "OwnLoop": "sparsed.denoising",
     "Result": "sparsed.denoising",
     "Run": "sparsed.denoising",
     "Step": "sparsed.denoising",

@@ -1,7 +1,7 @@
 """Makes the pictures of README from a real run: `python -m app.tools.screenshots [--length 4k]`.
 
-Writes to assets/pictures/ race.webp, the race that a fresh page plays as an animation; then starts the page, runs one race
-in a headless Chromium, and writes screenshot-light.png (in the middle of the run), screenshot-dark.png and
+Writes to assets/pictures/ race.webp, the race that a fresh page plays as an animation; then starts the page, runs one
+race in a headless Chromium, and writes screenshot-light.png (in the middle of the run), screenshot-dark.png and
 screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
 """
 

@@ -24,8 +24,9 @@ from sparsed.config import (
     Phase,
     ResolvedSampler,
     SamplerConfig,
+    as_attention,
 )
-from sparsed.denoising import attention_of, denoise
+from sparsed.denoising import denoise
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.plan import plan_of
 from sparsed.denoising.run import Run
@@ -104,7 +105,7 @@ def work_in_runs(
     every, rows = length + sampler.gen_length, 0
     for total in totals or [sampler.steps]:
         for given, cache in lanes_of(attention, caches):
-            resolved = attention_of(given).resolve(every)
+            resolved = as_attention(given).resolve(every)
             steps = plan_of(replace(sampler, steps=total), resolved, cache.resolve(), length)
             if total == sampler.steps:
                 rows += sum(step.rows for step in steps)

@@ -186,6 +186,17 @@ FULL_ATTENTION = AttentionConfig("dense")
 SparseDConfig = partial(AttentionConfig, "sparsed")
 
 
+def as_attention(asked: AttentionConfig | Literal["dense"] | None) -> AttentionConfig:
+    """What a caller of the package may write for an attention, as the one type behind its doors. Raises ValueError."""
+    if asked is None:
+        return SparseDConfig()
+    if asked == "dense":
+        return FULL_ATTENTION
+    if not isinstance(asked, AttentionConfig):
+        raise ValueError(f"attention must be a SparseDConfig or 'dense', not {asked!r}.")
+    return asked
+
+
 def same_importances(one: AttentionConfig, two: AttentionConfig) -> bool:
     """Whether the select steps of two runs of one prompt see the same importances: until then both did the same.
 

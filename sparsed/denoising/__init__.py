@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig, check_keys
+from sparsed.config import AttentionConfig, CacheConfig, SamplerConfig, as_attention, check_keys
+from sparsed.denoising.own_loop import OwnLoop
 from sparsed.denoising.plan import patterns_apart
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
@@ -17,7 +18,7 @@ from sparsed.denoising.step import Result, Step
 if TYPE_CHECKING:
     from sparsed.models.model import Model
 
-__all__ = ["Result", "Run", "Step", "denoise", "generate"]
+__all__ = ["OwnLoop", "Result", "Run", "Step", "denoise", "generate"]
 
 
 def denoise(
@@ -55,7 +56,7 @@ def denoise(
     for step in probes:
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < settings.steps:
             raise ValueError(f"probe_steps must lie between 0 and {settings.steps - 1}, not {step!r}.")
-    asked = attention_of(attention)
+    asked = as_attention(attention)
     if asked.dense and probes:
         raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
     resolved = asked.resolve(ids.shape[1] + settings.gen_length)
@@ -95,14 +96,3 @@ def generate(
         chat=chat,
     )
     return run.result()
-
-
-def attention_of(asked: AttentionConfig | Literal["dense"] | None) -> AttentionConfig:
-    """What the callers of this package may write for an attention, as the one type behind this door."""
-    if asked is None:
-        return SparseDConfig()
-    if asked == "dense":
-        return FULL_ATTENTION
-    if not isinstance(asked, AttentionConfig):
-        raise ValueError(f"attention must be a SparseDConfig or 'dense', not {asked!r}.")
-    return asked

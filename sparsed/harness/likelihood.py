@@ -24,8 +24,8 @@ from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.state import RunAttention
-from sparsed.config import AttentionConfig, Phase, ResolvedSampler, SamplerConfig
-from sparsed.denoising import attention_of, denoise
+from sparsed.config import AttentionConfig, Phase, ResolvedSampler, SamplerConfig, as_attention
+from sparsed.denoising import denoise
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import speed_only
 from sparsed.denoising.predictor import Predictor
@@ -132,7 +132,7 @@ def log_likelihoods(
         raise ValueError(f"The number of Monte-Carlo draws must be a whole number of at least 1, not {draws!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    attention = attention_of(attention)
+    attention = as_attention(attention)
     for index, (_context, answer) in enumerate(pairs):
         if not answer:
             yield index, Likelihood(0.0, greedy)

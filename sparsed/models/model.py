@@ -150,7 +150,7 @@ class Model:
         if isinstance(prompt, Tensor):
             if chat:
                 raise ValueError("Token ids are used exactly as they are: a chat template cannot be asked for.")
-            return self._check_ids(prompt).to(self.device, torch.int64)
+            return self._check_prompt(prompt).to(self.device, torch.int64)
         if chat and not self.chat:
             raise ValueError(f"{self.label} has no chat template: its tokenizer comes with none.")
         if isinstance(prompt, str):
@@ -194,7 +194,10 @@ class Model:
         assert isinstance(text, str)
         return text
 
-    def _check_ids(self, ids: Tensor) -> Tensor:
+    def check_tokens(self, ids: Tensor) -> Tensor:
+        """Token ids as [batch, length]; [length] is a batch of one. Raises ValueError for none, for another shape or
+        dtype, and for ids outside the vocabulary.
+        """
         if ids.dtype not in _ID_DTYPES or ids.ndim not in (1, 2):
             raise ValueError(
                 f"Token ids must be whole numbers of shape [length] or [batch, length], not {ids.dtype} "
@@ -206,9 +209,13 @@ class Model:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocabulary:
             raise ValueError(f"Token ids must lie between 0 and {vocabulary - 1}, not {low if low < 0 else high}.")
+        return ids if ids.ndim == 2 else ids[None]
+
+    def _check_prompt(self, ids: Tensor) -> Tensor:
+        ids = self.check_tokens(ids)
         if (masks := (ids == self.mask_id).nonzero()).numel():
             raise ValueError(
                 f"The token ids hold the mask token {self.mask_id} at position {int(masks[0, -1])}: masks inside a "
                 f"prompt are not filled; only what follows it is generated."
             )
-        return ids if ids.ndim == 2 else ids[None]
+        return ids

@@ -47,8 +47,8 @@ def mask_rows(batch: dict[str, Tensor], mask: int, end: int, recipe: Recipe) -> 
 
     Every canvas draws its own way of masking: all of it (a share of `recipe.whole`), a span (`recipe.span`), as a
     semi-autoregressive block leaves it (`recipe.block`: what stands before the block is there, what stands behind it is
-    masked), or each token with a probability drawn from U(0, 1), as within that block. On half of the rows up to 12 % of
-    the given text is masked as well.
+    masked), or each token with a probability drawn from U(0, 1), as within that block. On half of the rows up to 12 %
+    of the given text is masked as well.
 
     Returns:
         Loss weights float32 [rows, length] (0 where nothing is masked) and the masked ids int64 [rows, length].
