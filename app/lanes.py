@@ -15,8 +15,10 @@ from sparsed.config import (
     CACHE_LABELS,
     DEFAULT_CACHE_REFRESH,
     FULL_ATTENTION,
+    LONG_SEQUENCE,
     METHOD_LABELS,
     NO_CACHE,
+    RECOMMENDED,
     AttentionConfig,
     CacheConfig,
     Phase,
@@ -71,6 +73,15 @@ def label_of(attention: AttentionConfig, cache: ResolvedCache = NO_CACHE) -> str
     return f"{label} + {', '.join((CACHE_LABELS[cache.method], *every, *keys))}"
 
 
+def is_recommended(attention: AttentionConfig) -> bool:
+    """Is it the setting that is recommended here, for short sequences or for long ones?"""
+    if attention.method != RECOMMENDED.method:
+        return False
+    # Two settings change no answer.
+    asked = replace(attention, keep_importance=False, on_no_gain="sparse")
+    return any(asked.resolve(length) == RECOMMENDED.resolve(length) for length in (0, LONG_SEQUENCE))
+
+
 @dataclass(frozen=True)
 class LaneSpec:
     """A lane of a race, before it is run."""
@@ -108,6 +119,8 @@ class LaneSpec:
     @property
     def whose(self) -> str:
         """Whose it is, in a few words; "" for full attention and baselines."""
+        if self.cache is None and is_recommended(self.attention):
+            return "ours, recommended"
         if additions(self.attention) or (self.cache is not None and self.cache.method == "refresh"):
             return "ours"
         if self.cache is not None:
@@ -259,6 +272,7 @@ FURTHER = {
 # Choices of further lanes that say something together, by what a button says.
 PRESETS: dict[str, tuple[str, ...]] = {
     "SparseD against full attention": (),
+    "SparseD, published and recommended": (OTHER_ROWS,),
     "SparseD + cache": ("sparsed+refresh",),
     "The paper’s table": ("sliding_window", "streaming_llm", "dense+delayed", "dense+dual"),
 }

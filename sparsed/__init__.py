@@ -15,7 +15,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sparsed.config import METHOD_LABELS, METHODS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.config import (
+    METHOD_LABELS,
+    METHODS,
+    RECOMMENDED,
+    AttentionConfig,
+    CacheConfig,
+    SamplerConfig,
+    SparseDConfig,
+)
 
 if TYPE_CHECKING:
     from sparsed.attention.layout import BlockLayout as BlockLayout
@@ -35,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "METHOD_LABELS",
+    "RECOMMENDED",
     "AttentionConfig",
     "BlockLayout",
     "CacheConfig",

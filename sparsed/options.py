@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from typing import Any
 
-from sparsed.config import FULL_ATTENTION, AttentionConfig, CacheConfig, SamplerConfig
+from sparsed.config import FULL_ATTENTION, PRESETS, AttentionConfig, CacheConfig, SamplerConfig
 
 # The rows of the configs by name.
 SAMPLER = {row.name: row for row in fields(SamplerConfig)}
@@ -27,6 +27,14 @@ def add_attention_options(parser: argparse._ActionsContainer, without: Collectio
     _add(parser, {name: row for name, row in ATTENTION.items() if name not in without})
 
 
+def add_preset_option(parser: argparse._ActionsContainer) -> None:
+    """--preset: what the options of attention that are not given are, one of PRESETS."""
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), default=next(iter(PRESETS)), help="what is not said otherwise: SparseD as "
+        "published (default), or as recommended here, with --generation-rows full",
+    )  # fmt: skip
+
+
 def add_cache_options(parser: argparse._ActionsContainer, several: bool = False) -> None:
     """--cache, --cache-refresh …; what is not given is None, as above. several: --cache takes a list of methods."""
     _add(parser, CACHE, lists={"cache"} if several else ())
@@ -38,11 +46,12 @@ def sampler_of(options: argparse.Namespace) -> SamplerConfig:
 
 
 def attention_of(options: argparse.Namespace) -> AttentionConfig:
-    """Full attention needs no other setting, and leaves those given unread, which `without_effect` can say. Raises
-    ValueError as above.
+    """What is given, and the rest as `add_preset_option` says. Full attention needs no other setting, and leaves those
+    given unread, which `without_effect` can say. Raises ValueError as above.
     """
     given = _given(options, ATTENTION)
-    return FULL_ATTENTION if given.get("method") == "dense" else AttentionConfig(**given)
+    usual = PRESETS[getattr(options, "preset", next(iter(PRESETS)))]
+    return FULL_ATTENTION if given.get("method") == "dense" else replace(usual, **given)
 
 
 def cache_of(options: argparse.Namespace) -> CacheConfig:

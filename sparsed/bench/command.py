@@ -31,6 +31,7 @@ from sparsed.options import (
     SAMPLER,
     add_attention_options,
     add_cache_options,
+    add_preset_option,
     add_sampler_options,
     attention_of,
     caches_of,
@@ -230,13 +231,13 @@ def _key_before(options: argparse.Namespace, about: dict[str, Any], device: torc
     but the weights and what their defaults make of the sampler.
     """
     facts = ("cpu", "gpu", "torch") if device.type == "cuda" else ("cpu", "threads", "cpu_capability", "torch")
-    launch = Launch.here()
+    launch, attention = Launch.here(), attention_of(options)
     sampler = {name: value for name in SAMPLER if (value := getattr(options, name)) is not None}
     sampler.pop("gen_length", None)  # it may be rounded up
     return {
         **{name: getattr(options, name) for name in SETTINGS},
         "sampler": sampler,
-        "attention": {name: getattr(options, name) for name in ATTENTION if name != "method"},
+        "attention": {name: getattr(attention, name) for name in ATTENTION if name != "method"},
         "device": device.type,
         "fuses": can_fuse(device) and not options.no_fuse,
         "processes of one model": launch.size if launch.kind == "tensor" else 1,
@@ -271,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-seed", type=int, default=0, help="which of the built prompts")
     add_sampler_options(parser.add_argument_group("sampler (default: 64 steps, else the model's own)"))
     group = parser.add_argument_group("SparseD (default: skip 0.2, select 0.3, attention block size 128)")
+    add_preset_option(group)
     add_attention_options(group, without=["method"])
     add_cache_options(
         parser.add_argument_group("caches (default: none): each makes two lanes, with full attention and with SparseD"),

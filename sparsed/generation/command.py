@@ -23,6 +23,7 @@ from sparsed.options import (
     ATTENTION,
     add_attention_options,
     add_cache_options,
+    add_preset_option,
     add_sampler_options,
     attention_of,
     cache_of,
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     options = parser.parse_args(argv)
     given = given_of(parser, options)
     if options.method == "dense":
-        _notes(without_effect(given, {*ATTENTION, "backend"} - {"method"}, "full attention has no such setting."))
+        sparse = {*ATTENTION, "backend", "preset"} - {"method"}
+        _notes(without_effect(given, sparse, "full attention has no such setting."))
     if options.prompt not in LENGTHS:
         _notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompt is a text of your own."))
     if options.prompt.isdecimal():
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sampler_options(group)
 
     group = parser.add_argument_group("attention (default: SparseD as published for the length)")
+    add_preset_option(group)
     add_attention_options(group)
     add = group.add_argument
     add("--origin", "--dense", dest="method", action="store_const", const="dense", help="the same as --method dense")

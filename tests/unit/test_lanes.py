@@ -22,6 +22,7 @@ from app.lanes import (
     PRESETS,
     LaneSpec,
     headline,
+    is_recommended,
     lanes_for,
     lanes_of,
     reference,
@@ -36,6 +37,7 @@ from sparsed.config import (
     CACHES,
     FULL_ATTENTION,
     METHOD_LABELS,
+    RECOMMENDED,
     AttentionConfig,
     CacheConfig,
     SamplerConfig,
@@ -77,16 +79,35 @@ def test_a_label_tells_what_is_added_to_the_paper_s_and_whose_that_is() -> None:
         {"generation_rows": "full", "refresh": 16},
     ]  # fmt: skip
     told = [(lane.label, lane.whose, lane.method) for one in settings for lane in lanes_of([SparseDConfig(**one)])]
-    paper, ours = "the paper’s", "ours"
+    paper, ours, best = "the paper’s", "ours", "ours, recommended"
     assert told == [
         ("SparseD", paper, "SparseD"), ("SparseD", paper, "SparseD"),
-        ("SparseD, full generation rows", ours, "SparseD"), ("SparseD, refresh 8", ours, "SparseD"),
+        ("SparseD, full generation rows", best, "SparseD"), ("SparseD, refresh 8", ours, "SparseD"),
         ("SparseD, full generation rows, refresh 16", ours, "SparseD"),
     ]  # fmt: skip
     # A baseline is nobody's of the two, until something of ours is added to it.
     window, more = lanes_of([AttentionConfig("sliding_window"), AttentionConfig("random", refresh=4)])
     assert (window.whose, more.label, more.whose) == ("", "Random blocks, refresh 4", ours)
     assert lanes_of([FULL_ATTENTION])[0].whose == ""
+
+
+def test_the_recommended_lane_is_the_one_with_its_settings_and_no_other() -> None:
+    for length in (300, 3999, 4000, 70_000):
+        for resolved in (False, True):
+            attention = SparseDConfig(skip=0.2, generation_rows="full", keep_importance=True)
+            assert lanes_of([attention.resolve(length) if resolved else attention])[0].whose == "ours, recommended"
+    assert is_recommended(RECOMMENDED) and not is_recommended(SparseDConfig()) and not is_recommended(FULL_ATTENTION)
+    for other in (
+        {"skip": 0.05}, {"select": 0.2}, {"block_size": 64}, {"select": 0.5, "block_size": 128}, {"refresh": 8},
+        {"isolated": False}, {"reuse": False}, {"selection": "reference"}, {"method": "random"},
+    ):  # fmt: skip
+        lane = lanes_of([replace(RECOMMENDED, **other)])[0]
+        assert lane.whose == "ours" and lane.resolve(5000).whose == "ours", other
+    # With a cache it is another lane.
+    assert lanes_of([RECOMMENDED], [CacheConfig("dual").resolve()])[0].whose == "ours"
+    assert FURTHER[OTHER_ROWS] == "SparseD, full generation rows · ours, recommended"
+    (preset,) = (further for name, further in PRESETS.items() if "recommended" in name)
+    assert [lane.whose for lane in lanes_for(SparseDConfig(), preset)] == ["", "the paper’s", "ours, recommended"]
 
 
 @pytest.mark.parametrize("resolved", [False, True])
@@ -113,7 +134,7 @@ def test_every_lane_on_offer_says_what_it_is_and_whose_and_stands_where_a_record
     cached = {f"{method}+{cache}" for method in ("dense", "sparsed") for cache in CACHES if cache != "none"}
     assert set(FURTHER) == {OTHER_ROWS, *baselines, *cached}
     whose = {"dense+dual": "as published", "dense+refresh": "ours", "sparsed+dual": "our combination"}
-    whose |= {"sparsed+refresh": "ours", OTHER_ROWS: "ours", "random": ""}
+    whose |= {"sparsed+refresh": "ours", OTHER_ROWS: "ours, recommended", "random": ""}
     for name, said in whose.items():
         lane = lanes_for(SparseDConfig(), [name])[2]
         assert (lane.whose, lane.key) == (said, name if "+" in name else "baseline")

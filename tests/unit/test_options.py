@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparsed import METHODS, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed import METHODS, RECOMMENDED, AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed.bench.command import _parser as bench_parser
+from sparsed.config import PRESETS
 from sparsed.generation.command import _parser
 from sparsed.options import ATTENTION, CACHE, SAMPLER, attention_of, cache_of, sampler_of
 
@@ -76,3 +78,19 @@ def test_full_attention_has_no_settings_and_sparsed_is_one_type_with_the_rest() 
         AttentionConfig("dense", skip=0.2)
     assert type(SparseDConfig(0.1)) is AttentionConfig
     assert SparseDConfig(0.1) == AttentionConfig("sparsed", skip=0.1)
+
+
+def test_a_preset_is_what_is_not_said_otherwise() -> None:
+    assert attention_of(parsed("--preset", "published")) == SparseDConfig()
+    assert attention_of(parsed("--preset", "recommended")) == RECOMMENDED == SparseDConfig(generation_rows="full")
+    said = parsed("--preset", "recommended", "--skip", "0.1", "--select", "0.4")
+    assert attention_of(said) == SparseDConfig(0.1, 0.4, generation_rows="full")
+    # What is said wins over the preset, wherever it stands.
+    for words in (("--generation-rows", "pattern", "--preset", "recommended"), ("--preset", "recommended")):
+        wanted = {"generation_rows": "pattern"} if "pattern" in words else {"generation_rows": "full"}
+        assert attention_of(parsed(*words)) == SparseDConfig(**wanted)
+    assert attention_of(parsed("--preset", "recommended", "--method", "dense")) == AttentionConfig("dense")
+    for name, attention in PRESETS.items():
+        assert attention_of(bench_parser().parse_args(["--preset", name])) == attention
+    with pytest.raises(SystemExit):
+        parsed("--preset", "ours")
