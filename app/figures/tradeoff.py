@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.figures.base import Figure, base_layout, empty
+from app.figures.own_run import Mark, room_for, with_marks
 from app.figures.palette import GRID, LANES, MUTED, STRONG, LaneStyle
 from app.figures.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, Ranges, markers, names
 from app.figures.shared import View, title_of
@@ -68,7 +69,12 @@ def lengths_of(summary: Mapping[str, Any], measured: bool = False) -> list[str]:
 
 
 def tradeoff(
-    summary: Mapping[str, Any], length: str | Sequence[str], measured: bool = False, width: int = WIDTH
+    summary: Mapping[str, Any],
+    length: str | Sequence[str],
+    measured: bool = False,
+    width: int = WIDTH,
+    recommended: str | None = None,
+    marks: Sequence[Mark] = (),
 ) -> View:
     """How many answers are right, with their Wilson interval, against how fast they are, full attention being 1.
 
@@ -78,30 +84,40 @@ def tradeoff(
     hover.
 
     At one length the colours are families of attention, markers with a cache are open, the band is within 1 point of
-    full attention, and rings are around SparseD as published and what `recommend` finds (by executed cost and without
-    caches, either way). At several (MOST_LENGTHS at most, each once) the colours are lengths, the symbols caches, those
-    of full attention open; and a line leads for each length from full attention along those methods that no other one
-    there beats in both, speed and accuracy.
+    full attention, and rings are around SparseD as published and what is recommended: that method, or what `recommend`
+    finds (by executed cost and without caches, either way). marks: the lanes of a run of one's own, drawn below. At
+    several (MOST_LENGTHS at most, each once) the colours are lengths, the symbols caches, those of full attention open;
+    and a line leads for each length from full attention along those methods that no other one there beats in both,
+    speed and accuracy.
     """
     lengths = [length] if isinstance(length, str) else list(length)
     speed = "measured_speed" if measured else "speed"
-    rows = {one: [row for row in _distinct(summary, one) if row.get(speed) is not None] for one in lengths}
+    rows = {one: [row for row in distinct(summary, one) if row.get(speed) is not None] for one in lengths}
     for one, own in rows.items():
         if not any(row["method"] != "dense" for row in own):
             said = f"No setting has a known speed at {one}."
             return View(empty(said), said)
     how = "seconds of the steps" if measured else "operations executed"
     if len(lengths) == 1:
-        return _families(summary, lengths[0], rows[lengths[0]], speed, how, width)
+        if recommended is None and (best := recommend(summary, lengths[0])) is not None:
+            recommended = best.method
+        view = _families(summary, lengths[0], rows[lengths[0]], speed, how, width, recommended, marks)
+        return with_marks(view, marks)
     return _curves(rows, speed, how, width)
 
 
 def _families(
-    summary: Mapping[str, Any], length: str, rows: Sequence[Mapping[str, Any]], speed: str, how: str, width: int
+    summary: Mapping[str, Any],
+    length: str,
+    rows: Sequence[Mapping[str, Any]],
+    speed: str,
+    how: str,
+    width: int,
+    best_method: str | None,
+    marks: Sequence[Mark],
 ) -> View:
-    """The methods of one length."""
-    best, as_published = recommend(summary, length), published(summary)
-    best_method = None if best is None else best.method
+    """The methods of one length. best_method: the recommended one. marks: what there must be room for."""
+    as_published = published(summary)
     points = []
     for row in rows:
         method = row["method"]
@@ -110,7 +126,8 @@ def _families(
         symbol = style.symbol if parts_of(method).cache == "none" else f"{style.symbol}-open"
         name = _name(method, best_method, as_published)
         points.append(Point(row, row[speed], name, style.colour, symbol, rank, strong))
-    ranges, dense = Ranges.of(points), next((point for point in points if point.row["method"] == "dense"), None)
+    dense = next((point for point in points if point.row["method"] == "dense"), None)
+    ranges = room_for(marks, Ranges.of(points))
     traces = [_rings([point for point in points if point.strong])]
     for key, family in FAMILIES.items():
         own = [point for point in points if family_of(point.row["method"]) == key]
@@ -127,8 +144,8 @@ def _families(
     )
     said = [f"Accuracy against speed of {len(rows)} settings at {length}, by {how}."]
     told = [("Full attention", "dense"), ("SparseD as published", as_published)]
-    if best is not None and best.method != as_published:
-        told.append((f"The recommended setting ({method_label(best.method)})", best.method))
+    if best_method is not None and best_method != as_published:
+        told.append((f"The recommended setting ({method_label(best_method)})", best_method))
     said += [
         f"{words}: {point.right:.1f} % right at {point.speed:.2f}×."
         for words, method in told
@@ -223,7 +240,7 @@ def _layout(ranges: Ranges, how: str, prompts: str, drawn: str, *lines: str, **m
     )
 
 
-def _distinct(summary: Mapping[str, Any], length: str) -> list[Mapping[str, Any]]:
+def distinct(summary: Mapping[str, Any], length: str) -> list[Mapping[str, Any]]:
     """The rows of that length; of those that ran the same settings the one whose method says fewest of its own."""
     ran: dict[str, list[str]] = {}
     for row in summary.get("settings", ()):

@@ -14,6 +14,7 @@ from app.finished.run import Kept, opening
 from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
 from app.lengths.pins import with_pins
+from app.page import accuracy
 from app.page.inputs import NAMES, Server
 from app.page.labels import lane_choices, length_choices, loading_header, model_label, preset_choices, stage_before
 from app.page.settings import Component, accordion, component
@@ -100,6 +101,7 @@ class Components:
     head: HeadView
     explorer: Explorer
     lengths: Lengths
+    accuracy: accuracy.Accuracy
     picture: gr.HTML
 
     @property
@@ -164,6 +166,8 @@ def build(server: Server) -> Components:
         explorer = _explorer(first)
     with gr.Column(elem_id="sd-compare", elem_classes="sd-card"):
         lengths = _lengths(server)
+    with gr.Column(elem_id="sd-accuracy", elem_classes="sd-card"):
+        weighed = accuracy.build()
     with gr.Accordion("How it works", open=False, elem_id="sd-how"):
         gr.HTML(texts.HOW, apply_default_css=False)
         picture = view_of("chart", views.picture(first) or nothing(texts.NO_PATTERN), "sd-picture")
@@ -174,7 +178,7 @@ def build(server: Server) -> Components:
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
         last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
-        head=head, explorer=explorer, lengths=lengths, picture=picture,
+        head=head, explorer=explorer, lengths=lengths, accuracy=weighed, picture=picture,
     )  # fmt: skip
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import gradio as gr
 
 from app import texts
+from app.accuracy.own import own_run
 from app.engine.sentences import error_sentence
 from app.finished import views
 from app.finished.run import Kept, opened, opening
+from app.page import accuracy
 from app.page.inputs import Server
 from app.page.labels import lane_choices
 from app.page.layout import Components
@@ -42,9 +44,12 @@ class Looking:
     def everything(self, run: Kept, visit: Visit, link: str = "") -> Updates:
         """Everything that shows a run that is over, but for its times. link: brings its settings back."""
         at = self.components
+        played = replay_of(run, self.server.desk.engine.verdict)
+        visit.own = own_run(run, played)
         return {
             **self._pattern(run, visit),
-            at.replay: as_json(replay_of(run, self.server.desk.engine.verdict)),
+            **accuracy.of_run(at.accuracy, visit.own),
+            at.replay: as_json(played),
             at.explorer.atlas: as_json(views.model(run) or nothing(texts.NO_SELECTION)),
             at.explorer.tracking: as_json(views.later(run) or nothing(texts.NOT_TRACKED)),
             at.explorer.files: as_json(files_of(run, link)),

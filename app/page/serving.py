@@ -29,7 +29,7 @@ from app.server.guard import MIB, Guard
 STYLES = (
     "colours.css", "base.css", "header.css", "controls.css", "drawer.css", "trouble.css", "prompt.css", "lanes.css",
     "canvas.css", "stage.css", "charts.css", "playhead.css", "evidence.css", "replay.css", "lengths.css",
-    "downloads.css", "phone.css",
+    "accuracy.css", "downloads.css", "phone.css",
 )  # fmt: skip
 SCRIPTS = (
     "core.js", "format.js", "header.js", "drawer.js", "trouble.js", "prompt.js", "lane.js", "stage.js", "chart.js",

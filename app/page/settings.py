@@ -9,7 +9,10 @@ from typing import Any, TypeGuard
 
 import gradio as gr
 
+from app.accuracy.shipped import shipped
+from app.accuracy.words import evidence
 from app.lanes import USUAL_CACHES, CacheSettings, idle_caches
+from app.page.values import one_line
 from app.race import request
 from app.race.fields import BY_NAME, CPU_BACKENDS, ON_PAGE, Field
 from app.race.request import Request
@@ -69,6 +72,8 @@ def accordion(
                 # What stands alone takes the width.
                 with gr.Row() if len(row) > 1 else contextlib.nullcontext():
                     place(row)
+            if heading == "Lanes":
+                gr.HTML(one_line(evidence(shipped())), apply_default_css=False, elem_id="sd-recommended")
     return made
 
 

@@ -16,6 +16,7 @@ from app import texts
 from app.api import endpoints
 from app.lanes import PRESETS
 from app.page import layout
+from app.page.accuracy import Weighing
 from app.page.comparing import Comparing
 from app.page.inputs import NAMES, Server
 from app.page.labels import OTHER_LANES
@@ -89,6 +90,8 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
         _comparing(components, running, Comparing(server, len(components.starters)))
+        weighed = components.accuracy
+        weighed.length.input(Weighing(server).show, weighed.length, [weighed.said, weighed.chart], **_LOOK)
 
         def leave(http: gr.Request) -> None:
             """The tab was closed."""
@@ -173,7 +176,8 @@ def _shows_a_pattern(at: Components) -> list[Any]:
 
 def _shows_a_run(at: Components) -> list[Any]:
     see = at.explorer
-    return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, at.picture, at.last]
+    weighed = [at.accuracy.length, at.accuracy.said, at.accuracy.chart]
+    return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, *weighed, at.picture, at.last]
 
 
 def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:

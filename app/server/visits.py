@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from app.accuracy.own import OwnRun
 from app.finished.run import MOST_IMPORTANCE, Kept, opening
 from app.race.race import Race
 from app.server.measured import Measured
@@ -47,6 +48,7 @@ class Visit:
         self.looked_at = (1, 0)  # layer and head
         self.shades: Shades = "both"  # what their view shows
         self.seen = ""  # the key of the lane whose pattern that is, "" for SparseD's
+        self.own: OwnRun | None = None  # its last run, in the figure of accuracy against speed
         self.comparison: dict[str, Any] | None = None  # the last one of prompt lengths (see `app.lengths`)
         self.pins: tuple[Any, ...] = ()  # earlier ones that stay
 

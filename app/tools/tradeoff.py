@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from app.accuracy.shipped import is_packed, unpacked
 from app.figures.palette import palette, with_values
 from app.figures.tradeoff import HEIGHT, MOST_LENGTHS, WIDTH, lengths_of, tradeoff
 from app.tools.browser import chromium
@@ -33,8 +34,8 @@ EDGE = 14  # pixels around the figure
 
 
 def summary_of(path: Path, questions: int | None = None) -> dict[str, Any]:
-    """Of a folder that `python -m sparsed eval --out` wrote, or of a file that its --json did. questions: of each type
-    only the first so many, of a folder.
+    """Of a folder that `python -m sparsed eval --out` wrote, of a file that its --json did, or of
+    assets/evaluation.json. questions: of each type only the first so many, of a folder.
     """
     if path.is_dir():
         records = [record for record in read_records(path) if questions is None or record.index < questions]
@@ -48,6 +49,8 @@ def summary_of(path: Path, questions: int | None = None) -> dict[str, Any]:
         raise ValueError(f"{path} is not there.") from None
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file ({error}).") from None
+    if is_packed(summary):
+        return unpacked(summary)
     if not isinstance(summary, dict) or not {"cells", "lengths"} <= summary.keys():
         raise ValueError(f"{path} is not what python -m sparsed eval --json writes.")
     return summary
@@ -86,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _draw(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.tradeoff", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote, or the file of its --json")
+    parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote, the file of its --json, "
+                        "or assets/evaluation.json")  # fmt: skip
     parser.add_argument("--length", nargs="+", help="prompt length, or several: then the colours are lengths, and each "
                         "has a curve; default the first one at which speeds are known")  # fmt: skip
     parser.add_argument("--methods", nargs="+", help="only these, and full attention; default every method there")

@@ -42,12 +42,13 @@
     let figure = null;
     let timer = null;
     let last = 0;
+    let seen = false; // it has come into sight, or near it
     let hidden = false; // a figure laid out without a size would have its titles one over the other
     async function draw() {
       timer = null;
       last = performance.now();
       hidden = !root.offsetWidth;
-      if (hidden) return;
+      if (hidden || (figure?.layout.meta?.when_seen && !seen)) return;
       const Plotly = await loadPlotly();
       if (!figure) return;
       const styles = getComputedStyle(root);
@@ -102,6 +103,14 @@
       if (timer === null) timer = setTimeout(draw, Math.max(0, last + DRAW_EVERY_MS - performance.now()));
     }
     onThemeChange(() => figure && soon());
+    // What has many parts and stands far below waits until somebody comes near.
+    const nearing = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      nearing.disconnect();
+      seen = true;
+      if (figure && figure.layout.meta?.when_seen) soon();
+    }, { rootMargin: "300px" });
+    nearing.observe(root);
     new ResizeObserver(() => {
       if (root.offsetWidth && hidden) return void soon();
       if (root.offsetWidth && window.Plotly && plot.classList.contains("js-plotly-plot")) window.Plotly.Plots.resize(plot);

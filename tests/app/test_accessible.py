@@ -66,6 +66,9 @@ def test_axe_finds_nothing_serious(visit, fake, scheme, width) -> None:
     for name in TABS:
         open_tab(page, name)
         assert serious(page) == []
+    page.locator("#sd-tradeoff").scroll_into_view_if_needed()
+    page.wait_for_selector("#sd-tradeoff .sd-plot[data-drawn]")
+    assert serious(page) == []
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])

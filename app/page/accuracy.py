@@ -1,0 +1,90 @@
+"""The section "Accuracy against speed": the evaluation that comes with the app, and the visitor's last run on it."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from app.accuracy import paper, words
+from app.accuracy.own import OwnRun
+from app.accuracy.shipped import RECOMMENDED_METHOD, lengths, most_asked, shipped
+from app.figures.tradeoff import tradeoff
+from app.page.inputs import Server
+from app.page.values import Updates, as_json, view_of
+
+NO_RUN = "Your last run will be marked here, each lane at its speed-up on this machine."
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The components of the section."""
+
+    length: gr.Dropdown
+    said: gr.HTML
+    chart: gr.HTML
+
+
+def build() -> Accuracy:
+    """Makes them, inside the page that is being built."""
+    gr.HTML("<h2>Accuracy against speed</h2>", apply_default_css=False)
+    start = most_asked(shipped())
+    length = gr.Dropdown(
+        lengths(shipped()), value=start, label="Prompt length", elem_id="sd-accuracy-length", min_width=160,
+        info="What an evaluation of the bundled model found there.",
+    )  # fmt: skip
+    said = gr.HTML(_said(start, None), apply_default_css=False, elem_id="sd-accuracy-said")
+    chart = view_of("chart", _chart(start, None), "sd-tradeoff")
+    gr.HTML(paper.table(), apply_default_css=False, elem_id="sd-accuracy-paper")
+    return Accuracy(length, said, chart)
+
+
+def of_run(at: Accuracy, own: OwnRun | None) -> Updates:
+    """The section after a run, at its length where the evaluation has that one; None: of a record, which is no run of
+    the visitor's.
+    """
+    start = most_asked(shipped())
+    length = (own.length_of(lengths(shipped())) if own is not None else None) or start
+    return {at.length: length, at.said: _said(length, own), at.chart: as_json(_chart(length, own))}
+
+
+class Weighing:
+    """The handler of the section. Holds nothing of any visit."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def show(self, http: gr.Request, length: Any) -> tuple[Any, Any]:
+        """Another prompt length."""
+        if length not in lengths(shipped()):
+            return gr.skip(), gr.skip()
+        own = self.server.visit(http).own
+        return _said(length, own), as_json(_chart(length, own))
+
+
+def _said(length: str, own: OwnRun | None) -> str:
+    """What wins and what loses there, and how the visitor's run fits in, as HTML."""
+    lines = [*words.findings(shipped(), length), words.where(shipped())]
+    told = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{told}</ul><p>{html.escape(_of_own(length, own))}</p>"
+
+
+def _of_own(length: str, own: OwnRun | None) -> str:
+    if own is None:
+        return NO_RUN
+    about = f"Your last run ({own.model}, {own.tokens:,} prompt tokens)"
+    if not own.marks:
+        return f"{about} was stopped, or has no speed-up to mark."
+    if own.length_of([length]) is None:
+        return f"{about} has another length: its marks are not on this figure."
+    return f"{about}: {'; '.join(mark.words for mark in own.marks)}. One question, and this machine’s clock."
+
+
+def _chart(length: str, own: OwnRun | None) -> dict[str, Any]:
+    marks = own.marks if own is not None and own.length_of([length]) else ()
+    view = tradeoff(shipped(), length, recommended=RECOMMENDED_METHOD, marks=marks)
+    # Drawn when it comes into sight: it has many parts, and stands far below the race.
+    view.figure["layout"]["meta"] = {"when_seen": True}
+    return view._asdict()
