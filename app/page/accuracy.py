@@ -15,6 +15,8 @@ from app.figures.tradeoff import tradeoff
 from app.page.inputs import Server
 from app.page.values import Updates, as_json, view_of
 
+# What the figure's speeds are → by the clock, or by operations.
+SPEEDS = {"operations executed": False, "the clock of the machine that answered": True}
 NO_RUN = "Your last run will be marked here, each lane at its speed-up on this machine."
 
 
@@ -23,6 +25,8 @@ class Accuracy:
     """The components of the section."""
 
     length: gr.Dropdown
+    # By what speed is told: a value of SPEEDS.
+    speed: gr.Dropdown
     said: gr.HTML
     chart: gr.HTML
 
@@ -31,23 +35,28 @@ def build() -> Accuracy:
     """Makes them, inside the page that is being built."""
     gr.HTML("<h2>Accuracy against speed</h2>", apply_default_css=False)
     start = most_asked(shipped())
-    length = gr.Dropdown(
-        lengths(shipped()), value=start, label="Prompt length", elem_id="sd-accuracy-length", min_width=160,
-        info="What an evaluation of the bundled model found there.",
-    )  # fmt: skip
+    with gr.Row():
+        length = gr.Dropdown(
+            lengths(shipped()), value=start, label="Prompt length", elem_id="sd-accuracy-length", min_width=160,
+            info="What an evaluation of the bundled model found there.",
+        )  # fmt: skip
+        speed = gr.Dropdown(
+            list(SPEEDS), value=next(iter(SPEEDS)), label="Speed by", elem_id="sd-accuracy-speed", min_width=160,
+            info="Of the evaluation; your run is always by this machine’s clock.",
+        )  # fmt: skip
     said = gr.HTML(_said(start, None), apply_default_css=False, elem_id="sd-accuracy-said")
     chart = view_of("chart", _chart(start, None), "sd-tradeoff")
     gr.HTML(paper.table(), apply_default_css=False, elem_id="sd-accuracy-paper")
-    return Accuracy(length, said, chart)
+    return Accuracy(length, speed, said, chart)
 
 
-def of_run(at: Accuracy, own: OwnRun | None) -> Updates:
+def of_run(at: Accuracy, own: OwnRun | None, measured: bool = False) -> Updates:
     """The section after a run, at its length where the evaluation has that one; None: of a record, which is no run of
-    the visitor's.
+    the visitor's. measured: the figure is by the clock.
     """
     start = most_asked(shipped())
     length = (own.length_of(lengths(shipped())) if own is not None else None) or start
-    return {at.length: length, at.said: _said(length, own), at.chart: as_json(_chart(length, own))}
+    return {at.length: length, at.said: _said(length, own), at.chart: as_json(_chart(length, own, measured))}
 
 
 class Weighing:
@@ -56,12 +65,13 @@ class Weighing:
     def __init__(self, server: Server) -> None:
         self.server = server
 
-    def show(self, http: gr.Request, length: Any) -> tuple[Any, Any]:
-        """Another prompt length."""
-        if length not in lengths(shipped()):
+    def show(self, http: gr.Request, length: Any, speed: Any) -> tuple[Any, Any]:
+        """Another prompt length, or speeds of the other kind."""
+        if length not in lengths(shipped()) or speed not in list(SPEEDS):
             return gr.skip(), gr.skip()
-        own = self.server.visit(http).own
-        return _said(length, own), as_json(_chart(length, own))
+        visit = self.server.visit(http)
+        visit.by_clock = SPEEDS[speed]
+        return _said(length, visit.own), as_json(_chart(length, visit.own, visit.by_clock))
 
 
 def _said(length: str, own: OwnRun | None) -> str:
@@ -82,9 +92,9 @@ def _of_own(length: str, own: OwnRun | None) -> str:
     return f"{about}: {'; '.join(mark.words for mark in own.marks)}. One question, and this machine’s clock."
 
 
-def _chart(length: str, own: OwnRun | None) -> dict[str, Any]:
+def _chart(length: str, own: OwnRun | None, measured: bool = False) -> dict[str, Any]:
     marks = own.marks if own is not None and own.length_of([length]) else ()
-    view = tradeoff(shipped(), length, recommended=RECOMMENDED_METHOD, marks=marks)
+    view = tradeoff(shipped(), length, measured, recommended=RECOMMENDED_METHOD, marks=marks)
     # Drawn when it comes into sight: it has many parts, and stands far below the race.
     view.figure["layout"]["meta"] = {"when_seen": True}
     return view._asdict()

@@ -48,7 +48,7 @@ class Looking:
         visit.own = own_run(run, played)
         return {
             **self._pattern(run, visit),
-            **accuracy.of_run(at.accuracy, visit.own),
+            **accuracy.of_run(at.accuracy, visit.own, visit.by_clock),
             at.replay: as_json(played),
             at.explorer.atlas: as_json(views.model(run) or nothing(texts.NO_SELECTION)),
             at.explorer.tracking: as_json(views.later(run) or nothing(texts.NOT_TRACKED)),

@@ -16,7 +16,7 @@ from app import texts
 from app.api import endpoints
 from app.lanes import PRESETS
 from app.page import layout
-from app.page.accuracy import Weighing
+from app.page.accuracy import Accuracy, Weighing
 from app.page.comparing import Comparing
 from app.page.inputs import NAMES, Server
 from app.page.labels import OTHER_LANES
@@ -90,8 +90,7 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
         _comparing(components, running, Comparing(server, len(components.starters)))
-        weighed = components.accuracy
-        weighed.length.input(Weighing(server).show, weighed.length, [weighed.said, weighed.chart], **_LOOK)
+        _weighing(components.accuracy, Weighing(server))
 
         def leave(http: gr.Request) -> None:
             """The tab was closed."""
@@ -209,6 +208,10 @@ def _looking(at: Components, preparing: Preparing, running: Running, looking: Lo
     # But for a file: gradio sees to it that it is one that was uploaded.
     sent = {**_LONG, "preprocess": True}
     see.upload.upload(looking.open_file, see.upload, [*_shows_a_run(at), at.timeline, see.upload_said], **sent)
+
+
+def _weighing(at: Accuracy, weighing: Weighing) -> None:
+    gr.on([at.length.input, at.speed.input], weighing.show, [at.length, at.speed], [at.said, at.chart], **_LOOK)
 
 
 def _comparing(at: Components, running: Running, comparing: Comparing) -> None:

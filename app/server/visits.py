@@ -49,6 +49,7 @@ class Visit:
         self.shades: Shades = "both"  # what their view shows
         self.seen = ""  # the key of the lane whose pattern that is, "" for SparseD's
         self.own: OwnRun | None = None  # its last run, in the figure of accuracy against speed
+        self.by_clock = False  # that figure's speeds
         self.comparison: dict[str, Any] | None = None  # the last one of prompt lengths (see `app.lengths`)
         self.pins: tuple[Any, ...] = ()  # earlier ones that stay
 

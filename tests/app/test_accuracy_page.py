@@ -45,6 +45,12 @@ def test_the_figure_waits_for_who_comes_near_and_moves_nothing(visit, keeping) -
     page.get_by_role("option", name=re.compile("16k")).click()
     page.wait_for_selector("#sd-accuracy-said:has-text('at 16k')")
     page.wait_for_function(f"count => ({POINTS})() === count", arg=points_at("16k"))
+    page.click("#sd-accuracy-speed input")
+    page.get_by_role("option", name=re.compile("clock")).click()
+    page.wait_for_selector(f"{PLOT}[aria-label*='seconds of the steps']")
+    page.click("#sd-accuracy-speed input")
+    page.get_by_role("option", name=re.compile("operations")).click()
+    page.wait_for_selector(f"{PLOT}[aria-label*='operations executed']")
     label = page.get_attribute(PLOT, "aria-label")
     assert "at 16k, by operations executed" in label and "The recommended setting" in label
     assert page.locator("#sd-accuracy-paper td").count() == 8
@@ -54,11 +60,14 @@ def test_a_run_lies_on_the_figure_of_its_length(visit, keeping) -> None:
     keeping.idle()
     page = visit(keeping, "?length=1k&steps=16&gen_length=32&block_length=32&lanes=sliding_window")
     come_near(page)
+    page.evaluate(
+        "document.addEventListener('sparsed:stage', (e) => { if (!e.detail.replay) window.told = e.detail.lanes; })"
+    )
     race(page)
     page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run')")
     assert page.input_value("#sd-accuracy-length input") == "1k"
     page.wait_for_function(f"() => ({OWN})() !== null")
-    own, told = page.evaluate(OWN), page.evaluate("window.seen.at(-1).lanes")
+    own, told = page.evaluate(OWN), page.evaluate("window.told")
     factors = [1.0 if lane["speedup"] is None else lane["speedup"]["ratio"] for lane in told]
     assert own["x"] == factors and len(factors) == 3
     assert own["marker"]["symbol"] == ["circle", "circle", "x"]

@@ -273,7 +273,7 @@ def test_what_the_section_says_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None
         assert ("your run: SparseD" in chart) == drawn
     assert section._chart("4k", OwnRun("x", 4090, ())) == section._chart("4k", None)
     # After a run the section is at its length, or at the one that was asked most.
-    at = section.Accuracy("length", "said", "chart")  # type: ignore[arg-type]
+    at = section.Accuracy("length", "speed", "said", "chart")  # type: ignore[arg-type]
     for tokens, length in ((1020, "1k"), (8000, "4k"), (16_300, "16k")):
         assert section.of_run(at, OwnRun("x", tokens, marks))["length"] == length  # type: ignore[index]
     assert section.of_run(at, None) == {
@@ -282,12 +282,18 @@ def test_what_the_section_says_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_length_that_is_none_changes_nothing() -> None:
-    server = SimpleNamespace(visit=lambda http: SimpleNamespace(own=None))
+    visit = SimpleNamespace(own=None, by_clock=False)
+    server = SimpleNamespace(visit=lambda http: visit)
     weighing = section.Weighing(server)  # type: ignore[arg-type]
     for wrong in (None, 4, "8k", ["4k"], {}):
-        assert all(one == {"__type__": "update"} for one in weighing.show(None, wrong))  # type: ignore[arg-type]
-    said, chart = weighing.show(None, "16k")  # type: ignore[arg-type]
-    assert "at 16k:" in said and json.loads(chart)["label"].startswith("Accuracy against speed of ")
+        for given in ((wrong, "operations executed"), ("16k", wrong)):
+            made = weighing.show(None, *given)  # type: ignore[arg-type]
+            assert all(one == {"__type__": "update"} for one in made) and not visit.by_clock
+    for speed, by_clock in section.SPEEDS.items():
+        said, chart = weighing.show(None, "16k", speed)  # type: ignore[arg-type]
+        assert "at 16k:" in said and visit.by_clock == by_clock
+        assert f"by {'seconds of the steps' if by_clock else 'operations executed'}" in json.loads(chart)["label"]
+        assert json.loads(chart) == section._chart("16k", None, by_clock)
 
 
 def test_the_paper_s_row_is_told_as_the_paper_s() -> None:
