@@ -24,7 +24,7 @@ ALGORITHMS = {
 }
 PROMPT_FORMATS = {"model": "as the model has it", "chat": "with its chat template", "raw": "raw text"}
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
-GENERATION_ROWS = {"pattern": "Follow the pattern (the paper)", "full": "See all keys (ours)"}
+GENERATION_ROWS = {"pattern": "Follow the pattern (the paper)", "full": "See all keys (ours, recommended)"}
 SEEN_KEYS = {"all": "All keys", "pattern": "Their pattern’s keys"}
 
 # What the view of one head shows.
@@ -118,7 +118,8 @@ steps compute a few rows alone, and now and then one computes all. Fast-dLLM and
 the full steps cheaper, so the two go together. What a cache keeps grows old: see whether the answer stays right. Each
 lane says how many rows its step has computed.</p>
 <p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says so. With full
-generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their pattern;
+generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their pattern:
+that is the setting which is recommended here, and “Accuracy against speed” shows why;
 with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block begins, in a step
 with full attention that the lane’s clock counts.</p>
 <p><b>Reading the canvas.</b> A
