@@ -26,6 +26,7 @@ from app.finished.run import opening
 from app.server.desk import Desk
 from app.server.limits import Limits
 from sparsed import trace as traces
+from sparsed.config import RECOMMENDED
 from sparsed.runs import RunRecord
 
 SETTINGS = [
@@ -481,6 +482,18 @@ def test_a_run_with_what_is_ours_says_so_and_which_rows_see_everything(client: C
         rows = found["kept"][found["blocks"] - full :]
         assert rows == [list(range(found["blocks"]))] * full
         assert found["density"]["executed"] == pytest.approx(scores(found) / found["tokens"] ** 2)
+
+
+def test_one_argument_asks_for_the_recommended_setting(client: Client) -> None:
+    last = values(client, steps=8, gen_length=32, block_length=16, generation_rows="full")[-1]
+    info = last["lanes"]["sparse"]["info"]
+    wanted = RECOMMENDED.resolve(info["prompt_tokens"] + 32)
+    kept = ("method", "skip", "select", "block_size", "selection", "isolated", "reuse", "generation_rows", "refresh")
+    assert {name: info["attention"][name] for name in kept} == {name: getattr(wanted, name) for name in kept}
+    # Beside the paper's: a further lane.
+    lanes = values(client, steps=8, gen_length=32, block_length=16, lanes=["full_rows"])[-1]["lanes"]
+    rows = {key: lane["info"]["attention"].get("generation_rows") for key, lane in lanes.items()}
+    assert rows == {"dense": None, "sparse": "pattern", "baseline": "full"}
 
 
 def test_what_a_run_does_not_have_is_said(client: Client) -> None:
