@@ -237,7 +237,7 @@ def test_a_run_of_one_s_own_has_a_line_for_each_lane_below_the_points(count: int
 
 def kept(live: bool = True, tokens: int = 4090) -> Any:
     about = SimpleNamespace(label="<b>mini</b>", name="mini")
-    return SimpleNamespace(live=live, trace=SimpleNamespace(model=about, prompt=SimpleNamespace(tokens=tokens)))
+    return SimpleNamespace(live=live, trace=SimpleNamespace(model=about, prompt=SimpleNamespace(tokens=tokens, length="4k")))
 
 
 def lane(key: str, style: int, speedup: float | None, right: bool | None) -> dict[str, Any]:
@@ -250,14 +250,17 @@ def test_a_run_s_marks_are_its_lanes_speed_ups() -> None:
     played: dict[str, Any] = {"state": "done", "reference": "dense", "lanes": lanes}
     made = own_run(kept(), played)
     assert made == OwnRun(
-        "<b>mini</b>", 4090, (Mark("Dense", 1.0, True, LANES[0]), Mark("Sparse", 1.31, False, LANES[1]))
+        "<b>mini</b>", 4090, (Mark("Dense", 1.0, True, LANES[0]), Mark("Sparse", 1.31, False, LANES[1])), "4k"
     )
     assert own_run(kept(live=False), played) is None
     stopped = own_run(kept(), {**played, "state": "stopped"})
     assert stopped is not None and stopped.marks == ()
     names = ["512", "1k", "2k", "4k", "16k"]
     for tokens, name in ((4096, "4k"), (4056, "4k"), (3900, None), (1015, "1k"), (8190, None), (252, None)):
-        assert replace(made, tokens=tokens).length_of(names) == name
+        assert replace(made, tokens=tokens, length=None).length_of(names) == name
+        # A question's prompt has the length that was asked for.
+        assert replace(made, tokens=tokens).length_of(names) == "4k"
+        assert replace(made, tokens=tokens, length="8k").length_of(names) is None
 
 
 def test_what_the_section_says_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
