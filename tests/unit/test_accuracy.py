@@ -237,7 +237,8 @@ def test_a_run_of_one_s_own_has_a_line_for_each_lane_below_the_points(count: int
 
 def kept(live: bool = True, tokens: int = 4090) -> Any:
     about = SimpleNamespace(label="<b>mini</b>", name="mini")
-    return SimpleNamespace(live=live, trace=SimpleNamespace(model=about, prompt=SimpleNamespace(tokens=tokens, length="4k")))
+    prompt = SimpleNamespace(tokens=tokens, length="4k")
+    return SimpleNamespace(live=live, trace=SimpleNamespace(model=about, prompt=prompt))
 
 
 def lane(key: str, style: int, speedup: float | None, right: bool | None) -> dict[str, Any]:
