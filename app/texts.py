@@ -40,6 +40,8 @@ BUTTONS = {
     "sd-another": "The next question of this kind, with another prompt.",
     "sd-run": "The lanes answer the question above, with the settings below.",
     "sd-stop": "Ends the run after the step that goes on now; what is there stays.",
+    "sd-ask": "Further questions of the last run’s kind and length, with its settings: how often each lane is right.",
+    "sd-series-stop": "Ends the questions; those that are answered stay counted.",
     "sd-insert": "Puts a short text in the form that the model knows into the box, to be changed.",
     "sd-observe-differ": "Shows the heads of one layer beside each other.",
     "sd-observe-stay": "Shows how much of the choice later steps would choose again.",
@@ -62,6 +64,7 @@ BACKEND_WORDS = {
 }
 OWN_QUESTION = "your own text"
 INSERT = "Insert an example"
+ASK_MORE = "20 questions like this"
 OTHER_TEXT = "{model} was not trained on texts like this one: the speed is real, the answers are guesses."
 STOPPED = "Stopped. What was written so far stays here."
 NOT_KEPT = "This run could not be recorded: it cannot be played again."

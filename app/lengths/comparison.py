@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
@@ -14,8 +13,7 @@ from app.lengths.table import Comparison, Row, Table, done, is_shown, lengths_in
 from app.race.request import OWN_TEXT, Request
 from app.server.desk import Desk
 from app.server.observer import Measured
-from app.server.session import perform
-from app.server.shown import Shown
+from app.server.several import Several
 from app.server.visits import Visit
 
 BUSY = "A run of this page is going on: stop it, or wait for its end, before you compare."
@@ -73,51 +71,30 @@ async def compare(desk: Desk, visit: Visit, asked: Request, lengths: Sequence[st
         desk.engine.kinds().get(asked.kind, asked.kind),
         paper.words,
     )
-    visit.stopping = False
-    visit.running = True
-    # Between two races, too, the model stays in memory.
-    release = desk.models.hold(asked.model)
-    try:
+    with Several(desk, visit, asked.model, via="sweep") as several:
         yield table.value("running", f"Comparing {lengths_in(len(chosen))}.")
-        unloaded = ""
         for name in chosen:
-            if visit.stopping or unloaded:
+            if several.over:
                 break
             measured = Measured()
             message = f"{is_shown(name)} is being run."
-            stream = perform(desk, visit, replace(asked, length=name), measured, via="sweep")
-            async with contextlib.aclosing(stream) as race:
+            async with contextlib.aclosing(several.race(replace(asked, length=name), measured)) as race:
                 async for shown in race:
-                    if table.costs is None and _ready(desk, asked, shown):
+                    if table.costs is None and several.ready(shown):
                         table.costs = foresee(desk, asked, chosen)
                     table.take(name, shown.stage, measured.tokens, measured.peak)
                     if not shown.over:
                         yield table.value("running", message)
-            row = table.rows[name]
-            if row["state"] == "failed":
-                # An error holds what the engine had in its hands, and that may be all of the memory.
-                gc.collect()
-            if desk.models.loaded(asked.model) is None and row["state"] in ("refused", "failed"):
-                unloaded = row["message"]
-            if name != chosen[-1] and not visit.stopping and not unloaded:
-                yield table.value("running", f"{is_shown(name)}: {_outcome(row)}")
+            if name != chosen[-1] and not several.over:
+                yield table.value("running", f"{is_shown(name)}: {_outcome(table.rows[name])}")
         if visit.stopping:
             table.leave_out(NOT_BEGUN)
             yield table.value("stopped", "Stopped. What was measured so far stays here.")
-        elif unloaded:
+        elif several.unloaded:
             table.leave_out("The model could not be loaded.")
-            yield table.value("failed", unloaded)
+            yield table.value("failed", several.unloaded)
         else:
             yield table.value("done", _summary(table))
-    finally:
-        visit.running = False
-        release()
-
-
-def _ready(desk: Desk, asked: Request, shown: Shown) -> bool:
-    """Is the model in memory, and this machine's speed measured?"""
-    models = desk.models
-    return not shown.loading and models.loaded(asked.model) is not None and models.under_way(asked.model) is None
 
 
 def _outcome(row: Row) -> str:

@@ -20,6 +20,7 @@ from app.page.labels import lane_choices, length_choices, loading_header, model_
 from app.page.settings import Component, accordion, component
 from app.page.values import files_of, nothing, one_line, replay_of, view_of
 from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
+from app.series.series import nothing as nothing_asked
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Twenty questions like the last run's."""
+
+    ask: gr.Button
+    stop: gr.Button
+    count: gr.HTML
+
+
+@dataclass(frozen=True)
 class Components:
     """Everything on the page that a handler reads or changes."""
 
@@ -99,6 +109,7 @@ class Components:
     replay: gr.HTML
     timeline: gr.HTML
     head: HeadView
+    series: Series
     explorer: Explorer
     lengths: Lengths
     accuracy: accuracy.Accuracy
@@ -112,7 +123,8 @@ class Components:
     @property
     def starters(self) -> list[gr.Button]:
         """The buttons that start a race, Run first; they wait while one goes on."""
-        return [self.run, *(button for button, _ in self.examples), self.explorer.observations[-1]]
+        examples = (button for button, _ in self.examples)
+        return [self.run, *examples, self.explorer.observations[-1], self.series.ask]
 
 
 def build(server: Server) -> Components:
@@ -157,11 +169,14 @@ def build(server: Server) -> Components:
     with gr.Column(elem_id="sd-race"):
         stage = view_of("stage", stage_before(server), "sd-stage")
         replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")
+        more = gr.Button(texts.ASK_MORE, size="sm", elem_id="sd-ask", interactive=False)
         with gr.Column(elem_id="sd-time", min_width=0):
             gr.HTML("<h2 class='sd-hidden'>Time per step</h2>", apply_default_css=False)
             timeline = view_of("chart", views.timeline(first) or nothing(texts.NO_TIMELINE), "sd-timeline")
         with gr.Column(elem_id="sd-map", min_width=0):
             head = _head_view(first)
+    with gr.Column(elem_id="sd-series", elem_classes="sd-card"):
+        series = _series(more)
     with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
         explorer = _explorer(first)
     with gr.Column(elem_id="sd-compare", elem_classes="sd-card"):
@@ -178,7 +193,7 @@ def build(server: Server) -> Components:
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
         last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
-        head=head, explorer=explorer, lengths=lengths, accuracy=weighed, picture=picture,
+        head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, picture=picture,
     )  # fmt: skip
 
 
@@ -240,6 +255,13 @@ def _explorer(first: Kept | None) -> Explorer:
     return Explorer(
         which, observations, tabs, layer_tab, overview, overlap, mass, atlas, tracking, files, upload, said
     )
+
+
+def _series(more: gr.Button) -> Series:
+    with gr.Row(elem_id="sd-series-head"):
+        gr.HTML("<h2>How often it is right</h2>", apply_default_css=False)
+        stop = gr.Button("Stop", interactive=False, size="sm", elem_id="sd-series-stop", min_width=90, scale=0)
+    return Series(more, stop, view_of("series", nothing_asked(), "sd-count"))
 
 
 def _lengths(server: Server) -> Lengths:

@@ -145,7 +145,7 @@ class Looking:
         except EXPECTED as error:
             yield {said: one_line(error_sentence(error))}
             return
-        visit.kept, visit.selected, visit.seen = run, None, ""
+        visit.kept, visit.ran, visit.selected, visit.seen = run, None, None, ""
         # The replay draws the stage.
         updates[at.timeline] = as_json(views.timeline(run) or nothing(texts.NO_TIMELINE))
         yield {**updates, said: ""}

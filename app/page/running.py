@@ -11,6 +11,7 @@ import gradio as gr
 
 from app.figures import timeline
 from app.finished import views
+from app.page.asking import Asking
 from app.page.inputs import Server, read
 from app.page.labels import fingerprint, loading_header, model_header, stage_before
 from app.page.layout import Components
@@ -19,6 +20,7 @@ from app.page.trouble import in_page_words, trouble
 from app.page.values import Updates, as_json, one_line
 from app.race.links import link
 from app.server.session import perform
+from app.server.visits import Visit
 
 # Drawing a chart costs the browser more than drawing the lanes: it follows at a slower pace.
 TIMELINE_SECONDS = 0.4
@@ -27,22 +29,24 @@ TIMELINE_SECONDS = 0.4
 class Running:
     """Handlers of a run from Run to its end. Holds nothing of any visit."""
 
-    def __init__(self, server: Server, components: Components, looking: Looking) -> None:
-        self.server, self.components, self.looking = server, components, looking
+    def __init__(self, server: Server, components: Components, looking: Looking, asking: Asking) -> None:
+        self.server, self.components, self.looking, self.asking = server, components, looking, asking
 
     def begin(self, http: gr.Request) -> Updates:
         """Run pressed; a Stop from now on counts, be the run on its way yet."""
-        self.server.visit(http).stopping = False
-        return self._buttons(running=True)
+        visit = self.server.visit(http)
+        visit.stopping = False
+        return self._buttons(visit, running=True)
 
-    def _buttons(self, *, running: bool) -> Updates:
+    def _buttons(self, visit: Visit, *, running: bool) -> Updates:
         """Whatever starts a run waits while one goes on: nothing of that one can be lost."""
         at = self.components
         waiting = {button: gr.update(interactive=not running) for button in at.starters}
         run = gr.update(value="Running …" if running else "Run", interactive=not running)
         stop = gr.update(value="Stop", interactive=running)
         # What was said of the last run does not stand over the next one.
-        return {**waiting, at.run: run, at.stop: stop, **({at.trouble: trouble(self.server)} if running else {})}
+        said = {at.trouble: trouble(self.server)} if running else {at.series.ask: self.asking.offered(visit)}
+        return {**waiting, at.run: run, at.stop: stop, **said}
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
         """One race, streamed: the first value says that it is being prepared, the last how it ended."""
@@ -76,6 +80,8 @@ class Running:
                     waiting = False
                 elif shown.over and waiting:
                     updates[at.header] = model_header(server, asked.model)
+                if shown.over and shown.times is not None:
+                    visit.ran = asked
                 yield updates
 
     def over(self, http: gr.Request, *values: Any) -> Updates:
@@ -83,7 +89,7 @@ class Running:
         at, given = self.components, read(values)
         visit = self.server.visit(http)
         # Refused beside another run of this visit: the buttons are that one's.
-        free = {} if visit.running else self._buttons(running=False)
+        free = {} if visit.running else self._buttons(visit, running=False)
         if visit.refused[0]:
             return {**free, at.trouble: trouble(self.server, *visit.refused)}
         if not visit.unseen or visit.kept is None:

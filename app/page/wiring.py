@@ -17,6 +17,7 @@ from app.api import endpoints
 from app.lanes import PRESETS
 from app.page import layout
 from app.page.accuracy import Accuracy, Weighing
+from app.page.asking import Asking
 from app.page.comparing import Comparing
 from app.page.inputs import NAMES, Server
 from app.page.labels import OTHER_LANES
@@ -82,14 +83,16 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         components = layout.build(server)
         endpoints.add(desk)
         preparing, looking = Preparing(server, components), Looking(server, components)
-        running = Running(server, components, looking)
+        asking = Asking(server, len(components.starters))
+        running = Running(server, components, looking, asking)
         _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
         page.load(None, None, None, js=SHOW_API)
         page.load(looking.again, components.last, [*_shows_a_run(components), components.timeline], js=_LAST, **_LONG)
         components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
-        _comparing(components, running, Comparing(server, len(components.starters)))
+        _asking(components, preparing, running, asking)
+        _comparing(components, running, Comparing(server, len(components.starters)), asking)
         _weighing(components.accuracy, Weighing(server))
 
         def leave(http: gr.Request) -> None:
@@ -207,17 +210,29 @@ def _looking(at: Components, preparing: Preparing, running: Running, looking: Lo
     _race(ready.then, at, preparing, running)
     # But for a file: gradio sees to it that it is one that was uploaded.
     sent = {**_LONG, "preprocess": True}
-    see.upload.upload(looking.open_file, see.upload, [*_shows_a_run(at), at.timeline, see.upload_said], **sent)
+    see.upload.upload(looking.open_file, see.upload, [*_shows_a_run(at), at.timeline, see.upload_said], **sent).then(
+        running.asking.offer, None, at.series.ask, **_AT_ONCE
+    )
 
 
 def _weighing(at: Accuracy, weighing: Weighing) -> None:
     gr.on([at.length.input, at.speed.input], weighing.show, [at.length, at.speed], [at.said, at.chart], **_LOOK)
 
 
-def _comparing(at: Components, running: Running, comparing: Comparing) -> None:
+def _asking(at: Components, preparing: Preparing, running: Running, asking: Asking) -> None:
+    of = at.series
+    of.ask.click(asking.ask, None, [of.count, at.stop, of.stop, *at.starters], **_LONG).then(
+        asking.offer, None, of.ask, **_AT_ONCE
+    ).then(preparing.reckon, at.all_inputs, [at.panel, at.inputs["length"]], **_LONG)
+    of.stop.click(running.stop, None, of.stop, **_AT_ONCE)
+
+
+def _comparing(at: Components, running: Running, comparing: Comparing, asking: Asking) -> None:
     of = at.lengths
     shown, asked = [of.table, of.chart], [of.chosen, *at.all_inputs]
-    of.compare.click(comparing.compare, asked, [*shown, of.compare, of.stop, *at.starters], **_LONG)
+    of.compare.click(comparing.compare, asked, [*shown, of.compare, of.stop, *at.starters], **_LONG).then(
+        asking.offer, None, at.series.ask, **_AT_ONCE
+    )
     of.stop.click(running.stop, None, of.stop, **_AT_ONCE)
     of.pin.click(comparing.pin, None, shown, **_AT_ONCE)
     of.unpin.click(comparing.unpin, None, shown, **_AT_ONCE)

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, TextIO
 
-Via = Literal["page", "api", "sweep"]
+Via = Literal["page", "api", "sweep", "series"]
 Ending = Literal["done", "stopped", "refused", "failed", "overdue", "full"]
 
 ROOT = Path(__file__).resolve().parents[2]

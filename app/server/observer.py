@@ -46,12 +46,25 @@ class Visitor:
         pass
 
 
-class Measured:
+class Counted:
     """A race that is one of several leaves its numbers alone. The visit's last run, which the visitor looks at, stays;
     so does a Stop that was pressed before this race began.
     """
 
     wants_pattern = keeps = False
+
+    def prepared(self, tokens: int) -> None:
+        pass
+
+    def begin(self, copies: Sequence[ModelLike]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class Measured(Counted):
+    """The same, with what it needed of memory."""
 
     def __init__(self) -> None:
         self.tokens: int | None = None  # of the prompt, once it is made

@@ -14,6 +14,7 @@ from typing import Any
 from app.accuracy.own import OwnRun
 from app.finished.run import MOST_IMPORTANCE, Kept, opening
 from app.race.race import Race
+from app.race.request import Request
 from app.server.measured import Measured
 from app.texts import Shades
 from sparsed.attention.masks import Masks
@@ -41,6 +42,7 @@ class Visit:
         self.selected: Masks | None = None  # the pattern of that race, from its select step on
         self.selected_in = 0  # the step that made it, counted from 1
         self.kept: Kept | None = None  # the last run that is over, or a recorded one
+        self.ran: Request | None = None  # what the last run was asked for; None where `kept` is a recorded one
         # Why its last run could not be made, in a sentence, and the model that was chosen (anything a browser sends).
         self.refused: tuple[str, Any] = ("", None)
         self.measured = Measured()  # what its runs took, for the next estimate

@@ -1,0 +1,81 @@
+/* Twenty questions like the last run's: how far they are, and of each lane how often it is right. */
+(() => {
+  "use strict";
+
+  const { el, setText, setAttribute, show } = window.sparsed.tools;
+  const HINT = "One question is one answer. After a run, “20 questions like this”, beside the replay, asks more of its kind and length with the same lanes and settings, and counts here.";
+  const COLUMNS = ["Lane", "Right answers", "Time a question", "Against full attention"];
+
+  function drawnRow() {
+    const name = el("th", { scope: "row" });
+    const right = el("b", {});
+    const share = el("i", { class: "sd-share", "aria-hidden": "true" });
+    const range = el("span", { class: "sd-small" });
+    const seconds = el("span", {});
+    const gain = el("span", { class: "sd-small" });
+    const difference = el("span", {});
+    const within = el("span", { class: "sd-small" });
+    const root = el("tr", {}, name, el("td", {}, right, share, range), el("td", {}, seconds, gain), el("td", {}, difference, within));
+    return {
+      root,
+      draw(lane) {
+        const { right: count, questions, interval: [low, high] } = lane;
+        setAttribute(root, "data-lane-row", lane.key);
+        setAttribute(root, "style", `--lane: var(--lane-${lane.style})`);
+        setText(name, lane.label);
+        setText(right, questions ? `${count} of ${questions}` : "–");
+        share.style.setProperty("--low", low);
+        share.style.setProperty("--high", high);
+        share.style.setProperty("--at", questions ? count / questions : -1);
+        setText(range, questions ? `95 % interval ${lane.range}` : "");
+        setText(seconds, lane.seconds ?? "–");
+        const never = lane.never_sparse ? `never sparse in ${lane.never_sparse}` : "";
+        setText(gain, [lane.gain ? `${lane.gain.text} ${lane.gain.words}` : "", never].filter(Boolean).join(", "));
+        setText(difference, lane.difference ? lane.difference.text : "–");
+        setText(within, lane.difference ? `95 % interval ${lane.difference.range}` : lane.full ? "" : "from 5 questions on");
+      },
+    };
+  }
+
+  function mountSeries(root) {
+    const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
+    const far = el("p", { class: "sd-intro" });
+    const fill = el("i", {});
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the questions", "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill));
+    const title = el("caption", {});
+    const body = el("tbody", {});
+    const head = el("tr", {}, ...COLUMNS.map((words) => el("th", { scope: "col" }, words)));
+    const table = el("table", { class: "sd-series-table" }, title, el("thead", {}, head), body);
+    const box = el("div", { class: "sd-series-box", role: "region", tabindex: "0", "aria-label": "Right answers of each lane" }, table);
+    const hint = el("p", { class: "sd-intro" }, HINT);
+    const section = el("section", { class: "sd-series", "aria-label": "Twenty questions" }, hint, message, bar, far, box);
+    root.replaceChildren(section);
+    let rows = [];
+    let state = "idle";
+
+    return (value) => {
+      const begun = value.lanes.length > 0;
+      setAttribute(section, "data-state", value.state);
+      show(hint, !begun && !value.message);
+      setText(message, value.message);
+      show(message, Boolean(value.message));
+      setAttribute(message, "data-state", value.state);
+      for (const part of [bar, far, box]) show(part, begun);
+      setAttribute(bar, "aria-valuenow", Math.round(100 * value.progress));
+      setAttribute(bar, "aria-valuetext", value.progress_text);
+      fill.style.transform = `scaleX(${value.progress})`;
+      setText(far, value.progress_text);
+      setText(title, value.label);
+      if (rows.length !== value.lanes.length) {
+        rows = value.lanes.map(drawnRow);
+        body.replaceChildren(...rows.map((row) => row.root));
+      }
+      value.lanes.forEach((lane, index) => rows[index].draw(lane));
+      // Whoever starts it sees it begin.
+      if (value.state !== state && value.state === "running") root.scrollIntoView({ block: "nearest" });
+      state = value.state;
+    };
+  }
+
+  window.sparsed.define("series", mountSeries);
+})();

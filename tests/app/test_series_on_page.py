@@ -1,0 +1,116 @@
+"""Twenty questions like the last run's, on the page."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from test_accessible import serious
+from test_first_screen import MOVED, WATCH
+
+BOXES = """() => [...document.querySelectorAll(".sd-lane, .sd-scores, #sd-replay, #sd-ask, #sd-time, #sd-map")].map(
+  (node) => { const { x, y, width, height } = node.getBoundingClientRect();
+    return [x, y + window.scrollY, width, height]; })"""
+ROWS = """() => [...document.querySelectorAll(".sd-series-table tbody tr")].map(
+  (row) => [...row.children].map((cell) => cell.innerText.replace(/\\s+/g, " ").trim()))"""
+ASKED = "count => document.querySelector('.sd-series .sd-intro:not([hidden])')?.textContent.startsWith(count)"
+
+
+def after_a_run(visit: Any, server: Any, **window: Any) -> Any:
+    """A page whose first run, of eight steps, is over."""
+    server.idle()
+    page = visit(server, "?steps=8&lanes=sliding_window", **window)
+    assert page.is_disabled("#sd-ask") and page.inner_text("#sd-ask") == "20 questions like this"
+    assert "After a run" in page.inner_text("#sd-count")
+    page.click("#sd-run")
+    page.wait_for_selector('.sd-stage[data-state="done"]')
+    page.wait_for_selector("#sd-ask:not([disabled])")
+    return page
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)])
+def test_twenty_questions_are_counted_in_their_place(visit, fake, size) -> None:
+    width, height = size
+    page = after_a_run(visit, fake, viewport={"width": width, "height": height})
+    # How long it takes is said before it is pressed.
+    assert re.fullmatch(r"20 questions like this · (about \d+ (s|min)|under 1 s)", page.inner_text("#sd-ask"))
+    page.wait_for_selector("#sd-replay .sd-play:visible")
+    before, question = page.evaluate(BOXES), page.inner_text(".sd-about b")
+    page.evaluate(WATCH)
+    page.focus("#sd-ask")
+    with fake.held(4):
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".sd-series-table tbody tr:nth-child(3)")
+        # It is seen where it is, and no other run can be started meanwhile.
+        box = page.locator(".sd-series-table").bounding_box()
+        assert box is not None and 0 <= box["y"] < height
+        page.wait_for_selector("#sd-run[disabled]", state="attached")
+        assert page.is_disabled("#sd-ask") and page.is_enabled("#sd-series-stop") and page.is_enabled("#sd-stop")
+        assert [row[1] for row in page.evaluate(ROWS)] == ["–"] * 3
+    page.wait_for_selector('.sd-series[data-state="done"]')
+    page.wait_for_selector("#sd-run:not([disabled])")
+    rows = page.evaluate(ROWS)
+    assert [row[0] for row in rows] == ["Full attention", "SparseD", "Sliding window"]
+    # The stand-in's window is always wrong.
+    assert rows[0][1] == rows[1][1] == "20 of 20 95 % interval 84–100 %"
+    assert rows[2][1] == "0 of 20 95 % interval 0–16 %"
+    assert re.fullmatch(r"[\d.]+ s [\d.]+× (faster|slower|about the same speed)", rows[1][2])
+    assert rows[0][3] == "–" and rows[1][3].startswith("0 points 95 % interval −")
+    assert rows[2][3].startswith("−100 points 95 % interval −100 … −")
+    assert "8 steps" in page.inner_text(".sd-series-table caption")
+    assert page.get_attribute(".sd-series [role=progressbar]", "aria-valuenow") == "100"
+    # The lanes show what they showed, where they showed it.
+    assert page.inner_text(".sd-about b") == question and page.evaluate(BOXES) == before
+    assert page.evaluate(MOVED) < 0.02
+    scrolled, window = page.evaluate("() => [document.documentElement.scrollWidth, window.innerWidth]")
+    assert scrolled <= window and page.is_enabled("#sd-ask")
+
+
+@pytest.mark.parametrize("press", ["#sd-series-stop", "#sd-stop"])
+def test_stop_keeps_what_is_counted(visit, fake, press) -> None:
+    page = after_a_run(visit, fake)
+    page.click("#sd-ask")
+    page.wait_for_function(ASKED, arg="2 of 20")
+    with fake.held(4) as hold:
+        fake.stop(page, lambda: page.click(press))
+        hold(5)
+        page.wait_for_selector('.sd-series[data-state="stopped"]')
+    assert re.match(r"Stopped\. \d+ questions counted; they stay here\.", page.inner_text(".sd-series .sd-message"))
+    counted = [row[1].split(" 95")[0] for row in page.evaluate(ROWS)]
+    count = int(counted[0].split(" of ")[1])
+    assert 2 <= count < 20 and counted == [f"{count} of {count}", f"{count} of {count}", f"0 of {count}"]
+    page.wait_for_selector("#sd-run:not([disabled])")
+    fake.idle()
+    # The next run leaves them there.
+    page.click("#sd-run")
+    page.wait_for_selector('.sd-stage[data-state="running"]')
+    page.wait_for_selector("#sd-run:not([disabled])")
+    assert [row[1].split(" 95")[0] for row in page.evaluate(ROWS)] == counted
+
+
+def test_a_text_of_ones_own_has_no_further_questions(visit, fake) -> None:
+    page = after_a_run(visit, fake)
+    page.click("#sd-kind input")
+    page.get_by_role("option", name="Your own text").click()
+    page.fill("#sd-text textarea", "Some words of my own to read.")
+    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('7 ')")
+    # Until it has run, the last run is that of the question.
+    assert page.is_enabled("#sd-ask")
+    page.click("#sd-run")
+    page.wait_for_selector('.sd-stage[data-state="running"]')
+    page.wait_for_selector("#sd-run:not([disabled])")
+    page.wait_for_selector("#sd-ask[disabled]")
+    assert page.inner_text("#sd-ask") == "20 questions like this"
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious_in_the_count(visit, fake, scheme, width) -> None:
+    page = after_a_run(visit, fake, color_scheme=scheme, viewport={"width": width, "height": 900})
+    page.click("#sd-ask")
+    page.wait_for_function(ASKED, arg="1 of 20")
+    assert serious(page) == []
+    fake.stop(page)
+    page.wait_for_selector('.sd-series[data-state="stopped"]')
+    assert serious(page) == []
+    page.wait_for_selector("#sd-run:not([disabled])")
