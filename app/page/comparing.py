@@ -10,6 +10,7 @@ import gradio as gr
 
 from app.lengths import comparison, forecast, pins, table
 from app.lengths.chart import chart, chart_label
+from app.lengths.gains import gains, gains_label
 from app.lengths.pins import with_pins
 from app.page.inputs import Server, read
 from app.page.values import Values, as_json, one_line, toast
@@ -42,7 +43,7 @@ class Comparing:
             asked = self.server.asked(read(values))
         except ValueError as error:
             toast(str(error))
-            yield (gr.skip(), gr.skip(), *free)
+            yield (gr.skip(), gr.skip(), gr.skip(), *free)
             return
         started, rows_done = False, -1
         async with contextlib.aclosing(comparison.compare(desk, visit, asked, lengths or ())) as stream:
@@ -51,13 +52,13 @@ class Comparing:
                     visit.comparison = value
                 over = value["state"] != "running"
                 drawn = len(table.done(value["rows"]))
-                figure = gr.skip() if drawn == rows_done else _chart(value, visit.pins)
+                figures = (gr.skip(), gr.skip()) if drawn == rows_done else charts_of(visit, value)
                 buttons = free if over else (gr.skip(),) * len(busy) if started else busy
                 if over and not started:
                     # Refused: perhaps beside a run, whose buttons these are.
                     buttons = (*free[:2], *(gr.skip(),) * others)
                 started, rows_done = True, drawn
-                yield (as_json(with_pins(value, visit.pins)), figure, *buttons)
+                yield (as_json(with_pins(value, visit.pins)), *figures, *buttons)
 
     def pin(self, http: gr.Request) -> Values:
         """Keeps the last comparison in the chart, beside those to come."""
@@ -73,10 +74,17 @@ class Comparing:
 
 
 def _pinned(visit: Visit) -> Values:
-    return as_json(with_pins(visit.comparison, visit.pins)), _chart(visit.comparison, visit.pins)
+    return as_json(with_pins(visit.comparison, visit.pins)), *charts_of(visit, visit.comparison)
 
 
-def _chart(compared: dict[str, Any] | None, pinned: Any) -> str:
-    """The chart of a comparison and of the pinned ones."""
+def charts_of(visit: Visit, compared: dict[str, Any] | None) -> tuple[str, str]:
+    """Speed-ups and seconds of a comparison, with what is pinned and, of the speed-ups, the visit's single runs."""
     rows = compared["rows"] if compared else ()
-    return as_json({"figure": chart(rows, pinned), "label": chart_label(rows, pinned)})
+    seconds = {"figure": chart(rows, visit.pins), "label": chart_label(rows, visit.pins)}
+    return gains_of(visit), as_json(seconds)
+
+
+def gains_of(visit: Visit) -> str:
+    """The speed-ups of whatever the visit has run."""
+    given = visit.comparison["rows"] if visit.comparison else (), visit.pins, visit.points
+    return as_json({"figure": gains(*given), "label": gains_label(*given)})

@@ -13,7 +13,9 @@ from app.finished import views
 from app.finished.run import Kept, opening
 from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
+from app.lengths.gains import gains, gains_label
 from app.lengths.pins import with_pins
+from app.lengths.recorded import legend
 from app.page import accuracy
 from app.page.inputs import NAMES, Server
 from app.page.labels import lane_choices, length_choices, loading_header, model_label, preset_choices, stage_before
@@ -66,6 +68,7 @@ class Lengths:
     unpin: gr.Button
     said: gr.HTML
     table: gr.HTML
+    gains: gr.HTML
     chart: gr.HTML
 
 
@@ -278,7 +281,12 @@ def _lengths(server: Server) -> Lengths:
         unpin = gr.Button("Clear pins", elem_id="sd-compare-clear", min_width=110, scale=1)
     said = gr.HTML("", apply_default_css=False, elem_id="sd-compare-said")
     table = view_of("comparison", with_pins(None, ()), "sd-comparison")
-    drawn = {"figure": chart(()), "label": chart_label(())}
-    return Lengths(
-        chosen, compare, stop, pin, unpin, said, table, view_of("chart", drawn, "sd-comparison-chart")
-    )
+    with gr.Row(elem_id="sd-comparison-charts", equal_height=False):
+        with gr.Column(min_width=320, scale=3):
+            gr.HTML("<h3>Speed-up against prompt length</h3>", apply_default_css=False)
+            factors = view_of("chart", {"figure": gains(), "label": gains_label()}, "sd-gains-chart")
+            gr.HTML(legend(), apply_default_css=False)
+        with gr.Column(min_width=320, scale=2):
+            gr.HTML("<h3>Seconds at each prompt length</h3>", apply_default_css=False)
+            seconds = view_of("chart", {"figure": chart(()), "label": chart_label(())}, "sd-comparison-chart")
+    return Lengths(chosen, compare, stop, pin, unpin, said, table, factors, seconds)

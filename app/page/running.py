@@ -11,7 +11,9 @@ import gradio as gr
 
 from app.figures import timeline
 from app.finished import views
+from app.lengths.gains import MOST_POINTS, points_of
 from app.page.asking import Asking
+from app.page.comparing import gains_of
 from app.page.inputs import Server, read
 from app.page.labels import fingerprint, loading_header, model_header, stage_before
 from app.page.layout import Components
@@ -82,6 +84,7 @@ class Running:
                     updates[at.header] = model_header(server, asked.model)
                 if shown.over and shown.times is not None:
                     visit.ran = asked
+                    visit.points = (*visit.points, *points_of(shown.stage))[-MOST_POINTS:]
                 yield updates
 
     def over(self, http: gr.Request, *values: Any) -> Updates:
@@ -99,7 +102,7 @@ class Running:
             return {**free, at.head.blocks: head, at.explorer.which: which}
         visit.unseen, visit.seen = False, ""
         shown = self.looking.everything(visit.kept, visit, link(given.values, given.touched))
-        return {**free, **shown, at.last: visit.kept.key}
+        return {**free, **shown, at.lengths.gains: gains_of(visit), at.last: visit.kept.key}
 
     def stop(self, http: gr.Request) -> Any:
         """Stop pressed: the running step is the last."""

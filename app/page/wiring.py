@@ -179,7 +179,8 @@ def _shows_a_pattern(at: Components) -> list[Any]:
 def _shows_a_run(at: Components) -> list[Any]:
     see = at.explorer
     weighed = [at.accuracy.length, at.accuracy.said, at.accuracy.chart]
-    return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, *weighed, at.picture, at.last]
+    more = [*weighed, at.picture, at.last, at.lengths.gains]
+    return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, *more]
 
 
 def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
@@ -229,7 +230,7 @@ def _asking(at: Components, preparing: Preparing, running: Running, asking: Aski
 
 def _comparing(at: Components, running: Running, comparing: Comparing, asking: Asking) -> None:
     of = at.lengths
-    shown, asked = [of.table, of.chart], [of.chosen, *at.all_inputs]
+    shown, asked = [of.table, of.gains, of.chart], [of.chosen, *at.all_inputs]
     of.compare.click(comparing.compare, asked, [*shown, of.compare, of.stop, *at.starters], **_LONG).then(
         asking.offer, None, at.series.ask, **_AT_ONCE
     )

@@ -54,6 +54,7 @@ class Visit:
         self.by_clock = False  # that figure's speeds
         self.comparison: dict[str, Any] | None = None  # the last one of prompt lengths (see `app.lengths`)
         self.pins: tuple[Any, ...] = ()  # earlier ones that stay
+        self.points: tuple[Any, ...] = ()  # the speed-ups of its single runs
 
     def stop(self) -> None:
         """End the current run within the step that runs now, or before it gets the device."""

@@ -121,8 +121,8 @@
   function mountComparison(root) {
     const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
     const far = el("p", { class: "sd-intro" });
-    const fill = el("span", {});
-    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the comparison", "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
+    const fill = el("i", {});
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the comparison", "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill));
     const title = el("span", {});
     const head = el("tr", {});
     const table = el("table", { class: "sd-compare-table" }, el("caption", {}, title), el("thead", {}, head));

@@ -4,7 +4,7 @@
 
   const { el, setText, setAttribute, show } = window.sparsed.tools;
   const HINT = "One question is one answer. After a run, “20 questions like this”, beside the replay, asks more of its kind and length with the same lanes and settings, and counts here.";
-  const COLUMNS = ["Lane", "Right answers", "Time a question", "Against full attention"];
+  const COLUMNS = [["Lane", ""], ["Right answers", "95 % interval"], ["Time a question", "mean"], ["Points to full attention", "95 % interval"]];
 
   function drawnRow() {
     const name = el("th", { scope: "row" });
@@ -27,12 +27,12 @@
         share.style.setProperty("--low", low);
         share.style.setProperty("--high", high);
         share.style.setProperty("--at", questions ? count / questions : -1);
-        setText(range, questions ? `95 % interval ${lane.range}` : "");
+        setText(range, questions ? lane.range : "");
         setText(seconds, lane.seconds ?? "–");
         const never = lane.never_sparse ? `never sparse in ${lane.never_sparse}` : "";
         setText(gain, [lane.gain ? `${lane.gain.text} ${lane.gain.words}` : "", never].filter(Boolean).join(", "));
         setText(difference, lane.difference ? lane.difference.text : "–");
-        setText(within, lane.difference ? `95 % interval ${lane.difference.range}` : lane.full ? "" : "from 5 questions on");
+        setText(within, lane.difference ? lane.difference.range : lane.full ? "" : "from 5 questions on");
       },
     };
   }
@@ -44,10 +44,10 @@
     const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the questions", "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill));
     const title = el("caption", {});
     const body = el("tbody", {});
-    const head = el("tr", {}, ...COLUMNS.map((words) => el("th", { scope: "col" }, words)));
+    const head = el("tr", {}, ...COLUMNS.map(([words, small]) => el("th", { scope: "col" }, words, el("span", { class: "sd-small" }, small))));
     const table = el("table", { class: "sd-series-table" }, title, el("thead", {}, head), body);
     const box = el("div", { class: "sd-series-box", role: "region", tabindex: "0", "aria-label": "Right answers of each lane" }, table);
-    const hint = el("p", { class: "sd-intro" }, HINT);
+    const hint = el("p", { class: "sd-hint" }, HINT);
     const section = el("section", { class: "sd-series", "aria-label": "Twenty questions" }, hint, message, bar, far, box);
     root.replaceChildren(section);
     let rows = [];

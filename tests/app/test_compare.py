@@ -28,7 +28,9 @@ from app.lengths import table as table_module
 from app.lengths.chart import chart, chart_label
 from app.lengths.comparison import BUSY, NOT_BEGUN, compare
 from app.lengths.forecast import outlook
+from app.lengths.gains import Point, gains, gains_label, points_of
 from app.lengths.pins import Pin, pin, with_pins
+from app.lengths.recorded import RECORDED, legend
 from app.lengths.table import Comparison, Row, Table
 from app.page.serving import SCRIPTS, STYLES
 from app.race.request import OWN_TEXT, parse
@@ -308,19 +310,20 @@ def test_every_lane_is_raced_at_each_length(engine: Noting) -> None:
             assert same is None if key == "dense" else (same["text"] == "100 %") is (key != "baseline")
         assert row["speedup"] == row["sparse_speedup"]
     # A line a lane in its own colours, and its speed-up in them again; SparseD's is the one that is written.
-    figure = chart(end["rows"])
-    data, axis = figure["data"], figure["layout"]["yaxis2"]
+    figure = gains(end["rows"])
+    data, axis = chart(end["rows"])["data"], figure["layout"]["yaxis"]
     # A cache's speed-up is ten times SparseD's, and both can be read.
-    gains = [row[f"{key}_speedup"]["ratio"] for row in end["rows"] for key in keys[1:]]
-    assert axis["type"] == "log" and 10 ** axis["range"][0] < min(gains) and 10 ** axis["range"][1] > max(gains)
-    assert axis["ticktext"] == [f"{mark}×" for mark in axis["tickvals"]] and 1 in axis["tickvals"]
+    ratios = [row[f"{key}_speedup"]["ratio"] for row in end["rows"] for key in keys[1:]]
+    assert axis["type"] == "log" and 10 ** axis["range"][0] < min(ratios) and 10 ** axis["range"][1] > max(ratios)
+    assert axis["ticktext"] == [f"{mark:g}×" for mark in axis["tickvals"]] and 1 in axis["tickvals"]
     labels = ["Full attention", "SparseD", "Sliding window", "SparseD + Refresh"]
-    assert [trace["name"] for trace in data[:4]] == labels
-    assert len({trace["line"]["color"] for trace in data[:4]}) == 4
-    assert [trace["line"]["color"] for trace in data[4:]] == [trace["line"]["color"] for trace in data[1:4]]
-    assert ["text" in trace["mode"] for trace in data[4:]] == [True, False, False]
-    row, said = end["rows"][0], chart_label(end["rows"])
-    assert f"with SparseD + Refresh, {row['sparsed+refresh_speedup']['text']} " in said
+    assert [trace["name"] for trace in data] == labels
+    assert len({trace["line"]["color"] for trace in data}) == 4
+    own = here(figure)
+    assert [trace["line"]["color"] for trace in own] == [trace["line"]["color"] for trace in data[1:]]
+    assert ["text" in trace["mode"] for trace in own] == [True, False, False]
+    row, said = end["rows"][0], gains_label(end["rows"])
+    assert f"SparseD + Refresh {row['sparsed+refresh_speedup']['text']} " in said
     # What it will take counts them all.
     cost, _ = forecast.foresee(desk, asked, ["1k"])["1k"]
     assert cost is not None and list(cost.lanes) == keys
@@ -506,6 +509,7 @@ def test_a_run_that_never_becomes_sparse_has_no_speed_up(engine: Noting) -> None
     assert ["never sparse" in text for text in told["SparseD"] + told["Full attention"]] == [True, False]
     assert end["label"] == "mini · up to 64 steps · default select · threshold 0.9"
     assert [trace["name"] for trace in chart(end["rows"])["data"]] == ["Full attention", "SparseD"]
+    assert here(gains(end["rows"])) == []
     assert outlook(desk, asked, ["1k"]).endswith(" on this machine at most.")
 
 
@@ -656,6 +660,11 @@ def rows() -> list[Row]:
     ]
 
 
+def here(figure: Any) -> list[Any]:
+    """What is drawn of this page's own runs: the recorded lines are not in the legend."""
+    return [trace for trace in figure["data"] if trace["showlegend"] or "legendgroup" in trace]
+
+
 def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[Row]) -> None:
     figure = chart(rows)
     go.Figure(figure)
@@ -663,23 +672,16 @@ def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[Row]) -> None
     traces = {trace["name"]: trace for trace in figure["data"]}
     assert traces["Full attention"]["x"] == ["2k", "4k", "8k"] and traces["Full attention"]["y"] == [10.0, 70.5, 300.0]
     assert traces["SparseD"]["y"] == [11.0, 50.2, 200.0]
-    gains = traces["speed-up here"]
-    assert gains["y"] == [10 / 11, 70.5 / 50.2, 1.5] and gains["text"] == ["0.91×", "1.40×", "1.50×"]
-    # The published ones stand at every length that was asked for and that the paper has, done or not.
-    paper = traces["speed-up in the paper"]
-    assert paper["x"] == ["4k", "8k", "16k"] and paper["y"] == [0.9268, 0.9895, 1.0652]
-    assert gains["yaxis"] == paper["yaxis"] == "y2" and paper["line"]["dash"] == "dash"
-    # Told apart without colours.
-    looks = [(trace["marker"]["symbol"], trace["line"]["dash"]) for trace in figure["data"]]
-    assert len(set(looks)) == 4
+    assert len(traces) == 2
     layout = figure["layout"]
     assert layout["xaxis"]["categoryarray"] == ["2k", "4k", "8k", "16k"] and layout["yaxis"]["type"] == "log"
-    low, high = layout["yaxis2"]["range"]
-    assert low < 0.9 and high > 1.5
     # From 7 s to 420 s.
     assert layout["yaxis"]["range"] == pytest.approx([0.8451, 2.6232], abs=1e-3)
     assert layout["yaxis"]["ticktext"] == ["10 s", "30 s", "1 min", "3 min"]
-    assert gains["textposition"] == ["bottom center", "top center", "top center"]
+    (own,) = here(gains(rows))
+    assert own["x"] == [2048, 4096, 8192] and own["y"] == [10 / 11, 70.5 / 50.2, 1.5]
+    assert own["text"] == ["0.91×", "1.40×", "1.50×"]
+    assert own["textposition"] == ["bottom center", "top center", "top center"]
 
 
 def test_nothing_measured_is_said_and_not_drawn(rows: list[Row]) -> None:
@@ -688,26 +690,95 @@ def test_nothing_measured_is_said_and_not_drawn(rows: list[Row]) -> None:
         assert figure["data"] == [] and "appear here" in figure["layout"]["annotations"][0]["text"]
 
 
+def test_the_recorded_speed_ups_are_always_drawn(rows: list[Row]) -> None:
+    tokens = {"1k": 1024, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536}
+    wanted = {
+        f"{name} · {one.machine}": ([tokens[length] for length in line], [round(gain, 4) for gain in line.values()])
+        for one in RECORDED
+        for name, line in one.lines.items()
+    }
+    assert len(wanted) == 9 and wanted["SparseD · One A800 GPU, the paper"] == (
+        [4096, 8192, 16384, 32768, 65536], [0.9268, 0.9895, 1.0652, 1.1577, 1.25],
+    )  # fmt: skip
+    for figure in (gains(), gains(rows), gains(rows[3:])):
+        go.Figure(figure)
+        json.dumps(figure, allow_nan=False)
+        quiet = [trace for trace in figure["data"] if not trace["showlegend"]]
+        assert {trace["name"]: (trace["x"], trace["y"]) for trace in quiet} == wanted
+        # Told apart without colours, of which they have one.
+        assert len({(trace["marker"]["symbol"], trace["line"]["dash"]) for trace in quiet}) == len(wanted)
+        assert len({trace["line"]["color"] for trace in quiet}) == 1
+        for axis, at in (("xaxis", "x"), ("yaxis", "y")):
+            low, high = (10**end for end in figure["layout"][axis]["range"])
+            assert figure["layout"][axis]["type"] == "log"
+            assert all(low < value < high for trace in figure["data"] for value in trace[at])
+    assert here(gains()) == here(gains(rows[3:])) == [] and not gains()["layout"]["showlegend"]
+    said = gains_label()
+    assert "SparseD + Fast-dLLM, dual, One H200 GPU: 8.68× at 4k to 33.80× at 64k" in said and "Here" not in said
+    # Every line has its machine and how it was measured in words beside the chart.
+    words = legend()
+    for one in RECORDED:
+        assert one.machine in words and one.whose in words and all(command in words for command in one.commands)
+        assert one.commands or "paper" in one.machine
+    assert all(trace["name"].split(" · ")[0] in words for trace in gains()["data"])
+
+
+def test_single_runs_are_points_at_their_length() -> None:
+    lanes = [
+        {"key": "dense", "label": "Full attention", "style": 1, "speedup": None, "info": {"prompt_tokens": 1020}},
+        {"key": "sparse", "label": "SparseD", "style": 2, "info": {"prompt_tokens": 1020},
+         "speedup": {"ratio": 1.25, "text": "1.25×", "words": "faster"}},
+        {"key": "baseline", "label": "Sliding window", "style": 3, "info": {"prompt_tokens": 1020},
+         "speedup": {"ratio": 0.5, "text": "2.00×", "words": "slower"}},
+    ]  # fmt: skip
+    stage = {"state": "done", "lanes": lanes}
+    assert points_of({**stage, "state": "stopped"}) == ()
+    points = points_of(stage)
+    assert points == (
+        Point("sparse", "SparseD", 2, 1020, 1.25, "1.25× faster"),
+        Point("baseline", "Sliding window", 3, 1020, 0.5, "2.00× slower"),
+    )
+    longer = Point("sparse", "SparseD", 2, 120_000, 60.0, "60.00× faster")
+    figure = gains(points=[*points, longer])
+    go.Figure(figure)
+    sparse, window = here(figure)
+    assert (sparse["x"], sparse["y"], window["x"], window["y"]) == ([1020, 120_000], [1.25, 60.0], [1020], [0.5])
+    assert {sparse["mode"], window["mode"]} == {"markers"}
+    # Stronger than what is recorded, and within the axes.
+    assert min(sparse["marker"]["size"], window["marker"]["size"]) > max(
+        trace["marker"]["size"] for trace in gains()["data"]
+    )
+    assert 10 ** figure["layout"]["xaxis"]["range"][1] > 120_000 and 10 ** figure["layout"]["yaxis"]["range"][1] > 60
+    assert "1,020 tokens: Sliding window 2.00× slower" in gains_label(points=points)
+
+
 def test_pinned_comparisons_are_laid_over_the_new_one(rows: list[Row]) -> None:
     old = Pin("mini · 32 steps", (row_of("1k", 1024, 3.0, 2.0), row_of("4k", 4096, 40.0, 20.0)))
     older = Pin("mini · 16 steps", (row_of("4k", 4096, 20.0, 10.0),))
     figure = chart(rows, [older, old])
     go.Figure(figure)
-    assert len(figure["data"]) == 4 + 3 + 3
+    assert len(figure["data"]) == 2 + 2 + 2
     pinned = [trace for trace in figure["data"] if "legendgroup" in trace]
     assert [trace["name"] for trace in pinned if trace["showlegend"]] == [
         "pinned: mini · 16 steps", "pinned: mini · 32 steps",
     ]  # fmt: skip
-    dense, sparse, gains = pinned[3:]
-    assert (dense["x"], dense["y"], sparse["y"], gains["y"]) == (["1k", "4k"], [3.0, 40.0], [2.0, 20.0], [1.5, 2.0])
-    assert {trace["marker"]["symbol"] for trace in pinned[:3]} == {"square-open", "square"}
-    assert {trace["marker"]["symbol"] for trace in pinned[3:]} == {"triangle-up-open", "triangle-up"}
+    dense, sparse = pinned[2:]
+    assert (dense["x"], dense["y"], sparse["y"]) == (["1k", "4k"], [3.0, 40.0], [2.0, 20.0])
+    assert {trace["marker"]["symbol"] for trace in pinned[:2]} == {"square-open", "square"}
+    assert {trace["marker"]["symbol"] for trace in pinned[2:]} == {"triangle-up-open", "triangle-up"}
     assert figure["layout"]["xaxis"]["categoryarray"] == ["1k", "2k", "4k", "8k", "16k"]
-    assert figure["layout"]["yaxis2"]["range"][1] > 2
+    factors = gains(rows, [older, old])
+    go.Figure(factors)
+    first, second, current = here(factors)
+    assert (second["x"], second["y"], first["y"]) == ([1024, 4096], [1.5, 2.0], [2.0])
+    assert (first["name"], second["marker"]["symbol"]) == ("pinned: mini · 16 steps", "triangle-up")
+    assert first["showlegend"] and first["line"]["width"] < current["line"]["width"]
     # Pins alone are a chart too.
     go.Figure(chart([], [old]))
-    assert len(chart([], [old])["data"]) == 3
-    assert "4k: 1 min 10 s with full attention, 50.2 s with SparseD, 1.40× faster" in chart_label(rows, [old])
+    assert len(chart([], [old])["data"]) == 2
+    assert "4k: 1 min 10 s with full attention, 50.2 s with SparseD; " in chart_label(rows, [old])
+    assert "4k: SparseD 1.40× faster" in gains_label(rows, [old])
+    assert gains_label(rows, [old]).endswith("Pinned beside it: mini · 32 steps.")
     assert chart_label(rows, [old]).endswith("pinned beside it: mini · 32 steps")
 
 
