@@ -46,6 +46,7 @@ BUTTONS = {
     "sd-observe-differ": "Shows the heads of one layer beside each other.",
     "sd-observe-stay": "Shows how much of the choice later steps would choose again.",
     "sd-observe-early": "Sets skip to 0 and runs.",
+    "sd-own": "Shows again what the run itself has kept.",
     "sd-upload": "Opens a record that was downloaded here; nothing is sent to anybody else.",
     "sd-compare-run": "One race for each prompt length chosen, one after the other.",
     "sd-compare-stop": "Ends the comparison; the rows that are there stay.",
@@ -76,6 +77,11 @@ NO_PATTERN = "The blocks a head keeps appear here at the select step."
 NO_SELECTION = "The last run ended before its select step."
 NOT_TRACKED = "The last run was not tracked: tick “Track the pattern” in the settings, and run."
 TRACK_NEXT = "The last run was not tracked. “Track the pattern” is ticked now: press Run."
+
+# Why no other select can be tried on the blocks of a head.
+WHAT_IF_LATER = "What another select would keep can be tried here when the run is over."
+WHAT_IF_UNKNOWN = "This run’s importances were not kept, so another select cannot be tried; a run made here keeps them."
+WHAT_IF_BY_RULE = "Another select can be tried where SparseD chose as the paper says; these were chosen otherwise."
 
 # How the lanes share the machine. Where they could run at the same time and do not, the reason.
 IN_TURNS = "The lanes take turns on one device."

@@ -44,6 +44,7 @@ def head_detail(
     words: Sequence[str] = (),
     show: Shades = "both",
     lane: str = "",
+    what_if: float | None = None,
 ) -> View:
     """What one head keeps for every query block, over how important each key block was to it.
 
@@ -54,14 +55,15 @@ def head_detail(
     first words of every block, or nothing. kept_mass: share of attention mass kept, for the title. full_blocks: the
     last query blocks, which see every key without having selected it.
 
-    lane: the key of the lane whose mask it is, "" for the headline's.
+    lane: the key of the lane whose mask it is, "" for the headline's. what_if: the select at which the lane would have
+    kept these blocks; None: it has kept them.
 
     The layout's meta is {"layer", "head", "map"}, to which the page adds (`app.finished.evidence`); "map" is what the
     browser needs to mark rows (assets/page/map.js): {"lane", "blocks", "generation": the first query block that holds
-    a generated token, "full": full_blocks}. A cell is kept exactly where z ≥ meta.kept_from of its trace, whatever is
-    shown. Cells are never merged. Where there is importance, customdata is the share of attention, negative for cells
-    that are skipped. What is said of a cell that is pointed at the browser makes of it: a sentence for each of 513 ×
-    513 cells would be megabytes.
+    a generated token, "full": full_blocks, "select": what_if}. A cell is kept exactly where z ≥ meta.kept_from of its
+    trace, whatever is shown. Cells are never merged. Where there is importance, customdata is the share of attention,
+    negative for cells that are skipped. What is said of a cell that is pointed at the browser makes of it: a sentence
+    for each of 513 × 513 cells would be megabytes.
     """
     blocks = len(mask)
     ranges = block_ranges(length, block_size)
@@ -125,9 +127,16 @@ def head_detail(
         "showgrid": False,
         "constrain": "domain",
     }
-    about = {"lane": lane, "blocks": blocks, "generation": prompt_length // block_size, "full": full_blocks}
+    about = {
+        "lane": lane,
+        "blocks": blocks,
+        "generation": prompt_length // block_size,
+        "full": full_blocks,
+        "select": what_if,
+    }
+    named = f"ayer {layer}, head {head}" + ("" if what_if is None else f", if select were {what_if:g}")
     layout = base_layout(
-        title=title_of(f"Layer {layer}, head {head}", *lines),
+        title=title_of(f"L{named}", *lines),
         xaxis={**axis, "title": {"text": f"key block ({block_size} tokens each)"}},
         yaxis={
             **axis,
@@ -141,7 +150,7 @@ def head_detail(
         hovermode="closest",
         meta={"layer": layer, "head": head, "map": about},
     )
-    said = ". ".join((f"Block mask of layer {layer}, head {head}: {kept}", *unselected))
+    said = ". ".join((f"Block mask of l{named}: {kept}", *unselected))
     return View({"data": [trace], "layout": layout}, f"{said}.")
 
 

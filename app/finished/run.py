@@ -59,6 +59,11 @@ class Kept:
         others = (made for lane, made in self.lanes.items() if not lane.full)
         return self.lane(self.shown) or self.sparse or next(others, None)
 
+    @property
+    def seen_key(self) -> str:
+        """The key of that lane; "" where there is none."""
+        return next((lane.key for lane, made in self.lanes.items() if made is self.seen), "")
+
     def showing(self, key: str) -> Kept:
         """The same run, to look at the pattern of this lane."""
         return self if self.lane(key) is self.seen else replace(self, shown=key)

@@ -17,6 +17,7 @@ from app.figures.shared import title_of
 from app.finished.evidence import evidence
 from app.finished.replay import origin
 from app.finished.run import Kept
+from app.finished.what_if import what_if, why_not
 from app.lanes import headline
 from app.race.lane_view import ranges_of
 from app.race.snapshot import StepTimes
@@ -84,15 +85,23 @@ def which(run: Kept | Masks | None, *, before: bool = False, selected: int = 0) 
     return f"{said}. The run that goes on now comes here at its select step." if before else f"{said}."
 
 
-def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both") -> Value | None:
-    """One head: what it keeps, over what mattered to it."""
+def head(
+    run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both", select: float | None = None
+) -> Value | None:
+    """One head: what it keeps, over what mattered to it. select: what it would keep at this one, where that can be
+    said (`app.finished.what_if`).
+    """
     pattern = _pattern(run)
     if run is None or pattern is None:
         return None
     layer, head = min(layer, pattern.layers - 1), min(head, pattern.heads - 1)
     mass = _mass(run, layer)
+    tried = None
+    if select is not None and isinstance(run, Kept) and not why_not(run):
+        tried = what_if(run, layer, head, select)
+    kept_mass = tried.mass if tried else None if mass is None else mass[head]
     view = head_figure.head_detail(
-        pattern.mask(layer)[0, head],
+        tried.mask if tried else pattern.mask(layer)[0, head],
         layer=layer,
         head=head,
         length=pattern.layout.length,
@@ -100,13 +109,14 @@ def head(run: Kept | Masks | None, layer: int, head: int, shades: Shades = "both
         block_size=pattern.layout.block_size,
         prompt_blocks=pattern.layout.prompt_blocks,
         importance=pattern.importance(layer, head),
-        kept_mass=None if mass is None else mass[head],
+        kept_mass=kept_mass,
         full_blocks=pattern.full_blocks,
         words=run.trace.prompt.words if isinstance(run, Kept) else (),
         show=shades,
-        lane=_seen(run),
+        lane=run.seen_key if isinstance(run, Kept) else "",
+        what_if=select if tried else None,
     )
-    view.figure["layout"]["meta"]["evidence"] = evidence(run, layer, head)
+    view.figure["layout"]["meta"]["evidence"] = evidence(run, layer, head, tried)
     return view._asdict()
 
 
@@ -230,13 +240,6 @@ def clicked(point: Any) -> tuple[int, int] | None:
     if not all(isinstance(place, (int, float)) and -0.5 <= place < 1e6 for place in (layer, head)):
         return None
     return round(layer), round(head)  # type: ignore[arg-type]
-
-
-def _seen(run: Kept | Masks | None) -> str:
-    """The key of the lane whose pattern is looked at; "" for the headline's, which that of a run that goes on is."""
-    if not isinstance(run, Kept):
-        return ""
-    return next((lane.key for lane, made in run.lanes.items() if made is run.seen), "")
 
 
 def _pattern(run: Kept | Masks | None) -> Masks | None:

@@ -11,6 +11,7 @@ import gradio as gr
 from app import texts
 from app.finished import views
 from app.finished.run import Kept, opening
+from app.finished.what_if import LEAST, STEP
 from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
 from app.lengths.gains import gains, gains_label
@@ -20,7 +21,7 @@ from app.page import accuracy
 from app.page.inputs import NAMES, Server
 from app.page.labels import lane_choices, length_choices, loading_header, model_label, preset_choices, stage_before
 from app.page.settings import Component, accordion, component
-from app.page.values import files_of, nothing, one_line, replay_of, view_of
+from app.page.values import files_of, nothing, one_line, replay_of, view_of, what_if_view
 from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
 from app.series.series import nothing as nothing_asked
 
@@ -35,6 +36,10 @@ class HeadView:
     lane: gr.Dropdown
     shades: gr.Dropdown
     blocks: gr.HTML
+    # Another select, tried on the importances that the run has kept; the run's own again; both in a sentence.
+    what_if: gr.Slider
+    own: gr.Button
+    what_if_said: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -223,8 +228,16 @@ def _head_view(first: Kept | None) -> HeadView:
             visible=len(seen) > 1, min_width=100,
         )  # fmt: skip
     blocks = view_of("chart", views.head(first, 1, 0) or nothing(texts.NO_PATTERN), "sd-heatmap")
+    tried = what_if_view(first, 1, 0, None)
+    with gr.Row(elem_id="sd-what-if"):
+        select = gr.Slider(
+            LEAST, 1, step=STEP, label="What if select were", info="Share of key blocks a head keeps. Nothing is run.",
+            elem_id="sd-what-if-select", min_width=100, **tried.slider,
+        )  # fmt: skip
+        own = gr.Button("Back to the run’s own", size="sm", interactive=False, elem_id="sd-own", min_width=80, scale=0)
+    said = gr.HTML(one_line(tried.said), apply_default_css=False, elem_id="sd-what-if-said")
     gr.HTML(texts.MASK_LEGEND, apply_default_css=False)
-    return HeadView(layer, head, lane, shades, blocks)
+    return HeadView(layer, head, lane, shades, blocks, select, own, said)
 
 
 def _explorer(first: Kept | None) -> Explorer:

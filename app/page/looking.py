@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,11 +14,12 @@ from app.accuracy.own import own_run
 from app.engine.sentences import error_sentence
 from app.finished import views
 from app.finished.run import Kept, opened, opening
+from app.finished.what_if import LEAST, why_not
 from app.page import accuracy
 from app.page.inputs import Server
 from app.page.labels import lane_choices
 from app.page.layout import Components
-from app.page.values import Updates, Values, as_json, files_of, index_in, nothing, one_line, replay_of
+from app.page.values import Updates, Values, as_json, files_of, index_in, nothing, one_line, replay_of, what_if_view
 from app.race.race import Race
 from app.server.gradio_internals import sent_with
 from app.server.material import EXPECTED
@@ -37,9 +39,22 @@ class Looking:
         last = _last(visit)
         return visit.selected or (last and last.showing(visit.seen))
 
-    def head(self, run: Kept | Masks, visit: Visit) -> str:
-        """The head that is looked at."""
-        return as_json(views.head(run, *visit.looked_at, visit.shades) or nothing(texts.NO_SELECTION))
+    def head(self, run: Kept | Masks, visit: Visit) -> Updates:
+        """The head that is looked at, at the select that is tried on it, and what is said of that."""
+        at, select = self.components.head, visit.what_if
+        drawn = views.head(run, *visit.looked_at, visit.shades, select) or nothing(texts.NO_SELECTION)
+        tried = what_if_view(run, *visit.looked_at, select)
+        return {
+            at.blocks: as_json(drawn),
+            at.own: gr.update(interactive=tried.own),
+            at.what_if_said: one_line(tried.said),
+        }
+
+    def own(self, run: Kept | Masks, visit: Visit) -> Updates:
+        """The same at the run's own select, to which the slider goes back."""
+        visit.what_if = None
+        slider = what_if_view(run, *visit.looked_at, None).slider
+        return {**self.head(run, visit), self.components.head.what_if: gr.update(**slider)}
 
     def everything(self, run: Kept, visit: Visit, link: str = "") -> Updates:
         """Everything that shows a run that is over, but for its times. link: brings its settings back."""
@@ -68,14 +83,20 @@ class Looking:
 
     # ---- while a run goes on ----------------------------------------------------------------------------------
 
-    def started(self, http: gr.Request) -> Values:
+    def started(self, http: gr.Request) -> Updates:
         """The first step of a run was made: what one head keeps is not known yet."""
-        visit = self.server.visit(http)
+        visit, at = self.server.visit(http), self.components
         if visit.race is None or visit.selected is not None:
-            return gr.skip(), gr.skip()
+            return {at.explorer.which: gr.skip()}
         layout = _layout(visit.race)
         blocks = nothing(texts.NO_PATTERN) if layout is None else views.before_selecting(layout)
-        return as_json(blocks), one_line(views.which(_last(visit), before=True))
+        return {
+            at.head.blocks: as_json(blocks),
+            at.head.what_if: gr.update(interactive=False),
+            at.head.own: gr.update(interactive=False),
+            at.head.what_if_said: one_line(texts.WHAT_IF_LATER),
+            at.explorer.which: one_line(views.which(_last(visit), before=True)),
+        }
 
     def select_step(self, http: gr.Request) -> Updates:
         """The select step was made: what can be looked at while the run goes on."""
@@ -86,45 +107,73 @@ class Looking:
 
     # ---- what the visitor chooses -------------------------------------------------------------------------------
 
-    def show_head(self, http: gr.Request, layer: Any, head: Any) -> Any:
+    def show_head(self, http: gr.Request, layer: Any, head: Any) -> Updates:
         """The key blocks that one head keeps."""
         visit = self.server.visit(http)
         run = self.looked_at(visit)
         if run is None or not run.layers:
-            return gr.skip()
+            return self._nothing
         visit.looked_at = (index_in(layer, run.layers), index_in(head, run.heads))
         if visit.race is not None and visit.selected is None:
-            return gr.skip()  # what stands there is that this run has not selected yet
+            return self._nothing  # what stands there is that this run has not selected yet
         return self.head(run, visit)
 
-    def show_shades(self, http: gr.Request, shades: Any) -> Any:
+    def show_shades(self, http: gr.Request, shades: Any) -> Updates:
         """The same head, its importances or its choice alone."""
         visit = self.server.visit(http)
         visit.shades = next((name for name in texts.SHADES if name == shades), "both")
         run = self.looked_at(visit)
-        return gr.skip() if run is None or not run.layers else self.head(run, visit)
+        return self._nothing if run is None or not run.layers else self.head(run, visit)
 
-    def show_lane(self, http: gr.Request, lane: Any) -> Values:
-        """The same views for the pattern of another lane."""
+    def show_what_if(self, http: gr.Request, select: Any) -> Updates:
+        """What the head would keep at another select."""
         visit = self.server.visit(http)
+        run = self.looked_at(visit)
+        if why_not(run) or not isinstance(run, Kept) or run.pattern is None or visit.race is not None:
+            return self._nothing
+        given = select if isinstance(select, (int, float)) and math.isfinite(select) else run.pattern.select
+        tried = round(min(1.0, max(LEAST, given)), 2)
+        visit.what_if = None if tried == run.pattern.select else tried
+        return self.head(run, visit)
+
+    def show_own(self, http: gr.Request) -> Updates:
+        """What the head has kept, after another select was tried."""
+        visit = self.server.visit(http)
+        run = self.looked_at(visit)
+        return self._nothing if run is None or visit.race is not None else self.own(run, visit)
+
+    def show_lane(self, http: gr.Request, lane: Any) -> Updates:
+        """The same views for the pattern of another lane."""
+        visit, at = self.server.visit(http), self.components.explorer
         visit.seen = lane if isinstance(lane, str) else ""
         run = self.looked_at(visit)
         if not isinstance(run, Kept) or not run.layers or visit.race is not None:
-            return (gr.skip(),) * 5
-        return (self.head(run, visit), *self.show_layer(http, visit.looked_at[0]), as_json(views.model(run)))
+            return self._nothing
+        layers = self.show_layer(http, visit.looked_at[0])
+        return {**self.own(run, visit), **layers, at.atlas: as_json(views.model(run))}
 
-    def show_layer(self, http: gr.Request, layer: Any) -> Values:
+    def show_layer(self, http: gr.Request, layer: Any) -> Updates:
         """All heads of a layer, how much they share, and how much attention each keeps."""
+        at = self.components.explorer
         made = views.layer(self.looked_at(self.server.visit(http)), index_in(layer, None))
-        return (gr.skip(),) * 3 if made is None else tuple(as_json(view) for view in made)
+        if made is None:
+            return {at.overview: gr.skip()}
+        return {part: as_json(view) for part, view in zip((at.overview, at.overlap, at.mass), made, strict=True)}
 
-    def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Values:
+    def show_clicked(self, http: gr.Request, clicked: gr.EventData) -> Updates:
         """A thumbnail was clicked: its layer and its head."""
+        at = self.components.head
         run = self.looked_at(self.server.visit(http))
         place = views.clicked(sent_with(clicked))
         if run is None or place is None or not (0 <= place[0] < run.layers and 0 <= place[1] < run.heads):
-            return (gr.skip(),) * 6
-        return (*place, self.show_head(http, *place), *self.show_layer(http, place[0]))
+            return self._nothing
+        moved = {at.layer: place[0], at.head: place[1]}
+        return {**moved, **self.show_head(http, *place), **self.show_layer(http, place[0])}
+
+    @property
+    def _nothing(self) -> Updates:
+        """What a handler gives that changes nothing."""
+        return {self.components.head.blocks: gr.skip()}
 
     def observe_later(self, http: gr.Request) -> Values:
         """The tab of the later steps; where the last run was not tracked, the next one will be."""
@@ -167,7 +216,7 @@ class Looking:
         choices = lane_choices(run)
         overview, overlap, mass = views.layer(run, layer) or (nothing(texts.NO_SELECTION),) * 3
         return {
-            at.head.blocks: self.head(run, visit),
+            **self.own(run, visit),
             at.explorer.overview: as_json(overview),
             at.explorer.overlap: as_json(overlap),
             at.explorer.mass: as_json(mass),

@@ -97,9 +97,9 @@ class Running:
             return {**free, at.trouble: trouble(self.server, *visit.refused)}
         if not visit.unseen or visit.kept is None:
             run = self.looking.looked_at(visit)
-            head = gr.skip() if run is None else self.looking.head(run, visit)
+            head = {} if run is None else self.looking.own(run, visit)
             which = one_line(views.which(run, selected=visit.selected_in))
-            return {**free, at.head.blocks: head, at.explorer.which: which}
+            return {**free, **head, at.explorer.which: which}
         visit.unseen, visit.seen = False, ""
         shown = self.looking.everything(visit.kept, visit, link(given.values, given.touched))
         return {**free, **shown, at.lengths.gains: gains_of(visit), at.last: visit.kept.key}

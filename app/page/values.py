@@ -5,14 +5,15 @@ from __future__ import annotations
 import html
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
 from app.figures import base
-from app.finished import files
+from app.finished import files, what_if
 from app.finished.replay import Judge, replay_value
 from app.finished.run import Kept
+from sparsed.attention.masks import Masks
 
 # What a handler gives: the components that change, and their new values; or a value for each of its outputs.
 Updates = dict[Any, Any]
@@ -66,6 +67,27 @@ def names_of(listed: Any) -> set[str]:
 def nothing(sentence: str) -> dict[str, Any]:
     """A chart that says why there is nothing to draw yet."""
     return {"figure": base.empty(sentence), "label": sentence}
+
+
+class Tried(NamedTuple):
+    """slider: what the slider of select has, {"value", "interactive"}. own: can one go back? said: a sentence."""
+
+    slider: dict[str, Any]
+    own: bool
+    said: str
+
+
+def what_if_view(run: Kept | Masks | None, layer: int, head: int, select: float | None) -> Tried:
+    """What stands below the blocks of a head: another select, or None for the run's own."""
+    pattern = run.pattern if isinstance(run, Kept) else run
+    mine = 1.0 if pattern is None else pattern.select
+    reason = what_if.why_not(run)
+    if reason or not isinstance(run, Kept):
+        return Tried({"value": mine, "interactive": False}, False, reason)
+    layer, head = min(layer, run.layers - 1), min(head, run.heads - 1)
+    tried = None if select is None else what_if.what_if(run, layer, head, select)
+    said = what_if.said(run, layer, head, tried)
+    return Tried({"value": mine if select is None else select, "interactive": True}, select is not None, said)
 
 
 def replay_of(run: Kept | None, judge: Judge) -> Any:

@@ -171,9 +171,14 @@ def _race(after: Callable[..., Any], at: Components, preparing: Preparing, runni
     )
 
 
+def _shows_a_head(at: Components) -> list[Any]:
+    return [at.head.blocks, at.head.own, at.head.what_if_said]
+
+
 def _shows_a_pattern(at: Components) -> list[Any]:
     see, head = at.explorer, at.head
-    return [head.blocks, head.layer, head.head, head.lane, see.overview, see.overlap, see.mass, see.which]
+    place = [head.layer, head.head, head.lane]
+    return [*_shows_a_head(at), head.what_if, *place, see.overview, see.overlap, see.mass, see.which]
 
 
 def _shows_a_run(at: Components) -> list[Any]:
@@ -186,7 +191,7 @@ def _shows_a_run(at: Components) -> list[Any]:
 def _a_run(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
     _race(at.run.click, at, preparing, running)
     # The stage's view tells these three: the first step was made, the pattern is there, a model was loaded.
-    at.stage.play(looking.started, None, [at.head.blocks, at.explorer.which], **_AT_ONCE)
+    at.stage.play(looking.started, None, [*_shows_a_head(at), at.head.what_if, at.explorer.which], **_AT_ONCE)
     at.stage.select(looking.select_step, None, _shows_a_pattern(at), **_AT_ONCE)
     at.stage.load(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
     at.stop.click(running.stop, None, at.stop, **_AT_ONCE)
@@ -195,13 +200,16 @@ def _a_run(at: Components, preparing: Preparing, running: Running, looking: Look
 def _looking(at: Components, preparing: Preparing, running: Running, looking: Looking) -> None:
     see, head = at.explorer, at.head
     place, layers = [head.layer, head.head], [see.overview, see.overlap, see.mass]
-    gr.on([head.layer.input, head.head.input], looking.show_head, place, head.blocks, **_LOOK)
-    head.shades.input(looking.show_shades, head.shades, head.blocks, **_LOOK)
-    head.lane.input(looking.show_lane, head.lane, [head.blocks, *layers, see.atlas], **_LOOK)
+    blocks = _shows_a_head(at)
+    gr.on([head.layer.input, head.head.input], looking.show_head, place, blocks, **_LOOK)
+    head.shades.input(looking.show_shades, head.shades, blocks, **_LOOK)
+    head.what_if.input(looking.show_what_if, head.what_if, blocks, **_LOOK)
+    head.own.click(looking.show_own, None, [*blocks, head.what_if], **_AT_ONCE)
+    head.lane.input(looking.show_lane, head.lane, [*blocks, head.what_if, *layers, see.atlas], **_LOOK)
     head.layer.input(looking.show_layer, head.layer, layers, **_LOOK)
     see.layer_tab.select(looking.show_layer, head.layer, layers, **_LOOK)
     gr.on(
-        [see.overview.click, see.atlas.click], looking.show_clicked, None, [*place, head.blocks, *layers], **_LOOK
+        [see.overview.click, see.atlas.click], looking.show_clicked, None, [*place, *blocks, *layers], **_LOOK
     )
     differ, stay, early = see.observations
     differ.click(lambda: gr.update(selected="layer"), None, see.tabs, **_AT_ONCE)

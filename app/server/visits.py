@@ -49,6 +49,7 @@ class Visit:
         self.unseen = False  # the page does not show `kept` yet
         self.looked_at = (1, 0)  # layer and head
         self.shades: Shades = "both"  # what their view shows
+        self.what_if: float | None = None  # the select that is tried on it; None: the run's own
         self.seen = ""  # the key of the lane whose pattern that is, "" for SparseD's
         self.own: OwnRun | None = None  # its last run, in the figure of accuracy against speed
         self.by_clock = False  # that figure's speeds

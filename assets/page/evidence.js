@@ -17,11 +17,16 @@
   let evidence = null;
   let asked = ["", -1];
 
+  // What the evidence calls a lane: of a run that goes on the headline's is "".
+  function keyOf(lane) {
+    const { playhead } = window.sparsed;
+    return lane in evidence.lanes || !(playhead && lane === playhead.headline) ? lane : "";
+  }
+
   // The key blocks that a lane's query block sees; undefined where that is not known.
   function keptBy(lane, block) {
     const { lanes, blocks, prompt, size } = evidence;
-    const { playhead } = window.sparsed;
-    const key = lane in lanes ? lane : playhead && lane === playhead.headline ? "" : lane;
+    const key = keyOf(lane);
     if (lanes[key] === undefined) return undefined;
     const all = Array.from({ length: blocks }, (_, index) => index);
     if (lanes[key] === null) return all;
@@ -67,8 +72,10 @@
     const found = needed.filter((index) => lit.has(index)).length;
     const where = `layer ${evidence.layer}, head ${evidence.head}`;
     const of = needed.length ? `, ${found} of the ${needed.length} with needed documents` : "";
-    setText(said, `Query block ${block} sees ${lit.size} of ${evidence.blocks} key blocks in ${where}${of}.`);
-    return `Its row sees ${lit.size} of ${evidence.blocks} key blocks${of} (${where}).`;
+    const { what_if: tried } = evidence;
+    const other = tried && keyOf(lane) === tried.lane ? `At select ${tried.select} query block ${block} would see` : "";
+    setText(said, `${other || `Query block ${block} sees`} ${lit.size} of ${evidence.blocks} key blocks in ${where}${of}.`);
+    return `${other ? `At select ${tried.select} its row would see` : "Its row sees"} ${lit.size} of ${evidence.blocks} key blocks${of} (${where}).`;
   }
 
   document.addEventListener("sparsed:drawn", (event) => {

@@ -17,8 +17,15 @@
 
   const about = () => plot && plot.layout && plot.layout.meta && plot.layout.meta.map;
 
+  // Are these blocks of another select than the run's own?
+  const tried = ({ select }) => typeof select === "number";
+
   // What the step does with the blocks: in words, and the first query block of those that are marked.
-  function shown({ step, phase, rows: computed, positions }, { blocks, generation, full }) {
+  function shown({ step, phase, rows: computed, positions }, map) {
+    const { blocks, generation, full } = map;
+    if (tried(map)) {
+      return { said: `Not what the run did: at select ${map.select} its sparse steps would compute the coloured blocks.`, phase: "sparse" };
+    }
     if (!step) return { said: "Before the first step.", phase: "dense" };
     const at = `Step ${step}`;
     if (computed < positions) {
@@ -65,8 +72,9 @@
   // What is said of a pair of blocks stands below the map: over it, it would cover the cell that it is about.
   function point({ points: [{ x, y, z, customdata, data }] }) {
     const share = customdata === undefined ? "" : `${percent(Math.abs(customdata))} of the row's attention, `;
+    const would = tried(about()) ? "would be " : "";
     const kept = z >= data.meta.kept_from ? "kept" : "skipped";
-    setText(tip, `query block ${plain(y)}\nkey block ${plain(x)}\n${share}${kept}`);
+    setText(tip, `query block ${plain(y)}\nkey block ${plain(x)}\n${share}${would}${kept}`);
     show(tip, true);
     tip.style.top = `${parseFloat(over.style.top) + parseFloat(over.style.height) + 4}px`;
   }
