@@ -105,36 +105,72 @@ def others_in_turns(devices: int) -> str:
 BOTH_TOGETHER = "Each lane has a GPU of its own; both run at the same time."
 ALL_TOGETHER = "Each lane has a GPU of its own; all run at the same time."
 
-HOW = """ <div class="sd-how"> <ol> <li><b>A canvas of masks.</b> A diffusion language model starts from masks
-only. In every denoising step it reads the whole sequence in both directions, guesses each masked token, and
-commits the ones it is surest of.</li> <li><b>Full attention first.</b> The first steps decide the answer, so
-SparseD leaves them alone: skip 0.2 means that the first fifth of the steps use full attention in both
-lanes.</li> <li><b>Every head chooses once.</b> At the select step the attention scores are averaged over
-blocks of queries and keys. Each head keeps, for every query block, its most important key blocks, ranked
-separately for the prompt and for the generation.</li> <li><b>Then the choice is reused.</b> Within a head the
-pattern hardly changes from step to step, so all later steps compute the kept blocks only. At 30&nbsp;% kept,
-attention does about a third of its work; the rest of the network costs what it did.</li> </ol> <p><b>How the
-race is timed.</b> Each step is timed alone, selection included. On one device the lanes never run at the same
-time: the one that has used less time goes next. With two GPUs each lane has its own, and both run at the same
-time; only where steps are so short that they would hold each other up, they take turns there too. The line below
-the lanes says which. The speed-up while running compares the
-steps that both lanes have done; at the end, whole runs. Short prompts gain little or nothing: there attention
-is a small part of the work, and the page says so when SparseD is slower.</p> <p><b>Why not a simpler
-pattern?</b> A further lane, in the settings, keeps as many blocks as SparseD by a rule that is simpler: the
-nearest ones, the first and the nearest, some by lot, or one choice for all heads. It is about as fast; see
-what it answers.</p> <p><b>Why compute every row?</b> A cache keeps keys and values of rows that hardly change: most
-steps compute a few rows alone, and now and then one computes all. Fast-dLLM and dKV-Cache are published; SparseD makes
-the full steps cheaper, so the two go together. What a cache keeps grows old: see whether the answer stays right. Each
-lane says how many rows its step has computed.</p>
-<p><b>What is ours.</b> Two settings of SparseD are not the paper’s, and a lane that has one says so. With full
-generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their pattern:
-that is the setting which is recommended here, and “Accuracy against speed” shows why;
-with a refresh, the heads select afresh every so many steps and where a semi-autoregressive block begins, in a step
-with full attention that the lane’s clock counts.</p>
-<p><b>Reading the canvas.</b> A
-hatched cell is still masked, an underlined bold one was just committed, plain text is settled. Point at a
-cell, or move to it with the arrow keys, for its step and its confidence.</p> </div>
+
+class Scene(NamedTuple):
+    """A part of the story below the race; what is drawn in it: `app.finished.story`."""
+
+    title: str
+    words: str
+
+
+SCENES = {
+    "masks": Scene(
+        "A canvas of masks",
+        "A diffusion language model starts from masks only. In every denoising step it reads the whole sequence in "
+        "both directions, guesses each masked token, and commits the ones it is surest of.",
+    ),
+    "dense": Scene(
+        "Full attention first",
+        "The first steps shape the answer most (the paper), so SparseD leaves them alone: skip 0.2 means that the "
+        "first fifth of the steps compute every pair of a query block and a key block, in all lanes.",
+    ),
+    "select": Scene(
+        "Select: measure once",
+        "In the select step attention is averaged over blocks. Each head keeps, for every query block, its most "
+        "important key blocks, ranked apart for the prompt and for the answer.",
+    ),
+    "sparse": Scene(
+        "Reuse: skip blocks",
+        "Within a head the pattern hardly changes from step to step, so all later steps compute the kept blocks alone. "
+        "At 30 % kept, attention does about a third of its work; the rest of the network costs what it did.",
+    ),
+    "cache": Scene(
+        "Caches: skip rows",
+        "A cache keeps keys and values of rows that hardly change: most steps compute a few rows, and now and then one "
+        "computes all. SparseD makes those full steps cheaper, so the two go together.",
+    ),
+}
+# Which run the scenes are drawn from; what they say where it has nothing for them.
+RECORDED_STORY = "Drawn from the recorded race; your own run comes here when it is over."
+OWN_STORY = "Drawn from your last run."
+NO_STORY = "Your first run is drawn here when it is over."
+NO_SCENE = "Nothing to draw yet: press Run."
+NO_CACHE = "The last run had no lane with a cache, so every step computed every row. “SparseD + cache” adds one."
+
+# Below the scenes, to unfold.
+MORE = """
+<details><summary>Reading the canvas</summary><p>A hatched cell is still masked, an underlined bold one was just
+committed, plain text is settled. Point at a cell, or move to it with the arrow keys, for its step and its
+confidence.</p></details>
+<details><summary>How the race is timed</summary><p>Each step is timed alone, selection included. On one device the
+lanes never run at the same time: the one that has used less time goes next. With two GPUs each lane has its own, and
+both run at the same time; only where steps are so short that they would hold each other up, they take turns there too.
+The line below the lanes says which. The speed-up while running compares the steps that both lanes have done; at the
+end, whole runs. Short prompts gain little or nothing: there attention is a small part of the work, and the page says so
+when SparseD is slower.</p></details>
+<details><summary>Why not a simpler pattern?</summary><p>A further lane, in the settings, keeps as many blocks as
+SparseD by a rule that is simpler: the nearest ones, the first and the nearest, some by lot, or one choice for all
+heads. It is about as fast; see what it answers.</p></details>
+<details><summary>What a cache costs</summary><p>What a cache keeps grows old: see whether the answer stays right. Each
+lane says how many rows its step has computed. Fast-dLLM and dKV-Cache are published; together with SparseD they are our
+combination.</p></details>
+<details><summary>What is ours</summary><p>Two settings of SparseD are not the paper’s, and a lane that has one says so.
+With full generation rows, the rows of the answer see every key in sparse steps, and only the prompt’s follow their
+pattern: that is the setting which is recommended here, and “Accuracy against speed” shows why. With a refresh, the
+heads select afresh every so many steps and where a semi-autoregressive block begins, in a step with full attention that
+the lane’s clock counts.</p></details>
 """
+
 
 class Example(NamedTuple):
     """What one press sets and runs; every other setting goes back to its default. lanes: further ones, of

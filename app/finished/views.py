@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from app.figures import base, explanation, later_steps
+from app.figures import base, later_steps
 from app.figures import head as head_figure
 from app.figures import layer as layer_figure
 from app.figures import model as model_figure
@@ -210,22 +210,6 @@ def _selection_cost(lane: Lane) -> str:
         f"{count}: {1000 * max(0.0, median(more)):.0f} ms{each} beside a dense step, "
         f"{100 * max(0.0, sum(more)) / lane.seconds:.1f} % of the run"
     )
-
-
-def picture(run: Kept | None) -> Value | None:
-    """What selection is, drawn from this run: the middle layer's first head, and the one most unlike it."""
-    pattern = _pattern(run)
-    if pattern is None:
-        return None
-    layer = pattern.layers // 2
-    return explanation.picture(
-        pattern.mask(layer)[0],
-        layer=layer,
-        head=0,
-        prompt_blocks=pattern.layout.prompt_blocks,
-        full_blocks=pattern.full_blocks,
-        importance=pattern.importance(layer, 0),
-    )._asdict()
 
 
 def clicked(point: Any) -> tuple[int, int] | None:

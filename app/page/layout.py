@@ -11,6 +11,7 @@ import gradio as gr
 from app import texts
 from app.finished import views
 from app.finished.run import Kept, opening
+from app.finished.story import story
 from app.finished.what_if import LEAST, STEP
 from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
@@ -121,7 +122,8 @@ class Components:
     explorer: Explorer
     lengths: Lengths
     accuracy: accuracy.Accuracy
-    picture: gr.HTML
+    # The scenes of how it works, drawn from the last run.
+    story: gr.HTML
 
     @property
     def all_inputs(self) -> list[Any]:
@@ -185,15 +187,16 @@ def build(server: Server) -> Components:
             head = _head_view(first)
     with gr.Column(elem_id="sd-series", elem_classes="sd-card"):
         series = _series(more)
+    with gr.Column(elem_id="sd-how", elem_classes="sd-card"):
+        gr.HTML("<h2>How it works</h2>", apply_default_css=False)
+        scenes = view_of("story", story(first, 1, 0), "sd-story")
+        gr.HTML(texts.MORE, apply_default_css=False, elem_id="sd-more")
     with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
         explorer = _explorer(first)
     with gr.Column(elem_id="sd-compare", elem_classes="sd-card"):
         lengths = _lengths(server)
     with gr.Column(elem_id="sd-accuracy", elem_classes="sd-card"):
         weighed = accuracy.build()
-    with gr.Accordion("How it works", open=False, elem_id="sd-how"):
-        gr.HTML(texts.HOW, apply_default_css=False)
-        picture = view_of("chart", views.picture(first) or nothing(texts.NO_PATTERN), "sd-picture")
     gr.HTML(texts.FOOTER, apply_default_css=False)
     touched = gr.Textbox("", visible="hidden", elem_id="sd-touched")
     address, last = (gr.Textbox("", visible="hidden", elem_id=f"sd-{name}") for name in ("address", "last"))
@@ -201,7 +204,7 @@ def build(server: Server) -> Components:
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
         last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
-        head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, picture=picture,
+        head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, story=scenes,
     )  # fmt: skip
 
 

@@ -28,12 +28,14 @@ from app.server.guard import MIB, Guard
 # earlier ones say; later scripts use the tools of earlier ones.
 STYLES = (
     "colours.css", "base.css", "header.css", "controls.css", "drawer.css", "trouble.css", "prompt.css", "lanes.css",
-    "canvas.css", "stage.css", "charts.css", "playhead.css", "evidence.css", "replay.css", "series.css", "lengths.css",
+    "canvas.css", "stage.css", "charts.css", "playhead.css", "evidence.css", "story.css", "replay.css", "series.css",
+    "lengths.css",
     "accuracy.css", "downloads.css", "phone.css",
 )  # fmt: skip
 SCRIPTS = (
     "core.js", "format.js", "header.js", "drawer.js", "trouble.js", "prompt.js", "lane.js", "stage.js", "chart.js",
-    "playback.js", "replay.js", "playhead.js", "cursor.js", "map.js", "evidence.js", "series.js", "lengths.js",
+    "playback.js", "replay.js", "playhead.js", "cursor.js", "map.js", "evidence.js", "story.js", "series.js",
+    "lengths.js",
     "downloads.js",
 )  # fmt: skip
 STYLE, SCRIPT = "page.css", "page.js"

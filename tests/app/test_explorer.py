@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from app.figures import base, explanation, later_steps, model, shared
+from app.figures import base, later_steps, model, shared
 from app.figures import head as head_figure
 from app.figures import layer as layer_figure
 from app.figures.palette import palette
@@ -85,8 +85,6 @@ def every_view() -> dict[str, shared.View]:
         "bars": layer_figure.kept_mass_bars([0.9, 0.8], [0.3, 0.31], 0),
         "tracking": later_steps.tracking([3, 7, 9], rng.random((3, 2, 4)), 2),
         "tracking without a switch": later_steps.tracking([3], rng.random((1, 2, 4)), None),
-        "picture": explanation.picture(mask, layer=1, head=2, prompt_blocks=5, importance=weights(7)),
-        "picture of a mask": explanation.picture(mask[:1], layer=1, head=0, prompt_blocks=5),
     }
 
 
@@ -419,34 +417,3 @@ def test_tracking_shows_mean_and_range_at_the_steps_counted_from_one() -> None:
     assert later_steps.tracking([3], overlap[:1], None).figure["layout"]["shapes"] == []
     with pytest.raises(ValueError, match="2 steps"):
         later_steps.tracking([1, 2], overlap, None)
-
-
-# ---- a small picture
-
-
-def test_the_picture_shows_importance_then_the_choice_then_the_head_that_differs_most() -> None:
-    mask = masks(4, 50)
-    mask[2] = mask[1]
-    mask[2, 0] = ~mask[2, 0]
-    mask[3] = ~mask[1]
-    figure, label = explanation.picture(mask, layer=1, head=1, prompt_blocks=40, importance=weights(50))
-    names = [trace["name"] for trace in figure["data"]]
-    assert names == ["head 1: importance", "head 1: kept", "head 3: kept"]
-    assert "head 3 keeps others" in label
-    # 50 blocks become 17 cells of three.
-    for trace, head in zip(figure["data"][1:], (1, 3)):
-        drawn = untyped(trace["z"])
-        assert drawn.shape == (17, 17)
-        assert abs(drawn - 100 * averaged(mask[head : head + 1], 3)[0]).max() <= 0.5001
-    importance = averaged(weights(50)[None], 3)[0]
-    shown = untyped(figure["data"][0]["z"]).ravel()[np.argsort(importance, axis=None)].astype(int)
-    assert (np.diff(shown) >= 0).all() and shown[0] == 0 and shown[-1] == 100
-    assert [note["text"] for note in figure["layout"]["annotations"]][2::2] == ["→", "≠"]
-
-
-def test_the_picture_takes_another_head_if_asked_and_does_without_importance() -> None:
-    figure, label = explanation.picture(masks(4, 8), layer=1, head=1, prompt_blocks=6, other=2)
-    assert [trace["name"] for trace in figure["data"]] == ["head 1: kept", "head 2: kept"]
-    assert (untyped(figure["data"][0]["z"]) == 100 * masks(4, 8)[1]).all()
-    assert "important" not in label
-    assert len(explanation.picture(masks(1, 8), layer=1, head=0, prompt_blocks=6).figure["data"]) == 1

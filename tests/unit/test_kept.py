@@ -78,8 +78,8 @@ def test_the_mask_and_the_importances_are_the_engine_s(runs, run) -> None:
 
 def test_every_view_of_a_run_is_a_figure(run) -> None:
     views = [looks.timeline(run), looks.head(run, 2, 3), *(looks.layer(run, 1) or ()), looks.model(run)]
-    views += [looks.later(run), looks.picture(run)]
-    assert len(views) == 8
+    views += [looks.later(run)]
+    assert len(views) == 7
     for view in views:
         assert view is not None and view["label"]
         go.Figure(view["figure"])
@@ -160,7 +160,7 @@ def test_rows_that_see_every_key_are_drawn_and_said_and_not_compared(ours) -> No
     blocks, full = kept.pattern.layout.blocks, kept.pattern.full_blocks
     said = f"query blocks {blocks - full} to {blocks - 1} see every key: not selected"
     head, (overview, overlap, bars) = looks.head(kept, 2, 1), looks.layer(kept, 2)
-    for view in (head, overview, looks.model(kept), looks.picture(kept)):
+    for view in (head, overview, looks.model(kept)):
         go.Figure(view["figure"])
         assert f". {said}." in view["label"]
     for view in (head, overview, looks.model(kept)):
@@ -187,7 +187,7 @@ def test_rows_that_see_every_key_are_drawn_and_said_and_not_compared(ours) -> No
 
 
 def test_without_them_nothing_is_said_of_them(run) -> None:
-    for view in (looks.head(run, 2, 1), *looks.layer(run, 2), looks.model(run), looks.picture(run)):
+    for view in (looks.head(run, 2, 1), *looks.layer(run, 2), looks.model(run)):
         assert "every key" not in json.dumps(view)
     assert "selected" not in looks.which(run)
 
@@ -277,7 +277,7 @@ def test_a_run_without_a_pattern_has_nothing_to_look_at(runs) -> None:
     assert dense is not None and dense.pattern is None and dense.layers == 0
     assert looks.head(dense, 0, 0) is looks.layer(dense, 0) is looks.model(dense) is looks.later(dense) is None
     assert looks.timeline(dense) is not None
-    assert looks.timeline(None) is looks.head(None, 0, 0) is looks.picture(None) is None
+    assert looks.timeline(None) is looks.head(None, 0, 0) is None
 
 
 def test_runs_without_a_step_leave_nothing(runs) -> None:

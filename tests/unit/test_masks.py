@@ -132,8 +132,10 @@ def test_codes_are_within_the_stated_error_and_stay_what_they_are() -> None:
 
 def test_opening_a_record_and_looking_at_it_needs_no_torch() -> None:
     code = (
-        "import sys; from app.finished import views; from app.finished.run import opening; run = opening(); "
-        "made = [views.head(run, 1, 2), *views.layer(run, 3), views.model(run), views.later(run), views.picture(run)]; "
+        "import sys; from app.finished import views; from app.finished.story import story; "
+        "from app.finished.run import opening; run = opening(); "
+        "made = [views.head(run, 1, 2), *views.layer(run, 3), views.model(run), views.later(run)]; "
+        "made.append(story(run, 1, 2)); "
         "assert all(made) and run.pattern.importance(1, 2) is not None and run.pattern.requested_density; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
