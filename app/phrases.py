@@ -16,6 +16,13 @@ def steps_in_words(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
+def milliseconds(seconds: float) -> str:
+    """Seconds as "947 ms", "12.4 ms"; from ten seconds on as `clock` says them."""
+    if seconds >= 10:
+        return clock(seconds)
+    return f"{1000 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"
+
+
 def clock(seconds: float) -> str:
     """Seconds as people read them: "0.84 s", "12.4 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 9.995:

@@ -147,6 +147,10 @@ NO_STORY = "Your first run is drawn here when it is over."
 NO_SCENE = "Nothing to draw yet: press Run."
 NO_CACHE = "The last run had no lane with a cache, so every step computed every row. “SparseD + cache” adds one."
 
+# Where a step's time goes, of a run that does not say.
+NO_STEPS = "What a step spends on attention, and on the rest, stands here when a run is over."
+NOT_APART = "This run does not tell a step’s attention apart; one made here, on a CPU, does."
+
 # Below the scenes, to unfold.
 MORE = """
 <details><summary>Reading the canvas</summary><p>A hatched cell is still masked, an underlined bold one was just

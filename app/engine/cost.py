@@ -94,10 +94,6 @@ class Estimate:
     # Of the memory, the keys and values that caches keep.
     kept: int = 0
 
-    def gain(self, lane: str) -> float:
-        """How many times faster this lane is than the reference."""
-        return next(iter(self.lanes.values())) / self.lanes[lane]
-
     @property
     def seconds(self) -> float:
         """The whole race."""

@@ -8,14 +8,17 @@ import json
 
 from app.assets import together
 from app.finished.replay import Judge, origin, replay_value
+from app.finished.spent import of_trace
 from sparsed import trace as traces
 
 # Those of the page (app/page/serving.py) that have something to draw here: the stage and the bar, below a heading.
 STYLES = (
     "colours.css", "base.css", "header.css", "prompt.css", "lanes.css", "canvas.css", "stage.css", "playhead.css",
-    "replay.css", "phone.css",
+    "spent.css", "replay.css", "phone.css",
 )  # fmt: skip
-SCRIPTS = ("core.js", "format.js", "lane.js", "stage.js", "playback.js", "replay.js", "playhead.js", "record.js")
+SCRIPTS = (
+    "core.js", "format.js", "lane.js", "stage.js", "playback.js", "replay.js", "playhead.js", "spent.js", "record.js",
+)  # fmt: skip
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -34,6 +37,7 @@ _PAGE = """<!doctype html>
 <div id="sd-record"><div class="sd-view"></div></div>
 <div id="sd-stage"><div class="sd-view"></div></div>
 <div id="sd-replay"><div class="sd-view"></div></div>
+<div id="sd-spent"><div class="sd-view"></div></div>
 <noscript>This replay is drawn by the script inside this file; please allow it to run.</noscript>
 </main>
 <script type="application/json" id="sd-value">{value}</script>
@@ -61,6 +65,7 @@ _START = """
   mount("record", "sd-record", value.record);
   mount("stage", "sd-stage", null);
   mount("replay", "sd-replay", value.replay);
+  mount("spent", "sd-spent", value.spent);
 })();
 """
 
@@ -78,6 +83,8 @@ def to_html(trace: traces.Trace, *, judge: Judge | None = None) -> str:
             "facts": ["Recorded", *(about[name] for name in ("model", "machine", "date")), tokens_of(trace)],
         },
         "replay": replay_value(trace, run=1, judge=judge),
+        # A record that does not tell attention apart has nothing to say here.
+        "spent": split if (split := of_trace(trace))["lanes"] else None,
     }
     script = "\n".join([together(SCRIPTS), "window.sparsed.start();", _START]).replace("</script", "<\\/script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

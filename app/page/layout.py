@@ -11,6 +11,7 @@ import gradio as gr
 from app import texts
 from app.finished import views
 from app.finished.run import Kept, opening
+from app.finished.spent import spent
 from app.finished.story import story
 from app.finished.what_if import LEAST, STEP
 from app.lanes import PRESETS
@@ -122,6 +123,8 @@ class Components:
     explorer: Explorer
     lengths: Lengths
     accuracy: accuracy.Accuracy
+    # What a step of each kind spends on attention, and on the rest.
+    spent: gr.HTML
     # The scenes of how it works, drawn from the last run.
     story: gr.HTML
 
@@ -185,6 +188,9 @@ def build(server: Server) -> Components:
             timeline = view_of("chart", views.timeline(first) or nothing(texts.NO_TIMELINE), "sd-timeline")
         with gr.Column(elem_id="sd-map", min_width=0):
             head = _head_view(first)
+    with gr.Column(elem_id="sd-where", elem_classes="sd-card"):
+        gr.HTML("<h2>Where a step’s time goes</h2>", apply_default_css=False)
+        split = view_of("spent", spent(first), "sd-spent")
     with gr.Column(elem_id="sd-series", elem_classes="sd-card"):
         series = _series(more)
     with gr.Column(elem_id="sd-how", elem_classes="sd-card"):
@@ -204,7 +210,8 @@ def build(server: Server) -> Components:
         header=header, inputs={name: made[name] for name in NAMES}, touched=touched, address=address,
         last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
-        head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, story=scenes,
+        head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, spent=split,
+        story=scenes,
     )  # fmt: skip
 
 

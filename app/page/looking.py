@@ -14,6 +14,7 @@ from app.accuracy.own import own_run
 from app.engine.sentences import error_sentence
 from app.finished import views
 from app.finished.run import Kept, opened, opening
+from app.finished.spent import spent
 from app.finished.story import story
 from app.finished.what_if import LEAST, why_not
 from app.page import accuracy
@@ -69,6 +70,7 @@ class Looking:
             at.explorer.atlas: as_json(views.model(run) or nothing(texts.NO_SELECTION)),
             at.explorer.tracking: as_json(views.later(run) or nothing(texts.NOT_TRACKED)),
             at.explorer.files: as_json(files_of(run, link)),
+            at.spent: as_json(spent(run)),
             at.story: as_json(story(run, *visit.looked_at)),
         }
 

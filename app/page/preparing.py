@@ -25,7 +25,7 @@ from app.page.layout import Components
 from app.page.settings import follow as follow_settings
 from app.page.trouble import trouble
 from app.page.values import Updates, as_json
-from app.race.fields import OWN_TEXT, usual
+from app.race.fields import usual
 from app.race.links import address
 from app.race.request import Request
 from app.server.material import EXPECTED, Material, example, gather, notes
@@ -35,8 +35,6 @@ from app.server.session import follow
 
 # A visitor presses Run to see what this is; the first run should not keep him waiting.
 FIRST_RUN_SECONDS = 30.0
-# Below this estimated speed-up the page says at which length there is more to see.
-WORTH_IT = 1.15
 
 
 class Preparing:
@@ -151,9 +149,7 @@ class Preparing:
         """The prompt of a model in memory, and what the run will cost. Raises what the engine raises."""
         learned = measured.applied(material.estimated, loaded, material.asked, material.tokens)
         estimated = None if material.refused else learned
-        said: list[str] = []
-        if not material.refused:
-            said = [*notes(self.server.desk, material, loaded), *self._where_it_pays(material, loaded, measured)]
+        said = [] if material.refused else notes(self.server.desk, material, loaded)
         return {
             "state": "ready",
             "question": material.question,
@@ -165,23 +161,6 @@ class Preparing:
             "ends": f"ended after {cost.span(material.most_seconds)} at the latest" if estimated else "",
             "notes": said,
         }
-
-    def _where_it_pays(self, material: Material, loaded: Loaded, measured: Measured) -> list[str]:
-        """At a length without gain: from which on there is one, by this machine's estimates. Built prompts only."""
-        asked, lane = material.asked, material.asked.headline.key
-        here = measured.applied(material.estimated, loaded, asked, material.tokens)
-        if here is None or asked.kind == OWN_TEXT or asked.switch_step is None or here.gain(lane) >= WORTH_IT:
-            return []
-        for name, tokens in self.server.lengths.items():
-            resolved = asked.resolve(tokens)
-            there = self.server.desk.speed.estimate(loaded, resolved, tokens)
-            there = measured.applied(there, loaded, resolved, tokens)
-            if tokens > material.tokens and there is not None and there.gain(lane) >= WORTH_IT:
-                return [
-                    f"At this length attention is a small part of the work, and SparseD gains little on this machine; "
-                    f"it pays off from {name} on ({race_time(there, asked)})."
-                ]
-        return []
 
     def _offer(self, asked: Request) -> tuple[dict[str, Any], str]:
         """What Run will do first for a model that is not in memory, or the sentence why it cannot."""

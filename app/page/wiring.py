@@ -184,7 +184,7 @@ def _shows_a_pattern(at: Components) -> list[Any]:
 def _shows_a_run(at: Components) -> list[Any]:
     see = at.explorer
     weighed = [at.accuracy.length, at.accuracy.said, at.accuracy.chart]
-    more = [*weighed, at.story, at.last, at.lengths.gains]
+    more = [*weighed, at.spent, at.story, at.last, at.lengths.gains]
     return [*_shows_a_pattern(at), at.replay, see.atlas, see.tracking, see.files, *more]
 
 

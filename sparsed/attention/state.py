@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,12 +34,21 @@ class RunAttention:
     layers: dict[int, LayerPattern] = field(default_factory=dict)  # by layer, once selected
     importance: dict[int, Tensor] = field(default_factory=dict)  # float16 [batch, query_heads, n, n], if kept
     key: int = field(default_factory=_KEYS.__next__, init=False)  # no other one of this process has it
+    # Wall time of `attend` since it was last set to 0, selections included. It tells what attention takes where a call
+    # returns when its work is done: on a CPU.
+    spent: float = field(default=0.0, init=False)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, rows: Rows) -> Tensor:
         """Attention of one layer in the current phase: [batch, query_heads, n, head_dim] for queries of n rows.
 
         q: [batch, query_heads, n, head_dim]; k, v: [batch, key_heads, length, head_dim], of all positions.
         """
+        start = perf_counter()
+        out = self._attend(layer, q, k, v, scale, rows)
+        self.spent += perf_counter() - start
+        return out
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, rows: Rows) -> Tensor:
         if self.phase == "dense":
             kernel = self.kernels.dense if rows.positions is None else self.kernels.few
             return kernel.attend(q, k, v, scale)

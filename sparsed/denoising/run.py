@@ -121,6 +121,10 @@ class Run(Iterator[Step]):
         return None if self._predictor.kernels is None else self._predictor.kernels.dense
 
     @property
+    def _alone_on_cpu(self) -> bool:
+        return self.model.processes == 1 and all(device.type == "cpu" for device in self.model.devices)
+
+    @property
     def info(self) -> RunInfo:
         """What this run is, and what it has made so far."""
         phases: dict[Phase, int] = {"dense": 0, "select": 0, "sparse": 0}
@@ -277,6 +281,8 @@ class Run(Iterator[Step]):
         plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
         self._plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
         phase = plans[0].phase
+        for part in parts:
+            part.attention.spent = 0.0
         self._synchronize()
         start = perf_counter()
         with torch.inference_mode():
@@ -314,6 +320,8 @@ class Run(Iterator[Step]):
             committed=committed.cpu(),
             confidence=torch.where(committed, commit.confidence, torch.nan).cpu(),
             seconds=seconds,
+            # A GPU's work is not done when a call returns, and other processes have heads of their own.
+            attention_seconds=sum(part.attention.spent for part in parts) if self._alone_on_cpu else None,
         )
 
     def _logits(self, part: Part, plan: Plan, canvas: Tensor, wanted: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ class Step:
     committed: Tensor  # bool: unmasked in this step
     confidence: Tensor  # float32: of the committed tokens, NaN elsewhere
     seconds: float  # wall time of the forward and the sampler alone, the device synchronised before and after
+    # Of those, the attention of all layers, selections included; None where it is not told apart: on a CPU alone it is,
+    # in a model that one process holds.
+    attention_seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,8 @@ def _check_lane(lane: Lane, trace: Trace) -> set[int]:
             raise ValueError(f"step {index} computed {step.rows} rows, which cannot be.")
         if step.seconds < 0:
             raise ValueError(f"step {index} took less than no time.")
+        if step.attention_seconds is not None and not 0 <= step.attention_seconds <= step.seconds:
+            raise ValueError(f"step {index} took {step.seconds:g} s, and its attention {step.attention_seconds:g} s.")
         for row, position, token, _ in step.committed:
             inside = 0 <= row < trace.batch and 0 <= position < trace.gen_length
             if not inside or (row, position) in written:

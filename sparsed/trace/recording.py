@@ -135,7 +135,7 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
             for (row, position), token, confidence in zip(places, tokens, confidences)
         )
         rows = None if step.rows == run.prompt_length + run.sampler.gen_length else step.rows
-        steps.append(TraceStep(step.index, step.phase, step.seconds, tuple(commits), rows))
+        steps.append(TraceStep(step.index, step.phase, step.seconds, tuple(commits), rows, step.attention_seconds))
     return Lane(
         attention=run.attention,
         backend=run.backend,

@@ -64,13 +64,16 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True)
 class TraceStep:
-    """What one step did, and the seconds it took. rows: positions of a sequence that it computed; None: all."""
+    """What one step did, and the seconds it took. rows: positions of a sequence that it computed; None: all.
+    attention_seconds: of its seconds those of attention, as of `sparsed.Step`.
+    """
 
     index: int
     phase: Phase
     seconds: float
     committed: tuple[Commit, ...]
     rows: int | None = None
+    attention_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ class ReplayedStep:
     confidence: np.ndarray
     seconds: float
     rows: int
+    attention_seconds: float | None = None
 
 
 def replay(trace: Trace, lane: str | None = None) -> Iterator[ReplayedStep]:
@@ -209,4 +213,7 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
             if commit.confidence is not None:
                 confidence[place] = commit.confidence
         rows = trace.prompt.tokens + trace.gen_length if step.rows is None else step.rows
-        yield ReplayedStep(step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds, rows)
+        yield ReplayedStep(
+            step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds, rows,
+            step.attention_seconds,
+        )  # fmt: skip

@@ -368,6 +368,7 @@ class FakeEngine:
                     traces.Commit(0, int(at), int(step.tokens[0, at]), 0.9) for at in np.flatnonzero(step.committed[0])
                 ),
                 None if step.rows == run.length else step.rows,
+                step.seconds / 4,
             )
             for step in run.steps
         ]

@@ -149,7 +149,8 @@ def test_the_scenes_become_those_of_the_visitor_s_own_run(visit, fake) -> None:
     assert [scene.locator("button").inner_text() for scene in scenes] == [
         *(f"Show step {step} in the race" for step in (1, 4, 5, 6)), "Not in this run",
     ]  # fmt: skip
-    assert scenes[4].locator("button").is_disabled() and scenes[4].locator(".sd-scene-said").inner_text() == texts.NO_CACHE
+    assert scenes[4].locator("button").is_disabled()
+    assert scenes[4].locator(".sd-scene-said").inner_text() == texts.NO_CACHE
     assert [scene.bounding_box()["height"] for scene in scenes] == heights
     page.wait_for_selector("#sd-run:not([disabled])")
     scenes[2].locator("button").click()

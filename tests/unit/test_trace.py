@@ -109,6 +109,7 @@ def fake_run(
     events = []
     for index in range(done):
         committed = torch.from_numpy(when == index)
+        seconds = float(rng.random())
         events.append(
             SimpleNamespace(
                 index=index,
@@ -118,7 +119,8 @@ def fake_run(
                 tokens=torch.where(torch.from_numpy(when <= index), final, MASK),
                 committed=committed,
                 confidence=torch.where(committed, sure, torch.nan),
-                seconds=float(rng.random()),
+                seconds=seconds,
+                attention_seconds=None if batch > 1 else seconds / 3,
             )
         )
     layout = BlockLayout(prompt_length + gen_length, prompt_length, 4)
@@ -148,6 +150,7 @@ def assert_replays(run: Any, loaded: trace.Trace, lane: str) -> None:
     assert len(replayed) == len(run.steps)
     for mine, step in zip(replayed, run.steps):
         assert (mine.index, mine.total, mine.phase, mine.seconds) == (step.index, step.total, step.phase, step.seconds)
+        assert mine.attention_seconds == step.attention_seconds
         for name, dtype in (("tokens", np.int64), ("committed", np.bool_), ("confidence", np.float32)):
             array = getattr(mine, name)
             assert array.dtype == dtype
@@ -653,6 +656,8 @@ def test_every_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         (lambda lane: lane["steps"][0]["committed"].append([0, 8, 1, None]), "position 8"),
         (lambda lane: lane["steps"][0]["committed"].extend([lane["steps"][-1]["committed"][0]]), "which cannot be"),
         (lambda lane: lane["steps"][0].update(seconds=-1.0), "less than no time"),
+        (lambda lane: lane["steps"][0].update(attention_seconds=1.5), "its attention 1.5 s"),
+        (lambda lane: lane["steps"][0].update(attention_seconds=-1.0), "its attention -1 s"),
         (lambda lane: lane["steps"][0].update(phase="fast"), "'phase' must be one of 'dense', 'select', 'sparse'"),
         (lambda lane: lane["pattern"].update(block_size=1), "cannot be unpacked"),
         (lambda lane: lane["pattern"].update(block_size=1, heads=2**40), "too large"),
