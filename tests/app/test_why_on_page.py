@@ -156,3 +156,31 @@ def test_the_scenes_become_those_of_the_visitor_s_own_run(visit, fake) -> None:
     scenes[2].locator("button").click()
     page.wait_for_function("() => document.querySelector('.sd-map-over').dataset.step === '5'")
     assert page.get_attribute(".sd-map-over", "data-phase") == "select"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_where_a_step_s_time_goes_is_shown_when_a_run_is_over(visit, fake, width) -> None:
+    fake.idle()
+    page = visit(fake, QUERY, viewport={"width": width, "height": 900})
+    page.wait_for_selector(".sd-spent-said li")
+    height = page.locator("#sd-where").bounding_box()["height"]
+    page.click("#sd-run")
+    page.wait_for_selector(".sd-spent-lane >> nth=1")
+    kinds = page.eval_on_selector_all(
+        ".sd-spent-lane",
+        "lanes => lanes.map((lane) => [...lane.querySelectorAll('li')].map((kind) => kind.dataset.kind))",
+    )
+    assert kinds == [["dense"], ["dense", "select", "sparse"]]
+    # A quarter of each of the stand-in's steps is attention; the longest bar is as wide as its lane.
+    shares = page.eval_on_selector_all(
+        ".sd-spent-bar",
+        """bars => bars.map((bar) => [...bar.children].map((part) => part.getBoundingClientRect().width
+            / bar.getBoundingClientRect().width))""",
+    )
+    assert all(attention == pytest.approx((attention + rest) / 4, abs=0.01) for attention, rest in shares)
+    assert max(attention + rest for attention, rest in shares) == pytest.approx(1, abs=0.01)
+    said = page.inner_text(".sd-spent-said")
+    assert said.startswith("Even with attention for free a step would take ") and "at most 1.33× as fast" in said
+    words = page.locator(".sd-spent-words").all_inner_texts()
+    assert len(words) == 4 and all(" attention, " in one and one.endswith(" the rest") for one in words)
+    assert page.locator("#sd-where").bounding_box()["height"] == height
