@@ -145,7 +145,7 @@ RECORDED_STORY = "Drawn from the recorded race; your own run comes here when it 
 OWN_STORY = "Drawn from your last run."
 NO_STORY = "Your first run is drawn here when it is over."
 NO_SCENE = "Nothing to draw yet: press Run."
-NO_CACHE = "The last run had no lane with a cache, so every step computed every row. “SparseD + cache” adds one."
+NO_CACHE = "No lane had a cache: every step computed every row. “SparseD + cache” adds one."
 
 # Where a step's time goes, of a run that does not say.
 NO_STEPS = "What a step spends on attention, and on the rest, stands here when a run is over."

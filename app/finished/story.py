@@ -13,6 +13,7 @@ from app.finished.run import Kept, recorded
 from app.lanes import LaneSpec, headline
 from app.race.canvas import Canvas
 from sparsed import trace as traces
+from sparsed.answer_text import answer_length
 from sparsed.attention.masks import Masks
 from sparsed.trace.types import Lane
 
@@ -25,7 +26,7 @@ def story(run: Kept | None, layer: int, head: int) -> dict[str, Any]:
 
     {"of": a sentence on which run it is, "scenes": [{"key", "title", "words", "said": what is drawn, in a sentence,
     "lane", "step": where the playhead goes, counted from 1, or None, "drawing": None or {"kind"} and
-    "canvas": "cells": [[text, "masked", "settled" or "fresh"]];
+    "canvas": "cells": [[text, "masked", "settled", "fresh" or "end"]];
     "map": "rows": a text for each row of cells, a digit 0 … SHADES for each, "tone": "kept" or "importance", "edge":
     where the answer begins, 0 … 1;
     "rows": "shares": the rows that each step computed, in percent of all}]}.
@@ -83,19 +84,24 @@ def _absent(said: str) -> dict[str, Any]:
 
 
 def _masks(run: Kept, key: str, name: str) -> dict[str, Any]:
-    """The canvas of a lane when half of it is written, or as much as a Stop left."""
+    """The canvas of a lane when half of its answer is written."""
     trace = run.trace
+    steps = list(traces.replay(trace, name))
+    length = answer_length(steps[-1].tokens[0].tolist(), trace.end_ids)
     canvas = Canvas(trace.gen_length, trace.decode, trace.end_ids)
-    done = 0
-    for step in traces.replay(trace, name):
+    done = written = 0
+    for step in steps:
         canvas.apply(step)
-        done = step.index + 1
-        if 2 * canvas.committed >= trace.gen_length:
+        done, written = step.index + 1, sum(token is not None for token in canvas.tokens[:length])
+        if 2 * written >= length:
             break
-    states = [(text, "masked" if not at else "fresh" if at == done else "settled") for text, at, _, _ in canvas.cells()]
+    states = [
+        (text, "masked" if not at else "end" if end else "fresh" if at == done else "settled")
+        for text, at, _, end in canvas.cells()
+    ]
     total = trace.lanes[name].total
     return {
-        "said": f"After step {done} of {total}: {canvas.committed} of {trace.gen_length} tokens are written.",
+        "said": f"After step {done} of {total}: {written} of the answer’s {length} tokens are written.",
         "lane": key,
         "step": 1,
         "drawing": {"kind": "canvas", "cells": states},

@@ -26,11 +26,11 @@ class WhatIf:
     mass: float
 
     @property
-    def keeps(self) -> str:
-        """What it keeps, in words."""
+    def keeps(self) -> tuple[str, str]:
+        """The shares of blocks and of attention that it keeps, in words."""
         # Down: less than all is never called all.
         share = math.floor(1000 * self.mass + 1e-6) / 10
-        return f"{100 * self.mask.mean():.1f} % of blocks and {share:.1f} % of attention"
+        return f"{100 * self.mask.mean():.1f} %", f"{share:.1f} %"
 
 
 def why_not(run: Kept | Masks | None) -> str:
@@ -79,9 +79,12 @@ def said(run: Kept | Masks | None, layer: int, head: int, tried: WhatIf | None) 
     if reason or not isinstance(run, Kept):
         return reason
     mine = own(run, layer, head)
+    blocks, attention = mine.keeps
     if tried is None:
-        return f"The run’s own select, {mine.select:g}: this head keeps {mine.keeps}. Move it: nothing is run."
-    return f"At {tried.select:g} this head would keep {tried.keeps}; the run’s own {mine.select:g} keeps {mine.keeps}."
+        kept = f"this head keeps {blocks} of blocks and {attention} of attention"
+        return f"The run’s own select, {mine.select:g}: {kept}. Move it: nothing is run."
+    would = "this head would keep {} of blocks and {} of attention".format(*tried.keeps)
+    return f"At {tried.select:g} {would}; at the run’s own {mine.select:g} it keeps {blocks} and {attention}."
 
 
 def _of(run: Kept) -> Masks:

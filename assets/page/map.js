@@ -24,7 +24,7 @@
   function shown({ step, phase, rows: computed, positions }, map) {
     const { blocks, generation, full } = map;
     if (tried(map)) {
-      return { said: `Not what the run did: at select ${map.select} its sparse steps would compute the coloured blocks.`, phase: "sparse" };
+      return { said: `Not what the run did: at select ${map.select}, the coloured blocks alone.`, phase: "sparse" };
     }
     if (!step) return { said: "Before the first step.", phase: "dense" };
     const at = `Step ${step}`;

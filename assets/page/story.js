@@ -27,7 +27,7 @@
   }
 
   const canvas = ({ cells }) => el("p", {}, ...cells.map(([text, state]) =>
-    el("span", { class: "sd-cell", "data-state": state }, state === "masked" ? "" : text)));
+    el("span", { class: "sd-cell", "data-state": state }, state === "masked" ? "" : state === "end" ? "·" : text)));
 
   const rows = ({ shares }) => el("div", { class: "sd-scene-rows" }, ...shares.map((share) => {
     const bar = el("i", {});

@@ -45,19 +45,23 @@ def test_each_scene_leads_to_its_step(run: Kept) -> None:
 
 def test_the_canvas_is_the_run_s_when_half_is_written(run: Kept) -> None:
     scene = scenes(run)["masks"]
-    written: dict[int, tuple[int, str]] = {}
-    for step in run.trace.lanes["sparse"].steps:
+    lane, ends = run.trace.lanes["sparse"], run.trace.end_ids
+    first_end = min(one.position for step in lane.steps for one in step.committed if one.token in ends)
+    written: dict[int, tuple[int, int]] = {}
+    for step in lane.steps:
         for commit in step.committed:
-            written[commit.position] = (step.index, run.trace.vocabulary[commit.token])
-        if len(written) >= run.trace.gen_length / 2:
+            written[commit.position] = (step.index, commit.token)
+        there = sum(position <= first_end for position in written)
+        if there >= (first_end + 1) / 2:
             break
     cells = scene["drawing"]["cells"]
     assert len(cells) == run.trace.gen_length
     for position, (text, state) in enumerate(cells):
-        at, token = written.get(position, (None, ""))
-        assert state == ("masked" if at is None else "fresh" if at == step.index else "settled")
-        assert at is None or text == token
-    assert scene["said"] == f"After step {step.index + 1} of 48: {len(written)} of {len(cells)} tokens are written."
+        at, token = written.get(position, (None, None))
+        shown = "masked" if at is None else "end" if token in ends else "fresh" if at == step.index else "settled"
+        assert state == shown and (token is None or text == run.trace.vocabulary[token])
+    said = f"{there} of the answer’s {first_end + 1} tokens are written."
+    assert scene["said"] == f"After step {step.index + 1} of 48: {said}"
 
 
 def test_the_maps_are_those_of_the_head(run: Kept) -> None:
