@@ -59,7 +59,7 @@ def test_another_select_is_tried_by_keyboard_and_taken_back(visit, fake, width) 
         assert np.array_equal(drawn(page, f"Layer 1, head 0, if select were {select:g}"), tried.mask)
         shows(page, said(run, 1, 0, tried))
     page.wait_for_selector('.sd-map-over[data-phase="sparse"]')
-    assert page.inner_text(".sd-map-step").startswith("Not what the run did: at select 0.02 ")
+    assert page.inner_text(".sd-map-step").startswith("Not what the run did: at select 0.02, ")
     # What a word of the answer would see.
     page.focus('[data-lane="sparse"] .sd-canvas')
     page.keyboard.press("Home")
