@@ -40,6 +40,18 @@ def add_cache_options(parser: argparse._ActionsContainer, several: bool = False)
     _add(parser, CACHE, lists={"cache"} if several else ())
 
 
+def add_rope_factor(parser: argparse._ActionsContainer) -> None:
+    """--rope-factor; not given it is None, as published."""
+    parser.add_argument(
+        "--rope-factor",
+        "--rope_factor",
+        type=float,
+        metavar="X",
+        help="multiply the base of the rotary positions, for lengths beyond the trained one (published for LLaDA: 4 at "
+        "8k, 14 at 16k, 31 at 24k)",
+    )
+
+
 def sampler_of(options: argparse.Namespace) -> SamplerConfig:
     """Raises ValueError for a value out of range."""
     return SamplerConfig(**_given(options, SAMPLER))

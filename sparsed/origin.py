@@ -41,7 +41,13 @@ def origin_of(model: Model) -> dict[str, Any]:
         "device": device_name(model.device),
         "processes of one model": model.processes,
         "versions": versions(),
+        **stretched(model.rope_factor),
     }
+
+
+def stretched(rope_factor: float | None) -> dict[str, float]:
+    """A rope_factor as a part of such a key: nothing for none, so that results of before it was there still count."""
+    return {} if rope_factor in (None, 1) else {"rope_factor": float(rope_factor)}
 
 
 def _installed(package: str) -> str | None:

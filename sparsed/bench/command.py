@@ -24,6 +24,7 @@ from sparsed.bench.table import Report, device_of, print_machine, tell
 from sparsed.config import ResolvedSampler
 from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine
+from sparsed.models.config_checks import check_factor
 from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
 from sparsed.models.model import Model
 from sparsed.options import (
@@ -32,6 +33,7 @@ from sparsed.options import (
     add_attention_options,
     add_cache_options,
     add_preset_option,
+    add_rope_factor,
     add_sampler_options,
     attention_of,
     caches_of,
@@ -39,7 +41,7 @@ from sparsed.options import (
     sampler_of,
     without_effect,
 )
-from sparsed.origin import versions
+from sparsed.origin import stretched, versions
 from sparsed.parallel.crew import Crew
 from sparsed.parallel.launch import Launch
 from sparsed.questions.build import prompts_version
@@ -72,6 +74,9 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
     if options.shape is not None and options.model != "mini":
         raise ValueError("--shape draws weights of its own: leave --model out.")
+    if options.shape is not None and options.rope_factor is not None:
+        raise ValueError("--shape draws random weights, whose positions need no stretching: leave --rope-factor out.")
+    options.rope_factor = check_factor(options.rope_factor)
     for length in options.lengths:
         token_budget(length)
     if options.json is not None:
@@ -244,6 +249,7 @@ def _key_before(options: argparse.Namespace, about: dict[str, Any], device: torc
         "machine": {name: about.get(name) for name in facts},
         "prompts": prompts_version(),
         "versions": versions(),
+        **stretched(options.rope_factor),
     }
 
 
@@ -282,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dense-backend", default="auto", help="dense attention: sdpa, cudnn, flash or flash4")
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
     parser.add_argument("--dtype", nargs="+", help="float32, bfloat16, float16 (default: the fastest here)")
+    add_rope_factor(parser)
     parser.add_argument("--no-fuse", action="store_true", help="do not torch.compile what surrounds attention")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")

@@ -73,7 +73,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 def load_or_make(options: argparse.Namespace, dtype: str | None, team: Team | None = None) -> Model:
     if options.shape is None:
         fuse = False if options.no_fuse else None
-        return load(options.model, device=options.device, dtype=dtype, fuse=fuse, team=team)
+        return load(
+            options.model,
+            device=options.device,
+            dtype=dtype,
+            fuse=fuse,
+            rope_factor=options.rope_factor,
+            team=team,
+        )
     return _random_model(options.shape, options.device, dtype, not options.no_fuse, team)
 
 

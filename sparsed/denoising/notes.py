@@ -38,8 +38,7 @@ def beforehand(
             )
             way = "Take more steps"
         notes.append(f"This run never becomes sparse: {why}. {way}.")
-    if length > model.max_positions:
-        notes.append(speed_only(model, length))
+    notes += positions(model, length)
     if sampler.steps > sampler.gen_length and sampler.threshold is None:
         notes.append(f"{sampler.steps} steps for {sampler.gen_length} tokens: some steps commit nothing.")
     notes += [
@@ -67,9 +66,20 @@ def padding(model: Model, prompt: Tensor) -> list[str]:
     ]
 
 
-def speed_only(model: Model, length: int) -> str:
-    """Of a sequence longer than any that the model was trained on."""
-    return f"Speed only: trained to {model.max_positions} positions, and this sequence of {model.label} has {length}."
+def positions(model: Model, length: int) -> list[str]:
+    """Of a sequence longer than any that the model was trained on, and of rotary positions that were stretched."""
+    said = []
+    if length > model.max_positions:
+        said.append(
+            f"Speed only: trained to {model.max_positions} positions, and this sequence of {model.label} has {length}."
+        )
+    if model.rope_factor != 1:
+        said.append(
+            f"The base of the rotary positions is {model.rope_factor:g} times the published one (rope_factor): that "
+            f"is for sequences longer than the {model.max_positions} positions that {model.label} was trained to, and "
+            f"changes its answers at every length."
+        )
+    return said
 
 
 def no_gain(steps: Sequence[Step]) -> str | None:

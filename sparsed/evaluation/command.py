@@ -23,6 +23,7 @@ from sparsed.evaluation.tables import table
 from sparsed.options import (
     ATTENTION,
     add_attention_options,
+    add_rope_factor,
     add_sampler_options,
     attention_of,
     given_of,
@@ -100,6 +101,7 @@ def unheeded(args: argparse.Namespace, given: set[str]) -> list[str]:
 def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team: Team | None) -> None:
     """Answers, or observes, what the folder lacks."""
     from sparsed.evaluation.key import key_before  # these need torch
+    from sparsed.models.config_checks import check_factor
     from sparsed.models.devices import check_dtype, pick_device, pick_dtype
     from sparsed.models.loading import load
 
@@ -114,11 +116,12 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
     cells = default_cells(args.lengths, args.types, args.questions)
     # Nothing is loaded for a folder that is another's, as far as that can be told.
     device, dtype = crew.device(args.device), check_dtype(args.dtype)
-    check(args.out, key_before(plan, team.share.device if team else pick_device(device), dtype))
+    place = team.share.device if team else pick_device(device)
+    check(args.out, key_before(plan, place, dtype, check_factor(args.rope_factor)))
     if dtype is None and crew.size > 1:
         # On a CPU a trial decides, and could decide otherwise in another process.
         dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
-    model = load(args.model, device=device, dtype=dtype, team=team)
+    model = load(args.model, device=device, dtype=dtype, rope_factor=args.rope_factor, team=team)
     if args.observe:
         observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
     else:
@@ -166,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", default="auto", help="what computes the sparse steps")
     add("--device")
     add("--dtype")
+    add_rope_factor(parser)
     add("--report", action="store_true", help="only print the tables of what is there")
     add("--recommend", nargs="?", choices=["attention", "caches"], const="attention", help="below the tables, for each "
         "length: the fastest setting of attention (or with a cache too) within 1 point of full attention on the mean "

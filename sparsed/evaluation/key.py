@@ -9,7 +9,7 @@ from sparsed.evaluation.cost import SIZES, Sizes
 from sparsed.evaluation.plan import Plan
 from sparsed.machine import dtype_name
 from sparsed.options import SAMPLER
-from sparsed.origin import device_name, origin_of, versions
+from sparsed.origin import device_name, origin_of, stretched, versions
 from sparsed.questions.build import prompts_version
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def about(model: Model) -> dict[str, Any]:
     return {"model": model.name, SIZES: asdict(Sizes.of(model))}
 
 
-def key_before(plan: Plan, device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
+def key_before(
+    plan: Plan, device: torch.device, dtype: torch.dtype | None, rope_factor: float | None = None
+) -> dict[str, Any]:
     """What is known of it before the model is loaded. (A gen_length that was asked for may be rounded up.)"""
     given = {name: value for name in SAMPLER if (value := getattr(plan.sampler, name)) is not None}
     given.pop("gen_length", None)
@@ -41,6 +43,7 @@ def key_before(plan: Plan, device: torch.device, dtype: torch.dtype | None) -> d
         **({} if dtype is None else {"dtype": dtype_name(dtype)}),
         "device": device_name(device),
         "versions": versions(),
+        "rope_factor": stretched(rope_factor).get("rope_factor"),
         "sampler": given,
         **_of_plan(plan),
     }

@@ -24,6 +24,7 @@ from sparsed.options import (
     add_attention_options,
     add_cache_options,
     add_preset_option,
+    add_rope_factor,
     add_sampler_options,
     attention_of,
     cache_of,
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", help="float32, bfloat16 or float16")
     add("--device-map", help='how accelerate spreads a large model, as "auto"')
     add("--revision", help="branch, tag or commit on the Hub")
+    add_rope_factor(group)
 
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -188,6 +190,7 @@ def _load(options: argparse.Namespace, console: Console | None, team: Team | Non
             device=options.device,
             dtype=options.dtype,
             device_map=options.device_map,
+            rope_factor=options.rope_factor,
             revision=options.revision,
             progress=progress,
             team=team,

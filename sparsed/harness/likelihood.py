@@ -27,7 +27,7 @@ from sparsed.attention.state import RunAttention
 from sparsed.config import AttentionConfig, Phase, ResolvedSampler, SamplerConfig, as_attention
 from sparsed.denoising import denoise
 from sparsed.denoising.info import RunInfo
-from sparsed.denoising.notes import speed_only
+from sparsed.denoising.notes import positions
 from sparsed.denoising.predictor import Predictor
 from sparsed.machine import dtype_name
 
@@ -254,8 +254,7 @@ class _Estimate:
             )
         if config.refresh:
             notes.append("refresh is without effect on likelihoods: their draws are no steps of one run.")
-        if self.predictor.length > self.model.max_positions:
-            notes.append(speed_only(self.model, self.predictor.length))
+        notes += positions(self.model, self.predictor.length)
         return RunInfo(
             sampler=self._settings,
             attention=config,

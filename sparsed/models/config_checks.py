@@ -6,6 +6,7 @@ Nothing that would change a result is passed over: transformers keeps every key 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 from sparsed.models import LoadError
@@ -104,6 +105,9 @@ def check_rope(raw: Mapping[str, Any], where: str) -> None:
         )
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise LoadError(f"{where} asks for {name} of type {kind!r}, which is not known; {_known()} are.")
+    outside = "original_max_position_embeddings"
+    if raw.get(outside) is not None and outside in _ROPE_KEYS[kind]:
+        raise LoadError(f"{where} says {outside} beside {name}, not in it: put it where type {kind!r} reads it.")
     theta = raw.get("rope_theta")
     if theta is not None and asked.get("rope_theta", theta) != theta:
         raise LoadError(f"{where} says rope_theta {theta!r}, and {asked['rope_theta']!r} in {name}: keep one.")
@@ -122,6 +126,29 @@ def check_rope(raw: Mapping[str, Any], where: str) -> None:
             raise LoadError(f"{where} says {key} {value!r} in {name}, which is no {wanted[-1].__name__} of 0 or more.")
     if asked.get("factor", 1) < 1:
         raise LoadError(f"{where} says factor {asked['factor']!r} in {name}; it must be 1 or more.")
+
+
+def check_factor(factor: float | None) -> float:
+    """What rope_factor asks for, 1 for None. Raises ValueError for anything that is no number of 1 or more."""
+    if factor is None:
+        return 1.0
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not isfinite(factor) or factor < 1:
+        raise ValueError(f"rope_factor must be a number of 1 or more (1 = as published), not {factor!r}.")
+    return float(factor)
+
+
+def stretch(parameters: dict[str, Any], factor: float, where: str) -> None:
+    """Multiplies the base of a rotation, transformers' rope_parameters, by a factor (NTK, arXiv 2506.14429). Raises
+    LoadError where config.json scales the rotation by itself.
+    """
+    if factor == 1:
+        return
+    if parameters["rope_type"] != "default":
+        raise LoadError(
+            f"{where} scales its rotation by itself ({parameters['rope_type']}): leave rope_factor out, which "
+            f"stretches one that is not scaled."
+        )
+    parameters["rope_theta"] = float(parameters["rope_theta"]) * factor
 
 
 def _known() -> str:

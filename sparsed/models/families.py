@@ -22,6 +22,7 @@ from sparsed.models.config_checks import (
     check_quantisation,
     check_rope,
     check_windows,
+    stretch,
     unknown,
 )
 from sparsed.models.files import CONFIG, read_json
@@ -115,8 +116,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
-    """The checkpoint that a parsed config.json describes. where: how to call it in messages.
+def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Checkpoint:
+    """The checkpoint that a parsed config.json describes. where: how to call it in messages. rope_factor: see
+    `sparsed.load`.
 
     Raises LoadError for an unknown model_type, or a LLaDA variant that is no Llama.
     """
@@ -126,6 +128,7 @@ def recognise(raw: dict[str, Any], where: str) -> Checkpoint:
     check_rope(raw, where)
     values = _llama_values(raw, where) if family == "llada" else raw
     config = _config(backbone, values, where)
+    stretch(config.rope_parameters, rope_factor, where)
     check_windows(raw, getattr(config, "layer_types", None), where)
     config.is_causal = False
     config.use_cache = False

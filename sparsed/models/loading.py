@@ -14,6 +14,7 @@ import torch
 
 from sparsed.models.catalogue import ModelSpec
 from sparsed.models.checkpoint import load_tokenizer, read_generation, read_headers, report_of, special_ids
+from sparsed.models.config_checks import check_factor
 from sparsed.models.devices import can_fuse, check_device_map, check_dtype, pick_device, pick_dtype
 from sparsed.models.families import read_config, recognise
 from sparsed.models.files import check_files
@@ -33,6 +34,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     fuse: bool | None = None,
+    rope_factor: float | None = None,
     revision: str | None = None,
     progress: Listener | None = None,
     team: Team | None = None,
@@ -53,6 +55,9 @@ def load(
     device.
     fuse: torch.compile what surrounds attention (see `sparsed.models.fuse.fuse`); by default on CUDA, where all
     weights are on one device and the machine compiles (a ZeroGPU Space does not).
+    rope_factor: the base of the rotary positions is multiplied by it, for sequences longer than the model was trained
+    on (NTK, as LongLLaDA does, arXiv 2506.14429; docs/python.md has its table). It changes answers at every length,
+    and a run's notes say so.
     team: the processes that hold the model together (`sparsed.parallel.meeting.join`); device and device_map are not
     given then.
     revision: of a Hub repository, of nothing else. progress: called with a LoadProgress while files arrive and weights
@@ -60,13 +65,13 @@ def load(
 
     Raises LoadError (a ValueError) in one sentence: unknown name or family, no network, no access, no
     safetensors, files or keys that would be another model, weights that do not fit the config, too little memory;
-    ValueError for a dtype that is none of float32, bfloat16, float16, or a device map that is none; FileNotFoundError
-    if a file is missing.
+    ValueError for a dtype that is none of float32, bfloat16, float16, a device map that is none, or a rope_factor below
+    1; FileNotFoundError if a file is missing.
     """
     if team is not None and (device is not None or device_map is not None):
         raise ValueError("torchrun places each process by itself: leave device and device_map out.")
     place = pick_device(device) if team is None else team.share.device
-    chosen = check_dtype(dtype)
+    chosen, factor = check_dtype(dtype), check_factor(rope_factor)
     check_device_map(device_map)
     if device is not None and device_map is not None:
         raise ValueError("device_map places the weights by itself: leave device out.")
@@ -80,7 +85,7 @@ def load(
     spec, folder, name = locate(name_or_path, revision, progress, fits)
     label = spec.label if spec is not None else name
     notes, before = check_files(folder), stamp(folder)
-    checkpoint = recognise(read_config(folder), f"config.json of {label}")
+    checkpoint = recognise(read_config(folder), f"config.json of {label}", factor)
     weights = read_headers(folder)
     parameters = sum(prod(shape) for _, _, shape in weights) // ways
     number = pick_dtype(chosen, place, parameters if device_map is None else 0, label)
@@ -91,7 +96,7 @@ def load(
     fusing = fuse or (fuse is None and device_map is None and can_fuse(place))
     if team is not None:
         team.share.check(checkpoint.config, label)
-        network, problem = team.load(folder, number, fusing, on_weight)
+        network, problem = team.load(folder, number, fusing, on_weight, factor)
     else:
         network = load_network(
             folder, checkpoint, device=place, dtype=number, device_map=device_map, on_weight=on_weight
@@ -119,4 +124,5 @@ def load(
         team=team,
         folder=folder,
         stamp=before,
+        rope_factor=factor,
     )

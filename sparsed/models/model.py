@@ -49,7 +49,8 @@ class Model:
     "qwen3". shift: the logits of position i − 1 predict position i. end_ids: every token that ends an answer, eos_id
     first. notes: sentences about how it was loaded that a user should see. team: the processes that hold the network
     together, each a share of it; None where it is whole. folder: where its files are; None for random weights.
-    stamp: of these files when they were loaded.
+    stamp: of these files when they were loaded. rope_factor: what the base of the rotary positions was multiplied by;
+    1 as published.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Model:
     team: ModelTeam | None = None
     folder: Path | None = None
     stamp: Stamp | None = None
+    rope_factor: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 
 def load_share(
-    folder: Path, dtype: torch.dtype, fusing: bool, share: Share, on_weight: Callable[[str], None]
+    folder: Path,
+    dtype: torch.dtype,
+    fusing: bool,
+    share: Share,
+    on_weight: Callable[[str], None],
+    rope_factor: float = 1.0,
 ) -> tuple[PreTrainedModel, str | None]:
     """One process's share of the network in a folder, and why what surrounds attention is not fused, if it should be.
     All processes call this at the same time.
     """
-    checkpoint = recognise(read_config(folder), "config.json")
+    checkpoint = recognise(read_config(folder), "config.json", rope_factor)
     network = load_network(
         folder, checkpoint, device=share.device, dtype=dtype, device_map=None, on_weight=on_weight, share=share
     )

@@ -72,8 +72,10 @@ class Follower:
             # The driver is gone. The main thread may wait for it in a sum, for ever.
             os._exit(1)
 
-    def load(self, number: int, folder: str, dtype: torch.dtype, fusing: bool) -> str | None:
-        self._networks[number], problem = load_share(Path(folder), dtype, fusing, self._share, lambda _: None)
+    def load(self, number: int, folder: str, dtype: torch.dtype, fusing: bool, rope_factor: float) -> str | None:
+        self._networks[number], problem = load_share(
+            Path(folder), dtype, fusing, self._share, lambda _: None, rope_factor
+        )
         return problem
 
     def build(self, number: int, raw: dict[str, Any], dtype: torch.dtype, fusing: bool) -> str | None:

@@ -81,12 +81,20 @@ class Team:
         with self._turn:
             yield
 
-    def load(self, folder: Path, dtype: torch.dtype, fusing: bool, on_weight: Callable[[str], None]) -> MadeNetwork:
+    def load(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        fusing: bool,
+        on_weight: Callable[[str], None],
+        rope_factor: float = 1.0,
+    ) -> MadeNetwork:
         """A network of which every process has read its share; see `sparsed.models.shares.load_share`. The others'
         shares go when the driver's is freed. Raises what loading raises.
         """
         return self._network(
-            ("load", str(folder), dtype, fusing), lambda: load_share(folder, dtype, fusing, self.share, on_weight)
+            ("load", str(folder), dtype, fusing, rope_factor),
+            lambda: load_share(folder, dtype, fusing, self.share, on_weight, rope_factor),
         )
 
     def build(self, raw: Mapping[str, Any], dtype: torch.dtype, fusing: bool) -> MadeNetwork:

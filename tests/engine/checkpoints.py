@@ -471,6 +471,48 @@ _LLADA_NAMES = {
 }  # fmt: skip
 
 
+def scaled_rotation(
+    scaling: dict[str, Any], theta: float, head_dim: int, positions: int
+) -> tuple[list[float], float]:
+    """Angles a position, one for each pair of components, in Python's floats, and the factor of cosines and sines.
+
+    Written from the papers: position interpolation (linear), YaRN's equations, Llama 3.1's wavelengths. positions: the
+    longest sequence that config.json names, which stands in for an original length that it does not give.
+    """
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    factor, trained = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings", positions)
+    pairs = head_dim // 2
+    plain = [theta ** (-2 * i / head_dim) for i in range(pairs)]
+    if kind == "default":
+        return plain, 1.0
+    if kind == "linear":
+        return [speed / factor for speed in plain], 1.0
+    speeds = []
+    if kind == "llama3":
+        slow, fast = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        for speed in plain:
+            turns = trained * speed / (2 * math.pi)  # of this pair over the original length
+            if turns > fast:
+                speeds.append(speed)
+            elif turns < slow:
+                speeds.append(speed / factor)
+            else:
+                share = (turns - slow) / (fast - slow)
+                speeds.append((1 - share) * speed / factor + share * speed)
+        return speeds, 1.0
+    assert kind == "yarn"
+    ends = []
+    for turns in (scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)):
+        ends.append(head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta)))
+    first, last = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), head_dim - 1)
+    for i, speed in enumerate(plain):
+        share = (i - first) / (last - first)
+        share = min(max(share, 0.0), 1.0)  # 0: as it was; 1: interpolated
+        speeds.append(share * speed / factor + (1 - share) * speed)
+    strength = scaling.get("attention_factor", 0.1 * math.log(factor) + 1)
+    return speeds, strength
+
+
 class PlainNetwork:
     """The published network of a checkpoint folder, one sequence at a time, bidirectional, in plain torch.
 
@@ -479,7 +521,7 @@ class PlainNetwork:
     differently); otherwise attention is two matmuls and a softmax.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, rope_factor: float = 1.0) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.llada = config["model_type"] == "llada"
         self.names = _LLADA_NAMES if self.llada else _QWEN_NAMES
@@ -492,7 +534,11 @@ class PlainNetwork:
             self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
             self.kv_heads, width = config["num_key_value_heads"], config["hidden_size"]
         self.head_dim = config.get("head_dim") or width // self.heads
-        self.eps, self.theta = config["rms_norm_eps"], float(config["rope_theta"])
+        self.eps, self.theta = config["rms_norm_eps"], float(config["rope_theta"]) * rope_factor
+        scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        positions = config["max_sequence_length" if self.llada else "max_position_embeddings"]
+        # Angles a position, and what cosines and sines are multiplied by, where config.json scales them.
+        self.scaled = scaled_rotation(scaling, self.theta, self.head_dim, positions) if scaling else None
 
     def logits(self, ids: Tensor) -> Tensor:
         """[length] → [length, vocabulary]."""
@@ -545,8 +591,11 @@ class PlainNetwork:
         half = self.head_dim // 2
         wide = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         speed = 1 / self.theta ** (torch.arange(0, self.head_dim, 2, dtype=wide) / self.head_dim)
+        if self.scaled is not None:
+            speed = torch.tensor(self.scaled[0], dtype=torch.float64).to(wide)
         angle = torch.arange(x.shape[1], dtype=wide)[:, None] * speed
-        cos, sin = angle.cos(), angle.sin()
+        strength = 1.0 if self.scaled is None else self.scaled[1]
+        cos, sin = angle.cos() * strength, angle.sin() * strength
         if self.llada:
             x = x.to(wide)
         else:
