@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Tokens that end a turn in the templates of the families, where the vocabulary has them.
-_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>", "<|endoftext|>")
 _NUMBERS = {"F64", "F32", "BF16", "F16"}
 # What generation_config.json may say beside the sampler of an autoregressive model.
 _GENERATION = (
@@ -61,7 +62,6 @@ def _instead(folder: Path) -> str:
     """What a folder without its weights has instead, in brackets."""
     says = {
         "*.safetensors": "it has {}, which no index names",
-        "*.gguf": "{} is no safetensors file, and is not read",
         **dict.fromkeys(("*.bin", "*.pt", "*.pth"), "{} is a pickle, which can run code, and is not loaded"),
     }
     found = ((said, path.name) for pattern, said in says.items() for path in sorted(folder.glob(pattern)))
@@ -84,20 +84,20 @@ def report_of(
     weights: list[tuple[str, str, list[int]]], keys: Mapping[str, str], dtype: torch.dtype, progress: Listener | None
 ) -> Callable[[str], None]:
     """Turns the names of weights, as they are loaded, into progress in bytes and files."""
-    waiting: dict[str, tuple[str, int]] = {}
+    waiting: dict[str, list[tuple[str, int]]] = {}  # several of a name, where they are stacked
     for file, name, shape in weights:
         for pattern, target in keys.items():
             name = re.sub(pattern, target, name)
-        waiting[name] = (file, prod(shape) * dtype.itemsize)
-    left = {file: sum(place == file for place, _ in waiting.values()) for file in {file for file, _, _ in weights}}
-    total, files, done = sum(size for _, size in waiting.values()), len(left), 0
+        waiting.setdefault(name, []).append((file, prod(shape) * dtype.itemsize))
+    left = Counter(file for file, _, _ in weights)
+    total, files, done = sum(size for parts in waiting.values() for _, size in parts), len(left), 0
 
     def loaded(name: str) -> None:
         nonlocal done
         if progress is None or name not in waiting:
             return
-        file, size = waiting.pop(name)
-        done, left[file] = done + size, left[file] - 1
+        for file, size in waiting.pop(name):
+            done, left[file] = done + size, left[file] - 1
         progress(LoadProgress("weights", done, total, sum(count == 0 for count in left.values()), files))
 
     return loaded
@@ -186,8 +186,8 @@ def special_ids(
     mask_id = next((int(i) for i in masks if i is not None), None)
     if mask_id is None or mask_id >= size:
         raise LoadError(
-            f"{label} has no mask token (config.json and tokenizer name none that its {size} embeddings hold): is this "
-            f"a masked diffusion model?"
+            f"{label} has no mask token (config.json and tokenizer name none that its {size} embeddings hold): only "
+            f"masked diffusion models can be run here; of one, sparsed.mask_token in config.json may name the token."
         )
     ends = [vocabulary.get(tokenizer.eos_token), *checkpoint.end_ids, *more_ends]
     ends += [vocabulary.get(tokenizer.pad_token), *(vocabulary.get(token) for token in _TURN_ENDS)]

@@ -5,6 +5,7 @@ Nothing that would change a result is passed over: transformers keeps every key 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -51,12 +52,52 @@ _ROPE_NEEDED = {"linear": ("factor",), "llama3": _ROPE_KEYS["llama3"][:3], "yarn
 _BY_LENGTH = ("dynamic", "longrope", "su")
 
 
+# Block-diffusion models, by the beginning of their model_type without case and punctuation, or of an architecture.
+_BLOCK_DIFFUSION = {
+    "llada2": "LLaDA2.x",
+    "sdar": "SDAR",
+    "fastdllm": "Fast-dLLM v2",
+    "diffusiongemma": "DiffusionGemma",
+}
+
+
+def check_kind(raw: Mapping[str, Any], where: str) -> None:
+    """Raises LoadError for kinds of diffusion language models that are known, and cannot be run here."""
+    named = raw.get("architectures")
+    names = [raw.get("model_type"), *(named if isinstance(named, list) else ())]
+    plain = [re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in names]
+    for start, label in _BLOCK_DIFFUSION.items():
+        if any(name.startswith(start) for name in plain):
+            raise LoadError(
+                f"{where} is of {label}, a block-diffusion model: a token of its prompt sees no later block, where "
+                f"SparseD's patterns are for attention that goes both ways; choose a model of the catalogue."
+            )
+    if raw.get("model_type") == "illada":
+        raise LoadError(
+            f"{where} is of iLLaDA, which writes on a canvas that grows by a block at a time: that is not done here; "
+            f"choose a model of the catalogue."
+        )
+
+
+def check_only(raw: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], family: str, where: str) -> None:
+    """Raises LoadError where config.json says something else than the `only` values that are the same network."""
+    for name, allowed in only.items():
+        if raw.get(name, allowed[0]) not in allowed:
+            raise LoadError(
+                f"{where} says {name} {raw[name]!r}; of the {family} variants only {name} {allowed[0]!r} can be run "
+                f"here."
+            )
+
+
 def check_quantisation(raw: Mapping[str, Any], where: str) -> None:
     """Raises LoadError where a config.json speaks of weights in few bits."""
     for name in ("quantization_config", "compression_config", "quantization"):
         if raw.get(name):
+            method = raw[name].get("quant_method") if isinstance(raw[name], dict) else None
+            how = f" ({method})" if isinstance(method, str) else ""
             raise LoadError(
-                f"{where} has {name}: the weights are quantised; only float32, bfloat16 and float16 ones can be loaded."
+                f"{where} has {name}: the weights are quantised{how}; only float32, bfloat16 and float16 ones can be "
+                f"loaded: take the model that they were made from."
             )
 
 

@@ -1,6 +1,7 @@
 """What kind of checkpoint a config.json describes, and how it becomes one of transformers' own classes.
 
-LLaDA's weights are a Llama's under other names, Dream's are a Qwen2's, the Qwen3 diffusion model's a Qwen3's.
+LLaDA's weights are a Llama's under other names, LLaDA-MoE's are a Qwen3-MoE's, Dream's a Qwen2's, the Qwen3 diffusion
+model's a Qwen3's.
 Nothing here, and nothing in loading, runs code that comes with a checkpoint.
 """
 
@@ -18,7 +19,9 @@ from sparsed.models.catalogue import DREAM_DEFAULTS, DREAM_LENGTH, GENERIC_DEFAU
 from sparsed.models.config_checks import (
     CHECKED,
     LLADA_HARMLESS,
+    check_kind,
     check_network,
+    check_only,
     check_quantisation,
     check_rope,
     check_windows,
@@ -26,6 +29,7 @@ from sparsed.models.config_checks import (
     unknown,
 )
 from sparsed.models.files import CONFIG, read_json
+from sparsed.models.llada_moe import KNOWN, STACKED, is_moe, moe_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -66,13 +70,14 @@ _LLADA_SIZES = (
     "d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "mlp_ratio", "embedding_size", "vocab_size",
     "max_sequence_length", "rms_norm_eps", "weight_tying", "rope_full_precision",
 )  # fmt: skip
-_CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_PLAIN = ("llama", "qwen2", "qwen3")
+_CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
 # model_type in config.json → (family, transformers' class).
 _TYPES = {
     "llada": ("llada", "llama"),
     "Dream": ("dream", "qwen2"),
     "dream": ("dream", "qwen2"),
-    **{prefix + kind: (kind, kind) for kind in _CLASSES for prefix in ("", "a2d-")},
+    **{prefix + kind: (kind, kind) for kind in _PLAIN for prefix in ("", "a2d-")},
 }
 _DEFAULTS = {"llada": LLADA_DEFAULTS, "dream": DREAM_DEFAULTS, "llama": GENERIC_DEFAULTS}
 # What our own object "sparsed" may say: of which types, the sampler's settings last.
@@ -86,19 +91,20 @@ _ABOUT = {"mask_token": (str,), "label": (str,), "trained_length": (int,), **SET
 class Checkpoint:
     """What a config.json says.
 
-    family: "llada", "dream", "llama", "qwen2" or "qwen3". config: transformers' own config for the class
-    named `network`, bidirectional. keys: regular expression → replacement, applied to the names of the
-    weights. shift: position i is predicted by the logits of position i − 1 (Dream). float32_rotation: queries
-    and keys are rotated in float32 whatever the dtype of the weights (LLaDA). mask_id: of the mask token, if
-    the config gives it. end_ids: end and padding tokens that it gives. trained_length: positions seen in training, in
-    tokens. defaults: the family's published sampler, with what the config says of it. notes: sentences on what it says
-    to no effect. about: the object "sparsed", our own remarks.
+    family: "llada", "llada_moe", "dream", "llama", "qwen2" or "qwen3". config: transformers' own config for the class
+    named `network`, bidirectional. keys: regular expression → replacement, applied to the names of the weights.
+    stacked: the same for weights of which transformers by itself makes one. shift: position i is predicted by the
+    logits of position i − 1 (Dream). float32_rotation: queries and keys are rotated in float32 whatever the dtype of
+    the weights (LLaDA). mask_id: of the mask token, if the config gives it. end_ids: end and padding tokens that it
+    gives. trained_length: positions seen in training, in tokens. defaults: the family's published sampler, with what
+    the config says of it. notes: sentences on what it says to no effect. about: the object "sparsed", our own remarks.
     """
 
     family: str
     network: str
     config: PreTrainedConfig
     keys: dict[str, str] = field(default_factory=dict)
+    stacked: dict[str, str] = field(default_factory=dict)
     shift: bool = False
     float32_rotation: bool = False
     mask_id: int | None = None
@@ -126,7 +132,7 @@ def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Chec
     check_quantisation(raw, where)
     check_network(raw, where)
     check_rope(raw, where)
-    values = _llama_values(raw, where) if family == "llada" else raw
+    values = {"llada": _llama_values, "llada_moe": moe_values}.get(family, _as_it_is)(raw, where)
     config = _config(backbone, values, where)
     stretch(config.rope_parameters, rope_factor, where)
     check_windows(raw, getattr(config, "layer_types", None), where)
@@ -134,8 +140,11 @@ def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Chec
     config.use_cache = False
     ends = [raw.get("eos_token_id"), raw.get("pad_token_id")]
     about = _about(raw.get("sparsed"), where)
-    own = {*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS}
-    if family != "llada":
+    if family == "llada":
+        own = {*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS}
+    elif family == "llada_moe":
+        own = set(KNOWN)
+    else:
         # transformers reads a Qwen2's head_dim too, which is no field of its config.
         own = {"head_dim", *(field.name for field in fields(config))}
     return Checkpoint(
@@ -143,6 +152,7 @@ def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Chec
         network=f"{_CLASSES[backbone]}ForCausalLM",
         config=config,
         keys=LLADA_KEYS if family == "llada" else {},
+        stacked=STACKED if family == "llada_moe" else {},
         shift=family == "dream",
         float32_rotation=family == "llada" and raw.get("rope_full_precision", True) is not False,
         mask_id=token_id(raw.get("mask_token_id")),
@@ -170,13 +180,18 @@ def describe(folder: Path, name: str) -> ModelSpec:
 
 def _family(raw: Mapping[str, Any], where: str) -> tuple[str, str]:
     """The family, and transformers' class of its networks."""
+    check_kind(raw, where)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in _TYPES:
         known = ", ".join(name for name in _TYPES if name != "dream")
         raise LoadError(
             f"{where} says model_type {kind!r}, which is no diffusion language model known here; known are {known}."
         )
-    return _TYPES[kind]
+    return ("llada_moe", "qwen3_moe") if kind == "llada" and is_moe(raw) else _TYPES[kind]
+
+
+def _as_it_is(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    return raw
 
 
 def _trained_length(family: str, about: Mapping[str, Any], positions: int) -> int:
@@ -213,11 +228,7 @@ def _config(backbone: str, values: dict[str, Any], where: str) -> PreTrainedConf
 
 def _llama_values(raw: dict[str, Any], where: str) -> dict[str, Any]:
     """A Llama's config values from LLaDA's config.json."""
-    for name, allowed in _LLADA_ONLY.items():
-        if raw.get(name, allowed[0]) not in allowed:
-            raise LoadError(
-                f"{where} says {name} {raw[name]!r}; of the LLaDA variants only {name} {allowed[0]!r} can be run here."
-            )
+    check_only(raw, _LLADA_ONLY, "LLaDA", where)
     try:
         width, heads = int(raw["d_model"]), int(raw["n_heads"])
         return {

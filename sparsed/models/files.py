@@ -26,13 +26,20 @@ TOKENIZER = (
     "chat_template.jinja",
 )
 
+_QUANTISED = (
+    "quantised weights; only float32, bfloat16 and float16 ones can be loaded: take the model that they were made from"
+)
 # A file that says that the weights are not all that there is to the model, and what it says.
 OTHERS = {
     "adapter_config.json": "an adapter (LoRA): merge it into its model, and save that",
-    "quantize_config.json": "quantised weights; only float32, bfloat16 and float16 ones can be loaded",
-    "quant_config.json": "quantised weights; only float32, bfloat16 and float16 ones can be loaded",
-    "hf_quant_config.json": "quantised weights; only float32, bfloat16 and float16 ones can be loaded",
+    "quantize_config.json": _QUANTISED,
+    "quant_config.json": _QUANTISED,
+    "hf_quant_config.json": _QUANTISED,
 }
+GGUF = (
+    "{} holds quantised weights of llama.cpp (GGUF), which are not read here: load the safetensors that they were made "
+    "from, by their Hub id or folder."
+)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -85,6 +92,9 @@ def check_files(folder: Path) -> list[str]:
     for name, kind in OTHERS.items():
         if (folder / name).is_file():
             raise LoadError(f"{folder} holds {name}, which stands for {kind}.")
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf and not any(folder.glob("*.safetensors")):
+        raise LoadError(GGUF.format(gguf[0]))
     for name in (CONFIG, GENERATION, INDEX, WEIGHTS, *TOKENIZER):
         _check_pointer(folder / name)
     read = weight_files(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsed.models import LoadError, reason
 from sparsed.models.catalogue import ModelSpec, find, names
-from sparsed.models.files import CONFIG, GENERATION, OTHERS, TOKENIZER
+from sparsed.models.files import CONFIG, GENERATION, GGUF, OTHERS, TOKENIZER
 from sparsed.paths import data_dir
 
 # Never code, never pickles.
@@ -67,6 +67,8 @@ def locate(
         return spec, fetch(spec.source, revision, progress), spec.name
     if folder.is_dir():
         return None, folder.resolve(), folder.resolve().name
+    if folder.suffix == ".gguf":
+        raise LoadError(GGUF.format(given))
     if HUB_ID.fullmatch(given):
         return None, fetch(given, revision, progress), given
     if "/" in given or "\\" in given:

@@ -55,7 +55,8 @@ def rotary_frequencies(config: PreTrainedConfig, device: torch.device) -> tuple[
 
 
 class Layer(nn.Module):
-    """A decoder layer of a Llama, Qwen2 or Qwen3, in three parts: what comes before attention, attention, the rest.
+    """A decoder layer of a Llama, Qwen2, Qwen3 or Qwen3-MoE, in three parts: what comes before attention, attention,
+    the rest.
 
     The rest, output projection and MLP, works on each position alone: the last layer does it for the wanted ones only.
 
@@ -164,8 +165,10 @@ def before_attention(layer: Any, hidden: Tensor, cosine: Tensor, sine: Tensor) -
 def after_attention(layer: Any, hidden: Tensor, seen: Tensor) -> Tensor:
     """The layer's output from its input and what attention saw, both [..., width]."""
     hidden = hidden + layer.self_attn.o_proj(seen)
-    done: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return done
+    normed = layer.post_attention_layernorm(hidden)
+    # A block of experts wants three dimensions.
+    written: Tensor = layer.mlp(normed) if normed.ndim == 3 else layer.mlp(normed[None])[0]
+    return hidden + written
 
 
 def between_sums(layer: Any, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from sparsed.models.files import check_files
 from sparsed.models.fingerprint import stamp
 from sparsed.models.fuse import fuse as fuse_network
 from sparsed.models.hub import Listener, locate
+from sparsed.models.llada_moe import check_experts
 from sparsed.models.model import Model
 from sparsed.models.network import input_device, load_network
 
@@ -42,12 +43,12 @@ def load(
     """Loads a model: a name of the catalogue, a Hub id, or a local folder.
 
     The folder holds config.json, safetensors (one file, or shards with their index), and a tokenizer
-    (tokenizer.json, or vocab.json and merges.txt). model_type decides the family: llada, Dream, or a Llama,
-    Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a mask token. An object "sparsed" in
-    config.json may give mask_token, label, trained_length and the sampler's defaults (steps, gen_length,
-    block_length, algorithm, temperature). What the model is follows from these files alone, by whatever name: the
-    family's defaults and trained length otherwise, a chat template if the tokenizer has one. What they say to no effect
-    stands in `Model.notes`.
+    (tokenizer.json, or vocab.json and merges.txt). model_type decides the family: llada (LLaDA-MoE by its
+    architecture), Dream, or a Llama, Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a mask
+    token. An object "sparsed" in config.json may give mask_token, label, trained_length and the sampler's defaults
+    (steps, gen_length, block_length, algorithm, temperature). What the model is follows from these files alone, by
+    whatever name: the family's defaults and trained length otherwise, a chat template if the tokenizer has one. What
+    they say to no effect stands in `Model.notes`.
 
     device: CUDA, else MPS, else CPU by default. dtype: by default bfloat16 on CUDA, float32 on MPS, and on a CPU
     the faster of float32 and bfloat16, tried out (about 0.1 s), or bfloat16 where only that fits into memory.
@@ -87,12 +88,14 @@ def load(
     notes, before = check_files(folder), stamp(folder)
     checkpoint = recognise(read_config(folder), f"config.json of {label}", factor)
     weights = read_headers(folder)
+    if checkpoint.stacked:
+        check_experts(weights, checkpoint.config, folder)
     parameters = sum(prod(shape) for _, _, shape in weights) // ways
     number = pick_dtype(chosen, place, parameters if device_map is None else 0, label)
     tokenizer = load_tokenizer(folder)
     more_ends, unused = read_generation(folder)
     mask_id, end_ids = special_ids(tokenizer, checkpoint, label, more_ends)
-    on_weight = report_of(weights, checkpoint.keys, number, progress)
+    on_weight = report_of(weights, {**checkpoint.keys, **checkpoint.stacked}, number, progress)
     fusing = fuse or (fuse is None and device_map is None and can_fuse(place))
     if team is not None:
         team.share.check(checkpoint.config, label)

@@ -16,15 +16,13 @@ import torch
 
 from sparsed.attention import register
 from sparsed.models import LoadError, reason
+from sparsed.models.coverage import check_report
 from sparsed.models.families import Checkpoint
 from sparsed.models.layer import Float32Rotation, Layer
 from sparsed.parallel.share import Share, localise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Buffers that old checkpoints carry along; they follow from the config.
-_IGNORED = (".rotary_emb.inv_freq",)
 
 
 def prepare(
@@ -110,8 +108,13 @@ def load_network(
                 f"device_map='auto'."
             ) from error
         except (TypeError, ValueError, LookupError, ArithmeticError, OSError, RuntimeError) as error:
+            if "offload_folder" in str(error):
+                raise LoadError(
+                    f"The experts in {folder} are stacked when they are loaded, and cannot be left on the disk: give "
+                    f"device_map devices that hold them, or choose a smaller model."
+                ) from error
             raise LoadError(f"The network in {folder} cannot be built: {reason(error)}.") from error
-    _check(report, folder)
+    check_report(report, folder)
     # transformers believes the weights, and says so in a warning alone.
     if checkpoint.config.tie_word_embeddings and not getattr(network, "all_tied_weights_keys", {"lm_head.weight"}):
         raise LoadError(
@@ -121,21 +124,6 @@ def load_network(
     if share is not None:
         localise(network, share)
     return prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)
-
-
-def _check(report: Mapping[str, Any], folder: Path) -> None:
-    """Every weight of the network comes from the checkpoint, and every one of the checkpoint is used."""
-    kinds = {"missing_keys": "missing", "mismatched_keys": "of another shape", "unexpected_keys": "left over"}
-    found = {}
-    for kind, word in kinds.items():
-        keys = [key if isinstance(key, str) else key[0] for key in report.get(kind) or ()]
-        keys = sorted(key for key in keys if not key.endswith(_IGNORED))
-        if keys:
-            found[word] = keys
-    if found:
-        some = {word: ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "") for word, keys in found.items()}
-        said = "; ".join(f"{len(keys)} {word} ({some[word]})" for word, keys in found.items())
-        raise LoadError(f"The weights in {folder} do not fit its config.json: {said}.")
 
 
 # What the function below changes, and torch's default dtype while weights are loaded, belongs to the whole process.

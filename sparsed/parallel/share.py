@@ -48,7 +48,14 @@ class Share:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def check(self, config: Any, label: str) -> None:
-        """Raises LoadError where the heads (or the vocabulary) cannot be divided among the processes."""
+        """Raises LoadError where the heads (or the vocabulary) cannot be divided among the processes, or there are
+        experts.
+        """
+        if getattr(config, "num_experts", None):
+            raise LoadError(
+                f"{label} has experts, which several processes cannot share here: start one process, or spread it over "
+                f"GPUs with device_map='auto'."
+            )
         parts = {
             "key/value heads": config.num_key_value_heads,
             "query heads": config.num_attention_heads,

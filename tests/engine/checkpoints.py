@@ -35,6 +35,9 @@ LLADA_SPECIAL = (
 )  # fmt: skip
 DREAM_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
+MOE_SPECIAL = (
+    "<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mask|>", "<role>", "</role>", "<|role_end|>",
+)  # fmt: skip
 QWEN_WORDS = ("<think>", "</think>")  # added tokens, but not special ones
 
 LLADA_TEMPLATE = (
@@ -46,6 +49,12 @@ CHATML_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MOE_TEMPLATE = (
+    "{% for message in messages %}{% set role = message['role'] | lower %}{% if role == 'user' %}"
+    "{% set role = 'HUMAN' %}{% endif %}{% set role = role | upper %}"
+    "<role>{{ role }}</role>{{ message['content'] }}<|role_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"
 )
 THINKING_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -435,6 +444,111 @@ def write_qwen3(
     return folder
 
 
+def write_llada_moe(
+    folder: Path,
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    mask_predicted: bool = True,
+    **changes: Any,
+) -> Path:
+    """A checkpoint in LLaDA-MoE's format: LLaDA's model_type, Qwen3-MoE's keys, a mask token known to the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end = special_id("<|endoftext|>", MOE_SPECIAL)
+    config: dict[str, Any] = {
+        "architectures": ["LLaDAMoEModelLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_lladamoe.LLaDAConfig",
+            "AutoModel": "modeling_lladamoe.LLaDAMoEModelLM",
+            "AutoModelForCausalLM": "modeling_lladamoe.LLaDAMoEModelLM",
+        },
+        "clip_qkv": None,
+        "dense_intermediate_size": 96,
+        "eos_token_id": end,
+        "expert_intermediate_size": 40,
+        "hidden_act": "silu",
+        "hidden_size": 48,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 512,
+        "model_type": "llada",
+        "moe_layer_freq": [1, 1],
+        "moe_router_enable_expert_bias": False,
+        "moe_router_score_function": "softmax",
+        "norm_topk_prob": None,
+        "num_attention_heads": 4,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "output_router_logits": False,
+        "pad_token_id": end,
+        "partial_rotary_factor": 1,
+        "qk_layernorm": True,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 50000,
+        "routed_scaling_factor": 1,
+        "router_aux_loss_coef": 0.01,
+        "router_num_group": None,
+        "router_topk_group": None,
+        "shared_expert_intermediate_size": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.53.2",
+        "use_cache": False,
+        "vocab_size": 313,
+    }
+    config |= changes
+    write_json(folder / "config.json", config)
+    random = _Random(seed, dtype)
+    width, inner = config["hidden_size"], config["expert_intermediate_size"]
+    tensors = {
+        "model.embed_tokens.weight": random.embedding(config["vocab_size"], width),
+        "model.norm.weight": random.norm(width),
+        "lm_head.weight": random.matrix(config["vocab_size"], width, 3.0),
+    }
+    if not mask_predicted:
+        tensors["lm_head.weight"][special_id("<|mask|>", MOE_SPECIAL)] = 0
+    if config["tie_word_embeddings"]:
+        tensors["model.embed_tokens.weight"] = tensors.pop("lm_head.weight")
+    attention = _qwen_layers(random, {**config, "intermediate_size": 1}, width // config["num_attention_heads"], False)
+    tensors |= {name: x for name, x in attention.items() if ".mlp." not in name}
+    for layer in range(config["num_hidden_layers"]):
+        mlp = f"model.layers.{layer}.mlp"
+        # A large gain: the chosen experts differ from token to token, and their weights from one another.
+        tensors[f"{mlp}.gate.weight"] = random.matrix(config["num_experts"], width, 2.0)
+        for expert in range(config["num_experts"]):
+            tensors[f"{mlp}.experts.{expert}.gate_proj.weight"] = random.matrix(inner, width)
+            tensors[f"{mlp}.experts.{expert}.up_proj.weight"] = random.matrix(inner, width)
+            tensors[f"{mlp}.experts.{expert}.down_proj.weight"] = random.matrix(width, inner, 2.0)
+    write_tensors(folder, tensors, shards)
+    _write_tokenizer_json(folder, MOE_SPECIAL)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "bos_token": "<|startoftext|>",
+            "chat_template": MOE_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "cls_token": "[CLS]",
+            "eos_token": "<|endoftext|>",
+            "fast_tokenizer": True,
+            "gmask_token": "[gMASK]",
+            "mask_token": "<|mask|>",
+            "model_max_length": 1000000000000000019884624838656,
+            "pad_token": "<|endoftext|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "trust_remote_code": True,
+        },
+    )
+    write_remote_code(folder, "configuration_lladamoe", "modeling_lladamoe")
+    return folder
+
+
 def _added(special: tuple[str, ...], words: tuple[str, ...] = ()) -> dict[str, object]:
     shape = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     return {
@@ -523,7 +637,8 @@ class PlainNetwork:
 
     def __init__(self, folder: Path, dtype: torch.dtype, rope_factor: float = 1.0) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.llada = config["model_type"] == "llada"
+        self.experts, self.chosen = config.get("num_experts", 0), config.get("num_experts_per_tok", 0)
+        self.llada = config["model_type"] == "llada" and not self.experts
         self.names = _LLADA_NAMES if self.llada else _QWEN_NAMES
         self.weights = {key: x.to(dtype) for key, x in read_tensors(folder).items()}
         self.dtype = dtype
@@ -560,12 +675,33 @@ class PlainNetwork:
             mixed = self._attention(q, k, v, None if seen is None else seen[layer])
             x = x + self._linear(mixed.transpose(0, 1).flatten(1), "out", layer)
             h = self._rms(x, self._weight("ff_norm", layer))
-            gate = self._linear(h, "gate", layer)
-            x = x + self._linear(torch.nn.functional.silu(gate) * self._linear(h, "up", layer), "down", layer)
+            x = x + self.mlp(h, layer)
         x = self._rms(x, self._weight("norm"))
         head = self.names["head"] + ".weight"
         tied = self.names["embed"] + ".weight"
         return x @ self.weights[head if head in self.weights else tied].T, made
+
+    def mlp(self, x: Tensor, layer: int) -> Tensor:
+        """[n, width] → [n, width]; with experts each position goes through those that its router chose, weighted with
+        their shares of the softmax over all.
+        """
+        if not self.experts:
+            gate = self._linear(x, "gate", layer)
+            return self._linear(torch.nn.functional.silu(gate) * self._linear(x, "up", layer), "down", layer)
+        linear = torch.nn.functional.linear
+        named = f"model.layers.{layer}.mlp"
+        wide = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+        # In bfloat16 two shares are often equal; the published code takes what torch.topk does.
+        shares, chosen = linear(x, self.weights[f"{named}.gate.weight"]).to(wide).softmax(-1).topk(self.chosen)
+        parts = x.new_empty(*chosen.shape, x.shape[-1])
+        for expert in range(self.experts):
+            n, place = (chosen == expert).nonzero(as_tuple=True)
+            gate, up, down = (
+                self.weights[f"{named}.experts.{expert}.{name}_proj.weight"] for name in ("gate", "up", "down")
+            )
+            written = linear(torch.nn.functional.silu(linear(x[n], gate)) * linear(x[n], up), down)
+            parts[n, place] = written * shares[n, place].to(x.dtype)[:, None]
+        return parts.sum(1)
 
     def _weight(self, name: str, layer: int = 0) -> Tensor:
         return self.weights[self.names[name].format(layer) + ".weight"]
@@ -706,4 +842,9 @@ def public_selection(
     return chosen
 
 
-WRITERS: dict[str, Callable[..., Path]] = {"llada": write_llada, "dream": write_dream, "qwen3": write_qwen3}
+WRITERS: dict[str, Callable[..., Path]] = {
+    "llada": write_llada,
+    "dream": write_dream,
+    "qwen3": write_qwen3,
+    "llada_moe": write_llada_moe,
+}

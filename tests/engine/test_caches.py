@@ -34,6 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llada": {"n_layers": LAYERS},
     "dream": {"num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen3": {"num_hidden_layers": LAYERS, "layer_types": ["full_attention"] * LAYERS},
+    "llada_moe": {"num_hidden_layers": LAYERS},
 }
 PROMPT = torch.randint(2, 250, (1, 21), generator=torch.Generator().manual_seed(7))
 METHODS = [CacheConfig("prefix"), CacheConfig("dual"), *(CacheConfig("delayed", refresh) for refresh in (2, 4, 8)),
@@ -86,8 +87,7 @@ class Literal:
                     mixed[head, n] = scores.softmax(0) @ v[of]
             x = x + net._linear(mixed.transpose(0, 1).flatten(1), "out", layer)
             h = net._rms(x, net._weight("ff_norm", layer))
-            gate = torch.nn.functional.silu(net._linear(h, "gate", layer))
-            x = x + net._linear(gate * net._linear(h, "up", layer), "down", layer)
+            x = x + net.mlp(h, layer)
         x = net._rms(x, net._weight("norm"))
         head, tied = net.names["head"] + ".weight", net.names["embed"] + ".weight"
         logits = x @ net.weights[head if head in net.weights else tied].T

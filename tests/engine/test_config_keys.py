@@ -179,7 +179,7 @@ def test_a_llada_may_rotate_in_the_dtype_of_its_weights(folder_of, tmp_path: Pat
     assert torch.equal(logits_of(load(folder, "bfloat16").network, ids), logits_of(twin.network, ids))
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe"])
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -247,17 +247,17 @@ def test_a_tied_head_has_no_weights_of_its_own(
     assert network.lm_head.weight is network.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "qwen3"])
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe"])
 def test_keys_that_are_not_known_are_named(folder_of, model_of, tmp_path: Path, family: str) -> None:
     assert model_of(family).notes == ()  # as published
     folder = Path(shutil.copytree(folder_of(family), tmp_path / family))
     config = json.loads((folder / "config.json").read_text())
-    more = {"logit_softcap": 30.0, "clip_qkv": None, "use_memory": False, "_name_or_path": "here", "num_experts": 8}
+    more = {"logit_softcap": 30.0, "clip_qkv": None, "use_memory": False, "_name_or_path": "here", "moe_z": 8}
     (folder / "config.json").write_text(json.dumps(config | more))
     model = load(folder)
     (note,) = model.notes
     assert note == (
-        f"config.json of {family} says things that are not known here and have no effect: logit_softcap, num_experts."
+        f"config.json of {family} says things that are not known here and have no effect: logit_softcap, moe_z."
     )
     assert sparsed.denoise(model, "x", sampler=sparsed.SamplerConfig(steps=1, gen_length=1)).notes[0] == note
 

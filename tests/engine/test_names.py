@@ -25,12 +25,19 @@ OFFICIAL = {
     "llada": {"max_sequence_length": 4096},
     "dream": {"max_position_embeddings": 131_072},
     "qwen3": {"max_position_embeddings": 40_960},
+    "llada_moe": {"max_position_embeddings": 8192},
 }
 ROWS = [pytest.param(spec, id=spec.name) for spec in CATALOGUE]
+# UltraLLaDA is a LLaDA whose config.json names more positions.
+LONGER = {"ultrallada": {"max_sequence_length": 131_072}}
 CHAT = [
     "What is the inner a?",
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " two\n"}],
 ]
+
+
+def official(spec: ModelSpec) -> dict[str, int]:
+    return LONGER.get(spec.name, OFFICIAL.get(spec.family, {}))
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def stand_in(folder_of, tmp_path: Path) -> Callable[[ModelSpec], Path]:
     """A small random checkpoint of a row's family, as published; mini's own folder."""
 
     def make(spec: ModelSpec) -> Path:
-        source = data_dir("assets") / "mini" if spec.bundled else folder_of(spec.family, **OFFICIAL[spec.family])
+        source = data_dir("assets") / "mini" if spec.bundled else folder_of(spec.family, **official(spec))
         return Path(shutil.copytree(source, tmp_path / "some folder"))
 
     return make

@@ -184,7 +184,7 @@ def random_prompt(dice: random.Random, model, longest: int = 24) -> list[int]:
 
 def any_model(dice: random.Random, model_of, usual: str, **values: Any):
     """Mostly the family that the sampler was published with. (Qwen3's writer has no mask to silence.)"""
-    family = dice.choice([usual, usual, usual, "dream" if usual == "llada" else "llada", "qwen3"])
+    family = dice.choice([usual, usual, usual, "dream" if usual == "llada" else "llada", "qwen3", "llada_moe"])
     if family == "qwen3" and values:
         family = usual
     return model_of(family, **values)
