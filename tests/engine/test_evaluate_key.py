@@ -35,7 +35,7 @@ KEY = {
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
     "skip": "0.3", "select": "0.4", "block_size": "64", "selection": "reference", "keep_importance": "yes",
     "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "8",
-    "depths": "0.5", "backend": "gather", "dtype": "bfloat16",
+    "depths": "0.5", "backend": "gather", "dtype": "bfloat16", "rope_factor": "4",
 }  # fmt: skip
 # Of these each answer says what it was; the model itself counts by its weights.
 APART = {"model", "types", "lengths", "questions", "methods", "ablations", "observe"}
