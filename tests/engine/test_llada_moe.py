@@ -166,7 +166,8 @@ def test_caches_run(model, method: str, attention: str) -> None:
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs it for real")
 def test_the_triton_kernels_give_the_same_tokens(folder_of, monkeypatch) -> None:
     pytest.importorskip("triton")
-    model = sparsed.load(folder_of("llada_moe", hidden_size=64, num_attention_heads=2, num_key_value_heads=2), device="cpu", dtype="float32")
+    folder = folder_of("llada_moe", hidden_size=64, num_attention_heads=2, num_key_value_heads=2)  # head_dim 32
+    model = sparsed.load(folder, device="cpu", dtype="float32")
     monkeypatch.setattr("sparsed.denoising.check_backend", lambda *_: None)
     config = SparseDConfig(skip=0.0, select=0.5, block_size=32)
     few = SamplerConfig(steps=3, gen_length=6, block_length=6, temperature=0.0)
