@@ -13,6 +13,7 @@ from app.lengths.comparison import label
 from app.lengths.table import is_shown
 from app.race.fields import MAX_NUMBER, OWN_TEXT
 from app.race.request import Request
+from app.series.shipped import found
 from app.series.tally import Answered, answered, rows
 from app.server.desk import Desk
 from app.server.observer import Counted
@@ -107,6 +108,7 @@ class _Series:
         self._desk, self._visit, self._asked = desk, visit, asked
         kind = desk.engine.kinds().get(asked.kind, asked.kind)
         self._label = " · ".join((kind, is_shown(asked.length), label(desk, asked)))
+        self._shipped = found(asked, desk.engine.lengths()[asked.length]) or {}
         self._questions: list[Answered] = []
         self._message = ""
         self._share = 0.0  # of the question that is being asked, 0 … 1
@@ -150,7 +152,8 @@ class _Series:
         """All of it as JSON, a new value each time.
 
         state: "running", "done", "stopped", "refused" or "failed". message: changes at turning points only. progress:
-        0 … 1. lanes: see `app.series.tally.rows`.
+        0 … 1. lanes: see `app.series.tally.rows`; and shipped: right answers in the evaluation that comes with the app
+        and their interval, in words (`app.series.shipped`), or None.
         """
         if message is not None:
             self._message = message
@@ -161,7 +164,9 @@ class _Series:
             "label": self._label,
             "progress": round((len(self._questions) + share) / QUESTIONS, 4),
             "progress_text": self._progress_text(state == "running"),
-            "lanes": rows(self._asked.lanes, self._questions),
+            "lanes": [
+                {**row, "shipped": self._shipped.get(row["key"])} for row in rows(self._asked.lanes, self._questions)
+            ],
         }
 
 

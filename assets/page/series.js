@@ -4,6 +4,7 @@
 
   const { el, setText, setAttribute, show } = window.sparsed.tools;
   const HINT = "One question is one answer. After a run, “20 questions like this”, beside the replay, asks more of its kind and length with the same lanes and settings, and counts here.";
+  const SHIPPED = "Of the evaluation that comes with the app: questions of this type and length, with these settings.";
   const COLUMNS = [["Lane", ""], ["Right answers", "95 % interval"], ["Time a question", "mean"], ["Points to full attention", "95 % interval"]];
 
   function drawnRow() {
@@ -11,11 +12,12 @@
     const right = el("b", {});
     const share = el("i", { class: "sd-share", "aria-hidden": "true" });
     const range = el("span", { class: "sd-small" });
+    const shipped = el("span", { class: "sd-small sd-shipped", title: SHIPPED });
     const seconds = el("span", {});
     const gain = el("span", { class: "sd-small" });
     const difference = el("span", {});
     const within = el("span", { class: "sd-small" });
-    const root = el("tr", {}, name, el("td", {}, right, share, range), el("td", {}, seconds, gain), el("td", {}, difference, within));
+    const root = el("tr", {}, name, el("td", {}, right, share, range, shipped), el("td", {}, seconds, gain), el("td", {}, difference, within));
     return {
       root,
       draw(lane) {
@@ -28,6 +30,8 @@
         share.style.setProperty("--high", high);
         share.style.setProperty("--at", questions ? count / questions : -1);
         setText(range, questions ? lane.range : "");
+        setText(shipped, lane.shipped ? `evaluation: ${lane.shipped}` : "");
+        show(shipped, Boolean(lane.shipped));
         setText(seconds, lane.seconds ?? "–");
         const never = lane.never_sparse ? `never sparse in ${lane.never_sparse}` : "";
         setText(gain, [lane.gain ? `${lane.gain.text} ${lane.gain.words}` : "", never].filter(Boolean).join(", "));

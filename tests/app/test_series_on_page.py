@@ -9,6 +9,9 @@ import pytest
 from test_accessible import serious
 from test_first_screen import MOVED, WATCH
 
+from app.assets import together
+from app.page.serving import SCRIPTS, STYLES
+
 BOXES = """() => [...document.querySelectorAll(
   ".sd-lane:not([hidden]), .sd-scores, #sd-replay, #sd-ask, #sd-time, #sd-map")].map((node) => {
     const { x, y, width, height } = node.getBoundingClientRect();
@@ -116,3 +119,42 @@ def test_axe_finds_nothing_serious_in_the_count(visit, fake, scheme, width) -> N
     page.wait_for_selector('.sd-series[data-state="stopped"]')
     assert serious(page) == []
     page.wait_for_selector("#sd-run:not([disabled])")
+
+
+def test_the_count_is_drawn_as_text(chromium) -> None:
+    hostile = "<img src=x onerror='document.title=1'>"
+    full = {
+        "key": "dense", "label": hostile, "style": 1, "full": True, "right": 4, "questions": 4, "interval": [0.51, 1.0],
+        "range": "51–100 %", "seconds": "2.00 s", "gain": None, "difference": None, "never_sparse": 0,
+        "shipped": "12 of 12, 76–100 %",
+    }  # fmt: skip
+    about = {"key": "sparse", "label": "SparseD", "style": 2, "full": False, "never_sparse": 3, "shipped": None}
+    sparse = {**full, **about, "gain": {"text": "1.02×", "words": "about the same speed"}}
+    value = {"state": "running", "message": hostile, "label": hostile, "progress": 0.2, "progress_text": hostile,
+             "lanes": [full, sparse]}  # fmt: skip
+    page = chromium.new_page(viewport={"width": 800, "height": 600})
+    try:
+        page.set_content('<body class="light"><div class="gradio-container"><div class="sd-view"></div></div>')
+        page.add_style_tag(content=together(STYLES))
+        page.add_script_tag(content=together(SCRIPTS))
+        page.evaluate(
+            """(value) => window.sparsed.mount(
+              "series", document.querySelector(".gradio-container"), { value: JSON.stringify(value) }, () => {})""",
+            value,
+        )
+        assert page.evaluate(ROWS) == [
+            [hostile, "4 of 4 51–100 % evaluation: 12 of 12, 76–100 %", "2.00 s", "–"],
+            [
+                "SparseD", "4 of 4 51–100 %", "2.00 s 1.02× about the same speed, never sparse in 3",
+                "– from 5 questions on",
+            ],
+        ]
+        assert page.locator("img").count() == 0 and page.inner_text("caption") == hostile
+        # The mark stands at the share, the bar over its interval.
+        width = page.locator(".sd-share").first.evaluate("(node) => node.getBoundingClientRect().width")
+        left, right = page.locator(".sd-share").first.evaluate(
+            "(node) => ['left', 'right'].map((side) => parseFloat(getComputedStyle(node, '::before')[side]))"
+        )
+        assert (left, right) == (pytest.approx(0.51 * width, abs=1), pytest.approx(0, abs=1))
+    finally:
+        page.close()
