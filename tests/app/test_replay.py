@@ -95,6 +95,7 @@ def make_run(
                 tokens=torch.where(torch.from_numpy(when <= index), final, MASK)[None],
                 committed=committed[None],
                 confidence=torch.where(committed, sure, torch.nan)[None],
+                attention_seconds=None,
                 seconds=float(rng.random()),
             )
         )
