@@ -417,7 +417,8 @@ KEY = {
     "cache": "dual", "cache_refresh": "4", "cache_keys": "pattern",
 }  # fmt: skip
 # Rows say what they were; a model counts by its weights. Of these no measurement depends.
-APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json"}
+# (A preset counts by the settings that it stands for.)
+APART, WITHOUT = {"lengths", "dtype", "model"}, {"help", "device", "out", "json", "preset"}
 # Refused beside the random weights that are measured here; of a model it is part of the key (test_rotation.py).
 OF_A_MODEL = {"rope_factor"}
 
