@@ -103,7 +103,7 @@ def _masks(run: Kept, key: str, name: str) -> dict[str, Any]:
     return {
         "said": f"After step {done} of {total}: {written} of the answer’s {length} tokens are written.",
         "lane": key,
-        "step": 1,
+        "step": done,
         "drawing": {"kind": "canvas", "cells": states},
     }
 

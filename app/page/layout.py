@@ -188,15 +188,15 @@ def build(server: Server) -> Components:
             timeline = view_of("chart", views.timeline(first) or nothing(texts.NO_TIMELINE), "sd-timeline")
         with gr.Column(elem_id="sd-map", min_width=0):
             head = _head_view(first)
+    with gr.Column(elem_id="sd-how", elem_classes="sd-card"):
+        gr.HTML("<h2>How it works</h2>", apply_default_css=False)
+        scenes = view_of("story", story(first, 1, 0), "sd-story")
+        gr.HTML(texts.MORE, apply_default_css=False, elem_id="sd-more")
     with gr.Column(elem_id="sd-where", elem_classes="sd-card"):
         gr.HTML("<h2>Where a step’s time goes</h2>", apply_default_css=False)
         split = view_of("spent", spent(first), "sd-spent")
     with gr.Column(elem_id="sd-series", elem_classes="sd-card"):
         series = _series(more)
-    with gr.Column(elem_id="sd-how", elem_classes="sd-card"):
-        gr.HTML("<h2>How it works</h2>", apply_default_css=False)
-        scenes = view_of("story", story(first, 1, 0), "sd-story")
-        gr.HTML(texts.MORE, apply_default_css=False, elem_id="sd-more")
     with gr.Column(elem_id="sd-explorer", elem_classes="sd-card"):
         explorer = _explorer(first)
     with gr.Column(elem_id="sd-compare", elem_classes="sd-card"):

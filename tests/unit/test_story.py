@@ -32,9 +32,11 @@ def scenes(run: Kept | None, layer: int = 1, head: int = 0) -> dict[str, dict]:
 def test_each_scene_leads_to_its_step(run: Kept) -> None:
     lanes = run.trace.lanes
     phases = [step.phase for step in lanes["sparse"].steps]
-    steps = {key: (scene["lane"], scene["step"]) for key, scene in scenes(run).items()}
+    made = scenes(run)
+    steps = {key: (scene["lane"], scene["step"]) for key, scene in made.items()}
+    assert made["masks"]["said"].startswith(f"After step {made['masks']['step']} of 48: ")
     assert steps == {
-        "masks": ("sparse", 1),
+        "masks": ("sparse", made["masks"]["step"]),
         "dense": ("sparse", phases.index("select")),
         "select": ("sparse", phases.index("select") + 1),
         "sparse": ("sparse", phases.index("sparse") + 1),
@@ -111,7 +113,7 @@ def test_what_a_run_has_not_done_is_not_drawn(run: Kept) -> None:
     made = scenes(Kept(replace(run.trace, lanes=few), True))
     for key in ("dense", "select", "sparse"):
         assert (made[key]["drawing"], made[key]["step"], made[key]["said"]) == (None, None, texts.NO_SELECTION)
-    assert made["masks"]["said"].startswith("After step 5 of 48: ") and made["masks"]["step"] == 1
+    assert made["masks"]["said"].startswith("After step 5 of 48: ") and made["masks"]["step"] == 5
     # Without importances the chosen pairs are shown.
     assert run.trace.lanes["sparse"].pattern is not None
     bare = replace(alone["sparse"], pattern=replace(run.trace.lanes["sparse"].pattern, importances=()))
