@@ -150,9 +150,10 @@ def test_public_model_path_and_loading_options(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("sparsed.models.loading.load", load)
     flags = "generate --model_path GSAI-ML/LLaDA-1.5 --device cuda --dtype bfloat16 --device-map auto --revision r1"
+    flags += " --rope-factor 14"
     assert main(flags.split()) == 2
     assert callable(given.pop("progress"))
-    expected = {"device": "cuda", "dtype": "bfloat16", "device_map": "auto", "revision": "r1"}
+    expected = {"device": "cuda", "dtype": "bfloat16", "device_map": "auto", "revision": "r1", "rope_factor": 14.0}
     assert given == {"name": "GSAI-ML/LLaDA-1.5", "team": None, **expected}
 
 
