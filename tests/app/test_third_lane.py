@@ -149,6 +149,11 @@ def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> N
         page.click("#sd-upload")
     chooser.value.set_files(path)
     page.wait_for_selector('[data-lane="baseline"] h2:has-text("Sliding window"):visible')
+    # The recorded race of a fresh page has that lane too, with an answer of another length.
+    page.wait_for_function(
+        "count => document.querySelectorAll('[data-lane=baseline] .sd-canvas .sd-cell').length === count",
+        arg=record.gen_length,
+    )
     # It plays, and the bar stays where it is: what is about to be pressed does not slide away.
     page.get_by_label("in step").check()
     steps = len(written["dense"])
