@@ -18,7 +18,7 @@
 
   function lane({ key, label, style, kinds }, most) {
     const title = el("h3", { id: `sd-spent-${key}` }, label);
-    const section = el("section", { class: "sd-spent-lane", "aria-labelledby": title.id, "data-lane": key }, title,
+    const section = el("section", { class: "sd-spent-lane", "aria-labelledby": title.id }, title,
       el("ul", {}, ...kinds.map((each) => kind(each, most))));
     section.style.setProperty("--lane", `var(--lane-${style})`);
     return section;
