@@ -92,22 +92,21 @@ def take(browser: Browser, address: str, given: argparse.Namespace) -> None:
     page.mouse.move(0, 0)
     page.wait_for_function("() => window.made >= 0.86")
     page.wait_for_timeout(400)
-    save(page, given.out / "screenshot-light.png")
+    save(page, given.out / "screenshot-light.png", height=1080)
     page.wait_for_selector('.sd-stage[data-state="done"]')
     page.click(".sd-theme")
     page.mouse.move(0, 0)
     page.wait_for_timeout(1200)
-    save(page, given.out / "screenshot-dark.png")
+    save(page, given.out / "screenshot-dark.png", height=1640)
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(1200)
     save(page, given.out / "screenshot-phone.png", height=1900)
 
 
-def save(page: Page, path: Path, height: int | None = None) -> None:
-    whole = page.evaluate("document.documentElement.scrollHeight")
+def save(page: Page, path: Path, height: int) -> None:
+    """The upper part of the page."""
     assert page.viewport_size is not None
-    width = page.viewport_size["width"]
-    clip: FloatRect = {"x": 0, "y": 0, "width": width, "height": min(height or whole, whole)}
+    clip: FloatRect = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": height}
     picture = page.screenshot(full_page=True, clip=clip)
     assert len(picture) < LIMIT, f"{path.name} has {len(picture):,} bytes; at most {LIMIT:,}"
     write(path, picture)
