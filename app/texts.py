@@ -42,6 +42,7 @@ BUTTONS = {
     "sd-stop": "Ends the run after the step that goes on now; what is there stays.",
     "sd-ask": "Further questions of the last run’s kind and length, with its settings: how often each lane is right.",
     "sd-series-stop": "Ends the questions; those that are answered stay counted.",
+    "sd-take": "Files of the last run, a link that brings its settings back, and how programs ask.",
     "sd-insert": "Puts a short text in the form that the model knows into the box, to be changed.",
     "sd-observe-differ": "Shows the heads of one layer beside each other.",
     "sd-observe-stay": "Shows how much of the choice later steps would choose again.",

@@ -127,6 +127,8 @@ class Components:
     spent: gr.HTML
     # The scenes of how it works, drawn from the last run.
     story: gr.HTML
+    # Leads to the files of the last run, and to its link.
+    take: gr.Button
 
     @property
     def all_inputs(self) -> list[Any]:
@@ -168,6 +170,7 @@ def build(server: Server) -> Components:
             for number, (label, example) in enumerate(texts.EXAMPLES.items())
             if example.kind in server.kinds and example.length in server.lengths
         ]
+        take = gr.Button("Take it away", size="sm", elem_id="sd-take")
     text = gr.Textbox(
         label=BY_NAME["text"].label, info=BY_NAME["text"].help, lines=2, max_lines=8, max_length=MAX_CHARACTERS,
         visible=False, elem_id="sd-text",
@@ -211,7 +214,7 @@ def build(server: Server) -> Components:
         last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
         head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, spent=split,
-        story=scenes,
+        story=scenes, take=take,
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ _ARRIVED = """() => [
     performance.getEntriesByType("navigation")[0]?.type ?? "", sessionStorage.getItem("sparsed-text") ?? ""]"""
 # What this tab keeps until it is loaded anew; a browser may have no room for a long text.
 _REMEMBER = """(value) => { try { sessionStorage.setItem("sparsed-%s", value ?? ""); } catch {} }"""
+_TO_EXPLORER = """() => { document.getElementById("sd-explorer").scrollIntoView(); return []; }"""
 _LAST = """() => [sessionStorage.getItem("sparsed-last") ?? ""]"""
 # Puts the settings into the page's address, beside what else stands there.
 _ADDRESS = f"""(query) => {{
@@ -211,6 +212,7 @@ def _looking(at: Components, preparing: Preparing, running: Running, looking: Lo
     gr.on(
         [see.overview.click, see.atlas.click], looking.show_clicked, None, [*place, *blocks, *layers], **_LOOK
     )
+    at.take.click(lambda: gr.update(selected="takeaway"), None, see.tabs, js=_TO_EXPLORER, **_AT_ONCE)
     differ, stay, early = see.observations
     differ.click(lambda: gr.update(selected="layer"), None, see.tabs, **_AT_ONCE)
     stay.click(looking.observe_later, None, [see.tabs, see.tracking, at.inputs["track"]], **_AT_ONCE)

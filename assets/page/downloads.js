@@ -11,7 +11,8 @@
     const copy = el("button", { type: "button", class: "sd-button" }, "Copy link");
     const said = el("span", { role: "status", "aria-live": "polite" });
     const line = el("p", { class: "sd-link-line" }, el("label", { for: "sd-link" }, "Link to these settings"), address, copy, said);
-    root.replaceChildren(el("section", { class: "sd-takeaway", "aria-label": "Take it away" }, intro, files, line));
+    const programs = el("p", { class: "sd-intro" }, el("a", { href: "?view=api", target: "_blank", rel: "noopener" }, "How programs ask"));
+    root.replaceChildren(el("section", { class: "sd-takeaway", "aria-label": "Take it away" }, intro, files, line, programs));
     address.addEventListener("focus", () => address.select());
     copy.addEventListener("click", async () => {
       address.select();

@@ -166,3 +166,19 @@ def test_old_numbers_are_said_to_be_old_and_a_run_is_seen_from_anywhere(visit, f
     colours = "document.querySelector('.sd-ratio') && getComputedStyle(document.querySelector('.sd-ratio')).color"
     muted = "getComputedStyle(document.querySelector('.sd-facts')).color"
     assert page.evaluate(colours) == page.evaluate(muted)
+
+
+@pytest.mark.parametrize("size", ["large", "phone"])
+def test_what_can_be_taken_away_is_one_press_from_the_lanes(visit, fake, size) -> None:
+    """The recorded race's files, before any run; the tab itself may be in a menu on a phone."""
+    fake.idle()
+    width, height = SIZES[size]
+    page = visit(fake, viewport={"width": width, "height": height})
+    page.wait_for_selector(".sd-facts:not([hidden])")
+    page.click("#sd-take")
+    page.wait_for_selector(".sd-takeaway a[download]:visible")
+    page.wait_for_function(
+        "() => { const box = document.querySelector('#sd-tabs').getBoundingClientRect();"
+        " return box.top >= 0 && box.top < window.innerHeight / 2; }"
+    )
+    assert page.locator(".sd-takeaway a").last.get_attribute("href") == "?view=api"
