@@ -31,9 +31,17 @@
       el("i", { class: "sd-spent-rest" }), " the rest of the network and the sampler.");
     const lanes = el("div", { class: "sd-spent-lanes" });
     root.replaceChildren(said, legend, lanes);
+    // What stands below does not move up when a run of fewer lanes follows.
+    let most = 0;
+    window.addEventListener("resize", () => {
+      most = 0;
+      root.style.minHeight = "";
+    });
     return (value) => {
       show(root, Boolean(value));
       if (!value) return;
+      most = Math.max(most, root.getBoundingClientRect().height);
+      root.style.minHeight = `${most}px`;
       setList(said, value.said);
       show(legend, value.lanes.length > 0);
       lanes.replaceChildren(...value.lanes.map((each) => lane(each, value.most)));

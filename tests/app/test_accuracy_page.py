@@ -64,7 +64,7 @@ def test_a_run_lies_on_the_figure_of_its_length(visit, keeping) -> None:
         "document.addEventListener('sparsed:stage', (e) => { if (!e.detail.replay) window.told = e.detail.lanes; })"
     )
     race(page)
-    page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run')")
+    page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run (')")
     page.wait_for_function("() => document.querySelector('#sd-accuracy-length input').value === '1k'")
     page.wait_for_function(f"() => ({OWN})() !== null")
     own, told = page.evaluate(OWN), page.evaluate("window.told")
@@ -82,7 +82,7 @@ def test_a_run_lies_on_the_figure_of_its_length(visit, keeping) -> None:
     page.wait_for_function(f"() => ({OWN})() === null")
     # The page loaded anew still has the run.
     page.reload()
-    page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run')")
+    page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run (')")
     assert page.inner_text("#sd-accuracy-said p") == said
 
 

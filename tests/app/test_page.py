@@ -533,7 +533,7 @@ def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
     # No factor is reported as SparseD's, and its heading says why.
     assert page.inner_text('[data-lane="sparse"] .sd-never') == "never sparse" and page.is_hidden(".sd-score-speed")
     assert page.is_hidden('[data-lane="dense"] .sd-never')
-    assert page.locator('.sd-cell[data-state="masked"]:not([aria-hidden])').count() == 0
+    assert page.locator('.sd-lane .sd-cell[data-state="masked"]:not([aria-hidden])').count() == 0
     page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 11")
     layout = page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout")
     assert layout.get("shapes") in (None, []) and layout["xaxis"]["range"][1] < 20

@@ -148,8 +148,9 @@ def test_the_scenes_become_those_of_the_visitor_s_own_run(visit, fake) -> None:
     page.wait_for_function("said => document.querySelector('.sd-story-of').textContent === said", arg=texts.OWN_STORY)
     scenes = page.locator(".sd-scene").all()
     assert [scene.locator("button").inner_text() for scene in scenes] == [
-        *(f"Show step {step} in the race" for step in (1, 4, 5, 6)), "Not in this run",
+        *(f"Show step {step} in the race" for step in (8, 4, 5, 6)), "Not in this run",
     ]  # fmt: skip
+    assert scenes[0].locator(".sd-scene-said").inner_text().startswith("After step 8 of 16: ")
     assert scenes[4].locator("button").is_disabled()
     assert scenes[4].locator(".sd-scene-said").inner_text() == texts.NO_CACHE
     assert [scene.bounding_box()["height"] for scene in scenes] == heights
@@ -166,7 +167,8 @@ def test_where_a_step_s_time_goes_is_shown_when_a_run_is_over(visit, fake, width
     page.wait_for_selector(".sd-spent-said li")
     height = page.locator("#sd-where").bounding_box()["height"]
     page.click("#sd-run")
-    page.wait_for_selector(".sd-spent-lane >> nth=1")
+    # The recorded race has four lanes.
+    page.wait_for_function("() => document.querySelectorAll('.sd-spent-lane').length === 2")
     kinds = page.eval_on_selector_all(
         ".sd-spent-lane",
         "lanes => lanes.map((lane) => [...lane.querySelectorAll('li')].map((kind) => kind.dataset.kind))",

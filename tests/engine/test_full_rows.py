@@ -381,7 +381,8 @@ def test_a_prompt_within_the_first_block_leaves_nothing_sparse(tiny, monkeypatch
     assert torch.equal(full.tokens, dense.tokens) and full.info.phases == {"dense": 0, "select": 1, "sparse": 4}
     assert full.pattern.full_blocks == full.pattern.layout.blocks and executed_density("gather", full.pattern) == 1.0
     for one, two in zip(full.steps, dense.steps, strict=True):
-        assert torch.equal(one.confidence.nan_to_num(-1), two.confidence.nan_to_num(-1))
+        # But for the rounding of sums: the rows are the same, the kernel's shapes need not be.
+        torch.testing.assert_close(one.confidence, two.confidence, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_kept_importances_are_those_of_all_rows(tiny) -> None:
