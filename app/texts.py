@@ -9,8 +9,8 @@ PAPER = "https://arxiv.org/abs/2509.24014"
 
 TITLE = "SparseD live"
 TAGLINE = (
-    "One model answers the same question twice: with full attention, and with SparseD, which computes only the blocks "
-    "that matter."
+    "A diffusion language model fills in its answer step by step, reading the whole prompt each time. SparseD skips "
+    "what hardly matters."
 )
 
 # Whose they are comes first: the list is grouped by it.
@@ -123,7 +123,7 @@ SCENES = {
     "dense": Scene(
         "Full attention first",
         "The first steps shape the answer most (the paper), so SparseD leaves them alone: skip 0.2 means that the "
-        "first fifth of the steps compute every pair of a query block and a key block, in all lanes.",
+        "first fifth of the steps compute every pair of a query block and a key block.",
     ),
     "select": Scene(
         "Select: measure once",

@@ -60,8 +60,10 @@ RECORDED = (
             "python -m sparsed bench --shape llada-8b --gen-length 128 --lengths 32k 64k --steps 12 --compose 128 1024",
             "python -m sparsed bench --shape llada-8b --gen-length 128 --lengths 64k --steps 12 --compose 128 1024 "
             "--dense-backend cudnn --backend triton",
-            "python -m sparsed bench --shape llada-8b --gen-length 128 --block-length 32 --lengths 4k 16k 64k "
+            "python -m sparsed bench --shape llada-8b --gen-length 128 --block-length 32 --lengths 4k 16k "
             "--steps 12 --compose 128 --cache prefix dual delayed refresh",
+            "python -m sparsed bench --shape llada-8b --gen-length 128 --block-length 32 --lengths 64k "
+            "--steps 8 --compose 128 --cache dual refresh prefix delayed",
         ),
     ),
     Recorded(
