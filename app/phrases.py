@@ -6,6 +6,12 @@ from __future__ import annotations
 SAME = 0.05
 
 
+def points(share: float, digits: int = 1) -> str:
+    """A difference of shares in percentage points, with its sign: "+1.3", "−6.4"; 0 has none."""
+    said = f"{100 * share:+.{digits}f}"
+    return said.replace("-", "−") if float(said) else f"{0:.{digits}f}"
+
+
 def gain(ratio: float) -> tuple[str, str]:
     """How many times faster something is, above 0 → (the factor that is shown, what it says): ("1.50×", "slower")."""
     words = "about the same speed" if abs(ratio - 1) < SAME else "faster" if ratio > 1 else "slower"

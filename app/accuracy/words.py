@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from app.accuracy.shipped import PUBLISHED_METHOD, RECOMMENDED_METHOD, Row, Summary, most_asked, row_of
 from app.lanes import label_of
+from app.phrases import points
 from sparsed.config import RECOMMENDED
 from sparsed.evaluation.methods import parts_of, samples_apart
 from sparsed.evaluation.recommend import TYPE, recommend
@@ -99,18 +100,18 @@ def _lost(summary: Summary, rows: Sequence[Row]) -> str:
     worst = sorted((mean, kind) for kind, mean in means.items() if mean < -TYPE - _ROUNDING)
     if not worst:
         return f"no kind loses more than {100 * TYPE:g} points"
-    told = [f"{KINDS.get(kind, kind)} ({_signed(mean)})" for mean, kind in worst]
+    told = [f"{KINDS.get(kind, kind)} ({points(mean)})" for mean, kind in worst]
     return f"{'on average they lose' if len(rows) > 1 else 'loses'} on {_listed(told)}"
 
 
 def _difference(row: Row, unit: str = " points") -> str:
     low, high = row["difference_interval"]
-    return f"{_signed(row['difference'])}{unit} ({_signed(low)} … {_signed(high)})"
+    return f"{points(row['difference'])}{unit} ({points(low)} … {points(high)})"
 
 
 def _points(rows: Iterable[Row]) -> str:
     values = sorted(row["difference"] for row in rows)
-    return " to ".join(dict.fromkeys((_signed(values[0]), _signed(values[-1]))))
+    return " to ".join(dict.fromkeys((points(values[0]), points(values[-1]))))
 
 
 def _factors(rows: Iterable[Row], name: str) -> str:
@@ -118,12 +119,6 @@ def _factors(rows: Iterable[Row], name: str) -> str:
     if not values:
         return "an unknown speed"
     return " to ".join(dict.fromkeys((f"{values[0]:.2f}×", f"{values[-1]:.2f}×")))
-
-
-def _signed(share: float) -> str:
-    """A difference of shares in points: +1.3, −6.4, 0.0."""
-    points = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if points in ("+0.0", "−0.0") else points
 
 
 def _listed(parts: Sequence[str]) -> str:

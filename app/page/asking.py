@@ -45,7 +45,10 @@ class Asking:
         async with contextlib.aclosing(series.ask(self.server.desk, visit, visit.ran)) as stream:
             async for value in stream:
                 over = value["state"] != "running"
-                # Refused: perhaps beside a run, whose buttons these are.
-                buttons = others if over and not started or started and not over else free if over else busy
+                if started:
+                    buttons = free if over else others
+                else:
+                    # Refused at once: perhaps beside a run, whose buttons these are.
+                    buttons = others if over else busy
                 started = True
                 yield (as_json(value), *buttons)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.lanes import LaneSpec, reference
-from app.phrases import clock, gain
+from app.phrases import clock, gain, points
 from app.race.lane_view import Snapshot
 from sparsed.evaluation.scores import paired, wilson
 
@@ -83,12 +83,6 @@ def _difference(questions: Sequence[Answered], key: str, other: str) -> dict[str
     lost = sum(one.right[other] and not one.right[key] for one in questions)
     low, high = paired(won, lost, len(questions))
     return {
-        "text": f"{_signed((won - lost) / len(questions))} points",
-        "range": f"{_signed(low)} … {_signed(high)}",
+        "text": f"{points((won - lost) / len(questions), 0)} points",
+        "range": f"{points(low, 0)} … {points(high, 0)}",
     }
-
-
-def _signed(share: float) -> str:
-    """A share in percent with its sign; 0 has none."""
-    points = round(100 * share)
-    return f"{points:+d}".replace("-", "−") if points else "0"

@@ -31,10 +31,8 @@ class Observer(Protocol):
         """They are so no longer, if they were."""
 
 
-class Visitor:
-    """Whoever pressed Run, or a program: looks at all of it, and keeps the record."""
-
-    wants_pattern = keeps = True
+class _Silent:
+    """Hears of the race, and does nothing."""
 
     def prepared(self, tokens: int) -> None:
         pass
@@ -46,21 +44,18 @@ class Visitor:
         pass
 
 
-class Counted:
+class Visitor(_Silent):
+    """Whoever pressed Run, or a program: looks at all of it, and keeps the record."""
+
+    wants_pattern = keeps = True
+
+
+class Counted(_Silent):
     """A race that is one of several leaves its numbers alone. The visit's last run, which the visitor looks at, stays;
     so does a Stop that was pressed before this race began.
     """
 
     wants_pattern = keeps = False
-
-    def prepared(self, tokens: int) -> None:
-        pass
-
-    def begin(self, copies: Sequence[ModelLike]) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
 
 
 class Measured(Counted):

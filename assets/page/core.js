@@ -41,6 +41,26 @@
     show(list, wanted.length > 0);
   }
 
+  // How far several races are: a message, a bar, and words. `draw` takes a value with state, message, progress (0 … 1)
+  // and progress_text.
+  function progressOf(label) {
+    const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
+    const far = el("p", { class: "sd-intro" });
+    const fill = el("i", {});
+    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill));
+    return { parts: [message, bar, far], draw(value, begun) {
+      setText(message, value.message);
+      show(message, Boolean(value.message));
+      setAttribute(message, "data-state", value.state);
+      show(bar, begun);
+      show(far, begun);
+      setAttribute(bar, "aria-valuenow", Math.round(100 * value.progress));
+      setAttribute(bar, "aria-valuetext", value.progress_text);
+      fill.style.transform = `scaleX(${value.progress})`;
+      setText(far, value.progress_text);
+    } };
+  }
+
   const themeListeners = [];
   function onThemeChange(listener) {
     if (!themeListeners.length) {
@@ -67,7 +87,7 @@
   const kinds = {};
 
   window.sparsed = {
-    tools: { el, setText, setAttribute, setList, show, onThemeChange },
+    tools: { el, setText, setAttribute, setList, show, progressOf, onThemeChange },
     // mount: (element, trigger) → a function that draws a value.
     define(kind, mount) {
       kinds[kind] = mount;

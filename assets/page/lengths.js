@@ -2,7 +2,7 @@
 (() => {
   "use strict";
 
-  const { el, setText, setAttribute, setList, show } = window.sparsed.tools;
+  const { el, setText, setAttribute, setList, show, progressOf } = window.sparsed.tools;
   const { clock, number, bytes } = window.sparsed.format;
   const HINT = "Choose prompt lengths and press Compare: each is raced in turn, and its row appears here.";
   // A mark and a word for every state: never a colour alone.
@@ -119,10 +119,7 @@
   }
 
   function mountComparison(root) {
-    const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
-    const far = el("p", { class: "sd-intro" });
-    const fill = el("i", {});
-    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the comparison", "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill));
+    const progress = progressOf("Progress of the comparison");
     const title = el("span", {});
     const head = el("tr", {});
     const table = el("table", { class: "sd-compare-table" }, el("caption", {}, title), el("thead", {}, head));
@@ -130,7 +127,7 @@
     const notes = el("ul", { class: "sd-compare-notes" });
     const hint = el("p", { class: "sd-intro" }, HINT);
     root.replaceChildren(
-      el("section", { class: "sd-compare", "aria-label": "Comparison of prompt lengths" }, message, bar, far, hint, box, notes),
+      el("section", { class: "sd-compare", "aria-label": "Comparison of prompt lengths" }, ...progress.parts, hint, box, notes),
     );
     let columns = [];
     let current = null;
@@ -176,15 +173,7 @@
       const pins = value.pins || [];
       const begun = value.rows.length > 0;
       setAttribute(root.firstElementChild, "data-state", value.state);
-      setText(message, value.message);
-      show(message, Boolean(value.message));
-      setAttribute(message, "data-state", value.state);
-      show(bar, begun);
-      show(far, begun);
-      setAttribute(bar, "aria-valuenow", Math.round(100 * value.progress));
-      setAttribute(bar, "aria-valuetext", value.progress_text);
-      fill.style.transform = `scaleX(${value.progress})`;
-      setText(far, value.progress_text);
+      progress.draw(value, begun);
       show(hint, !begun && !pins.length && !value.message);
       show(box, begun || pins.length > 0);
       setText(title, begun ? [value.label, value.question].filter(Boolean).join(" · ") : "Pinned comparisons");

@@ -2,7 +2,7 @@
 (() => {
   "use strict";
 
-  const { el, setText, setAttribute, show } = window.sparsed.tools;
+  const { el, setText, setAttribute, show, progressOf } = window.sparsed.tools;
   const HINT = "One question is one answer. After a run, “20 questions like this”, beside the replay, asks more of its kind and length with the same lanes and settings, and counts here.";
   const SHIPPED = "Of the evaluation that comes with the app: questions of this type and length, with these settings.";
   const COLUMNS = [["Lane", ""], ["Right answers", "95 % interval"], ["Time a question", "mean"], ["Points to full attention", "95 % interval"]];
@@ -42,17 +42,14 @@
   }
 
   function mountSeries(root) {
-    const message = el("p", { class: "sd-message", role: "status", "aria-live": "polite" });
-    const far = el("p", { class: "sd-intro" });
-    const fill = el("i", {});
-    const bar = el("div", { class: "sd-progress", role: "progressbar", "aria-label": "Progress of the questions", "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "sd-fill" }, fill));
+    const progress = progressOf("Progress of the questions");
     const title = el("caption", {});
     const body = el("tbody", {});
     const head = el("tr", {}, ...COLUMNS.map(([words, small]) => el("th", { scope: "col" }, words, el("span", { class: "sd-small" }, small))));
     const table = el("table", { class: "sd-series-table" }, title, el("thead", {}, head), body);
     const box = el("div", { class: "sd-series-box", role: "region", tabindex: "0", "aria-label": "Right answers of each lane" }, table);
     const hint = el("p", { class: "sd-hint" }, HINT);
-    const section = el("section", { class: "sd-series", "aria-label": "Twenty questions" }, hint, message, bar, far, box);
+    const section = el("section", { class: "sd-series", "aria-label": "Twenty questions" }, hint, ...progress.parts, box);
     root.replaceChildren(section);
     let rows = [];
     let state = "idle";
@@ -61,14 +58,8 @@
       const begun = value.lanes.length > 0;
       setAttribute(section, "data-state", value.state);
       show(hint, !begun && !value.message);
-      setText(message, value.message);
-      show(message, Boolean(value.message));
-      setAttribute(message, "data-state", value.state);
-      for (const part of [bar, far, box]) show(part, begun);
-      setAttribute(bar, "aria-valuenow", Math.round(100 * value.progress));
-      setAttribute(bar, "aria-valuetext", value.progress_text);
-      fill.style.transform = `scaleX(${value.progress})`;
-      setText(far, value.progress_text);
+      progress.draw(value, begun);
+      show(box, begun);
       setText(title, value.label);
       if (rows.length !== value.lanes.length) {
         rows = value.lanes.map(drawnRow);

@@ -89,7 +89,9 @@ class OwnLoop:
         Raises ValueError for ids of another shape or outside the vocabulary, for a step that is none of the loop's or
         goes back, and after the loop was closed.
         """
-        ids, wanted, every = self._checked(ids, wanted), self._wanted(wanted), wanted is None
+        ids, every = self._checked(ids), wanted is None
+        wanted = self._wanted(wanted, len(ids))
+        self.shape = (ids.shape[0], ids.shape[1])
         self._check_step(step)
         if self._attention is None:
             self._predictor.choose_kernels(len(ids))
@@ -118,26 +120,24 @@ class OwnLoop:
             return "select"
         return "dense" if self._selected is None else "sparse"
 
-    def _checked(self, ids: Tensor, wanted: Tensor | None) -> Tensor:
+    def _checked(self, ids: Tensor) -> Tensor:
         if self._closed:
             raise ValueError("This loop was closed: make another one.")
         ids = self.model.check_tokens(ids)
         if ids.shape[1] != self._predictor.length or self.shape not in (None, tuple(ids.shape)):
             batch = "batch" if self.shape is None else self.shape[0]
             raise ValueError(f"The ids must be of shape [{batch}, {self._predictor.length}], not {list(ids.shape)}.")
-        generation = (len(ids), self._predictor.length - self._predictor.prompt_length)
-        if wanted is not None and (wanted.dtype != torch.bool or tuple(wanted.shape) != generation):
-            raise ValueError(
-                f"wanted must be bool of shape {list(generation)}, not {wanted.dtype} of {list(wanted.shape)}."
-            )
-        self.shape = (ids.shape[0], ids.shape[1])
         return ids.to(self.model.device, torch.int64)
 
-    def _wanted(self, wanted: Tensor | None) -> Tensor:
-        assert self.shape is not None
-        device = self.model.device
-        shape = self.shape[0], self.shape[1] - self._predictor.prompt_length
-        return torch.ones(shape, dtype=torch.bool, device=device) if wanted is None else wanted.to(device)
+    def _wanted(self, wanted: Tensor | None, batch: int) -> Tensor:
+        shape = batch, self._predictor.length - self._predictor.prompt_length
+        if wanted is None:
+            return torch.ones(shape, dtype=torch.bool, device=self.model.device)
+        if wanted.dtype != torch.bool or tuple(wanted.shape) != shape:
+            raise ValueError(
+                f"wanted must be bool of shape {list(shape)}, not {wanted.dtype} of {list(wanted.shape)}."
+            )
+        return wanted.to(self.model.device)
 
     def _check_step(self, step: int) -> None:
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < self.steps:

@@ -61,8 +61,8 @@ class ModelSpec:
         return 0.0 if self.bundled else round(2 * self.parameters / 1e9, 1)
 
 
-def _llada(name: str, label: str, source: str) -> ModelSpec:
-    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, 4096, 8_015_581_184)
+def _llada(name: str, label: str, source: str, trained_length: int = 4096) -> ModelSpec:
+    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, trained_length, 8_015_581_184)
 
 
 def _moe(name: str, label: str, source: str) -> ModelSpec:
@@ -96,15 +96,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
     _llada("llada-8b-instruct", "LLaDA-8B-Instruct", "GSAI-ML/LLaDA-8B-Instruct"),
     _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base"),
     _llada("llada-1.5", "LLaDA-1.5 (8B)", "GSAI-ML/LLaDA-1.5"),
-    ModelSpec(
-        name="ultrallada",
-        label="UltraLLaDA (8B, 128k)",
-        source="relaxe-system-lab/UltraLLaDA",
-        family="llada",
-        defaults=LLADA_DEFAULTS,
-        trained_length=131_072,
-        parameters=8_015_581_184,
-    ),
+    _llada("ultrallada", "UltraLLaDA (8B, 128k)", "relaxe-system-lab/UltraLLaDA", 131_072),
     _moe("llada-moe-7b-instruct", "LLaDA-MoE-7B-A1B-Instruct", "inclusionAI/LLaDA-MoE-7B-A1B-Instruct"),
     _moe("llada-moe-7b-base", "LLaDA-MoE-7B-A1B-Base", "inclusionAI/LLaDA-MoE-7B-A1B-Base"),
     _dream("dream-7b-instruct", "Dream-v0-Instruct-7B", "Dream-org/Dream-v0-Instruct-7B"),
