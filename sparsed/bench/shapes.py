@@ -36,6 +36,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "mask_token_id": 126_336,
         "eos_token_id": 126_081,
     },
+    "illada-8b": {
+        "model_type": "illada",
+        "architectures": ["ILLaDAForCausalLM"],
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14_336,
+        "vocab_size": 155_136,
+        "max_position_embeddings": 8192,
+        # The published base and epsilon stand in its config.json alone; speeds do not depend on them.
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    },
     "llada-moe-7b": {
         "model_type": "llada",
         "architectures": ["LLaDAMoEModelLM"],
@@ -146,7 +163,7 @@ def _random_model(
         tokenizer=None,  # type: ignore[arg-type]
         device=place,
         dtype=number,
-        mask_id=last if checkpoint.mask_id is None else checkpoint.mask_id,
+        mask_id=next(i for i in (checkpoint.mask_id, checkpoint.usual_mask_id, last) if i is not None),
         eos_id=checkpoint.end_ids[0] if checkpoint.end_ids else 0,
         defaults=checkpoint.defaults.resolve(checkpoint.defaults),
         max_positions=checkpoint.trained_length,

@@ -69,6 +69,10 @@ def _moe(name: str, label: str, source: str) -> ModelSpec:
     return ModelSpec(name, label, source, "llada_moe", LLADA_DEFAULTS, 8192, 7_356_880_896)
 
 
+def _illada(name: str, label: str, source: str) -> ModelSpec:
+    return ModelSpec(name, label, source, "illada", LLADA_DEFAULTS, 8192, 7_615_025_152)
+
+
 def _dream(name: str, label: str, source: str) -> ModelSpec:
     return ModelSpec(name, label, source, "dream", DREAM_DEFAULTS, DREAM_LENGTH, 7_615_616_512)
 
@@ -97,6 +101,8 @@ CATALOGUE: tuple[ModelSpec, ...] = (
     _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base"),
     _llada("llada-1.5", "LLaDA-1.5 (8B)", "GSAI-ML/LLaDA-1.5"),
     _llada("ultrallada", "UltraLLaDA (8B, 128k)", "relaxe-system-lab/UltraLLaDA", 131_072),
+    _illada("illada-8b-instruct", "iLLaDA-8B-Instruct", "GSAI-ML/iLLaDA-8B-Instruct"),
+    _illada("illada-8b-base", "iLLaDA-8B-Base", "GSAI-ML/iLLaDA-8B-Base"),
     _moe("llada-moe-7b-instruct", "LLaDA-MoE-7B-A1B-Instruct", "inclusionAI/LLaDA-MoE-7B-A1B-Instruct"),
     _moe("llada-moe-7b-base", "LLaDA-MoE-7B-A1B-Base", "inclusionAI/LLaDA-MoE-7B-A1B-Base"),
     _dream("dream-7b-instruct", "Dream-v0-Instruct-7B", "Dream-org/Dream-v0-Instruct-7B"),

@@ -167,7 +167,8 @@ def special_ids(
 ) -> tuple[int, tuple[int, ...]]:
     """The mask token, and every token that ends an answer, the tokenizer's end token first.
 
-    The mask is the token that "sparsed" names in config.json, else config.json's mask_token_id, else the tokenizer's.
+    The mask is the token that "sparsed" names in config.json, else config.json's mask_token_id, else the tokenizer's,
+    else the family's own.
     more_ends: what generation_config.json adds. Raises LoadError without a mask token or an end token, and for a
     tokenizer with tokens that the network has no embedding for.
     """
@@ -183,6 +184,7 @@ def special_ids(
         raise LoadError(f"config.json of {label} says sparsed.mask_token {named!r}, which the tokenizer does not have.")
     stated = checkpoint.mask_id if named is None else None
     masks = [stated, *(vocabulary.get(token) for token in (named, tokenizer.mask_token, *_MASKS) if token)]
+    masks.append(checkpoint.usual_mask_id)
     mask_id = next((int(i) for i in masks if i is not None), None)
     if mask_id is None or mask_id >= size:
         raise LoadError(

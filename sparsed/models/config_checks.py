@@ -72,11 +72,6 @@ def check_kind(raw: Mapping[str, Any], where: str) -> None:
                 f"{where} is of {label}, a block-diffusion model: a token of its prompt sees no later block, where "
                 f"SparseD's patterns are for attention that goes both ways; choose a model of the catalogue."
             )
-    if raw.get("model_type") == "illada":
-        raise LoadError(
-            f"{where} is of iLLaDA, which writes on a canvas that grows by a block at a time: that is not done here; "
-            f"choose a model of the catalogue."
-        )
 
 
 def check_only(raw: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], family: str, where: str) -> None:

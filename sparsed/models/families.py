@@ -1,7 +1,7 @@
 """What kind of checkpoint a config.json describes, and how it becomes one of transformers' own classes.
 
-LLaDA's weights are a Llama's under other names, LLaDA-MoE's are a Qwen3-MoE's, Dream's a Qwen2's, the Qwen3 diffusion
-model's a Qwen3's.
+LLaDA's weights are a Llama's under other names, iLLaDA's a Llama's under its own, LLaDA-MoE's a Qwen3-MoE's, Dream's a
+Qwen2's, the Qwen3 diffusion model's a Qwen3's.
 Nothing here, and nothing in loading, runs code that comes with a checkpoint.
 """
 
@@ -29,6 +29,7 @@ from sparsed.models.config_checks import (
     unknown,
 )
 from sparsed.models.files import CONFIG, read_json
+from sparsed.models.illada import ILLADA_KNOWN, ILLADA_MASK, illada_values
 from sparsed.models.llada_moe import KNOWN, STACKED, is_moe, moe_values
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ _TYPES = {
     "llada": ("llada", "llama"),
     "Dream": ("dream", "qwen2"),
     "dream": ("dream", "qwen2"),
+    "illada": ("illada", "llama"),
     **{prefix + kind: (kind, kind) for kind in _PLAIN for prefix in ("", "a2d-")},
 }
 _DEFAULTS = {"llada": LLADA_DEFAULTS, "dream": DREAM_DEFAULTS, "llama": GENERIC_DEFAULTS}
@@ -91,11 +93,12 @@ _ABOUT = {"mask_token": (str,), "label": (str,), "trained_length": (int,), **SET
 class Checkpoint:
     """What a config.json says.
 
-    family: "llada", "llada_moe", "dream", "llama", "qwen2" or "qwen3". config: transformers' own config for the class
-    named `network`, bidirectional. keys: regular expression → replacement, applied to the names of the weights.
+    family: "llada", "illada", "llada_moe", "dream", "llama", "qwen2" or "qwen3". config: transformers' own config
+    for the class named `network`, bidirectional. keys: regular expression → replacement, applied to the names of the weights.
     stacked: the same for weights of which transformers by itself makes one. shift: position i is predicted by the
     logits of position i − 1 (Dream). float32_rotation: queries and keys are rotated in float32 whatever the dtype of
-    the weights (LLaDA). mask_id: of the mask token, if the config gives it. end_ids: end and padding tokens that it
+    the weights (LLaDA). mask_id: of the mask token, if the config gives it. usual_mask_id: the family's, where neither
+    its config nor its tokenizer names one. end_ids: end and padding tokens that it
     gives. trained_length: positions seen in training, in tokens. defaults: the family's published sampler, with what
     the config says of it. notes: sentences on what it says to no effect. about: the object "sparsed", our own remarks.
     """
@@ -108,6 +111,7 @@ class Checkpoint:
     shift: bool = False
     float32_rotation: bool = False
     mask_id: int | None = None
+    usual_mask_id: int | None = None
     end_ids: tuple[int, ...] = ()
     trained_length: int = 0
     defaults: SamplerConfig = GENERIC_DEFAULTS
@@ -132,7 +136,8 @@ def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Chec
     check_quantisation(raw, where)
     check_network(raw, where)
     check_rope(raw, where)
-    values = {"llada": _llama_values, "llada_moe": moe_values}.get(family, _as_it_is)(raw, where)
+    readers = {"llada": _llama_values, "llada_moe": moe_values, "illada": illada_values}
+    values = readers.get(family, _as_it_is)(raw, where)
     config = _config(backbone, values, where)
     stretch(config.rope_parameters, rope_factor, where)
     check_windows(raw, getattr(config, "layer_types", None), where)
@@ -142,8 +147,8 @@ def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Chec
     about = _about(raw.get("sparsed"), where)
     if family == "llada":
         own = {*_LLADA_ONLY, *_LLADA_SIZES, *LLADA_HARMLESS}
-    elif family == "llada_moe":
-        own = set(KNOWN)
+    elif family in ("llada_moe", "illada"):
+        own = set(KNOWN if family == "llada_moe" else ILLADA_KNOWN)
     else:
         # transformers reads a Qwen2's head_dim too, which is no field of its config.
         own = {"head_dim", *(field.name for field in fields(config))}
@@ -156,6 +161,7 @@ def recognise(raw: dict[str, Any], where: str, rope_factor: float = 1.0) -> Chec
         shift=family == "dream",
         float32_rotation=family == "llada" and raw.get("rope_full_precision", True) is not False,
         mask_id=token_id(raw.get("mask_token_id")),
+        usual_mask_id=ILLADA_MASK if family == "illada" else None,
         end_ids=token_ids(*ends),
         trained_length=_trained_length(family, about, int(config.max_position_embeddings)),
         defaults=_defaults(family, about, where),

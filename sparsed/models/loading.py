@@ -44,8 +44,8 @@ def load(
 
     The folder holds config.json, safetensors (one file, or shards with their index), and a tokenizer
     (tokenizer.json, or vocab.json and merges.txt). model_type decides the family: llada (LLaDA-MoE by its
-    architecture), Dream, or a Llama, Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a mask
-    token. An object "sparsed" in config.json may give mask_token, label, trained_length and the sampler's defaults
+    architecture), illada, Dream, or a Llama, Qwen2 or Qwen3 (also with the prefix a2d-) whose tokenizer or config has a
+    mask token. An object "sparsed" in config.json may give mask_token, label, trained_length and the sampler's defaults
     (steps, gen_length, block_length, algorithm, temperature). What the model is follows from these files alone, by
     whatever name: the family's defaults and trained length otherwise, a chat template if the tokenizer has one. What
     they say to no effect stands in `Model.notes`.

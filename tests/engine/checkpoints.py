@@ -38,6 +38,8 @@ QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
 MOE_SPECIAL = (
     "<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mask|>", "<role>", "</role>", "<|role_end|>",
 )  # fmt: skip
+# The first ids of the vocabulary, before all words: bos 0, pad 1, eos 2 and the mask token 5 as published.
+ILLADA_SPECIAL = ("<[BOS]>", "<[PAD]>", "<[EOS]>", "<[UNK]>", "<[SEP]>", "<[MASK]>", "<[USER]>", "<[BOT]>")
 QWEN_WORDS = ("<think>", "</think>")  # added tokens, but not special ones
 
 LLADA_TEMPLATE = (
@@ -55,6 +57,11 @@ MOE_TEMPLATE = (
     "{% set role = 'HUMAN' %}{% endif %}{% set role = role | upper %}"
     "<role>{{ role }}</role>{{ message['content'] }}<|role_end|>{% endfor %}"
     "{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"
+)
+ILLADA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<[BOT]>' if message['role'] == 'assistant' else '<[USER]>' + message['role'] + ': ' }}{{ message['content'] }}"
+    "<[EOS]>{% endfor %}{% if add_generation_prompt %}<[BOT]>{% endif %}"
 )
 THINKING_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -549,6 +556,81 @@ def write_llada_moe(
     return folder
 
 
+def write_illada(
+    folder: Path,
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    mask_predicted: bool = True,
+    **changes: Any,
+) -> Path:
+    """A checkpoint in iLLaDA's format: Llama's keys, a tied head, and a mask token that nothing says to be one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "architectures": ["ILLaDAForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_illada.ILLaDAConfig",
+            "AutoModel": "modeling_illada.ILLaDAForCausalLM",
+            "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
+        },
+        "bos_token_id": 0,
+        "dtype": "bfloat16",
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "initializer_range": 0.02,
+        "intermediate_size": 72,
+        "layer_norm_eps": None,
+        "max_position_embeddings": 512,
+        "mlp_bias": False,
+        "model_type": "illada",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "pad_token_id": 1,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 200000.0,
+        "transformers_version": "4.57.1",
+        "vocab_size": 309,
+    }
+    config |= changes
+    write_json(folder / "config.json", config)
+    random = _Random(seed, dtype)
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    # The head's gain: the embeddings serve as the head too.
+    tensors = {
+        "model.embed_tokens.weight": random.matrix(config["vocab_size"], width, 3.0),
+        "model.norm.weight": random.norm(width),
+    }
+    if not mask_predicted:
+        tensors["model.embed_tokens.weight"][5] = 0
+    layers = _qwen_layers(random, config, width // heads, bias=False)
+    tensors |= {name: x for name, x in layers.items() if "_norm." not in name}
+    write_tensors(folder, tensors, shards)
+    tokenizer = _tokenizer([*ILLADA_SPECIAL, *WORDS])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in ILLADA_SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "bos_token": "<[BOS]>",
+            "chat_template": ILLADA_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<[EOS]>",
+            "model_max_length": 1000000000000000019884624838656,
+            "pad_token": "<[PAD]>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
+    write_remote_code(folder, "configuration_illada", "modeling_illada")
+    return folder
+
+
 def _added(special: tuple[str, ...], words: tuple[str, ...] = ()) -> dict[str, object]:
     shape = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     return {
@@ -557,10 +639,15 @@ def _added(special: tuple[str, ...], words: tuple[str, ...] = ()) -> dict[str, o
     }
 
 
-def _write_tokenizer_json(folder: Path, special: tuple[str, ...], words: tuple[str, ...] = ()) -> None:
-    tokenizer = Tokenizer(BPE(vocab={word: i for i, word in enumerate(WORDS)}, merges=MERGES))
+def _tokenizer(vocabulary: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(BPE(vocab={word: i for i, word in enumerate(vocabulary)}, merges=MERGES))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
+def _write_tokenizer_json(folder: Path, special: tuple[str, ...], words: tuple[str, ...] = ()) -> None:
+    tokenizer = _tokenizer(WORDS)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in words])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -847,4 +934,5 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "dream": write_dream,
     "qwen3": write_qwen3,
     "llada_moe": write_llada_moe,
+    "illada": write_illada,
 }

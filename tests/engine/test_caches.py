@@ -35,8 +35,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "dream": {"num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen3": {"num_hidden_layers": LAYERS, "layer_types": ["full_attention"] * LAYERS},
     "llada_moe": {"num_hidden_layers": LAYERS},
+    "illada": {"num_hidden_layers": LAYERS},
 }
-PROMPT = torch.randint(2, 250, (1, 21), generator=torch.Generator().manual_seed(7))
+PROMPT = torch.randint(6, 250, (1, 21), generator=torch.Generator().manual_seed(7))
 METHODS = [CacheConfig("prefix"), CacheConfig("dual"), *(CacheConfig("delayed", refresh) for refresh in (2, 4, 8)),
            CacheConfig("refresh", 8), CacheConfig("refresh", 3)]  # fmt: skip
 

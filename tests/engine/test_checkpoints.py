@@ -21,7 +21,7 @@ import sparsed
 # The HTTP library that this version of huggingface_hub uses: httpx, or httpx2.
 HTTP = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
 
-FAMILIES = ("llada", "dream", "qwen3", "llada_moe")
+FAMILIES = ("llada", "dream", "qwen3", "llada_moe", "illada")
 
 
 def load(folder: Path | str, **values):
@@ -154,6 +154,7 @@ KINDS = {
         "embed_tokens", "lm_head", "q_norm", "layers.1.mlp.gate.weight", "layers.0.mlp.experts.0.gate_proj",
         "layers.1.mlp.experts.5.up_proj", "layers.1.mlp.experts.3.down_proj",
     ),
+    "illada": ("embed_tokens", "model.norm", "layers.1.input_layernorm", "k_proj", "layers.1.mlp.down_proj"),
 }  # fmt: skip
 
 
@@ -202,6 +203,9 @@ def test_a_missing_weight_is_named(checkpoints, copied, family: str, part: str) 
         ("llada_moe", "model.layers.1.mlp.experts.6.up_proj.weight"),
         ("llada_moe", "model.layers.0.mlp.shared_experts.up_proj.weight"),
         ("llada_moe", "model.layers.0.mlp.gate.expert_bias"),
+        ("illada", "model.layers.1.self_attn.q_norm.weight"),
+        ("illada", "model.layers.0.self_attn.q_proj.bias"),
+        ("illada", "model.layers.2.mlp.up_proj.weight"),
     ],
 )
 def test_a_weight_too_many_is_named(checkpoints, copied, family: str, added: str) -> None:
@@ -220,6 +224,7 @@ def test_a_weight_too_many_is_named(checkpoints, copied, family: str, added: str
         ("qwen3", "model.layers.1.self_attn.k_norm.weight"),
         ("llada_moe", "model.layers.1.mlp.experts.2.down_proj.weight"),
         ("llada_moe", "model.layers.0.mlp.gate.weight"),
+        ("illada", "model.embed_tokens.weight"),
     ],
 )
 def test_another_shape_is_said(checkpoints, copied, family: str, key: str) -> None:
@@ -433,6 +438,8 @@ SHAPES = [
     ("llada_moe", {}),
     ("llada_moe", {"num_experts_per_tok": 1, "num_key_value_heads": 2, "shards": 3}),
     ("llada_moe", {"num_experts": 3, "num_experts_per_tok": 3, "tie_word_embeddings": True}),
+    ("illada", {}),
+    ("illada", {"num_key_value_heads": 2, "shards": 3, "tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
 ]
 
 
@@ -474,7 +481,8 @@ def test_bfloat16_logits_are_within_one_ulp(checkpoints, folder_of, model_of, fa
 
 
 def test_weights_keep_the_dtype_asked_for_and_rotation_stays_exact(model_of) -> None:
-    for family, theta, dim in (("llada", 5e5, 16), ("dream", 1e6, 12), ("qwen3", 1e6, 16), ("llada_moe", 5e4, 12)):
+    bases = {"llada": (5e5, 16), "dream": (1e6, 12), "qwen3": (1e6, 16), "llada_moe": (5e4, 12), "illada": (2e5, 16)}
+    for family, (theta, dim) in bases.items():
         network = model_of(family, load_dtype="bfloat16").network
         assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
         rates = [b for name, b in network.named_buffers() if name.endswith("inv_freq")]
@@ -509,10 +517,11 @@ def test_a_device_map_changes_nothing(folder_of, model_of, family: str, device_m
         return
     model = load(folder_of(family), device=None, device_map=device_map)
     sequence = ids(40)
+    prompt = torch.where(ids(60) == model.mask_id, 7, ids(60))
     assert model.device == torch.device("cpu")
     assert torch.equal(logits_of(model.network, sequence), logits_of(model_of(family).network, sequence))
     config = sparsed.SamplerConfig(steps=4, gen_length=8, block_length=8)
-    a, b = (sparsed.generate(m, ids(60), sampler=config).tokens for m in (model, model_of(family)))
+    a, b = (sparsed.generate(m, prompt, sampler=config).tokens for m in (model, model_of(family)))
     assert torch.equal(a, b)
 
 
@@ -532,6 +541,7 @@ SPELLED = {
     "dream": ("<|mask|>", "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|beginoftext|>"),
     "qwen3": ("<|mask|>", "<|im_end|>", "<|endoftext|>", "<|im_start|>"),
     "llada_moe": ("<|mask|>", "<|role_end|>", "<|endoftext|>", "<role>", "</role>"),
+    "illada": ("<[MASK]>", "<[EOS]>", "<[BOS]>", "<[PAD]>", "<[BOT]>", "<[USER]>"),
 }
 
 
@@ -564,21 +574,25 @@ def test_templates_by_hand(checkpoints, model_of) -> None:
         "dream": "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nthe a<|im_end|>\n<|im_start|>assistant\n",
         "qwen3": "<|im_start|>user\nthe a<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         "llada_moe": "<role>HUMAN</role>the a<|role_end|><role>ASSISTANT</role>",
+        "illada": "<[BOS]><[USER]>user: the a<[EOS]><[BOT]>",
     }
     for family, text in heads.items():
         model = model_of(family)
         found = model.encode("the a")[0].tolist()
         assert model.tokenizer.decode(found, skip_special_tokens=False) == text
         # Merges are at work: "the" is one token, and so is " a".
-        assert checkpoints.WORDS.index("the") in found and checkpoints.WORDS.index("Ġa") in found
+        first = len(checkpoints.ILLADA_SPECIAL) if family == "illada" else 0
+        assert first + checkpoints.WORDS.index("Ġa") in found
+        assert first + checkpoints.WORDS.index("Ġthe" if family == "illada" else "the") in found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_special_tokens_in_a_users_text_stay_text(checkpoints, model_of, family: str) -> None:
     model = model_of(family)
-    first = checkpoints.FIRST_SPECIAL
     names = {"qwen3": checkpoints.QWEN_SPECIAL, "llada_moe": checkpoints.MOE_SPECIAL}
     names |= {"llada": checkpoints.LLADA_SPECIAL, "dream": checkpoints.DREAM_SPECIAL}
+    names |= {"illada": checkpoints.ILLADA_SPECIAL}
+    first = 0 if family == "illada" else checkpoints.FIRST_SPECIAL
     special = set(range(first, first + len(names[family])))
     empty = [i for i in model.encode("x")[0].tolist() if i in special]
     spelled = SPELLED[family]
@@ -615,7 +629,7 @@ def test_what_is_before_and_after_a_spelled_token_is_untouched(checkpoints, mode
 def test_token_ids_are_used_as_they_are(model_of) -> None:
     for family in FAMILIES:
         model = model_of(family)
-        given = torch.tensor([[4, model.eos_id, 5], [1, 2, 3]])
+        given = torch.tensor([[4, model.eos_id, 6], [1, 2, 3]])
         assert torch.equal(model.encode(given), given) and torch.equal(model.encode(given, chat=False), given)
         with pytest.raises(ValueError, match="Token ids are used exactly as they are"):
             model.encode(given, chat=True)

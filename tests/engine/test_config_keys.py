@@ -179,7 +179,7 @@ def test_a_llada_may_rotate_in_the_dtype_of_its_weights(folder_of, tmp_path: Pat
     assert torch.equal(logits_of(load(folder, "bfloat16").network, ids), logits_of(twin.network, ids))
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe"])
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe", "illada"])
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -247,7 +247,7 @@ def test_a_tied_head_has_no_weights_of_its_own(
     assert network.lm_head.weight is network.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe"])
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe", "illada"])
 def test_keys_that_are_not_known_are_named(folder_of, model_of, tmp_path: Path, family: str) -> None:
     assert model_of(family).notes == ()  # as published
     folder = Path(shutil.copytree(folder_of(family), tmp_path / family))

@@ -26,6 +26,7 @@ OFFICIAL = {
     "dream": {"max_position_embeddings": 131_072},
     "qwen3": {"max_position_embeddings": 40_960},
     "llada_moe": {"max_position_embeddings": 8192},
+    "illada": {"max_position_embeddings": 8192},
 }
 ROWS = [pytest.param(spec, id=spec.name) for spec in CATALOGUE]
 # UltraLLaDA is a LLaDA whose config.json names more positions.

@@ -67,13 +67,6 @@ def test_block_diffusion(changed, name: str) -> None:
     assert str(caught.value) == said
 
 
-def test_a_canvas_that_grows(changed) -> None:
-    assert refusal(changed("dream", model_type="illada", architectures=["ILLaDAForCausalLM"])) == (
-        "config.json of model is of iLLaDA, which writes on a canvas that grows by a block at a time: that is not done "
-        "here; choose a model of the catalogue."
-    )
-
-
 def test_an_adapter(checkpoints, tmp_path: Path) -> None:
     """As PEFT saves one: without a config.json."""
     checkpoints.write_json(
@@ -112,7 +105,7 @@ def test_gguf_beside_the_weights_is_left_alone(folder_of, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", QUANTISED)
-@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe"])
+@pytest.mark.parametrize("family", ["llada", "dream", "qwen3", "llada_moe", "illada"])
 def test_weights_that_others_quantised(changed, family: str, method: str) -> None:
     assert refusal(changed(family, quantization_config=QUANTISED[method])) == (
         f"config.json of model has quantization_config: the weights are quantised ({method}); only float32, bfloat16 "
@@ -137,5 +130,5 @@ def test_a_model_without_a_mask_token(changed, kind: str) -> None:
 def test_an_unknown_family(changed, kind: str) -> None:
     assert refusal(changed("dream", model_type=kind)).startswith(
         f"config.json of model says model_type {kind!r}, which is no diffusion language model known here; known are "
-        f"llada, Dream, llama, a2d-llama,"
+        f"llada, Dream, illada, llama, a2d-llama,"
     )

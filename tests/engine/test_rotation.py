@@ -31,7 +31,7 @@ SCALINGS = {
     "yarn of the whole length": {"rope_type": "yarn", "factor": 2.0},
     "none": {"rope_type": "default"},
 }  # fmt: skip
-FAMILIES = ("llada", "dream", "qwen3", "llada_moe")
+FAMILIES = ("llada", "dream", "qwen3", "llada_moe", "illada")
 
 
 def ids(length: int, seed: int = 0) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_rope_factor_multiplies_the_base(checkpoints, folder_of, model_of, famil
     assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
     assert (got - logits_of(model_of(family), sequence)).abs().max() > 1e-3 * wanted.abs().max()
     # The same as a checkpoint whose config.json has that base.
-    base = {"llada": 5e5, "dream": 1e6, "qwen3": 1e6, "llada_moe": 5e4}[family]
+    base = {"llada": 5e5, "dream": 1e6, "qwen3": 1e6, "llada_moe": 5e4, "illada": 2e5}[family]
     assert torch.equal(got, logits_of(model_of(family, rope_theta=base * factor), sequence))
 
 

@@ -61,6 +61,7 @@ def folders(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> list[
             mask_predicted=False,
         ),
         checkpoints.write_qwen3(base / "qwen3", num_attention_heads=8, num_key_value_heads=4, vocab_size=308),
+        checkpoints.write_illada(base / "illada", num_key_value_heads=2, vocab_size=312, mask_predicted=False),
     ]  # fmt: skip
     return [base / path.name for path in made]
 
@@ -83,7 +84,7 @@ def test_a_team_gives_what_one_process_gives_and_a_failure_of_one_ends_the_run_o
 
 
 def check_equal(found: dict[str, Any], processes: int) -> None:
-    assert set(found) == {"llada", "dream", "qwen3", "mini"}
+    assert set(found) == {"llada", "dream", "qwen3", "illada", "mini"}
     for name, settings in found.items():
         assert settings["share"] < 1 / processes + 0.02, f"{name}: a process holds {settings['share']:.2f} of it"
         assert settings["turns"] and settings["rows"] < 1e-4, (name, settings["rows"])

@@ -50,6 +50,7 @@ SHAPES = [
     (2, 8, 2, 33, 777, 64),
     (1, 7, 1, 96, 1000, 32),
     (1, 28, 4, 32, 4224, 128),
+    (1, 32, 8, 32, 4224, 128),
     (2, 28, 4, 127, 2049, 128),
     (3, 32, 32, 128, 4225, 128),
     (1, 4, 4, 300, 16_513, 64),
@@ -117,7 +118,7 @@ def test_large_scores_and_a_stretch_far_above_the_others() -> None:
 
 
 @pytest.mark.parametrize("n", [32, 128])
-@pytest.mark.parametrize(("query_heads", "key_heads"), [(32, 32), (28, 4)])
+@pytest.mark.parametrize(("query_heads", "key_heads"), [(32, 32), (32, 8), (28, 4)])
 def test_64k_keys(query_heads: int, key_heads: int, n: int) -> None:
     q = heads(1, n, query_heads, 128, BF16, 1)
     k, v = (heads(1, 65_664, key_heads, 128, BF16, seed) for seed in (2, 3))

@@ -49,7 +49,7 @@ def error(out: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize(("heads", "key_heads"), [(32, 32), (28, 4)])
+@pytest.mark.parametrize(("heads", "key_heads"), [(32, 32), (32, 8), (28, 4)])
 @pytest.mark.parametrize("length", [1000, 4224, 4225, 16512])  # 4225: the last block has one row
 def test_sparse(length: int, heads: int, key_heads: int, dim: int, ragged: bool) -> None:
     blocks = -(-length // SIZE)
@@ -108,7 +108,7 @@ def test_fewer_rows_than_keys(row_sets, batch: int, heads: int, key_heads: int, 
         assert (out.double() - wanted.gather(2, rows)).norm() <= 5e-3 * wanted.gather(2, rows).norm(), name
 
 
-@pytest.mark.parametrize(("heads", "key_heads"), [(32, 32), (28, 4)])
+@pytest.mark.parametrize(("heads", "key_heads"), [(32, 32), (32, 8), (28, 4)])
 @pytest.mark.parametrize("length", [1000, 4225])
 def test_dense_and_its_log_sum_exp(length: int, heads: int, key_heads: int) -> None:
     q, k, v = tensors(2, heads, key_heads, length, 128)

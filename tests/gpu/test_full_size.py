@@ -1,4 +1,6 @@
-"""LLaDA-8B and Dream-7B at full size, with random weights under their official names. Prints what it measures (-s)."""
+"""LLaDA-8B, iLLaDA-8B and Dream-7B at full size, with random weights under their official names. Prints what it
+measures (-s).
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ def llada_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]
     yield top + "ff_out.weight", (vocabulary, width)
 
 
-def dream_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of Dream's own checkpoint."""
+def plain_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of Dream's own checkpoint; of iLLaDA's, which has no biases and a tied head."""
+    dream = shape["model_type"] == "Dream"
     width, hidden, vocabulary = shape["hidden_size"], shape["intermediate_size"], shape["vocab_size"]
     keys = width // shape["num_attention_heads"] * shape["num_key_value_heads"]
     yield "model.embed_tokens.weight", (vocabulary, width)
@@ -53,13 +56,15 @@ def dream_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]
             yield f"{layer}{name}.weight", (width,)
         for name, size in (("q", width), ("k", keys), ("v", keys)):
             yield f"{layer}self_attn.{name}_proj.weight", (size, width)
-            yield f"{layer}self_attn.{name}_proj.bias", (size,)
+            if dream:
+                yield f"{layer}self_attn.{name}_proj.bias", (size,)
         yield f"{layer}self_attn.o_proj.weight", (width, width)
         for name in ("gate_proj", "up_proj"):
             yield f"{layer}mlp.{name}.weight", (hidden, width)
         yield f"{layer}mlp.down_proj.weight", (width, hidden)
     yield "model.norm.weight", (width,)
-    yield "lm_head.weight", (vocabulary, width)
+    if dream:
+        yield "lm_head.weight", (vocabulary, width)
 
 
 def write_checkpoint(folder: Path, name: str, tokenizer_from: Path) -> None:
@@ -67,7 +72,7 @@ def write_checkpoint(folder: Path, name: str, tokenizer_from: Path) -> None:
     from safetensors.torch import save_file
 
     shape = shapes.SHAPES[name]
-    names = llada_weights(shape) if shape["model_type"] == "llada" else dream_weights(shape)
+    names = llada_weights(shape) if shape["model_type"] == "llada" else plain_weights(shape)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     torch.manual_seed(0)
@@ -93,10 +98,10 @@ def write_checkpoint(folder: Path, name: str, tokenizer_from: Path) -> None:
 def prompt_of(model: Model, length: int) -> torch.Tensor:
     """Random ids below the special ones."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 120_000, (1, length), generator=generator)
+    return torch.randint(1000, 120_000, (1, length), generator=generator)
 
 
-@pytest.fixture(scope="module", params=["llada-8b", "dream-7b"])
+@pytest.fixture(scope="module", params=["llada-8b", "illada-8b", "dream-7b"])
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
 ) -> Iterator[Model]:

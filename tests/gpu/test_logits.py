@@ -13,7 +13,7 @@ from sparsed import SamplerConfig, SparseDConfig
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
-FAMILIES = ("llada", "dream", "qwen3")
+FAMILIES = ("llada", "dream", "qwen3", "illada")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +47,7 @@ def test_logits_equal_the_plain_network(checkpoints, tmp_path: Path, family: str
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_selecting_everything_gives_the_dense_tokens(checkpoints, tmp_path: Path, family: str, cfg_scale) -> None:
     model = sparsed.load(checkpoints.WRITERS[family](tmp_path / family), device="cuda", dtype="float32")
-    prompt = torch.randint(0, 250, (2, 200), generator=torch.Generator().manual_seed(2))
+    prompt = torch.randint(8, 250, (2, 200), generator=torch.Generator().manual_seed(2))
     sampler = SamplerConfig(steps=16, gen_length=32, cfg_scale=cfg_scale, temperature=0.7, seed=3)
     everything = SparseDConfig(skip=0.0, select=1.0, block_size=32)
     dense = sparsed.generate(model, prompt, sampler=sampler, attention="dense")
