@@ -94,13 +94,14 @@ class Checkpoint:
     """What a config.json says.
 
     family: "llada", "illada", "llada_moe", "dream", "llama", "qwen2" or "qwen3". config: transformers' own config
-    for the class named `network`, bidirectional. keys: regular expression → replacement, applied to the names of the weights.
-    stacked: the same for weights of which transformers by itself makes one. shift: position i is predicted by the
-    logits of position i − 1 (Dream). float32_rotation: queries and keys are rotated in float32 whatever the dtype of
-    the weights (LLaDA). mask_id: of the mask token, if the config gives it. usual_mask_id: the family's, where neither
-    its config nor its tokenizer names one. end_ids: end and padding tokens that it
-    gives. trained_length: positions seen in training, in tokens. defaults: the family's published sampler, with what
-    the config says of it. notes: sentences on what it says to no effect. about: the object "sparsed", our own remarks.
+    for the class named `network`, bidirectional. keys: regular expression → replacement, applied to the names of
+    the weights. stacked: the same for weights of which transformers by itself makes one. shift: position i is
+    predicted by the logits of position i − 1 (Dream). float32_rotation: queries and keys are rotated in float32
+    whatever the dtype of the weights (LLaDA). mask_id: of the mask token, if the config gives it. usual_mask_id:
+    the family's, where neither its config nor its tokenizer names one. end_ids: end and padding tokens that it
+    gives. trained_length: positions seen in training, in tokens. defaults: the family's published sampler, with
+    what the config says of it. notes: sentences on what it says to no effect. about: the object "sparsed", our own
+    remarks.
     """
 
     family: str

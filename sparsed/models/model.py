@@ -46,12 +46,12 @@ class Model:
     network: transformers' LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM or Qwen3MoeForCausalLM, bidirectional,
     in eval mode.
     device: where token ids go in; the weights may be spread over more, see `devices`. defaults: the sampler's
-    settings. max_positions: positions seen in training, in tokens. family: "llada", "illada", "llada_moe",
-    "dream", "llama", "qwen2" or "qwen3". shift: the logits of position i − 1 predict position i. end_ids: every token
-    that ends an answer, eos_id first. notes: sentences about how it was loaded that a user should see. team: the processes that hold
-    the network together, each a share of it; None where it is whole. folder: where its files are; None for random
-    weights. stamp: of these files when they were loaded. rope_factor: what the base of the rotary positions was
-    multiplied by; 1 as published.
+    settings. max_positions: positions seen in training, in tokens. family: "llada", "illada", "llada_moe", "dream",
+    "llama", "qwen2" or "qwen3". shift: the logits of position i − 1 predict position i. end_ids: every token that
+    ends an answer, eos_id first. notes: sentences about how it was loaded that a user should see. team: the
+    processes that hold the network together, each a share of it; None where it is whole. folder: where its files
+    are; None for random weights. stamp: of these files when they were loaded. rope_factor: what the base of the
+    rotary positions was multiplied by; 1 as published.
     """
 
     name: str
