@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,9 @@ from sparsed.bench.numbers import Measurement
 from sparsed.bench.shapes import SHAPES, identity, load_or_make
 from sparsed.bench.table import Report, device_of, print_machine, tell
 from sparsed.config import ResolvedSampler
+from sparsed.denoising.forward import synchronize
 from sparsed.edge import go_on, heeding_sigterm
-from sparsed.machine import dtype_name, machine
+from sparsed.machine import dtype_name, machine, peak_bytes
 from sparsed.models.config_checks import check_factor
 from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
 from sparsed.models.model import Model
@@ -152,8 +154,10 @@ def _measurements(
     sampler, attention, caches = sampler_of(options), attention_of(options), caches_of(options)
     done = 0
     for dtype in dict.fromkeys(dtype for dtype, _ in asked):
-        model = load_or_make(options, dtype, team)
+        model, took, held = _loaded(options, dtype, team)
         print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
+        if took is not None:
+            print(f"loaded in {took:.1f} s" + ("" if held is None else f", at most {held / 2**30:.2f} GiB"), flush=True)
         loaded(model)
         for length in [length for number, length in asked if number == dtype]:
             say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
@@ -162,7 +166,7 @@ def _measurements(
             settings = sampler.resolve(model.defaults)
             cached = work_in_runs(settings, attention, caches, options.compose, token_budget(length))
             cached *= 1 if options.compose else options.repeats
-            yield measure(
+            result = measure(
                 model,
                 random_prompt(model, length, options),
                 length,
@@ -176,8 +180,26 @@ def _measurements(
                 say=say,
                 look=Estimate(2 * options.repeats, length, later, say, cached).look,
             )
+            yield replace(result, load_seconds=took, load_memory=held)
         del model
         gc.collect()
+
+
+def _loaded(
+    options: argparse.Namespace, dtype: str | None, team: Team | None
+) -> tuple[Model, float | None, int | None]:
+    """The model, the seconds that reading it took, and the most bytes that a process held meanwhile (None where the
+    system does not say); both None for one drawn at random.
+    """
+    if options.shape is not None:
+        return load_or_make(options, dtype, team), None, None
+    if team is None:
+        peak_bytes(pick_device(options.device), reset=True)
+    start = perf_counter()
+    model = load_or_make(options, dtype, team)
+    synchronize(model.device)
+    seconds = perf_counter() - start
+    return model, round(seconds, 3), max(model.peak_bytes(), default=None)
 
 
 def _measure_missing(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsed.attention.backends.registry import executed_density
-from sparsed.bench.attention import attention_times
+from sparsed.bench.attention import layer_times
 from sparsed.bench.cached import Bench, Uncached, cached_lanes, check, settle
 from sparsed.bench.numbers import Composed, Measurement, Spread, dense_agreement
 from sparsed.config import AttentionConfig, CacheConfig, Phase, SamplerConfig, phases_of
@@ -102,8 +102,9 @@ def measure(
     select_step = Spread.of(steps["select"]) if steps["select"] else None
     sparse_step = Spread.of(steps["sparse"]) if steps["sparse"] else None
     peaks = model.peak_bytes()
-    layer = attention_times(model, prompt, sampler, attention, backend, dense_backend)
-    full = layer.dense.median * model.network.config.num_hidden_layers
+    layer, experts = layer_times(model, prompt, sampler, attention, backend, dense_backend)
+    layers = model.network.config.num_hidden_layers
+    full = layer.dense.median * layers
     other = dense_step.median - full
     density = None if pattern is None else pattern.requested_density
     limit_step = None if density is None else other + density * full
@@ -161,6 +162,8 @@ def measure(
         dense=tuple(runs["dense"]),
         sparsed=tuple(runs["SparseD"]),
         cached=tuple(cached_lanes(bench, caches, totals, uncached, repeats)),
+        layers=layers,
+        experts=experts,
     )
 
 

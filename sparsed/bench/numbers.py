@@ -147,7 +147,9 @@ class Measurement:
     limit that is reached, limit_step / sparse_step. processes: that hold the model together; attention is one's share
     of the heads, peak_memory the largest of peak_memory_each. dense, sparsed: what each run of the two lanes was
     (`sparsed.runs.RunRecord`), one a repeat. beside: processes that measured on the same device at the same time.
-    cached: the lanes with a cache that were asked for.
+    cached: the lanes with a cache that were asked for. layers: of the model. experts: one layer's router and experts on
+    every row, as they ran; None for a model without. load_seconds, load_memory: what reading the weights took, kernels
+    that the load compiles included, and the most memory meanwhile; None for weights that were drawn.
     """
 
     length: str
@@ -180,6 +182,19 @@ class Measurement:
     sparsed: tuple[Mapping[str, Any], ...] = ()
     beside: int = 1
     cached: tuple[CachedLane, ...] = ()
+    layers: int = 0
+    experts: Spread | None = None
+    load_seconds: float | None = None
+    load_memory: int | None = None
+
+    def split(self, step: Spread, attention: Spread) -> tuple[float, float, float] | None:
+        """What attention, experts and the rest take of a step over every row, milliseconds, by one layer's attention;
+        None for a model without experts. The last layer's experts work on the wanted rows alone.
+        """
+        if self.experts is None:
+            return None
+        seen, written = self.layers * attention.median, (self.layers - 1) * self.experts.median
+        return seen, written, step.median - seen - written
 
 
 def dense_agreement(first: Tensor, second: Tensor, end: int | tuple[int, ...]) -> float:

@@ -91,6 +91,14 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
             ]
         )
         one = {("", f"{few.rows} rows to all keys"): str(few) for few in r.attention.few_rows}
+        if r.experts is not None:
+            one["", "one layer's experts"] = str(r.experts)
+        for kind, step, attention in (
+            ("dense", r.dense_step, r.attention.dense),
+            ("sparse", r.sparse_step, r.attention.sparse),
+        ):
+            if step is not None and (parts := r.split(step, attention)) is not None:
+                one["", f"{kind} step: attention / experts / rest"] = " / ".join(f"{part:.1f}" for part in parts)
         for run in r.composed:
             # Composed from medians, and called so.
             label = f"composed, {run.steps} steps: s"

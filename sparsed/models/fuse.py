@@ -15,6 +15,7 @@ from sparsed.models.network import input_device
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 def fuse(network: PreTrainedModel) -> str | None:
     """Lets torch.compile fuse what surrounds attention: norms, rotation, the MLP's products. None, or why it cannot.
 
@@ -22,10 +23,7 @@ def fuse(network: PreTrainedModel) -> str | None:
     network rounds them; sums may be added in another order, so bfloat16 logits can differ in the last place.
     """
     layers: Any = network.model.layers
-    parts = layers[0]._parts
-    options: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
-    # torch counts compilations by code object, and gives up after eight: every network gets its own.
-    fused: Any = tuple(torch.compile(_copied(part), options=options) for part in parts)
+    fused: Any = tuple(map(compiled, layers[0]._parts))
     for layer in layers:
         layer.fused = fused
     try:
@@ -58,6 +56,9 @@ def _try_share(network: PreTrainedModel, ids: Tensor, project: Callable[..., Any
     finish(layer, rows, other)
 
 
-def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
-    assert isinstance(function, FunctionType)
-    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+def compiled(part: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `sparsed.models.layer`, to be compiled when it is first called, as `fuse` does."""
+    assert isinstance(part, FunctionType)
+    # torch counts compilations by code object, and gives up after eight: every network gets its own.
+    own = FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
+    return torch.compile(own, options={"emulate_precision_casts": True})

@@ -165,10 +165,14 @@ def before_attention(layer: Any, hidden: Tensor, cosine: Tensor, sine: Tensor) -
 def after_attention(layer: Any, hidden: Tensor, seen: Tensor) -> Tensor:
     """The layer's output from its input and what attention saw, both [..., width]."""
     hidden = hidden + layer.self_attn.o_proj(seen)
-    normed = layer.post_attention_layernorm(hidden)
+    return hidden + feed_forward(layer, layer.post_attention_layernorm(hidden))
+
+
+def feed_forward(layer: Any, normed: Tensor) -> Tensor:
+    """What a layer's MLP, or its router and experts, make of normed rows [..., width]."""
     # A block of experts wants three dimensions.
     written: Tensor = layer.mlp(normed) if normed.ndim == 3 else layer.mlp(normed[None])[0]
-    return hidden + written
+    return written
 
 
 def between_sums(layer: Any, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from sparsed.__main__ import main as program
+from sparsed.bench import attention as attention_module
 from sparsed.bench import command, few_rows, numbers
 from sparsed.bench import measure as measure_module
 from sparsed.bench.command import _kept, main, unheeded
@@ -100,6 +101,53 @@ def test_measurement_of_a_tiny_model(tiny: Any) -> None:
         assert list(few.milliseconds) == ["sdpa"] and few.milliseconds["sdpa"] > 0 and few.copy_speed > 0
     again = read_as(numbers.Measurement, json.loads(json.dumps(asdict(result))), "it")
     assert json.dumps(asdict(again)) == json.dumps(asdict(result)), "as a folder keeps it"
+
+
+def test_the_split_of_a_step_with_experts(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experts that are timed get what a dense forward gives those of the middle layer, and all take turns."""
+    model = model_of("llada_moe", num_hidden_layers=3, moe_layer_freq=[1, 1, 1])
+    given, wanted = list[torch.Tensor](), list[torch.Tensor]()
+    real = attention_module.feed_forward
+    monkeypatch.setattr(attention_module, "feed_forward", lambda layer, x: given.append(x) or real(layer, x))
+    attention = SparseDConfig(skip=0.2, block_size=32)
+    sampler = SamplerConfig(steps=4, gen_length=32, block_length=32)
+    result = measure_module.measure(model, torch.arange(100), "100", sampler, attention)
+    canvas = torch.cat([torch.arange(100), torch.full((32,), model.mask_id)])[None]
+    block = model.network.model.layers[1].mlp
+    listener = block.register_forward_pre_hook(lambda _, inputs: wanted.append(inputs[0]))
+    with torch.inference_mode():
+        model.network(input_ids=canvas, use_cache=False)
+    listener.remove()
+    assert given[0].shape == (1, 132, 48) and torch.allclose(given[0], wanted[0], atol=1e-5)
+    assert result.experts is not None and result.experts.count == result.attention.dense.count == len(given) - 1
+    lines = _lines([result])
+    for kind in ("dense", "sparse"):
+        [line] = [line for line in lines if line.startswith(f"{kind} step: attention / experts / rest")]
+        assert line.count(" / ") == 4
+    assert [line for line in lines if line.startswith("one layer's experts")]
+
+
+def test_what_a_step_is_split_into(tiny: Any) -> None:
+    """Three layers, the last of which has few rows for its experts."""
+    plain = measure_module.measure(tiny, torch.arange(100), "100", SamplerConfig(steps=8), SparseDConfig(block_size=32))
+    step, seen, written = (numbers.Spread(5, ms, ms, ms) for ms in (50.0, 10.0, 4.0))
+    assert plain.experts is None and plain.split(step, seen) is None and plain.layers == 3
+    assert replace(plain, experts=written).split(step, seen) == (30.0, 8.0, 12.0)
+    assert not [line for line in _lines([plain]) if "experts" in line]
+
+
+def test_what_loading_took_is_told(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], threads_of_torch: None
+) -> None:
+    file = tmp_path / "bench.json"
+    main([*SWEEP[2:], "--model", str(tiny_folder), "--random-tokens", "--lengths", "200", "--json", str(file)])
+    [row] = json.loads(file.read_text("utf-8"))["results"]
+    assert row["load_seconds"] > 0 and row["load_memory"] > 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("loaded in ")]
+    assert line == f"loaded in {row['load_seconds']:.1f} s, at most {row['load_memory'] / 2**30:.2f} GiB"
+    main([*SWEEP, "--lengths", "200", "--json", str(file)])
+    [row] = json.loads(file.read_text("utf-8"))["results"]
+    assert row["load_seconds"] is None and "loaded in" not in capsys.readouterr().out
 
 
 def _lines(results: list[numbers.Measurement]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from sparsed.bench.shapes import SHAPES
 from sparsed.config import ResolvedSampler
 from sparsed.evaluation.cost import Sizes
 from sparsed.models import LoadError, catalogue
+from sparsed.models import layer as layer_module
 from sparsed.models.families import recognise
 from sparsed.parallel.share import Share
 
@@ -176,6 +178,32 @@ def test_the_triton_kernels_give_the_same_tokens(folder_of, monkeypatch) -> None
         for name in ("gather", "triton")
     )
     assert triton.backend == "triton" and torch.equal(gather.tokens, triton.tokens)
+
+
+def test_its_experts_are_two_grouped_products_of_one_graph(model_of) -> None:
+    """What a GPU computes without a wait for the host: no loop over experts, nothing whose size the host must know.
+    Every length is the same graph, and what surrounds attention is compiled whole.
+    """
+    model = model_of("llada_moe", "bfloat16")
+    assert model.network.config._experts_implementation == "grouped_mm"
+    layer = model.network.model.layers[0]
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op in ("call_function", "call_method")])
+        return graph.forward
+
+    finish = torch.compile(layer_module.after_attention, backend=backend, fullgraph=True)
+    for length in (96, 160, 12, 1000):
+        hidden, seen = torch.randn(2, 1, length, 48, generator=torch.Generator().manual_seed(length)).bfloat16()
+        for tensor in (hidden, seen):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+        with torch.inference_mode():
+            assert torch.equal(finish(layer, hidden, seen), layer_module.after_attention(layer, hidden, seen))
+    [called] = graphs
+    assert sum("grouped_mm" in name for name in called) == 2
+    assert not {"item", "tolist"} & set(called)
+    assert not [name for name in called if "nonzero" in name or "one_hot" in name]
 
 
 def test_several_processes_cannot_share_its_experts(model) -> None:

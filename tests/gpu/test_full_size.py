@@ -1,5 +1,5 @@
-"""LLaDA-8B, iLLaDA-8B and Dream-7B at full size, with random weights under their official names. Prints what it
-measures (-s).
+"""LLaDA-8B, iLLaDA-8B, LLaDA-MoE-7B and Dream-7B at full size, with random weights under their official names. Prints
+what it measures (-s).
 """
 
 from __future__ import annotations
@@ -44,6 +44,26 @@ def llada_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]
     yield top + "ff_out.weight", (vocabulary, width)
 
 
+def moe_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of LLaDA-MoE's own checkpoint: every expert by itself."""
+    width, inner, vocabulary = shape["hidden_size"], shape["expert_intermediate_size"], shape["vocab_size"]
+    yield "model.embed_tokens.weight", (vocabulary, width)
+    for number in range(shape["num_hidden_layers"]):
+        layer = f"model.layers.{number}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{layer}{name}.weight", (width,)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            yield f"{layer}self_attn.{name}.weight", (width, width)
+        for name in ("q_norm", "k_norm"):
+            yield f"{layer}self_attn.{name}.weight", (width // shape["num_attention_heads"],)
+        yield f"{layer}mlp.gate.weight", (shape["num_experts"], width)
+        for expert in range(shape["num_experts"]):
+            for name, size in (("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner))):
+                yield f"{layer}mlp.experts.{expert}.{name}_proj.weight", size
+    yield "model.norm.weight", (width,)
+    yield "lm_head.weight", (vocabulary, width)
+
+
 def plain_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of Dream's own checkpoint; of iLLaDA's, which has no biases and a tied head."""
     dream = shape["model_type"] == "Dream"
@@ -67,12 +87,20 @@ def plain_weights(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]
         yield "lm_head.weight", (vocabulary, width)
 
 
+WEIGHTS = {
+    "llada-8b": llada_weights,
+    "illada-8b": plain_weights,
+    "llada-moe-7b": moe_weights,
+    "dream-7b": plain_weights,
+}
+
+
 def write_checkpoint(folder: Path, name: str, tokenizer_from: Path) -> None:
     """Shards of about 4 GB in bfloat16, their index, config.json, and some tokenizer."""
     from safetensors.torch import save_file
 
     shape = shapes.SHAPES[name]
-    names = llada_weights(shape) if shape["model_type"] == "llada" else plain_weights(shape)
+    names = WEIGHTS[name](shape)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     torch.manual_seed(0)
@@ -101,7 +129,7 @@ def prompt_of(model: Model, length: int) -> torch.Tensor:
     return torch.randint(1000, 120_000, (1, length), generator=generator)
 
 
-@pytest.fixture(scope="module", params=["llada-8b", "illada-8b", "dream-7b"])
+@pytest.fixture(scope="module", params=list(WEIGHTS))
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
 ) -> Iterator[Model]:
@@ -110,6 +138,7 @@ def model(
     write_checkpoint(folder, request.param, tiny_folder)
     torch.cuda.empty_cache()
     heard = []
+    torch.cuda.reset_peak_memory_stats()
     start = perf_counter()
     loaded = sparsed.load(folder, progress=heard.append)
     torch.cuda.synchronize()
@@ -117,7 +146,11 @@ def model(
     weights = sum(p.numel() * p.element_size() for p in loaded.network.parameters())
     assert heard[-1].bytes == heard[-1].total_bytes == weights
     assert heard[-1].files == heard[-1].total_files == len(list(folder.glob("*.safetensors")))
-    print(f"\n{request.param}: {weights / GIB:.2f} GiB from {heard[-1].total_files} shards in {seconds:.1f} s")
+    peak = torch.cuda.max_memory_allocated()
+    print(
+        f"\n{request.param}: {weights / GIB:.2f} GiB from {heard[-1].total_files} shards in {seconds:.1f} s, compiled "
+        f"and tried; at most {peak / GIB:.2f} GiB"
+    )
     yield loaded
     for file in folder.glob("*.safetensors"):
         file.unlink()
