@@ -117,6 +117,10 @@ class PromptLike(Protocol):
         """What is right as well."""
 
     @property
+    def needed(self) -> Sequence[tuple[int, int]]:
+        """Where the documents that the question needs stand: first character of the text, one past the last."""
+
+    @property
     def tokens(self) -> int:
         """Of the whole prompt, the chat template included."""
 

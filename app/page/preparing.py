@@ -154,11 +154,12 @@ class Preparing:
             "state": "ready",
             "question": material.question,
             "text": material.text,
+            "needed": [] if isinstance(material.prompt, str) else list(material.prompt.needed),
             "tokens": material.tokens,
             "gold": material.gold is not None,
             "lanes": lanes_named(material.asked),
             "estimate": f"{race_time(estimated, material.asked)} on this machine" if estimated else "",
-            "ends": f"ended after {cost.span(material.most_seconds)} at the latest" if estimated else "",
+            "ends": f"a run longer than {cost.span(material.most_seconds)} is stopped" if estimated else "",
             "notes": said,
         }
 

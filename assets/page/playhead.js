@@ -13,8 +13,8 @@
   const skipped = el("b", { class: "sd-skipped" });
   const pairs = el("span", { class: "sd-detail" });
   const rows = el("span", { class: "sd-detail" });
-  const counter = el("div", { class: "sd-score sd-counter", hidden: "" },
-    el("p", {}, skipped, " ", el("span", { class: "sd-words" }, "of block pairs skipped")), pairs, rows);
+  const words = el("span", { class: "sd-words" });
+  const counter = el("div", { class: "sd-score sd-counter", hidden: "" }, el("p", {}, skipped, " ", words), pairs, rows);
   setAttribute(counter, "title", "Pairs of a query block and a key block in a head, the mean over all heads and layers.");
 
   // Of lanes with a cache: the rows. Which of them a step computed is not told, so their pairs are not counted.
@@ -27,7 +27,11 @@
     if (!known) return;
     const scores = document.querySelector(".sd-scores");
     if (scores && counter.parentElement !== scores) scores.append(counter);
-    setText(skipped, `${share(...known)} %`);
+    // While every pair was computed, a large "0 %" would be the first number that a visitor reads.
+    const some = known[0] < known[1];
+    show(skipped, some);
+    setText(skipped, some ? `${share(...known)} %` : "");
+    setText(words, some ? "of block pairs skipped" : "every block pair computed so far");
     const cached = value.lanes.filter((each) => each.step_rows && each.counted).map(rowsOf);
     setText(pairs, `${number(Math.round(known[0]))} of ${number(known[1])} a head computed`);
     setText(rows, cached.join(" · "));

@@ -17,9 +17,19 @@
       el("section", { class: "sd-prompt", "aria-label": "Prompt" },
         el("div", { class: "sd-prompt-line" }, next, question, facts, details), notes),
     );
-    let current = "";
-    // A prompt of 64k tokens is laid out when somebody opens it, not before.
-    const fill = () => details.open && setText(text, current);
+    let current = { text: "", needed: [] };
+    let shown = null;
+    // A prompt of 64k tokens is laid out when somebody opens it, not before; the documents that the question needs are
+    // marked.
+    const fill = () => {
+      if (!details.open || shown === current) return;
+      const ends = [0, ...current.needed.flat(), current.text.length];
+      const parts = ends.slice(1).map((end, place) => current.text.slice(ends[place], end));
+      text.replaceChildren(...parts.map((part, place) => (place % 2 ? el("mark", {}, part) : part)));
+      const count = current.needed.length;
+      setAttribute(text, "data-legend", count ? `Marked: ${count === 1 ? "the document" : `the ${count} documents`} that the question needs.` : "");
+      shown = current;
+    };
     details.addEventListener("toggle", fill);
     // It lies over what is below, so it goes out of the way by itself.
     const close = (event) => {
@@ -53,7 +63,8 @@
       if (value.estimate) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));
       setText(facts, parts.join(" · "));
       setAttribute(facts, "title", facts.textContent);
-      current = value.text;
+      const same = value.text === current.text && String(value.needed) === String(current.needed);
+      if (!same) current = { text: value.text, needed: value.needed };
       fill();
     };
   }

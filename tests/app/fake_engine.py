@@ -320,6 +320,7 @@ class FakeEngine:
             question=question,
             answer=SEED_WORDS,
             others=(),
+            needed=NEEDED,
             tokens=self.lengths()[length] - 4,
             kind=kind,
             length=length,

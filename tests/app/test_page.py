@@ -609,3 +609,20 @@ def test_a_phone_shows_everything_without_scrolling_sideways(visit, fake) -> Non
     # Both lanes are seen at once, side by side.
     assert sparse["x"] >= dense["x"] + dense["width"] and dense["y"] == sparse["y"]
     assert page.is_hidden("#sd-steps")
+
+
+def test_the_documents_that_a_question_needs_are_marked_in_its_prompt(visit, fake) -> None:
+    page = visit(fake)
+    page.click(".sd-preview summary")
+    page.wait_for_selector(".sd-prompt-text mark")
+    text = page.text_content(".sd-prompt-text")
+    assert text.endswith(page.inner_text(".sd-question"))
+    marked = page.evaluate("() => [...document.querySelectorAll('.sd-prompt-text mark')].map((each) => each.textContent)")
+    assert marked == [text[40:70], text[200:205]]  # the stand-in's
+    assert "the 2 documents" in page.get_attribute(".sd-prompt-text", "data-legend")
+    page.keyboard.press("Escape")
+    own_text(page, "hello there")
+    page.click(".sd-preview summary")
+    page.wait_for_function("() => document.querySelector('.sd-prompt-text').textContent === 'hello there'")
+    assert page.query_selector(".sd-prompt-text mark") is None
+    assert page.get_attribute(".sd-prompt-text", "data-legend") == ""
