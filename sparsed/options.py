@@ -8,6 +8,7 @@ from dataclasses import Field, fields, replace
 from typing import Any
 
 from sparsed.config import FULL_ATTENTION, PRESETS, AttentionConfig, CacheConfig, SamplerConfig
+from sparsed.models.numbers import QUANTISED
 
 # The rows of the configs by name.
 SAMPLER = {row.name: row for row in fields(SamplerConfig)}
@@ -49,6 +50,16 @@ def add_rope_factor(parser: argparse._ActionsContainer) -> None:
         metavar="X",
         help="multiply the base of the rotary positions, for lengths beyond the trained one (published for LLaDA: 4 at "
         "8k, 14 at 16k, 31 at 24k)",
+    )
+
+
+def add_quantize(parser: argparse._ActionsContainer, several: bool = False) -> None:
+    """--quantize; not given it is None: weights in the dtype. several: a list, of which "none" is None."""
+    parser.add_argument(
+        "--quantize",
+        nargs="+" if several else None,
+        choices=[*(["none"] if several else []), *QUANTISED],
+        help="keep the layers' weights in fewer bits (needs the extra \"quantize\"); fp8: Ada, Hopper or later",
     )
 
 

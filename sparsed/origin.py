@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from sparsed.models.model import Model
 
 
-def versions() -> dict[str, str | None]:
-    """Of what computes: this package, torch and transformers, as major.minor.patch; None for one that is not there."""
-    return {
-        "sparsed": _plain(sparsed.__version__),
-        "torch": _installed("torch"),
-        "transformers": _installed("transformers"),
-    }
+def versions(quantize: str | None = None) -> dict[str, str | None]:
+    """Of what computes: this package, torch and transformers, and torchao where it quantises, as major.minor.patch;
+    None for one that is not there.
+    """
+    packages = ["torch", "transformers", *([] if quantize is None else ["torchao"])]
+    return {"sparsed": _plain(sparsed.__version__), **{name: _installed(name) for name in packages}}
 
 
 def device_name(device: torch.device) -> str:
@@ -40,14 +39,17 @@ def origin_of(model: Model) -> dict[str, Any]:
         "dtype": dtype_name(model.dtype),
         "device": device_name(model.device),
         "processes of one model": model.processes,
-        "versions": versions(),
-        **stretched(model.rope_factor),
+        "versions": versions(model.quantize),
+        **changes(model.rope_factor, model.quantize),
     }
 
 
-def stretched(rope_factor: float | None) -> dict[str, float]:
-    """A rope_factor as a part of such a key: nothing for none, so that results of before it was there still count."""
-    return {} if rope_factor in (None, 1) else {"rope_factor": float(rope_factor)}
+def changes(rope_factor: float | None, quantize: str | None) -> dict[str, Any]:
+    """What changes a model as it is loaded, as a part of such a key: nothing for none of it, so that results of before
+    it was there still count.
+    """
+    stretched = {} if rope_factor in (None, 1) else {"rope_factor": float(rope_factor)}
+    return {**stretched, **({} if quantize is None else {"quantize": quantize})}
 
 
 def _installed(package: str) -> str | None:

@@ -33,6 +33,7 @@ from sparsed.denoising.run import Run
 from sparsed.denoising.step import Step
 from sparsed.machine import Peak, device_memory
 from sparsed.models.model import Model
+from sparsed.models.quantise import stored_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,8 +210,7 @@ def weight_bytes(model: Model) -> int:
     """
     network: Any = model.network
     embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
-    weights = [weight for weight in network.parameters() if weight is not embedding or weight is head]
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+    return stored_bytes(*(weight for weight in network.parameters() if weight is not embedding or weight is head))
 
 
 def _few(run: Run, steps: Sequence[Step], speed: float) -> Iterator[FewRowSteps]:

@@ -14,27 +14,32 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from sparsed import files
 from sparsed.bench.cached import work_in_runs
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
-from sparsed.bench.numbers import Measurement
+from sparsed.bench.numbers import Measurement, dense_agreement
 from sparsed.bench.shapes import SHAPES, identity, load_or_make
 from sparsed.bench.table import Report, device_of, print_machine, tell
 from sparsed.config import ResolvedSampler
 from sparsed.denoising.forward import synchronize
+from sparsed.denoising.run import Run
 from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine, peak_bytes
 from sparsed.models.config_checks import check_factor
 from sparsed.models.devices import can_fuse, check_dtype, pick_device, pick_dtype
 from sparsed.models.model import Model
+from sparsed.models.numbers import check_quantize, numbers
+from sparsed.models.quantise import network_bytes
 from sparsed.options import (
     ATTENTION,
     SAMPLER,
     add_attention_options,
     add_cache_options,
     add_preset_option,
+    add_quantize,
     add_rope_factor,
     add_sampler_options,
     attention_of,
@@ -43,7 +48,7 @@ from sparsed.options import (
     sampler_of,
     without_effect,
 )
-from sparsed.origin import stretched, versions
+from sparsed.origin import changes, versions
 from sparsed.parallel.crew import Crew
 from sparsed.parallel.launch import Launch
 from sparsed.questions.build import prompts_version
@@ -101,9 +106,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         try:
             with nullcontext() if crew.size > 1 or team is not None else heeding_sigterm():
                 if options.out is None:
-                    asked: list[tuple[str | None, str]] = [
-                        (dtype, length) for dtype in options.dtype or [None] for length in options.lengths
-                    ]
+                    asked = [(choice, length) for choice in _choices(options) for length in options.lengths]
                     for result in _measurements(options, asked, team):
                         report.add(result)
                 else:
@@ -142,30 +145,46 @@ def unheeded(options: argparse.Namespace, given: set[str]) -> list[str]:
     return said + without_effect(given, of_caches, "no --cache is asked for.")
 
 
+# A dtype and a quantize; None: the fastest here, and none.
+Choice = tuple[str | None, str | None]
+
+
+def _choices(options: argparse.Namespace) -> list[Choice]:
+    """Every dtype with every quantize that was asked for. Raises what `check_quantize` raises."""
+    kinds = [check_quantize(None if kind == "none" else kind) for kind in options.quantize or ["none"]]
+    return [(dtype, kind) for dtype in options.dtype or [None] for kind in dict.fromkeys(kinds)]
+
+
 def _measurements(
     options: argparse.Namespace,
-    asked: Sequence[tuple[str | None, str]],
+    asked: Sequence[tuple[Choice, str]],
     team: Team | None,
     loaded: Callable[[Model], object] = lambda _: None,
 ) -> Iterator[Measurement]:
-    """Each (dtype, length) measured, one after another; a model is loaded once for each dtype, and `loaded` told of it
-    before anything is measured.
+    """Each (choice, length) measured, one after another; a model is loaded once for each choice, and `loaded` told of
+    it before anything is measured. Tokens of unquantised weights are kept, to compare the others with.
     """
     sampler, attention, caches = sampler_of(options), attention_of(options), caches_of(options)
-    done = 0
-    for dtype in dict.fromkeys(dtype for dtype, _ in asked):
-        model, took, held = _loaded(options, dtype, team)
-        print(f"\n{model.label}, {dtype_name(model.dtype)} on {device_of(model)}", flush=True)
-        if took is not None:
-            print(f"loaded in {took:.1f} s" + ("" if held is None else f", at most {held / 2**30:.2f} GiB"), flush=True)
+    done, unquantised = 0, dict[tuple[torch.dtype, str], Tensor]()
+    for choice in dict.fromkeys(choice for choice, _ in asked):
+        model, took, held = _loaded(options, choice, team)
+        print(f"\n{model.label}, {model.numbers} on {device_of(model)}", flush=True)
+        most = "" if held is None else f", at most {held / 2**30:.2f} GiB"
+        print(f"{'loaded' if options.shape is None else 'drawn'} in {took:.1f} s{most}", flush=True)
         loaded(model)
-        for length in [length for number, length in asked if number == dtype]:
-            say = partial(tell, f"{length}, {dtype_name(model.dtype)}")
+        for length in [length for one, length in asked if one == choice]:
+            say = partial(tell, f"{length}, {model.numbers}")
             done += 1
             later = [name for _, name in asked[done:]]
             settings = sampler.resolve(model.defaults)
             cached = work_in_runs(settings, attention, caches, options.compose, token_budget(length))
             cached *= 1 if options.compose else options.repeats
+            estimate, seen = Estimate(2 * options.repeats, length, later, say, cached), list[Run]()
+
+            def look(run: Run, estimate: Estimate = estimate, seen: list[Run] = seen) -> None:
+                estimate.look(run)
+                seen[:] = [run]
+
             result = measure(
                 model,
                 random_prompt(model, length, options),
@@ -178,25 +197,33 @@ def _measurements(
                 compose=options.compose,
                 caches=caches,
                 say=say,
-                look=Estimate(2 * options.repeats, length, later, say, cached).look,
+                look=look,
             )
-            yield replace(result, load_seconds=took, load_memory=held)
+            tokens, key = seen[0].steps[-1].tokens, (model.dtype, length)
+            same = None
+            if model.quantize is None:
+                unquantised[key] = tokens
+            elif key in unquantised:
+                same = round(dense_agreement(unquantised[key], tokens, model.end_ids), 4)
+            weights = network_bytes(model.network)
+            yield replace(
+                result, load_seconds=took, load_memory=held, weights=weights, same_unquantised=same
+            )
+            del seen, look
         del model
         gc.collect()
 
 
 def _loaded(
-    options: argparse.Namespace, dtype: str | None, team: Team | None
-) -> tuple[Model, float | None, int | None]:
-    """The model, the seconds that reading it took, and the most bytes that a process held meanwhile (None where the
-    system does not say); both None for one drawn at random.
+    options: argparse.Namespace, choice: Choice, team: Team | None
+) -> tuple[Model, float, int | None]:
+    """The model, the seconds that reading or drawing it took, and the most bytes that a process held meanwhile (None
+    where the system does not say).
     """
-    if options.shape is not None:
-        return load_or_make(options, dtype, team), None, None
     if team is None:
         peak_bytes(pick_device(options.device), reset=True)
     start = perf_counter()
-    model = load_or_make(options, dtype, team)
+    model = load_or_make(options, *choice, team)
     synchronize(model.device)
     seconds = perf_counter() - start
     return model, round(seconds, 3), max(model.peak_bytes(), default=None)
@@ -207,17 +234,17 @@ def _measure_missing(
 ) -> None:
     """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
     place = pick_device(options.device)
-    named = [check_dtype(dtype) for dtype in options.dtype or [None]]
+    named = [(check_dtype(dtype), quantize) for dtype, quantize in _choices(options)]
     key = _key_before(options, about, place)
     check_alike(crew, key)
     check(options.out, key)
     # Rank 0 alone looks what is there, and tries which dtype is fastest on a CPU: all share out the same list.
-    missing: dict[tuple[str, int], str] = {}
+    missing: dict[tuple[Choice, int], str] = {}
     if crew.rank == 0:
-        dtypes = [dtype_name(dtype or pick_dtype(None, place, 0, "")) for dtype in named]
-        wanted = {(dtype, token_budget(length)): length for dtype in dtypes for length in options.lengths}
+        found = [(dtype_name(dtype or pick_dtype(None, place, 0, "", kind)), kind) for dtype, kind in named]
+        wanted = {(choice, token_budget(length)): length for choice in found for length in options.lengths}
         done = {(row.dtype, token_budget(row.length)) for row in _kept(options.out)}
-        missing = {key: length for key, length in wanted.items() if key not in done}
+        missing = {key: length for key, length in wanted.items() if (numbers(*key[0]), key[1]) not in done}
         print(f"{len(wanted) - len(missing)} of {len(wanted)} measurements are in {options.out}", flush=True)
         for file, count in strangers(options.out, "measurements").items():
             print(f"note: {file} holds {count} measurements of another plan: they are left out.", file=sys.stderr)
@@ -271,7 +298,7 @@ def _key_before(options: argparse.Namespace, about: dict[str, Any], device: torc
         "machine": {name: about.get(name) for name in facts},
         "prompts": prompts_version(),
         "versions": versions(),
-        **stretched(options.rope_factor),
+        **changes(options.rope_factor, None),
     }
 
 
@@ -311,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: CUDA, else MPS, else CPU")
     parser.add_argument("--dtype", nargs="+", help="float32, bfloat16, float16 (default: the fastest here)")
     add_rope_factor(parser)
+    add_quantize(parser, several=True)
     parser.add_argument("--no-fuse", action="store_true", help="do not torch.compile what surrounds attention")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="whole runs of each lane")

@@ -19,7 +19,6 @@ from sparsed.config import AttentionConfig, CacheConfig, Phase, SamplerConfig, p
 from sparsed.denoising import denoise
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Step
-from sparsed.machine import dtype_name
 from sparsed.models.model import Model
 from sparsed.questions.build import build_prompt
 from sparsed.questions.lengths import token_budget
@@ -135,7 +134,7 @@ def measure(
     return Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,
-        dtype=dtype_name(model.dtype),
+        dtype=model.numbers,
         steps=sparsed.total,
         switch_step=sparsed.switch_step,
         select=settings.select,

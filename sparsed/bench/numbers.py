@@ -148,8 +148,10 @@ class Measurement:
     of the heads, peak_memory the largest of peak_memory_each. dense, sparsed: what each run of the two lanes was
     (`sparsed.runs.RunRecord`), one a repeat. beside: processes that measured on the same device at the same time.
     cached: the lanes with a cache that were asked for. layers: of the model. experts: one layer's router and experts on
-    every row, as they ran; None for a model without. load_seconds, load_memory: what reading the weights took, kernels
-    that the load compiles included, and the most memory meanwhile; None for weights that were drawn.
+    every row, as they ran; None for a model without. load_seconds, load_memory: what reading (or drawing) the weights
+    took, kernels that the load compiles included, and the most memory meanwhile. weights: bytes that they take in this
+    process. same_unquantised: of weights in fewer bits, the share of the tokens of full attention, as above, that the
+    same weights in `dtype` gave in the same call; None where they were not asked for.
     """
 
     length: str
@@ -186,6 +188,8 @@ class Measurement:
     experts: Spread | None = None
     load_seconds: float | None = None
     load_memory: int | None = None
+    weights: int | None = None
+    same_unquantised: float | None = None
 
     def split(self, step: Spread, attention: Spread) -> tuple[float, float, float] | None:
         """What attention, experts and the rest take of a step over every row, milliseconds, by one layer's attention;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from sparsed.models.fingerprint import fingerprint, of_random_weights
 from sparsed.models.hub import locate
 from sparsed.models.loading import load
 from sparsed.models.model import Model
+from sparsed.models.quantise import check_one_device, check_place, check_shape, is_quantised
 from sparsed.models.shares import random_network
 from sparsed.paths import data_dir
 
@@ -105,7 +105,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def load_or_make(options: argparse.Namespace, dtype: str | None, team: Team | None = None) -> Model:
+def load_or_make(
+    options: argparse.Namespace, dtype: str | None, quantize: str | None, team: Team | None = None
+) -> Model:
     if options.shape is None:
         fuse = False if options.no_fuse else None
         return load(
@@ -114,9 +116,10 @@ def load_or_make(options: argparse.Namespace, dtype: str | None, team: Team | No
             dtype=dtype,
             fuse=fuse,
             rope_factor=options.rope_factor,
+            quantize=quantize,
             team=team,
         )
-    return _random_model(options.shape, options.device, dtype, not options.no_fuse, team)
+    return _random_model(options.shape, options.device, dtype, not options.no_fuse, quantize, team)
 
 
 def identity(options: argparse.Namespace) -> tuple[str, ResolvedSampler]:
@@ -135,7 +138,7 @@ def _config_of(shape: str) -> dict[str, Any]:
 
 
 def _random_model(
-    shape: str, device: str | None, dtype: str | None, fusing: bool, team: Team | None = None
+    shape: str, device: str | None, dtype: str | None, fusing: bool, quantize: str | None, team: Team | None
 ) -> Model:
     """A model of this shape with random weights and no tokenizer: it takes token ids, and says nothing."""
     import transformers
@@ -145,16 +148,19 @@ def _random_model(
     checkpoint = recognise(raw, shape)
     with torch.device("meta"):
         whole = getattr(transformers, checkpoint.network)(checkpoint.config)
-    number = pick_dtype(check_dtype(dtype), place, sum(weight.numel() for weight in whole.parameters()), shape)
+    chosen = check_dtype(dtype)
+    check_one_device(quantize, team is not None, False)
+    check_place(quantize, place, chosen, shape)
+    check_shape(quantize, checkpoint.config, shape)
+    sizes = {name: weight.numel() for name, weight in whole.named_parameters()}
+    kept = sum(size for name, size in sizes.items() if not is_quantised(name))
+    number = pick_dtype(chosen, place, sum(sizes.values()), shape, quantize, kept)
     fusing = fusing and can_fuse(place)
-    start = perf_counter()
     if team is None:
-        network, problem = random_network(raw, number, place, fusing)
+        network, problem = random_network(raw, number, place, fusing, quantize=quantize)
     else:
         team.share.check(checkpoint.config, shape)
         network, problem = team.build(raw, number, fusing)
-    if fusing:
-        print(f"weights drawn, and torch.compile of what surrounds attention: {perf_counter() - start:.1f} s")
     last = checkpoint.config.vocab_size - 1
     return Model(
         name=shape,
@@ -171,4 +177,5 @@ def _random_model(
         shift=checkpoint.shift,
         notes=() if problem is None else (problem,),
         team=team,
+        quantize=quantize,
     )

@@ -91,6 +91,10 @@ def _table(results: Sequence[Measurement]) -> list[list[str]]:
             ]
         )
         one = {("", f"{few.rows} rows to all keys"): str(few) for few in r.attention.few_rows}
+        if r.weights is not None:
+            one["", "weights"] = f"{r.weights / 2**30:.2f} GiB"
+        if r.same_unquantised is not None:
+            one["", "same tokens as unquantised"] = f"{100 * r.same_unquantised:.0f} %"
         if r.experts is not None:
             one["", "one layer's experts"] = str(r.experts)
         for kind, step, attention in (

@@ -29,7 +29,6 @@ from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, nev
 from sparsed.denoising.plan import Plan, Planner, one_by_one, planned_steps
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
-from sparsed.machine import dtype_name
 from sparsed.samplers import make_sampler
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class Run(Iterator[Step]):
             cache=self.cache,
             backend=self.backend,
             dense_backend=self._asked_dense_backend if self.dense is None else self.dense.name,
-            dtype=dtype_name(self.model.dtype),
+            dtype=self.model.numbers,
             device=self.model.device.type,
             prompt_tokens=self.prompt_length,
             batch=len(self.prompt),
@@ -304,10 +303,10 @@ class Run(Iterator[Step]):
         self._synchronize()
         seconds = perf_counter() - start
         if not finite:
-            dtype = dtype_name(self.model.dtype)
             raise RuntimeError(
                 f"The model's logits are not finite at step {index + 1} of {self.total} ({phase} "
-                f"attention): its weights are damaged, or too large for {dtype}."
+                f"attention): its weights are damaged, or too large for "
+                f"{self.model.numbers}."
             )
         # A position that was given the mask token is still masked.
         committed = commit.written & (commit.tokens != self.model.mask_id)

@@ -23,6 +23,7 @@ from sparsed.evaluation.tables import table
 from sparsed.options import (
     ATTENTION,
     add_attention_options,
+    add_quantize,
     add_rope_factor,
     add_sampler_options,
     attention_of,
@@ -117,11 +118,13 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
     # Nothing is loaded for a folder that is another's, as far as that can be told.
     device, dtype = crew.device(args.device), check_dtype(args.dtype)
     place = team.share.device if team else pick_device(device)
-    check(args.out, key_before(plan, place, dtype, check_factor(args.rope_factor)))
+    check(args.out, key_before(plan, place, dtype, check_factor(args.rope_factor), args.quantize))
     if dtype is None and crew.size > 1:
         # On a CPU a trial decides, and could decide otherwise in another process.
-        dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model))
-    model = load(args.model, device=device, dtype=dtype, rope_factor=args.rope_factor, team=team)
+        dtype = crew.agree(pick_dtype(None, pick_device(device), 0, args.model, args.quantize))
+    model = load(
+        args.model, device=device, dtype=dtype, rope_factor=args.rope_factor, quantize=args.quantize, team=team
+    )
     if args.observe:
         observe(model, cells, args.out, plan=plan, shard=shard, crew=crew)
     else:
@@ -170,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device")
     add("--dtype")
     add_rope_factor(parser)
+    add_quantize(parser)
     add("--report", action="store_true", help="only print the tables of what is there")
     add("--recommend", nargs="?", choices=["attention", "caches"], const="attention", help="below the tables, for each "
         "length: the fastest setting of attention (or with a cache too) within 1 point of full attention on the mean "

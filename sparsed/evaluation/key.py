@@ -9,7 +9,7 @@ from sparsed.evaluation.cost import SIZES, Sizes
 from sparsed.evaluation.plan import Plan
 from sparsed.machine import dtype_name
 from sparsed.options import SAMPLER
-from sparsed.origin import device_name, origin_of, stretched, versions
+from sparsed.origin import changes, device_name, origin_of, versions
 from sparsed.questions.build import prompts_version
 
 if TYPE_CHECKING:
@@ -34,7 +34,11 @@ def about(model: Model) -> dict[str, Any]:
 
 
 def key_before(
-    plan: Plan, device: torch.device, dtype: torch.dtype | None, rope_factor: float | None = None
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    rope_factor: float | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """What is known of it before the model is loaded. (A gen_length that was asked for may be rounded up.)"""
     given = {name: value for name in SAMPLER if (value := getattr(plan.sampler, name)) is not None}
@@ -42,8 +46,10 @@ def key_before(
     return {
         **({} if dtype is None else {"dtype": dtype_name(dtype)}),
         "device": device_name(device),
-        "versions": versions(),
-        "rope_factor": stretched(rope_factor).get("rope_factor"),
+        "versions": versions(quantize),
+        "rope_factor": None,
+        "quantize": None,
+        **changes(rope_factor, quantize),
         "sampler": given,
         **_of_plan(plan),
     }

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from sparsed import files
 from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on, heeding_sigterm
 from sparsed.generation.prompt import history_of, own_text
-from sparsed.machine import dtype_name
 from sparsed.models.chat import messages_of
 from sparsed.options import (
     ATTENTION,
     add_attention_options,
     add_cache_options,
     add_preset_option,
+    add_quantize,
     add_rope_factor,
     add_sampler_options,
     attention_of,
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device-map", help='how accelerate spreads a large model, as "auto"')
     add("--revision", help="branch, tag or commit on the Hub")
     add_rope_factor(group)
+    add_quantize(group)
 
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -191,6 +192,7 @@ def _load(options: argparse.Namespace, console: Console | None, team: Team | Non
             dtype=options.dtype,
             device_map=options.device_map,
             rope_factor=options.rope_factor,
+            quantize=options.quantize,
             revision=options.revision,
             progress=progress,
             team=team,
@@ -236,9 +238,8 @@ class _Output:
 
 def _header(run: Run, chat: bool) -> str:
     model = run.model
-    dtype = dtype_name(model.dtype)
     place = str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
-    parts = [model.label, place, dtype, run.backend, f"{run.prompt_length:,} prompt tokens"]
+    parts = [model.label, place, model.numbers, run.backend, f"{run.prompt_length:,} prompt tokens"]
     parts += [] if chat else ["raw prompt"]
     return " · ".join(parts)
 

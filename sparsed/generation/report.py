@@ -12,7 +12,7 @@ from sparsed.attention.backends.registry import executed_density
 from sparsed.config import ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
-from sparsed.origin import stretched
+from sparsed.origin import changes
 from sparsed.questions.build import Prompt
 from sparsed.questions.score import exact_match, nearest
 
@@ -79,7 +79,7 @@ def report_of(run: Run, prompt: Prompt | str, chat: bool) -> Report:
             "label": model.label,
             "family": model.family,
             **({} if model.processes == 1 else {"processes": model.processes}),
-            **stretched(model.rope_factor),
+            **changes(model.rope_factor, model.quantize),
         },
         prompt=_built(prompt, answer.text) if isinstance(prompt, Prompt) else None,
         prompt_format="chat" if chat else "raw",

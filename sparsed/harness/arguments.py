@@ -64,7 +64,7 @@ _SPARSE = tuple(
 )
 _OWN = (
     "attention", "mc_num", "is_check_greedy", "batch_size", "device", "dtype", "revision", "backend", "dense_backend",
-    "max_length", "add_bos_token", "escape_until", "show_speed", "mask_id", "rope_factor",
+    "max_length", "add_bos_token", "escape_until", "show_speed", "mask_id", "rope_factor", "quantize",
 )  # fmt: skip
 ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *CACHE, *SAMPLER)
 
@@ -95,6 +95,7 @@ class Arguments:
     dtype: str | None = None
     mask_id: int | None = None
     rope_factor: float | None = None
+    quantize: str | None = None
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -29,7 +29,6 @@ from sparsed.denoising import denoise
 from sparsed.denoising.info import RunInfo
 from sparsed.denoising.notes import positions
 from sparsed.denoising.predictor import Predictor
-from sparsed.machine import dtype_name
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -260,7 +259,7 @@ class _Estimate:
             attention=config,
             backend=kernels.name,
             dense_backend=kernels.dense.name,
-            dtype=dtype_name(self.model.dtype),
+            dtype=self.model.numbers,
             device=self.model.device.type,
             prompt_tokens=self.predictor.prompt_length,
             batch=questions,
@@ -314,10 +313,9 @@ class _Estimate:
             self._owners = owners
         logits = self.predictor.logits(canvas, masked.to(device), attention)
         if not bool(logits.amax(-1).isfinite().all()):
-            dtype = dtype_name(self.model.dtype)
             raise RuntimeError(
                 f"The model's logits are not finite ({phase} attention): its weights are damaged, or too large for "
-                f"{dtype}."
+                f"{self.model.numbers}."
             )
         return logits
 

@@ -52,8 +52,8 @@ class SparsedLM(SharedLM):
     pretrained: a name of the catalogue, a Hub id (with revision) or a folder (default "mini"). attention: "sparsed"
     (default), a baseline (`sparsed.METHODS`) or "dense"; skip, select, attention_block_size and what else
     `sparsed.AttentionConfig` has belong to all but "dense". cache, cache_refresh, cache_keys: `sparsed.CacheConfig`, of
-    generated answers alone. backend, dense_backend, device, dtype: as for
-    `sparsed.denoise` and `sparsed.load`, as rope_factor. mask_id: refused where it is not the checkpoint's.
+    generated answers alone. backend, dense_backend, device, dtype, rope_factor, quantize: as for `sparsed.denoise` and
+    `sparsed.load`. mask_id: refused where it is not the checkpoint's.
     batch_size: the most canvases of one forward. mc_num: Monte-Carlo draws of a likelihood (default 128).
     is_check_greedy: whether likelihoods say if the answer is what is decoded (default true; false says no, at once).
     add_bos_token: begin prompts with the tokenizer's first token, or with nothing (default: as the tokenizer does).
@@ -92,12 +92,15 @@ class SparsedLM(SharedLM):
         device, dtype = self.crew.device(arguments.device), arguments.dtype
         if dtype is None and self.crew.size > 1:
             # On a CPU a trial decides, and could decide otherwise in another process.
-            dtype = dtype_name(self.crew.agree(pick_dtype(None, pick_device(device), 0, arguments.pretrained)))
+            dtype = dtype_name(
+                self.crew.agree(pick_dtype(None, pick_device(device), 0, arguments.pretrained, arguments.quantize))
+            )
         self.model = load(
             arguments.pretrained,
             device=device,
             dtype=dtype,
             rope_factor=arguments.rope_factor,
+            quantize=arguments.quantize,
             revision=arguments.revision,
         )
         self.model.fingerprint()  # the results name it hours later, when the folder may hold other files

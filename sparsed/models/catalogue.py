@@ -43,7 +43,8 @@ class ModelSpec:
 
     name: what a user types. label: what a page shows. source: the checkpoint's folder inside assets/ if
     `bundled`, else its Hub id. family: see `sparsed.models.families`. defaults: the sampler's settings.
-    trained_length: positions seen in training, in tokens. parameters: weights.
+    trained_length: positions seen in training, in tokens. parameters: weights. kept: those of them that are not
+    quantised (embeddings, norms, biases, the head); None where that is not known, or nothing can be.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelSpec:
     trained_length: int
     parameters: int
     bundled: bool = False
+    kept: int | None = None
 
     @property
     def download_gb(self) -> float:
@@ -62,7 +64,7 @@ class ModelSpec:
 
 
 def _llada(name: str, label: str, source: str, trained_length: int = 4096) -> ModelSpec:
-    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, trained_length, 8_015_581_184)
+    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, trained_length, 8_015_581_184, kept=1_036_259_328)
 
 
 def _moe(name: str, label: str, source: str) -> ModelSpec:
@@ -70,11 +72,13 @@ def _moe(name: str, label: str, source: str) -> ModelSpec:
 
 
 def _illada(name: str, label: str, source: str) -> ModelSpec:
-    return ModelSpec(name, label, source, "illada", LLADA_DEFAULTS, 8192, 7_615_025_152)
+    return ModelSpec(name, label, source, "illada", LLADA_DEFAULTS, 8192, 7_615_025_152, kept=635_703_296)
 
 
 def _dream(name: str, label: str, source: str) -> ModelSpec:
-    return ModelSpec(name, label, source, "dream", DREAM_DEFAULTS, DREAM_LENGTH, 7_615_616_512)
+    return ModelSpec(
+        name, label, source, "dream", DREAM_DEFAULTS, DREAM_LENGTH, 7_615_616_512, kept=1_090_328_064
+    )
 
 
 CATALOGUE: tuple[ModelSpec, ...] = (
@@ -86,6 +90,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         defaults=MINI_DEFAULTS,
         trained_length=66_000,
         parameters=4_460_480,
+        kept=528_320,
         bundled=True,
     ),
     ModelSpec(
@@ -96,6 +101,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         defaults=LLADA_DEFAULTS,
         trained_length=40_960,
         parameters=596_049_920,
+        kept=155_648_000,
     ),
     _llada("llada-8b-instruct", "LLaDA-8B-Instruct", "GSAI-ML/LLaDA-8B-Instruct"),
     _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base"),

@@ -80,15 +80,20 @@ def read_generation(folder: Path) -> tuple[tuple[int, ...], list[str]]:
     return token_ids(said.get("eos_token_id"), said.get("pad_token_id")), [note] if unused else []
 
 
+def renamed(name: str, keys: Mapping[str, str]) -> str:
+    """The name in the network of a stored weight."""
+    for pattern, target in keys.items():
+        name = re.sub(pattern, target, name)
+    return name
+
+
 def report_of(
     weights: list[tuple[str, str, list[int]]], keys: Mapping[str, str], dtype: torch.dtype, progress: Listener | None
 ) -> Callable[[str], None]:
     """Turns the names of weights, as they are loaded, into progress in bytes and files."""
     waiting: dict[str, list[tuple[str, int]]] = {}  # several of a name, where they are stacked
     for file, name, shape in weights:
-        for pattern, target in keys.items():
-            name = re.sub(pattern, target, name)
-        waiting.setdefault(name, []).append((file, prod(shape) * dtype.itemsize))
+        waiting.setdefault(renamed(name, keys), []).append((file, prod(shape) * dtype.itemsize))
     left = Counter(file for file, _, _ in weights)
     total, files, done = sum(size for parts in waiting.values() for _, size in parts), len(left), 0
 

@@ -11,6 +11,7 @@ import torch
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models import LoadError
 from sparsed.models.hub import GB
+from sparsed.models.numbers import numbers, weight_bytes
 from sparsed.models.probe import fastest_cpu_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,26 +70,38 @@ def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return chosen
 
 
-def pick_dtype(dtype: torch.dtype | None, device: torch.device, parameters: int, label: str) -> torch.dtype:
-    """The dtype asked for, else the device's best, for so many parameters. Raises LoadError if they do not fit."""
+def pick_dtype(
+    dtype: torch.dtype | None,
+    device: torch.device,
+    parameters: int,
+    label: str,
+    quantize: str | None = None,
+    kept: int = 0,
+) -> torch.dtype:
+    """The dtype asked for, else the device's best, for so many parameters, of which so many are kept in it where the
+    others are quantised. Raises LoadError if they do not fit.
+    """
     free = device_memory(device.type, device.index)
     if dtype is None:
-        if device.type == "cuda":
+        if device.type == "cuda" and quantize == "fp8":
+            dtype = torch.bfloat16  # what it computes beside
+        elif device.type == "cuda":
             dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         elif device.type == "cpu":
-            roomy = free is None or 4 * parameters <= free
+            roomy = free is None or weight_bytes(parameters, kept, 4, quantize) <= free
             dtype = fastest_cpu_dtype() if roomy else torch.bfloat16
         else:
             dtype = torch.float32
-    needed = parameters * dtype.itemsize
+    needed = weight_bytes(parameters, kept, dtype.itemsize, quantize)
     if free is not None and needed > free:
         place = "this machine" if device.type == "cpu" else "the GPU"
-        half = 2 * parameters
         advice = "Choose a smaller model, or spread it with device_map='auto'."
-        if half <= free:
-            advice = f"In bfloat16 (dtype='bfloat16', --dtype bfloat16) they need {half / GB:.1f} GB, which fit."
+        if quantize is None and 2 * parameters <= free:
+            half = 2 * parameters / GB
+            advice = f"In bfloat16 (dtype='bfloat16', --dtype bfloat16) they need {half:.1f} GB, which fit."
         raise LoadError(
-            f"{label} needs {needed / GB:.1f} GB of memory for its weights in {dtype_name(dtype)}; "
+            f"{label} needs {needed / GB:.1f} GB of memory for its weights in "
+            f"{numbers(dtype_name(dtype), quantize)}; "
             f"{place} has {free / GB:.1f} GB free. {advice}"
         )
     return dtype

@@ -40,7 +40,7 @@ def of_random_weights(shape: str) -> str:
     """What stands for the fingerprint of random weights, which are drawn with seed 0
     (`sparsed.models.shares.random_network`).
     """
-    return f"random weights of {shape}, seed 0"
+    return f"random weights of {shape}, drawn layer by layer, seed 0"
 
 
 def _sha256(file: Path) -> str:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sparsed.attention.backends.registry import Problem
 from sparsed.config import ResolvedSampler
-from sparsed.machine import peak_bytes
+from sparsed.machine import dtype_name, peak_bytes
 from sparsed.models import LoadError
 from sparsed.models.chat import check_messages, messages_of, pieces
 from sparsed.models.fingerprint import Stamp, fingerprint, of_random_weights, stamp
+from sparsed.models.numbers import numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +52,8 @@ class Model:
     ends an answer, eos_id first. notes: sentences about how it was loaded that a user should see. team: the
     processes that hold the network together, each a share of it; None where it is whole. folder: where its files
     are; None for random weights. stamp: of these files when they were loaded. rope_factor: what the base of the
-    rotary positions was multiplied by; 1 as published.
+    rotary positions was multiplied by; 1 as published. quantize: what the decoder layers' weights are kept in;
+    None: in dtype.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Model:
     folder: Path | None = None
     stamp: Stamp | None = None
     rope_factor: float = 1.0
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end_ids", tuple(dict.fromkeys((self.eos_id, *self.end_ids))))
@@ -87,6 +90,11 @@ class Model:
         spread = getattr(self.network, "hf_device_map", None) or {}
         places = [torch.device(place) for place in spread.values() if place != "disk"]
         return tuple(dict.fromkeys((self.device, *places)))
+
+    @property
+    def numbers(self) -> str:
+        """What its weights are in and, where that differs, what it computes in: "bfloat16", "int8 (bfloat16)"."""
+        return numbers(dtype_name(self.dtype), self.quantize)
 
     @property
     def processes(self) -> int:

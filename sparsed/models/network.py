@@ -64,12 +64,14 @@ def load_network(
     device_map: str | Mapping[str, Any] | None,
     on_weight: Callable[[str], None],
     share: Share | None = None,
+    quantize: str | None = None,
 ) -> PreTrainedModel:
     """The weights of a folder of safetensors on transformers' own class.
 
     device_map: None puts everything on `device`; otherwise accelerate's ("auto", or module → device). share: this
     process reads its share alone, by transformers' tensor-parallel plan; all processes call this at the same time.
-    on_weight: called with each weight's name in the network as it is loaded. Raises LoadError where weights are
+    on_weight: called with each weight's name in the network as it is loaded. quantize: see `sparsed.models.quantise`.
+    Raises LoadError where weights are
     missing, left over, of another shape, or unreadable.
     """
     import transformers
@@ -83,6 +85,10 @@ def load_network(
         where = {"distributed_config": DistributedConfig(tp_size=share.size)}
     elif device_map is None and device.type != "cpu":
         where = {"device_map": {"": device}}
+    if quantize is not None:
+        from sparsed.models.quantizer import Quantization  # needs all of transformers' loading
+
+        where["quantization_config"] = Quantization(quantize)
     with quiet_transformers(on_weight):
         try:
             # dtype= converts the weights alone; .to(dtype) would round the rotary frequencies too.
@@ -114,6 +120,9 @@ def load_network(
                     f"device_map devices that hold them, or choose a smaller model."
                 ) from error
             raise LoadError(f"The network in {folder} cannot be built: {reason(error)}.") from error
+    if quantize is not None:
+        report["mismatched_keys"] |= network.hf_quantizer.mismatched
+        network.hf_quantizer.remove_quantization_config(network)
     check_report(report, folder)
     # transformers believes the weights, and says so in a warning alone.
     if checkpoint.config.tie_word_embeddings and not getattr(network, "all_tied_weights_keys", {"lm_head.weight"}):

@@ -12,6 +12,7 @@ from sparsed.attention import register
 from sparsed.models.families import read_config, recognise
 from sparsed.models.fuse import fuse
 from sparsed.models.network import load_network, prepare
+from sparsed.models.quantise import is_quantised, quantise
 from sparsed.parallel.share import Share, cut
 
 if TYPE_CHECKING:
@@ -37,20 +38,33 @@ def load_share(
 
 
 def random_network(
-    raw: Mapping[str, Any], dtype: torch.dtype, device: torch.device, fusing: bool, share: Share | None = None
+    raw: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    fusing: bool,
+    share: Share | None = None,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, str | None]:
     """`load_share` with random weights, the same on every machine of one kind, for the shape that the parsed
-    config.json `raw` describes; without a share the whole network.
+    config.json `raw` describes; without a share the whole network. They are drawn layer by layer, and those that
+    `quantize` asks for quantised at once: the same weights, in fewer bits.
     """
     import transformers
 
     checkpoint = recognise(dict(raw), "this shape")
     register.register()
     torch.manual_seed(0)
-    with device:
+    with torch.device("meta"):
         network = getattr(transformers, checkpoint.network)._from_config(
             checkpoint.config, dtype=dtype, attn_implementation=register.NAME
         )
+    with torch.no_grad():
+        for place, module in list(network.named_modules()):
+            module.to_empty(device=device, recurse=False)
+            network._init_weights(module)
+            if quantize is not None and is_quantised(name := f"{place}.weight"):
+                quantise(network, name, quantize)
+    network.tie_weights()
     if share is not None:
         cut(network, share)
     prepare(network, float32_rotation=checkpoint.float32_rotation, share=share)

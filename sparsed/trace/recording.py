@@ -16,7 +16,7 @@ from sparsed.answer_text import REPLACEMENT, groups
 from sparsed.attention.analysis import kept_mass
 from sparsed.attention.masks import Masks, coded
 from sparsed.config import same_importances
-from sparsed.machine import dtype_name, machine
+from sparsed.machine import machine
 from sparsed.questions.build import Prompt
 from sparsed.trace.check import MOST_IMPORTANCES
 from sparsed.trace.types import (
@@ -89,7 +89,7 @@ def record(
             name=model.name,
             label=model.label,
             family=model.family,
-            dtype=dtype_name(model.dtype),
+            dtype=model.numbers,
             device=model.device.type,
             processes=model.processes,
         ),
@@ -108,7 +108,7 @@ def record(
 
 def _same_model(model: Model, other: Model, *, copies: bool) -> bool:
     """copies: it may have been loaded twice."""
-    told = ("name", "label", "family", "dtype", "mask_id", "end_ids")
+    told = ("name", "label", "family", "numbers", "mask_id", "end_ids")
     return model is other or (copies and all(getattr(model, name) == getattr(other, name) for name in told))
 
 

@@ -36,6 +36,7 @@ KEY = {
     "skip": "0.3", "select": "0.4", "block_size": "64", "selection": "reference", "keep_importance": "yes",
     "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "8",
     "depths": "0.5", "backend": "gather", "dtype": "bfloat16", "rope_factor": "4",
+    "quantize": "int8",
 }  # fmt: skip
 # Of these each answer says what it was; the model itself counts by its weights.
 APART = {"model", "types", "lengths", "questions", "methods", "ablations", "observe"}

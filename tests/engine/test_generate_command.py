@@ -150,10 +150,11 @@ def test_public_model_path_and_loading_options(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("sparsed.models.loading.load", load)
     flags = "generate --model_path GSAI-ML/LLaDA-1.5 --device cuda --dtype bfloat16 --device-map auto --revision r1"
-    flags += " --rope-factor 14"
+    flags += " --rope-factor 14 --quantize int8"
     assert main(flags.split()) == 2
     assert callable(given.pop("progress"))
     expected = {"device": "cuda", "dtype": "bfloat16", "device_map": "auto", "revision": "r1", "rope_factor": 14.0}
+    expected["quantize"] = "int8"
     assert given == {"name": "GSAI-ML/LLaDA-1.5", "team": None, **expected}
 
 

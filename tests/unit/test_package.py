@@ -68,7 +68,7 @@ def test_dependencies_are_those_of_requirements_txt(metadata: Message) -> None:
 def test_extras_ask_for_what_is_tested(metadata: Message) -> None:
     tested = {one.name: one.specifier for one in requirements("requirements-dev.txt")}
     extras = {one.name: one.specifier for one in asked(metadata) if one.marker is not None}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"app", "metrics", "flash4", "lm-eval"}
-    for name in ("prometheus-client", "lm-eval"):
+    assert set(metadata.get_all("Provides-Extra", [])) == {"app", "metrics", "flash4", "lm-eval", "quantize"}
+    for name in ("prometheus-client", "lm-eval", "torchao"):
         both = [specifier for key, specifier in [*extras.items(), *tested.items()] if key.replace("_", "-") == name]
         assert len(both) == 2 and both[0] == both[1], name
