@@ -617,7 +617,7 @@ def test_the_documents_that_a_question_needs_are_marked_in_its_prompt(visit, fak
     page.wait_for_selector(".sd-prompt-text mark")
     text = page.text_content(".sd-prompt-text")
     assert text.endswith(page.inner_text(".sd-question"))
-    marked = page.evaluate("() => [...document.querySelectorAll('.sd-prompt-text mark')].map((each) => each.textContent)")
+    marked = page.eval_on_selector_all(".sd-prompt-text mark", "marks => marks.map((each) => each.textContent)")
     assert marked == [text[40:70], text[200:205]]  # the stand-in's
     assert "the 2 documents" in page.get_attribute(".sd-prompt-text", "data-legend")
     page.keyboard.press("Escape")
