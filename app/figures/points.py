@@ -26,16 +26,27 @@ class Point(NamedTuple):
     symbol: str
     rank: int = 2  # names of low rank get their places first
     strong: bool = False  # its name stands out
+    dense: Mapping[str, Any] | None = None  # full attention's row at that length
+
+    @property
+    def moved(self) -> float:
+        """Of a method that was asked fewer questions than full attention, harder or easier ones perhaps: how far it is
+        moved, in percent, to stand by its paired difference to full attention.
+        """
+        if self.dense is None or self.row["questions"] == self.dense["questions"] or self.row["difference"] is None:
+            return 0.0
+        return 100 * float(self.dense["accuracy"] + self.row["difference"] - self.row["accuracy"])
 
     @property
     def right(self) -> float:
-        """Of its answers, in percent."""
-        return 100 * float(self.row["accuracy"])
+        """Of its answers, in percent; `moved`."""
+        return 100 * float(self.row["accuracy"]) + self.moved
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The Wilson interval of its answers, in percent; `moved`."""
         low, high = self.row["interval"]
-        return 100 * low, 100 * high
+        return 100 * low + self.moved, 100 * high + self.moved
 
 
 class Ranges(NamedTuple):

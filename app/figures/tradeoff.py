@@ -118,6 +118,7 @@ def _families(
 ) -> View:
     """The methods of one length. best_method: the recommended one. marks: what there must be room for."""
     as_published = published(summary)
+    all_seen = _dense(rows)
     points = []
     for row in rows:
         method = row["method"]
@@ -125,7 +126,7 @@ def _families(
         rank = 0 if strong else 1 if method == "dense" else 2
         symbol = style.symbol if parts_of(method).cache == "none" else f"{style.symbol}-open"
         name = _name(method, best_method, as_published)
-        points.append(Point(row, row[speed], name, style.colour, symbol, rank, strong))
+        points.append(Point(row, row[speed], name, style.colour, symbol, rank, strong, all_seen))
     dense = next((point for point in points if point.row["method"] == "dense"), None)
     ranges = room_for(marks, Ranges.of(points))
     traces = [_rings([point for point in points if point.strong])]
@@ -139,6 +140,7 @@ def _families(
         how,
         f"{length} prompts",
         f"shaded: within {100 * MEAN:g} point of full attention",
+        *_fewer(points),
         shapes=[] if dense is None else _band(dense.right),
         annotations=names(points, ranges, width, [] if dense is None else [dense.right]),
     )
@@ -161,7 +163,7 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: st
     points: list[Point] = []
     said = [f"Accuracy against speed at {', '.join(rows)}, by {how}."]
     for style, (length, methods) in zip(LANES, rows.items()):
-        its = [_point(row, row[speed], length, style.colour) for row in methods]
+        its = [_point(row, row[speed], length, style.colour, _dense(methods)) for row in methods]
         dense = next((point for point in its if point.row["method"] == "dense"), None)
         line = curve(its, dense)
         traces.append(
@@ -195,19 +197,26 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: st
         f"prompts of {', '.join(rows)}",
         "open: full attention",
         "a line leads from full attention along what no other method of that length beats in both",
+        *_fewer(points),
         annotations=names(points, ranges, width),
     )
     return View({"data": traces, "layout": layout}, " ".join(said))
 
 
-def _point(row: Mapping[str, Any], speed: float, length: str, colour: str) -> Point:
+def _dense(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((row for row in rows if row["method"] == "dense"), None)
+
+
+def _point(
+    row: Mapping[str, Any], speed: float, length: str, colour: str, dense: Mapping[str, Any] | None
+) -> Point:
     """Where the colours are lengths: a name stands where the symbol does not say the method."""
     parts = parts_of(row["method"])
     symbol = CACHE_SYMBOLS.get(parts.cache, "cross") + ("-open" if parts.attention == "dense" else "")
     if row["method"] == "dense":
         return Point(row, speed, f"full attention, {length}", colour, symbol, 0)
     told = parts.own or parts.attention not in ("dense", "sparsed")
-    return Point(row, speed, _words(row["method"]) if told else "", colour, symbol)
+    return Point(row, speed, _words(row["method"]) if told else "", colour, symbol, dense=dense)
 
 
 def curve(points: Sequence[Point], first: Point | None) -> list[Point]:
@@ -219,6 +228,11 @@ def curve(points: Sequence[Point], first: Point | None) -> list[Point]:
         if not kept or point.right > kept[-1].right:
             kept.append(point)
     return [*([] if first is None or first in kept else [first]), *kept[::-1]]
+
+
+def _fewer(points: Sequence[Point]) -> list[str]:
+    moved = any(point.moved for point in points)
+    return ["asked fewer questions than full attention: placed by the paired difference to it"] if moved else []
 
 
 def _layout(ranges: Ranges, how: str, prompts: str, drawn: str, *lines: str, **more: Any) -> Figure:
