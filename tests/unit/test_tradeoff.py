@@ -171,7 +171,8 @@ def test_methods_asked_fewer_questions_stand_by_their_paired_difference(lengths:
                 assert (y + up, y - down) == pytest.approx((100 * high - 21, 100 * low - 21), abs=0.01)
     said = "asked fewer questions than full attention"
     assert said in figure["layout"]["title"]["subtitle"]["text"]
-    assert said not in tradeoff({"lengths": few, "cells": few, "doubts": []}, lengths).figure["layout"]["title"]["subtitle"]["text"]
+    alike = tradeoff({"lengths": few, "cells": few, "doubts": []}, lengths).figure
+    assert said not in alike["layout"]["title"]["subtitle"]["text"]
 
 
 def _bars(trace: dict[str, Any]) -> tuple[list[Any], list[Any]]:
