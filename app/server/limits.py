@@ -24,7 +24,7 @@ class Limits:
     """
 
     max_seconds: float = 3600.0
-    max_tokens: int = 66_560
+    max_tokens: int = 132_096
     memory: int | None = None
     memory_share: float = MEMORY_SHARE
     max_waiting: int = 32
@@ -42,7 +42,7 @@ class Limits:
         minutes = BORROWED_MINUTES if gpu_is_borrowed(values) else PUBLIC_MINUTES if public else 60
         return cls(
             max_seconds=60 * _number(values, "SPARSED_MAX_MINUTES", minutes),
-            max_tokens=int(_number(values, "SPARSED_MAX_TOKENS", 66_560, (64, 1e9))),
+            max_tokens=int(_number(values, "SPARSED_MAX_TOKENS", 132_096, (64, 1e9))),
             max_waiting=int(_number(values, "SPARSED_MAX_WAITING", 32, (1, 1e6))),
             public=public,
         )

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _record(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.opening", description=__doc__)
     parser.add_argument("--model", default="mini", help="a name of the catalogue or a local folder")
-    parser.add_argument("--length", default="8k", help="prompt length: short_context, 1k … 64k")
+    parser.add_argument("--length", default="8k", help="prompt length: short_context, 1k … 128k")
     parser.add_argument("--kind", default="about", help="kind of question")
     parser.add_argument("--question", type=int, default=0, help="question number")
     parser.add_argument("--lanes", nargs="*", choices=FURTHER, default=[], help="further lanes (default: none)")

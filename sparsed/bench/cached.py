@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from sparsed.bench.few_rows import copy_speed
@@ -121,14 +122,20 @@ def cached_lanes(
 ) -> Iterator[CachedLane]:
     """Every cache with full attention and with SparseD, in runs of each number of steps: whole, `repeats` times, where
     the lanes without a cache made as many; else rehearsed. One after the other, for each keeps its keys and values. One
-    that these have no room for is left out, and said so.
+    that these have no room for, or that runs out of memory, is left out, and said so.
     """
     if not caches:
         return
     speed = copy_speed(bench.model.device)
     for total in totals:
         for attention, cache in lanes_of(bench.attention, caches):
-            lane = _lane(bench, attention, cache, total, uncached, repeats, speed)
+            try:
+                lane = _lane(bench, attention, cache, total, uncached, repeats, speed)
+            except torch.OutOfMemoryError:
+                if bench.model.team is not None:
+                    raise  # the others wait for this process
+                bench.say(f"{_label(attention, cache)}: left out, the memory of {bench.model.device} ran out")
+                continue
             if lane is not None:
                 yield lane
 
@@ -144,7 +151,7 @@ def _lane(
 ) -> CachedLane | None:
     model, whole = bench.model, total == uncached.steps
     run = bench.run(attention, cache, total)
-    label = f"{METHOD_LABELS[run.attention.method]} + {CACHE_LABELS[cache.method]}"
+    label = _label(attention, cache)
     kept, free = kept_bytes(run), device_memory(model.device.type, model.device.index)
     if free is not None and kept > free:
         bench.say(f"{label}: left out, it keeps {kept / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free")
@@ -182,6 +189,10 @@ def _lane(
         same_tokens=None if same is None else round(same, 4),
         run=run.info.record(),
     )
+
+
+def _label(attention: AttentionConfig | Literal["dense"], cache: CacheConfig) -> str:
+    return f"{METHOD_LABELS[as_attention(attention).method]} + {CACHE_LABELS[cache.method]}"
 
 
 def _as_text(run: Run, cache: CacheConfig) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsed import files
-from sparsed.bench.cached import work_in_runs
+from sparsed.bench.cached import settle, work_in_runs
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement, dense_agreement
@@ -66,7 +66,8 @@ COMPOSED = [128]
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
-    """The command line. Returns the exit code; raises ValueError for settings that make no sense.
+    """The command line. Returns the exit code, 1 where a length did not fit into memory; raises ValueError for settings
+    that make no sense.
 
     team: the processes that hold the model together, under torchrun.
     """
@@ -103,14 +104,15 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
             if own:
                 print(f"bench's own defaults: {own}; what else was not said is the model's", flush=True)
         report = Report(options.json, about, show=crew.rank == 0)
+        left_out: list[str] = []
         try:
             with nullcontext() if crew.size > 1 or team is not None else heeding_sigterm():
                 if options.out is None:
                     asked = [(choice, length) for choice in _choices(options) for length in options.lengths]
-                    for result in _measurements(options, asked, team):
+                    for result in _measurements(options, asked, team, left_out):
                         report.add(result)
                 else:
-                    _measure_missing(options, about, crew, team)
+                    _measure_missing(options, about, crew, team, left_out)
                     crew.wait()
         except ValueError:  # a wrong value says nothing of what the folder holds, which may be of other settings
             report.end(finished=False)
@@ -121,8 +123,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
                 kept = f"What {options.out} holds stays; the same command goes on from there."
                 raise type(error)(kept) from None
             raise
-        report.end(finished=True, kept=None if options.out is None else _kept(options.out))
-    return 0
+        report.end(not left_out, None if options.out is None else _kept(options.out), left_out)
+    return 1 if left_out else 0
 
 
 def _fill_in(options: argparse.Namespace) -> str:
@@ -159,10 +161,12 @@ def _measurements(
     options: argparse.Namespace,
     asked: Sequence[tuple[Choice, str]],
     team: Team | None,
+    left_out: list[str],
     loaded: Callable[[Model], object] = lambda _: None,
 ) -> Iterator[Measurement]:
     """Each (choice, length) measured, one after another; a model is loaded once for each choice, and `loaded` told of
-    it before anything is measured. Tokens of unquantised weights are kept, to compare the others with.
+    it before anything is measured. Tokens of unquantised weights are kept, to compare the others with. One that runs
+    out of the GPU's memory is left out, and added to `left_out` in a sentence.
     """
     sampler, attention, caches = sampler_of(options), attention_of(options), caches_of(options)
     done, unquantised = 0, dict[tuple[torch.dtype, str], Tensor]()
@@ -185,20 +189,29 @@ def _measurements(
                 estimate.look(run)
                 seen[:] = [run]
 
-            result = measure(
-                model,
-                random_prompt(model, length, options),
-                length,
-                sampler,
-                attention,
-                backend=options.backend,
-                dense_backend=options.dense_backend,
-                repeats=options.repeats,
-                compose=options.compose,
-                caches=caches,
-                say=say,
-                look=look,
-            )
+            try:
+                result = measure(
+                    model,
+                    random_prompt(model, length, options),
+                    length,
+                    sampler,
+                    attention,
+                    backend=options.backend,
+                    dense_backend=options.dense_backend,
+                    repeats=options.repeats,
+                    compose=options.compose,
+                    caches=caches,
+                    say=say,
+                    look=look,
+                )
+            except torch.OutOfMemoryError:
+                if team is not None:
+                    raise  # the others wait for this process
+                left_out.append(_does_not_fit(model, length))
+                say(left_out[-1])
+                seen.clear()
+                settle(model)
+                continue
             tokens, key = seen[0].steps[-1].tokens, (model.dtype, length)
             same = None
             if model.quantize is None:
@@ -212,6 +225,16 @@ def _measurements(
             del seen, look
         del model
         gc.collect()
+
+
+def _does_not_fit(model: Model, length: str) -> str:
+    whole = ""
+    if model.device.type == "cuda":
+        whole = f"'s {torch.cuda.get_device_properties(model.device).total_memory / 2**30:.0f} GiB"
+    return (
+        f"{model.label} at {length} in {model.numbers} does not fit into {model.device}{whole}: choose a "
+        f"shorter length, or several GPUs (torchrun --nproc-per-node 2 -m sparsed bench …)."
+    )
 
 
 def _loaded(
@@ -230,7 +253,7 @@ def _loaded(
 
 
 def _measure_missing(
-    options: argparse.Namespace, about: dict[str, Any], crew: Crew, team: Team | None
+    options: argparse.Namespace, about: dict[str, Any], crew: Crew, team: Team | None, left_out: list[str]
 ) -> None:
     """This process's share of the measurements that the folder lacks; each is in the folder as soon as it is done."""
     place = pick_device(options.device)
@@ -269,7 +292,7 @@ def _measure_missing(
         whole = _whole_key(key, options, model.fingerprint(), model.defaults)
         folders.append(Folder(options.out, whole, crew.name, {"model": options.shape or options.model}))
 
-    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team, loaded):
+    for result in _measurements(options, [(pieces[i][0][0], pieces[i][1]) for i in mine], team, left_out, loaded):
         folders[-1].add("measurements", asdict(replace(result, beside=max(1, beside))))
 
 

@@ -185,15 +185,19 @@ class Report:
         self._results.append(result)
         self._write(finished=False)
 
-    def end(self, finished: bool, kept: list[Measurement] | None = None) -> None:
-        """The table of what there is. finished: nothing that was asked for is missing. kept: what a folder holds."""
+    def end(self, finished: bool, kept: list[Measurement] | None = None, left_out: Sequence[str] = ()) -> None:
+        """The table of what there is. finished: nothing that was asked for is missing. kept: what a folder holds.
+        left_out: sentences on what was asked for and is not there.
+        """
         results = self._results = self._results if kept is None else kept
         if not self._show or not results:
             return
         print()
         print_table(results)
         print_cached(results)
-        if not finished:
+        for sentence in left_out:
+            print(f"Left out: {sentence}")
+        if not finished and not left_out:
             print("This is what was measured before the end.")
         self._write(finished)
         if self._file is not None:

@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--depths", nargs="*", type=float, default=list(DEPTHS), help="where the needed documents stand, 0 … 1; none: "
         "by chance")  # fmt: skip
     add("--questions", type=int, help="of each type and length; default 200 up to 16k, 100 at 32k, 40 at "
-        "64k; with --report, only the first so many")  # fmt: skip
+        "64k, 20 at 128k; with --report, only the first so many")  # fmt: skip
     add("--methods", nargs="+", default=["dense", "sparsed", "sliding_window", "streaming_llm"], metavar="METHOD",
         help=f"of {' '.join(METHODS)}; with a cache: dense+prefix, sparsed+dual; with settings of its own: "
         "sparsed:skip=0,select=0.1, dense:threshold=0.9, sparsed+refresh:cache_refresh=4")  # fmt: skip

@@ -25,7 +25,9 @@ TYPES: dict[str, tuple[str, ...]] = {
 """Question types of the grid, and the kinds of `sparsed.questions` that each asks in turns."""
 USUAL_TYPES = tuple(name for name in TYPES if name != "unanswerable")
 """Those that are asked where none are named."""
-LENGTHS = ("512", "1k", "2k", "4k", "8k", "16k", "32k", "64k")
+LENGTHS = ("512", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k")
+# So many of each type up to so many tokens; 20 beyond.
+_QUESTIONS = ((16_384, 200), (32_768, 100), (65_536, 40))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIRST_SEED = 3_000_000
 
@@ -60,12 +62,12 @@ class Plan:
 
 
 def default_cells(lengths: Iterable[str], types: Iterable[str], questions: int | None = None) -> list[Cell]:
-    """The evaluation grid: 200 questions a cell up to 16k, 100 at 32k, 40 at 64k."""
+    """The evaluation grid: 200 questions a cell up to 16k, 100 at 32k, 40 at 64k, 20 at 128k."""
     types = list(dict.fromkeys(types))
     cells = []
     for length in dict.fromkeys(map(length_name, lengths)):
         tokens = token_budget(length)
-        usual = 200 if tokens <= 16384 else 100 if tokens <= 32768 else 40
+        usual = next((many for most, many in _QUESTIONS if tokens <= most), 20)
         cells += [Cell(type, length, questions or usual) for type in types]
     return cells
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
@@ -134,6 +135,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             reason = (str(error).splitlines() or [""])[0]
             raise LoadError(f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}).") from error
+    # How long a sequence may be is the network's matter, and the run's notes say it.
+    tokenizer.model_max_length = sys.maxsize
     _check_twice(folder, tokenizer, about)
     templates = tokenizer.chat_template
     if isinstance(templates, dict):

@@ -11,17 +11,18 @@ _BUDGETS = {
     "16k": 16384,
     "32k": 32768,
     "64k": 65536,
+    "128k": 131072,
 }
 LENGTHS = tuple(_BUDGETS)
 """Prompt lengths by name; "4k" is 4,096 tokens of the loaded tokenizer, chat template included."""
-SHORTEST, LONGEST = 192, 65_536
+SHORTEST, LONGEST = 192, 131_072
 
 
 def token_budget(length: str | int) -> int:
     """Tokens of a length given by name or number.
 
     Raises:
-        ValueError: an unknown name, or a number outside 192 … 65,536.
+        ValueError: an unknown name, or a number outside 192 … 131,072.
     """
     if isinstance(length, str) and length in _BUDGETS:
         return _BUDGETS[length]

@@ -136,6 +136,30 @@ def test_what_a_step_is_split_into(tiny: Any) -> None:
     assert not [line for line in _lines([plain]) if "experts" in line]
 
 
+def test_a_length_without_room_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, threads_of_torch: None
+) -> None:
+    real = command.measure
+
+    def measure(model: Any, prompt: Any, length: str, *given: Any, **more: Any) -> numbers.Measurement:
+        if length == "300":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
+        return real(model, prompt, length, *given, **more)
+
+    monkeypatch.setattr("sparsed.bench.command.measure", measure)
+    file = tmp_path / "bench.json"
+    assert main([*SWEEP, "--lengths", "200", "300", "250", "--json", str(file)]) == 1
+    record = json.loads(file.read_text("utf-8"))
+    assert [row["length"] for row in record["results"]] == ["200", "250"] and not record["finished"]
+    said = (
+        "mini (random weights) at 300 in float32 does not fit into cpu: choose a shorter length, or several GPUs "
+        "(torchrun --nproc-per-node 2 -m sparsed bench …)."
+    )
+    printed = capsys.readouterr().out
+    assert f"  300, float32: {said}\n" in printed and f"Left out: {said}\n" in printed
+    assert "before the end" not in printed
+
+
 def test_what_loading_took_is_told(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], threads_of_torch: None
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparsed.bench import cached as cached_module
 from sparsed.bench import measure as measure_module
 from sparsed.bench import numbers
 from sparsed.bench.cached import work_in_runs
@@ -133,6 +134,24 @@ def test_a_cache_without_room_is_left_out_and_said(tiny: Any, monkeypatch: pytes
     assert [line.partition(": left out")[0] for line in said if "left out" in line] == [
         "Full attention + Fast-dLLM, dual", "SparseD + Fast-dLLM, dual",
     ]  # fmt: skip
+
+
+def test_a_cache_that_runs_out_of_memory_is_left_out_and_said(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    real = cached_module._lane
+
+    def lane(bench: Any, attention: Any, *more: Any) -> Any:
+        if attention == "dense":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(bench, attention, *more)
+
+    monkeypatch.setattr(cached_module, "_lane", lane)
+    result = measure_module.measure(
+        tiny, torch.arange(2, 102), "100", SamplerConfig(steps=2, gen_length=8), SparseDConfig(block_size=32),
+        caches=[CacheConfig("dual")], say=said.append,
+    )  # fmt: skip
+    assert [one.method for one in result.cached] == ["sparsed+dual"]
+    assert "Full attention + Fast-dLLM, dual: left out, the memory of cpu ran out" in said
 
 
 def test_the_work_of_caches_is_told_beforehand(tiny: Any) -> None:

@@ -213,8 +213,8 @@ def test_a_list_names_all_from_a_to_z(tokenizer: PreTrainedTokenizerFast, length
 
 @pytest.mark.parametrize("kind", ["chain4", "list"])
 def test_the_longest_prompts_hold_the_answer_too(tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
-    prompt = build_prompt(tokenizer, "64k", kind, 1)
-    assert 0.99 * 65536 <= prompt.tokens <= 65536
+    prompt = build_prompt(tokenizer, "128k", kind, 1)
+    assert 0.99 * 131_072 <= prompt.tokens <= 131_072
     there = read(prompt.text)
     if kind == "chain4":
         assert prompt.answer == " ".join(SAID[r].format(s, there.value(r, s)) for r, s in hops_of(prompt, there))

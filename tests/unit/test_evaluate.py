@@ -150,10 +150,11 @@ def test_observations_are_averaged_by_length_and_step() -> None:
 
 
 def test_the_grid_asks_as_many_questions_as_promised() -> None:
-    cells = default_cells(["512", "16k", "32k", "64k"], ["lookup", "arithmetic"])
+    cells = default_cells(["512", "16k", "32k", "64k", "128k"], ["lookup", "arithmetic"])
     assert [(c.type, c.length, c.questions) for c in cells] == [
         ("lookup", "512", 200), ("arithmetic", "512", 200), ("lookup", "16k", 200), ("arithmetic", "16k", 200),
         ("lookup", "32k", 100), ("arithmetic", "32k", 100), ("lookup", "64k", 40), ("arithmetic", "64k", 40),
+        ("lookup", "128k", 20), ("arithmetic", "128k", 20),
     ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -36,8 +38,27 @@ def test_a_prompt_fills_its_length_as_the_model_sees_it(
 
 
 def test_the_longest_prompt_fills_its_length(tokenizer: PreTrainedTokenizerFast) -> None:
-    prompt = build_prompt(tokenizer, "64k", "fact", seed=1)
-    assert 0.99 * 65536 <= seen(tokenizer, prompt.text) <= 65536
+    prompt = build_prompt(tokenizer, "128k", "fact", seed=1)
+    assert 0.99 * 131_072 <= seen(tokenizer, prompt.text) <= 131_072
+
+
+@pytest.mark.parametrize("letters", [1, 5, 12])
+def test_the_longest_prompt_of_other_tokenizers(letters: int) -> None:
+    """Which take a token for every so many letters of a word: little text, or much; documents hardly repeat."""
+
+    class Cutting:
+        chat_template = "x"
+
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [0] * sum(-(-len(word) // letters) for word in re.findall(r" ?[A-Za-z]+|[^A-Za-z]", text))
+
+        def apply_chat_template(self, chat: list[dict[str, str]], **_: object) -> dict[str, list[int]]:
+            return {"input_ids": self.encode(chat[0]["content"], False)}
+
+    prompt = build_prompt(Cutting(), "128k", "two_hop", 5)
+    assert 0.99 * 131_072 <= prompt.tokens == len(Cutting().encode(prompt.text, False)) <= 131_072
+    documents = [line.partition(": ")[2] for line in prompt.text.splitlines() if line.startswith("Document ")]
+    assert len(documents) > 500 and len(set(documents)) > 0.99 * len(documents) and len(prompt.needed) == 2
 
 
 def test_another_tokenizer_is_within_one_percent(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -97,9 +118,9 @@ def test_without_a_needed_document_depth_changes_nothing(tokenizer: PreTrainedTo
 
 
 def test_lengths_by_name_or_number() -> None:
-    assert [token_budget(name) for name in LENGTHS] == [256, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
+    assert [token_budget(name) for name in LENGTHS] == [256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072]
     assert token_budget(500) == token_budget("500") == 500
-    for wrong in ("5k", "", 0, -1, 65537):
+    for wrong in ("5k", "", 0, -1, 131073):
         with pytest.raises(ValueError, match="rompt"):
             token_budget(wrong)
 

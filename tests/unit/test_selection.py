@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsed.attention.pattern import BlockLayout
+from sparsed.attention.selection import isolated
 from sparsed.attention.selection.importance import block_importance
 from sparsed.attention.selection.isolated import blocks_to_keep, select_blocks
 
@@ -168,6 +169,19 @@ def test_equal_attention_keeps_the_first_blocks_of_each_side() -> None:
     q, k = torch.zeros(1, 2, 64, 8), torch.randn(1, 1, 64, 8)
     pattern = select_blocks(block_importance(q, k, 0.5, 8), BlockLayout(64, 40, 8), 0.4)
     assert (pattern.indices == torch.tensor([0, 1, 5, 6])).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 60])
+def test_rows_are_ranked_some_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Long sequences have more entries than are ranked together; at least a row is."""
+    monkeypatch.setattr(isolated, "_AT_ONCE", at_once)
+    sizes = []
+    real = isolated._most_important
+    monkeypatch.setattr(isolated, "_most_important", lambda x, n: sizes.append(x.numel()) or real(x, n))
+    layout = BlockLayout(61, 48, 8)
+    torch.manual_seed(3)
+    assert_selection(torch.randint(0, 4, (2, 3, 8, 8)) / 4, layout, 0.5)
+    assert max(sizes) <= max(at_once, 6) and sum(sizes) == 2 * 3 * 8 * 8
 
 
 def test_importance_that_does_not_fit_or_is_not_a_number_is_refused() -> None:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from sparsed.attention.pattern import BlockLayout, LayerPattern
 
+# Entries that are ranked at a time: what is made of them on the way takes several times their memory, and on a GPU
+# torch's nonzero counts to 2³¹ − 1.
+_AT_ONCE = 2**26
+
 
 def blocks_to_keep(select: float, blocks: int) -> int:
     """How many of `blocks` blocks of one side are kept: 0 of 0, else max(1, ⌈select · blocks⌉).
@@ -65,9 +69,19 @@ def check_finite(importance: Tensor) -> None:
 
 
 def most_important(values: Tensor, count: int) -> Tensor:
-    """Ascending positions [..., count] of the `count` largest entries of each row; of equals, the first."""
-    if count == values.shape[-1]:
-        return torch.arange(count, device=values.device).expand(*values.shape[:-1], count)
+    """Ascending positions [..., count], int64, of the `count` largest entries of each row; of equals, the first.
+
+    Memory beside the result: that of some rows, however many there are.
+    """
+    *shape, entries = values.shape
+    if count == entries:
+        return torch.arange(count, device=values.device).expand(*shape, count)
+    parts = values.reshape(-1, entries).split(max(1, _AT_ONCE // entries))
+    return torch.cat([_most_important(part, count) for part in parts]).view(*shape, count)
+
+
+def _most_important(values: Tensor, count: int) -> Tensor:
+    """`most_important` of rows [m, entries]."""
     # topk alone leaves ties to chance. Its smallest value is the cut: all above it are in, and as many
     # equal to it as there is still room for, from the left. This is several times faster than a stable
     # sort of every row.
@@ -77,4 +91,4 @@ def most_important(values: Tensor, count: int) -> Tensor:
     room = count - chosen.sum(-1, keepdim=True, dtype=torch.int32)
     chosen |= equal & (equal.cumsum(-1, dtype=torch.int32) <= room)
     # nonzero walks row by row, so the positions come out ascending, exactly `count` to a row.
-    return chosen.nonzero()[:, -1].view(*values.shape[:-1], count)
+    return chosen.nonzero()[:, -1].view(len(values), count)
