@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sparsed.denoising import generate as generate
     from sparsed.denoising.own_loop import OwnLoop as OwnLoop
     from sparsed.denoising.run import Run as Run
+    from sparsed.denoising.several import Answered as Answered
+    from sparsed.denoising.several import generate_all as generate_all
     from sparsed.denoising.step import Result as Result
     from sparsed.denoising.step import Step as Step
     from sparsed.models.loading import load as load
@@ -44,6 +46,7 @@ __all__ = [
     "METHODS",
     "METHOD_LABELS",
     "RECOMMENDED",
+    "Answered",
     "AttentionConfig",
     "BlockLayout",
     "CacheConfig",
@@ -58,10 +61,12 @@ __all__ = [
     "Step",
     "denoise",
     "generate",
+    "generate_all",
     "load",
 ]
 
 _LAZY = {
+    "Answered": "sparsed.denoising.several",
     "BlockLayout": "sparsed.attention.layout",
     "LayerPattern": "sparsed.attention.pattern",
     "Pattern": "sparsed.attention.pattern",
@@ -71,6 +76,7 @@ _LAZY = {
     "Step": "sparsed.denoising",
     "denoise": "sparsed.denoising",
     "generate": "sparsed.denoising",
+    "generate_all": "sparsed.denoising.several",
     "Model": "sparsed.models.model",
     "load": "sparsed.models.loading",
 }

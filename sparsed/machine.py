@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -215,6 +216,23 @@ def _mark() -> int | None:
     except (OSError, UnicodeDecodeError):
         return None
     return None if found is None else 1024 * int(found[1])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of this machine or a device, did not suffice."""
+    said = str(error).lower()
+    named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    # Of another process there are only the words, the kind of its error among them.
+    return named or any(sign in said for sign in ("out of memory", "can't allocate memory", "memoryerror"))
+
+
+def release_memory() -> None:
+    """Gives what torch keeps of a GPU's memory without using it back to the device."""
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()  # what an error leaves may hold itself in a circle
+        torch.cuda.empty_cache()
 
 
 def give_back() -> None:

@@ -11,11 +11,10 @@ import numpy as np
 from app.engine.copies import line_up
 from app.engine.interface import Given
 from app.engine.local import SparsedEngine
-from app.engine.sentences import out_of_memory
 from app.lanes import LaneSpec
 from sparsed.attention.masks import Masks
 from sparsed.config import SamplerConfig
-from sparsed.machine import machine
+from sparsed.machine import machine, out_of_memory
 from sparsed.turns import whose_turn
 
 if TYPE_CHECKING:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
+from sparsed.machine import out_of_memory
 from sparsed.parallel.launch import TeamLost
-
-
-def out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
-    named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    # Of another process there are only the words, the kind of its error among them.
-    return named or any(sign in said for sign in ("out of memory", "can't allocate memory", "memoryerror"))
 
 
 def error_sentence(error: BaseException, lane: str | None = None) -> str:

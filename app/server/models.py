@@ -11,9 +11,9 @@ from typing import Any
 
 from app.engine.cost import Shape, Speed
 from app.engine.interface import Engine, ModelLike
-from app.engine.sentences import out_of_memory
 from app.server.journal import Journal
 from sparsed.config import SamplerConfig
+from sparsed.machine import out_of_memory
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
 

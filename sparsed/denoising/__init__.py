@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
+from sparsed.batches import patterns_apart
 from sparsed.config import AttentionConfig, CacheConfig, SamplerConfig, as_attention, check_keys
 from sparsed.denoising.own_loop import OwnLoop
-from sparsed.denoising.plan import patterns_apart
 from sparsed.denoising.run import Run
 from sparsed.denoising.step import Result, Step
 

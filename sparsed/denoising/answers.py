@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -41,6 +42,15 @@ class Answers:
         if cut is not None:
             return Answer(text[:cut], "stop string")
         return Answer(text, None if end is None else "end token")
+
+    def count(self, tokens: Sequence[int]) -> int:
+        """Generated tokens of one row up to and with what ended its answer; masks are left out."""
+        ids = list(tokens)
+        end = next((place + 1 for place, token in enumerate(ids) if token in self._ends), len(ids))
+        if self.read(ids).ended == "stop string":
+            # The shortest beginning that holds one.
+            end = 1 + bisect_left(range(1, end), True, key=lambda end: self.read(ids[:end]).ended is not None)
+        return sum(token != self._model.mask_id for token in ids[:end])
 
     def complete(self, canvas: Tensor) -> bool:
         """Whether each row of canvas, int64 [batch, gen_length], holds an answer that has ended with nothing masked

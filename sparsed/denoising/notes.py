@@ -62,7 +62,7 @@ def padding(model: Model, prompt: Tensor) -> list[str]:
         return []
     return [
         f"The token ids of prompt {', '.join(rows)} begin or end with padding, which the model reads like the rest: "
-        f"run prompts of unequal length one by one."
+        f"give prompts of unequal length to generate_all, as they are."
     ]
 
 

@@ -15,7 +15,6 @@ from sparsed.attention.policy import AttentionPolicy
 from sparsed.cache.policy import computed, full, full_later
 from sparsed.cache.rows import ALL, Rows
 from sparsed.config import (
-    AttentionConfig,
     Phase,
     ResolvedAttention,
     ResolvedCache,
@@ -160,13 +159,6 @@ def plan_of(
     layout = BlockLayout(prompt_length + sampler.gen_length, prompt_length, attention.block_size)
     policy = AttentionPolicy(attention, layout, sampler.steps, sampler.blocks, sampler.seed)
     return planned_steps(Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length, shift))
-
-
-def patterns_apart(
-    attention: AttentionConfig | ResolvedAttention, cache: ResolvedCache, threshold: float | None
-) -> bool:
-    """Do the sequences of a batch come to their patterns at different steps, so that each must be a run of its own?"""
-    return threshold is not None and not cache.none and not attention.dense
 
 
 def one_by_one(cache: ResolvedCache, threshold: float | None) -> bool:

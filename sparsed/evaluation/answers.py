@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed.answer_text import agreement, answer_length
-from sparsed.config import AttentionConfig, ResolvedSampler
+from sparsed.batches import Fitting, must_be_alone, together
+from sparsed.config import ResolvedSampler
 from sparsed.evaluation.key import about, key_of
 from sparsed.evaluation.methods import Method, parse_method
 from sparsed.evaluation.plan import FIRST_SEED, TYPES, Cell, Plan, file_name
@@ -26,6 +27,7 @@ from sparsed.results_folder import Folder, check_alike
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsed.denoising import Result
     from sparsed.models.model import Model
 
 
@@ -64,17 +66,18 @@ def evaluate(
         plan: what all answers share.
         shard: (i, n): answer every n-th question from the i-th.
         crew: processes that call this at the same time with the same arguments; they share what is open.
-        batch_tokens: run questions of equal length together up to this many tokens; 0 runs them one by one. So do
-            runs whose batch would show in their answers or their steps (`must_be_alone`).
+        batch_tokens: run questions of equal length together up to this many tokens, answers included; 0 runs them one
+            by one. So do runs whose batch would show in their answers or their steps (`goes_alone`). Where memory does
+            not suffice for a batch, half of it is tried.
     """
     from tqdm import tqdm
 
     plan = plan or Plan()
     asked = {method.name: method for method in (parse_method(method, plan.attention) for method in methods)}
-    alone = {
-        name: must_be_alone(method.resolve(plan.sampler, model.defaults), method.attention)
-        for name, method in asked.items()
-    }
+    samplers = {name: method.resolve(plan.sampler, model.defaults) for name, method in asked.items()}
+    alone = {name: goes_alone(method, samplers[name]) for name, method in asked.items()}
+    generated = plan.sampler.resolve(model.defaults).gen_length
+    fitting = Fitting()
     key = key_of(model, plan)
     check_alike(crew, key)
     folder = Folder(out, key, file_name(shard, crew), about(model))
@@ -95,23 +98,30 @@ def evaluate(
             cell = cells[place]
             bar.set_postfix_str(f"{cell.length} {cell.type}")
             known = {index: done[cell.type, cell.length, index] for index in indices}
-            for batch in _batches(model, cell, plan, indices, batch_tokens):
+            for batch in together(
+                _asked(model, cell, plan, indices),
+                key=lambda question: question[2].shape[1] + generated,
+                most=lambda length: batch_tokens // length,
+            ):
                 for name in order:
                     missing = [question for question in batch if name not in known[question[0]]]
                     rows = 1 if alone[name] else len(batch)
                     for start in range(0, len(missing), rows):
-                        together = missing[start : start + rows]
-                        for record in _answer(model, together, asked[name], cell, plan, known):
+                        for record in _answer(
+                            model, missing[start : start + rows], asked[name], cell, plan, known, fitting
+                        ):
                             known[record.index][name] = record
                             folder.add("records", asdict(record))
-                        bar.update(len(together))
+                            bar.update()
+    if fitting.note is not None:
+        print(f"note: {fitting.note}", file=sys.stderr)
 
 
-def must_be_alone(sampler: ResolvedSampler, attention: AttentionConfig) -> bool:
-    """A run that draws at random, or whose pattern does, gives each row of a batch another draw; one that may end
-    before its last step makes as many steps as its slowest row.
+def goes_alone(method: Method, sampler: ResolvedSampler) -> bool:
+    """Do a method's questions go one by one, with this sampler? So they do where others of a batch would show in an
+    answer, or in the steps that it took: one that may end before its last step makes as many as its slowest row.
     """
-    return sampler.draws or attention.method == "random" or sampler.at_most
+    return must_be_alone(sampler, method.attention, method.cache.resolve()) or sampler.at_most
 
 
 def is_watched(crew: Crew) -> bool:
@@ -135,17 +145,11 @@ def own_share(cells: Sequence[Cell], answers: Mapping[tuple[int, int], int], cre
     return mine
 
 
-def _batches(model: Model, cell: Cell, plan: Plan, indices: Iterable[int], batch_tokens: int) -> Iterator[list[Asked]]:
-    """The cell's questions of these indices, those of equal length together."""
-    waiting: dict[int, list[Asked]] = defaultdict(list)
+def _asked(model: Model, cell: Cell, plan: Plan, indices: Iterable[int]) -> Iterator[Asked]:
+    """The cell's questions of these indices, each once it is asked for."""
     for index in indices:
         prompt = ask_batch(model, cell, plan, index)
-        ids = model.encode(prompt.text)
-        batch = waiting[ids.shape[1]]
-        batch.append((index, prompt, ids))
-        if (len(batch) + 1) * ids.shape[1] > batch_tokens:
-            yield waiting.pop(ids.shape[1])
-    yield from waiting.values()
+        yield index, prompt, model.encode(prompt.text)
 
 
 def ask_batch(model: Model, cell: Cell, plan: Plan, index: int) -> Prompt:
@@ -166,16 +170,40 @@ def _answer(
     cell: Cell,
     plan: Plan,
     known: dict[int, dict[str, Answer]],
+    fitting: Fitting,
 ) -> Iterator[Answer]:
     # Needs torch, as what follows: a table of kept answers is made without.
     import torch
 
     from sparsed.denoising import generate
+
+    sampler = method.sampler_in(plan.sampler)
+
+    def ran(part: Sequence[Asked]) -> Result:
+        ids = torch.cat([asked[2] for asked in part])
+        return generate(
+            model, ids, sampler=sampler, attention=method.attention, cache=method.cache, backend=plan.backend
+        )
+
+    length = batch[0][2].shape[1] + sampler.resolve(model.defaults).gen_length
+    for part, result in fitting.pieces(batch, length, ran):
+        yield from _records(model, part, result, method, cell, plan, known)
+
+
+def _records(
+    model: Model,
+    batch: Sequence[Asked],
+    result: Result,
+    method: Method,
+    cell: Cell,
+    plan: Plan,
+    known: dict[int, dict[str, Answer]],
+) -> Iterator[Answer]:
+    """The answers of a run to a batch of questions."""
+    # Needs torch, as above.
     from sparsed.evaluation.executed import executed
 
-    ids = torch.cat([asked[2] for asked in batch])
-    sampler = method.sampler_in(plan.sampler)
-    result = generate(model, ids, sampler=sampler, attention=method.attention, cache=method.cache, backend=plan.backend)
+    ids = batch[0][2]
     answers: list[list[int]] = result.tokens[:, ids.shape[1] :].tolist()
     # A run that ended early leaves masks behind its answer.
     ends = (*model.end_ids, model.mask_id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sparsed import files
 from sparsed.config import METHODS
 from sparsed.edge import go_on
-from sparsed.evaluation.answers import evaluate, must_be_alone
+from sparsed.evaluation.answers import evaluate, goes_alone
 from sparsed.evaluation.methods import ABLATIONS, ablations, parse_method, parts_of
 from sparsed.evaluation.observe import observe
 from sparsed.evaluation.plan import DEPTHS, LENGTHS, TYPES, USUAL_TYPES, Plan, default_cells
@@ -131,7 +131,7 @@ def _ask_all(args: argparse.Namespace, shard: tuple[int, int], crew: Crew, team:
         alone = [
             method.name
             for method in parsed
-            if must_be_alone(method.resolve(plan.sampler, model.defaults), method.attention)
+            if goes_alone(method, method.resolve(plan.sampler, model.defaults))
         ]
         if alone and args.batch_tokens and crew.rank == 0:
             print(
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add_attention_options(group, without=["method"])
     add("--out", type=Path, default=Path("runs/eval"), help="folder of records; what is there is not asked again")
     add("--shard", help="i/n: every n-th question from the i-th (accelerate launch shares the work by itself)")
-    add("--batch-tokens", type=int, default=0, help="run equal lengths together up to so many tokens")
+    add("--batch-tokens", type=int, default=0, help="run equal lengths together up to so many tokens, answers included")
     add("--backend", default="auto", help="what computes the sparse steps")
     add("--device")
     add("--dtype")

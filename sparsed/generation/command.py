@@ -1,4 +1,4 @@
-"""python -m sparsed generate: answers one prompt, shows the canvas while it denoises, says how long it took.
+"""python -m sparsed generate: answers one prompt, shows the canvas while it denoises, says how long it took; or many.
 
 The flags of the public SparseD commands work too: --model_path, --seq_len, --block_length, --sampling-alg,
 --block_size, --origin.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsed import files
+from sparsed.batches import BATCH_TOKENS
 from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on, heeding_sigterm
+from sparsed.generation.many import answer_file
+from sparsed.generation.output import Output, load_model, say_notes
 from sparsed.generation.prompt import history_of, own_text
 from sparsed.models.chat import messages_of
 from sparsed.options import (
@@ -41,12 +44,12 @@ if TYPE_CHECKING:
 
     from sparsed.denoising.run import Run
     from sparsed.generation.terminal import View
-    from sparsed.models.model import Model
     from sparsed.parallel.team import Team
 
 # What --prompt-format says of a chat template.
 _FORMATS = {"chat": True, "raw": False}
 _OF_BUILT_PROMPTS = ("kind", "prompt_seed", "prompt_depth")
+_OF_FILES = ("batch_tokens", "out")
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
@@ -58,13 +61,27 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     given = given_of(parser, options)
     if options.method == "dense":
         sparse = {*ATTENTION, "backend", "preset"} - {"method"}
-        _notes(without_effect(given, sparse, "full attention has no such setting."))
+        say_notes(without_effect(given, sparse, "full attention has no such setting."))
+    if options.prompts is not None:
+        alone = [f"--{name.replace('_', '-')}" for name in ("prompt", "history", "save_trace") if name in given]
+        if alone:
+            raise ValueError(f"--prompts asks the prompts of a file: leave {', '.join(alone)} out, for one prompt.")
+        say_notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompts are those of a file."))
+        with nullcontext() if team is not None else heeding_sigterm():
+            asked = sampler_of(options), attention_of(options), cache_of(options)
+            return answer_file(options, *asked, _chat_of(options), team)
+    say_notes(without_effect(given, _OF_FILES, "it belongs to --prompts FILE."))
     if options.prompt not in LENGTHS:
-        _notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompt is a text of your own."))
+        say_notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompt is a text of your own."))
     if options.prompt.isdecimal():
-        _notes([f"The prompt is the text {options.prompt!r}, not a length; lengths are {', '.join(LENGTHS)}."])
+        say_notes([f"The prompt is the text {options.prompt!r}, not a length; lengths are {', '.join(LENGTHS)}."])
     with nullcontext() if team is not None else heeding_sigterm():
         return _generate(options, team)
+
+
+def _chat_of(options: argparse.Namespace) -> bool | None:
+    """Whether prompts go through the chat template; None: where there is one."""
+    return None if options.prompt_format is None else _FORMATS[options.prompt_format]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
         "the template where there is one)")  # fmt: skip
     add("--system", metavar="TEXT", help="system prompt (default: what the chat template has)")
     add("--history", metavar="FILE", help="what was said before, as a JSON list of messages with 'role' and 'content'")
+
+    group = parser.add_argument_group("many prompts")
+    add = group.add_argument
+    add("--prompts", metavar="FILE", help="instead of --prompt: .txt, one a line, or .jsonl, objects with 'prompt' or "
+        "'messages', and 'id' if you like")  # fmt: skip
+    add("--batch-tokens", type=int, metavar="N", help="prompts of equal length run together up to so many tokens, "
+        f"generations included; 0: one by one (default {BATCH_TOKENS:,})")  # fmt: skip
+    add("--out", type=Path, metavar="FOLDER", help="keep the answers there; the same command goes on with it")
 
     group = parser.add_argument_group("sampler (default: the model's own)")
     add_sampler_options(group)
@@ -111,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--save-trace", type=Path, metavar="FILE", help="the run as a file for replay; .gz compresses it")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--json", action="store_true", help="print one JSON object, of many prompts one a line, and nothing else")
     add("--quiet", action="store_true", help="no progress, only the answer and its numbers")
     return parser
 
@@ -130,14 +155,14 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
     console = Console(file=sys.stdout)
     live = console.is_terminal and sys.stdout.isatty() and not console.is_dumb_terminal
     live = live and not options.json and not options.quiet
-    model = _load(options, console if live else None, team)
+    model = load_model(options, console if live else None, team)
     prompt: Prompt | str
     if text is not None:
         prompt = text
     else:
         prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
     messages = messages_of(prompt if isinstance(prompt, str) else prompt.text, options.system, history)
-    asked = None if options.prompt_format is None else _FORMATS[options.prompt_format]
+    asked = _chat_of(options)
     chat = model.chat if asked is None else asked
 
     from sparsed.denoising import denoise  # these need torch
@@ -154,15 +179,16 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         dense_backend=options.dense_backend,
     )
     run.warm_up()
-    out = _Output(hidden=options.json, escape=sys.stdout.isatty())
+    out = Output(hidden=options.json, escape=sys.stdout.isatty())
     out.line(_header(run, chat))
     if isinstance(prompt, Prompt):
         out.line(f"question: {prompt.question}")
     if len(messages) > 1 and not chat:
-        _notes(["The prompt is plain text: what goes before it stands there as it is, a blank line between."])
-    told = _notes(run.notes)
+        say_notes(["The prompt is plain text: what goes before it stands there as it is, a blank line between."])
+    say_notes(run.notes)
+    told = len(run.notes)
     code = _denoise(run, console if live else None, options.quiet)
-    _notes(run.notes[told:])
+    say_notes(run.notes[told:])
     report = report_of(run, prompt, chat)
     if options.json:
         print(json.dumps(report.record(), allow_nan=False))
@@ -174,29 +200,6 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         # After the answer, which a full disk should not cost.
         trace.save(trace.record(run, prompt=prompt, system=options.system or "", chat=asked), options.save_trace)
     return code
-
-
-def _load(options: argparse.Namespace, console: Console | None, team: Team | None) -> Model:
-    from sparsed.generation.terminal import loading_bar, loading_lines  # needs rich
-    from sparsed.models.loading import load  # needs torch
-
-    shown: AbstractContextManager[Callable[[Any], None] | None] = nullcontext(None)
-    if console is not None:
-        shown = loading_bar(console)
-    elif not options.quiet:
-        shown = loading_lines(sys.stderr)
-    with shown as progress:
-        return load(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            device_map=options.device_map,
-            rope_factor=options.rope_factor,
-            quantize=options.quantize,
-            revision=options.revision,
-            progress=progress,
-            team=team,
-        )
 
 
 def _denoise(run: Run, console: Console | None, quiet: bool) -> int:
@@ -220,31 +223,9 @@ def _view(run: Run, console: Console | None, quiet: bool) -> AbstractContextMana
     return LiveView(run, canvas, console)
 
 
-class _Output:
-    """Lines on standard output. hidden: none at all. escape: a terminal reads them, so it must not obey them."""
-
-    def __init__(self, hidden: bool, escape: bool) -> None:
-        self._hidden, self._escape = hidden, escape
-
-    def line(self, text: str) -> None:
-        if self._hidden:
-            return
-        if self._escape:
-            from sparsed.generation.terminal import safe  # needs rich
-
-            text = safe(text)
-        print(text, flush=True)
-
-
 def _header(run: Run, chat: bool) -> str:
     model = run.model
     place = str(model.device) if model.processes == 1 else f"{model.processes} × {model.device.type}"
     parts = [model.label, place, model.numbers, run.backend, f"{run.prompt_length:,} prompt tokens"]
     parts += [] if chat else ["raw prompt"]
     return " · ".join(parts)
-
-
-def _notes(notes: list[str]) -> int:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr, flush=True)
-    return len(notes)

@@ -10,8 +10,8 @@ from typing import Any
 
 from sparsed.questions.lengths import LENGTHS
 
-# In bytes; many times what any model reads.
-_MOST = 64 * 2**20
+# In bytes; many times what any model reads, and what many prompts have.
+_MOST, MOST_OF_MANY = 64 * 2**20, 2**30
 
 
 def own_text(prompt: str) -> str | None:
@@ -27,7 +27,7 @@ def own_text(prompt: str) -> str | None:
     if prompt == "-":
         text = _text(_standard_input(), "Standard input")
     elif prompt.startswith("@"):
-        text = _text(_content(prompt[1:], "--prompt @FILE"), f"The prompt file {prompt[1:]}")
+        text = _text(content_of(prompt[1:], "--prompt @FILE", "prompt file"), f"The prompt file {prompt[1:]}")
     else:
         text = prompt
         try:
@@ -43,7 +43,7 @@ def history_of(name: str) -> list[Any]:
     """The list that a file holds as JSON; `sparsed.models.chat.messages_of` says whether it is one of messages. Raises
     ValueError.
     """
-    text = _text(_content(name, "--history"), f"The history {name}")
+    text = _text(content_of(name, "--history", "history"), f"The history {name}")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -62,14 +62,14 @@ def _standard_input() -> bytes:
         raise ValueError(f"Standard input cannot be read: {error.strerror}.") from None
 
 
-def _content(name: str, option: str) -> bytes:
+def content_of(name: str, option: str, what: str, most: int = _MOST) -> bytes:
+    """The bytes of a file, one more than `most` at the most. Raises ValueError."""
     if not name:
         raise ValueError(f"{option} needs the name of a file.")
     try:
         with Path(name).open("rb") as file:
-            return file.read(_MOST + 1)
+            return file.read(most + 1)
     except OSError as error:
-        what = "history" if option == "--history" else "prompt file"
         raise ValueError(f"The {what} {name} cannot be read: {error.strerror}.") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from sparsed.questions.score import exact_match, nearest
 
 if TYPE_CHECKING:
     from sparsed.denoising.run import Run
+    from sparsed.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,12 @@ def report_of(run: Run, prompt: Prompt | str, chat: bool) -> Report:
     row = steps[-1].tokens[0].tolist() if steps else []
     answers = Answers(model, run.sampler.stop)
     answer = answers.read(row)
-    length = answer_length(row, model.end_ids)
-    if answer.ended == "stop string":
-        length = 1 + bisect_left(range(1, len(row)), True, key=lambda end: answers.read(row[:end]).ended is not None)
     times: dict[str, list[float]] = {phase: [] for phase in run.info.phases}
     for step in steps:
         times[step.phase].append(step.seconds)
     return Report(
         info=run.info,
-        model={
-            "name": model.name,
-            "label": model.label,
-            "family": model.family,
-            **({} if model.processes == 1 else {"processes": model.processes}),
-            **changes(model.rope_factor, model.quantize),
-        },
+        model=of_model(model),
         prompt=_built(prompt, answer.text) if isinstance(prompt, Prompt) else None,
         prompt_format="chat" if chat else "raw",
         text=answer.text,
@@ -88,10 +79,21 @@ def report_of(run: Run, prompt: Prompt | str, chat: bool) -> Report:
         right=exact_match(answer.text, *prompt.answers) if isinstance(prompt, Prompt) and run.finished else None,
         seconds=sum(step.seconds for step in steps),
         phase_ms={phase: 1000 * sum(spent) / len(spent) if spent else None for phase, spent in times.items()},
-        tokens=sum(token != model.mask_id for token in row[:length]),
+        tokens=answers.count(row),
         requested_density=None if pattern is None else pattern.requested_density,
         executed_density=None if pattern is None else executed_density(run.backend, pattern),
     )
+
+
+def of_model(model: Model) -> dict[str, Any]:
+    """What a record says of the model."""
+    return {
+        "name": model.name,
+        "label": model.label,
+        "family": model.family,
+        **({} if model.processes == 1 else {"processes": model.processes}),
+        **changes(model.rope_factor, model.quantize),
+    }
 
 
 def _built(prompt: Prompt, text: str) -> dict[str, Any]:

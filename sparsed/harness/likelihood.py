@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -24,6 +24,7 @@ from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.state import RunAttention
+from sparsed.batches import together
 from sparsed.config import AttentionConfig, Phase, ResolvedSampler, SamplerConfig, as_attention
 from sparsed.denoising import denoise
 from sparsed.denoising.info import RunInfo
@@ -170,7 +171,7 @@ def log_likelihoods(
 
 def _groups(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
-) -> Iterator[list[_Question]]:
+) -> list[list[_Question]]:
     """Questions of equal context length and answer length, at most `batch_size` together, the longest first."""
     asked: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[tuple[int, ...], list[int]]] = {}
     for index, (context, answer) in enumerate(pairs):
@@ -178,18 +179,21 @@ def _groups(
             # The canvas of a wholly masked answer does not depend on the answer.
             canvas = tuple(context), tuple(answer) if len(answer) > 1 else ()
             asked.setdefault(canvas, {}).setdefault(tuple(answer), []).append(index)
-    shapes: dict[tuple[int, int], list[_Question]] = defaultdict(list)
-    for (context, _), answers in asked.items():
-        question = _Question(
+    questions = [
+        _Question(
             torch.tensor(context, dtype=torch.int64),
             torch.tensor(list(answers), dtype=torch.int64),
             list(answers.values()),
         )
-        shapes[len(context), question.answers.shape[1]].append(question)
-    for shape in sorted(shapes, key=lambda shape: (-sum(shape), shape)):
-        questions = shapes[shape]
-        for first in range(0, len(questions), batch_size):
-            yield questions[first : first + batch_size]
+        for (context, _), answers in asked.items()
+    ]
+    groups = together(questions, _shape, lambda _: batch_size)
+    return sorted(groups, key=lambda group: (-sum(_shape(group[0])), _shape(group[0])))
+
+
+def _shape(question: _Question) -> tuple[int, int]:
+    """Tokens of the context and of each answer."""
+    return len(question.context), question.answers.shape[1]
 
 
 class _Estimate:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import lm_eval.models  # noqa: F401  # which the harness leaves out once another model is registered
 import torch
@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
+from sparsed.batches import Fitting, must_be_alone, together
 from sparsed.config import ResolvedSampler
 from sparsed.denoising import denoise
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
-from sparsed.denoising.plan import patterns_apart
+from sparsed.denoising.several import answers_of
 from sparsed.harness.arguments import GENERATION_ONLY, LIKELIHOOD_ONLY, clear_block_size, read_arguments
 from sparsed.harness.likelihood import Likelihood, log_likelihoods
 from sparsed.harness.made_with import claim, forget_later, made_with
@@ -43,6 +44,17 @@ _log = logging.getLogger(__name__)
 
 # What the harness's command line says where its user said nothing.
 _DEVICE_UNSAID = "cuda:0"
+
+# What requests that run together have alike: task, tokens of the prompt, sampler, tokens of an answer at most.
+_Kind = tuple[str, int, ResolvedSampler, int | None]
+
+
+class _Wanted(NamedTuple):
+    """A request for a generated answer."""
+
+    index: int
+    ids: list[int]
+    kind: _Kind
 
 
 @register_model("sparsed")
@@ -87,6 +99,7 @@ class SparsedLM(SharedLM):
         self.arguments = arguments = read_arguments({"pretrained": pretrained, **settings})
         self.show_speed = arguments.show_speed
         self._tasks: list[str] = []  # of the likelihoods being asked for
+        self.fitting = Fitting()
         self.attention = arguments.attention
         self.backend, self.dense_backend = arguments.backend, arguments.dense_backend
         device, dtype = self.crew.device(arguments.device), arguments.dtype
@@ -279,8 +292,7 @@ class SparsedLM(SharedLM):
         self._warn_without_effect(LIKELIHOOD_ONLY, "generated answers")
         repeats: Counter[tuple[object, ...]] = Counter()
         drawn: list[tuple[object, ...]] = []
-        cache = self.arguments.cache.resolve()
-        groups: dict[tuple[str, int, ResolvedSampler, int | None], list[tuple[int, list[int]]]] = defaultdict(list)
+        wanted: list[_Wanted] = []
         for index, request in enumerate(requests):
             context, asked = request.args
             wish = self._wish(asked)
@@ -292,48 +304,53 @@ class SparsedLM(SharedLM):
                 repeats[who] += 1
                 drawn.append(request.args)
             ids = self._cut(self.tok_encode(context) or [self.prefix_token_id], sampler.gen_length)
-            groups[_task(request), len(ids), sampler, wish.most].append((index, ids))
+            wanted.append(_Wanted(index, ids, (_task(request), len(ids), sampler, wish.most)))
         answers = [""] * len(requests)
         unwatched = self._unwatched(disable_tqdm)
         with tqdm(total=len(requests), desc="Running generate_until requests", disable=unwatched) as bar:
-            for (task, _, sampler, most), group in sorted(groups.items(), key=lambda item: -item[0][1]):
-                # A pattern drawn by lot belongs to a row of a batch: then there is one row, so that batches change
-                # nothing.
-                alone = sampler.draws or self.attention.method == "random"
-                alone = alone or patterns_apart(self.attention, cache, sampler.threshold)
-                rows = 1 if alone else self.batch_size
-                for first in range(0, len(group), rows):
-                    batch = group[first : first + rows]
-                    texts = self._run(task, [ids for _, ids in batch], sampler, most)
-                    for (index, _), text in zip(batch, texts):
-                        answers[index] = text
+            # The longest first: what does not fit is known soon.
+            wanted.sort(key=lambda one: -len(one.ids))
+            for group in together(wanted, lambda one: one.kind, self._most):
+                task, length, sampler, most = group[0].kind
+                run = partial(self._run, task, sampler, most)
+                for part, texts in self.fitting.pieces(group, length + sampler.gen_length, run):
+                    for one, text in zip(part, texts):
+                        answers[one.index] = text
                         if not sampler.draws:
-                            self.cache_hook.add_partial("generate_until", requests[index].args, text)
-                    bar.update(len(batch))
+                            self.cache_hook.add_partial("generate_until", requests[one.index].args, text)
+                    bar.update(len(part))
+        if self.fitting.note is not None:
+            self.say("memory", self.fitting.note)
         if self.cache_hook.dbdict is not None:
             forget_later(self.cache_hook.dbdict, "generate_until", drawn)
         self.answered()
         return answers
 
-    def _run(self, task: str, prompts: list[list[int]], sampler: ResolvedSampler, most: int | None) -> list[str]:
+    def _most(self, kind: _Kind) -> int:
+        """How many requests of a kind run together."""
+        alone = must_be_alone(kind[2], self.attention, self.arguments.cache.resolve())
+        return 1 if alone else self.batch_size
+
+    def _run(self, task: str, sampler: ResolvedSampler, most: int | None, wanted: Sequence[_Wanted]) -> list[str]:
         """The answers to prompts of equal length, of at most so many tokens each."""
         run = denoise(
             self.model,
-            torch.tensor(prompts),
+            torch.tensor([one.ids for one in wanted]),
             sampler=sampler,
             attention=self.attention,
             cache=self.arguments.cache,
             backend=self.backend,
             dense_backend=self.dense_backend,
         )
-        for _ in run:
+        for _ in run:  # so that nothing is warmed up for each batch
             pass
-        rows = run.steps[-1].tokens.tolist()
-        count = self.count(task, "generate_until", run.info, len(prompts))
-        count.seconds += sum(step.seconds for step in run.steps)
+        result = run.result()
+        count = self.count(task, "generate_until", result.info, len(wanted))
+        count.seconds += result.seconds
         reader = Answers(self.model, sampler.stop)
         texts = []
-        for row in rows:
+        for answered in answers_of(self.model, result):
+            row = answered.tokens.tolist()
             whole, cut = reader.read(row), reader.read(row[:most])
             if cut.text != whole.text:
                 note = f"An answer was cut to the {most} tokens that max_gen_toks asks for; its canvas has {len(row)}."

@@ -40,6 +40,8 @@ def check_messages(messages: Any, what: str = "the prompt") -> list[Message]:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{what.capitalize()} must be a list of messages, not {messages!r:.60}.")
     for number, message in enumerate(messages, 1):
+        if what == "the prompt" and all(isinstance(one, str) for one in messages):
+            raise ValueError("One prompt is a text or a list of messages; several texts go to sparsed.generate_all.")
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise ValueError(
                 f"Message {number} of {what} must be an object with 'role' and 'content', both text, not "

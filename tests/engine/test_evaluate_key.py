@@ -15,8 +15,9 @@ from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
 from sparsed.answer_text import answer_length
 from sparsed.bench.measure import measure
 from sparsed.evaluation import command
-from sparsed.evaluation.answers import evaluate, must_be_alone
+from sparsed.evaluation.answers import evaluate, goes_alone
 from sparsed.evaluation.key import key_of
+from sparsed.evaluation.methods import parse_method
 from sparsed.evaluation.observe import observe
 from sparsed.evaluation.plan import FIRST_SEED, Cell, Plan
 from sparsed.evaluation.reading import read_observations, read_records
@@ -239,4 +240,5 @@ def test_a_batch_shows_in_no_answer(
     )
     assert alone == together
     batches = {r.run["batch"] for r in read_records(tmp_path / "together") if r.run is not None}
-    assert (batches == {1}) == must_be_alone(sampler.resolve(mini.defaults), attention)
+    method = parse_method(attention.method, attention)
+    assert (batches == {1}) == goes_alone(method, sampler.resolve(mini.defaults))

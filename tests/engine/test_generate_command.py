@@ -26,6 +26,7 @@ from sparsed.answer_text import cell_texts
 from sparsed.denoising.forward import LocalForward
 from sparsed.denoising.run import Run
 from sparsed.generation import command, terminal
+from sparsed.generation.output import Output
 from sparsed.options import attention_of, sampler_of
 from sparsed.questions.build import build_prompt
 
@@ -301,9 +302,9 @@ def test_in_a_terminal_the_canvas_is_drawn(tell: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    command._Output(hidden=False, escape=True).line("answer: \x1b]0;title\x07[red]")
-    command._Output(hidden=True, escape=True).line("nothing")
-    command._Output(hidden=False, escape=False).line("\x1b")
+    Output(hidden=False, escape=True).line("answer: \x1b]0;title\x07[red]")
+    Output(hidden=True, escape=True).line("nothing")
+    Output(hidden=False, escape=False).line("\x1b")
     assert capsys.readouterr().out == "answer: \\x1b]0;title\\x07[red]\n\x1b\n"
 
 

@@ -1,0 +1,214 @@
+"""Many prompts, of any lengths: those of one length run together, each answer as its prompt alone has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sparsed.batches import BATCH_TOKENS, Fitting, must_be_alone, together
+from sparsed.config import AttentionConfig, CacheConfig, Phase, SamplerConfig, as_attention
+from sparsed.denoising import Result, denoise
+from sparsed.denoising.answers import Answers
+from sparsed.denoising.info import RunInfo
+from sparsed.denoising.notes import never_sparse
+
+if TYPE_CHECKING:
+    from sparsed.models.model import Model
+
+PromptLike = str | list[dict[str, str]] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """The answer to one of several prompts.
+
+    index: of its prompt, from 0. text, ended: as in `Result`. tokens: int64 [gen_length] on the CPU, as they were after
+    its own last step: with a threshold or early_stop a run of one prompt ends there, and others of its batch go on.
+    count: of these, up to and with what ended the answer, masks left out.
+    seconds: its share of the batch's time: of each of its steps, the time divided by the sequences not done before.
+    info: as of a run of this prompt alone, its own steps counted; but for `batch`, how many ran together.
+    """
+
+    index: int
+    text: str
+    ended: Literal["end token", "stop string"] | None
+    tokens: Tensor
+    count: int
+    seconds: float
+    info: RunInfo
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps until it was done."""
+        return self.info.forwards
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a user should see."""
+        return self.info.notes
+
+
+def generate_all(
+    model: Model,
+    prompts: Sequence[PromptLike],
+    *,
+    sampler: SamplerConfig | None = None,
+    attention: AttentionConfig | Literal["dense"] | None = None,
+    cache: CacheConfig | None = None,
+    backend: str = "auto",
+    dense_backend: str = "auto",
+    chat: bool | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Answered]:
+    """The answers to several prompts of any lengths, in the order of the prompts.
+
+    prompts: each a string, a list of messages, or token ids [length] or [1, length]. Prompts of equal length run
+    together, as many as have at most `batch_tokens` tokens with their generations; 0 runs them one by one. Where the
+    device's memory does not suffice for a batch, half of it is tried, which a note says. The rest is as for `denoise`.
+
+    No prompt is filled up, so each answer is the one that `generate` gives to its prompt alone: bit by bit where it ran
+    alone (`info.batch` is 1), and otherwise but for rounding, because the sums of a matrix product over more rows may
+    be taken in another order; a token may then be another one where two were as good as equally likely. Runs whose
+    answers would depend on the batch by more than that always go one by one (`sparsed.batches.must_be_alone`): those
+    that draw at random, each with the same seed, and those with a threshold and a refresh of the pattern, or a
+    threshold, a cache and sparse attention.
+
+    Raises ValueError for a wrong prompt, with its number from 1, and what `denoise` raises; MemoryError, in a sentence,
+    where one prompt alone is too much.
+    """
+    found = each_answer(
+        model,
+        encode_all(model, prompts, chat),
+        sampler=sampler,
+        attention=attention,
+        cache=cache,
+        backend=backend,
+        dense_backend=dense_backend,
+        batch_tokens=batch_tokens,
+    )
+    return sorted(found, key=lambda answered: answered.index)
+
+
+def encode_all(
+    model: Model, prompts: Sequence[PromptLike], chat: bool | None = None, names: Sequence[str] | None = None
+) -> list[Tensor]:
+    """Each prompt's token ids, int64 [1, length]. names: what each is called in a refusal; None, "Prompt 1" …"""
+    if isinstance(prompts, str | Tensor) or not isinstance(prompts, Sequence):
+        raise ValueError(f"Several prompts must be given as a list, not {prompts!r:.60}.")
+    found = []
+    for number, prompt in enumerate(prompts):
+        try:
+            ids = model.encode(prompt, chat)
+            if len(ids) != 1:
+                raise ValueError(f"token ids of shape {list(ids.shape)} are {len(ids)} prompts: give each by itself.")
+        except ValueError as error:
+            name = f"Prompt {number + 1}" if names is None else names[number]
+            raise ValueError(f"{name}: {error}") from error
+        found.append(ids)
+    return found
+
+
+def each_answer(
+    model: Model,
+    prompts: Sequence[Tensor],
+    *,
+    sampler: SamplerConfig | None = None,
+    attention: AttentionConfig | Literal["dense"] | None = None,
+    cache: CacheConfig | None = None,
+    backend: str = "auto",
+    dense_backend: str = "auto",
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[Answered]:
+    """`generate_all` of encoded prompts, int64 [1, length]: each answer once it is there. Batches are run in the order
+    of their first prompts.
+    """
+    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 0:
+        raise ValueError(f"batch_tokens must be a whole number of at least 0, not {batch_tokens!r}.")
+    if not isinstance(sampler, SamplerConfig | None):
+        raise ValueError(f"sampler must be a SamplerConfig, not {sampler!r}.")
+    if not isinstance(cache, CacheConfig | None):
+        raise ValueError(f"cache must be a CacheConfig, not {cache!r}.")
+    settings = (sampler or SamplerConfig()).resolve(model.defaults)
+    alone = must_be_alone(settings, as_attention(attention), (cache or CacheConfig()).resolve())
+    most = 0 if alone else batch_tokens
+    fitting, made = Fitting(), 0
+
+    def ran(part: Sequence[tuple[int, Tensor]]) -> Result:
+        run = denoise(
+            model,
+            torch.cat([ids for _, ids in part]),
+            sampler=sampler,
+            attention=attention,
+            cache=cache,
+            backend=backend,
+            dense_backend=dense_backend,
+        )
+        if not made:
+            run.warm_up()
+        for _ in run:
+            pass
+        return run.result()
+
+    groups = together(
+        enumerate(prompts),
+        key=lambda asked: asked[1].shape[1] + settings.gen_length,
+        most=lambda length: most // length,
+    )
+    for group in sorted(groups, key=lambda group: group[0][0]):
+        length = group[0][1].shape[1] + settings.gen_length
+        for part, result in fitting.pieces(group, length, ran):
+            made += len(part)
+            said = () if fitting.note is None else (fitting.note,)
+            for row, answered in enumerate(answers_of(model, result)):
+                info = replace(answered.info, notes=(*answered.notes, *said))
+                yield replace(answered, index=part[row][0], info=info)
+
+
+def answers_of(model: Model, result: Result) -> Iterator[Answered]:
+    """The answers of one batch, row by row, each as its prompt alone has it."""
+    info = result.info
+    made = [_steps_of(model, result, row) for row in range(info.batch)]
+    for row in range(info.batch):
+        steps = result.steps[: made[row]]
+        tokens = steps[-1].tokens[row]
+        answers = Answers(model, info.sampler.stop)
+        text, ended = answers.read(tokens.tolist())
+        phases: dict[Phase, int] = {"dense": 0, "select": 0, "sparse": 0}
+        rows = dict(phases)
+        for step in steps:
+            phases[step.phase] += 1
+            rows[step.phase] += step.rows
+        switch = next((step.index for step in steps if step.phase == "sparse"), None)
+        own = replace(info, phases=phases, rows=rows, switch_step=switch)
+        if own.never_sparse and not info.never_sparse:
+            assert info.switch_step is not None, "its batch became sparse"
+            late = never_sparse(len(steps), info.total, info.switch_step, phases["select"], info.cache)
+            own = replace(own, notes=(*own.notes, late))
+        yield Answered(
+            index=row,
+            text=text,
+            ended=ended,
+            tokens=tokens,
+            count=answers.count(tokens.tolist()),
+            seconds=sum(step.seconds / sum(step.index < one for one in made) for step in steps),
+            info=own,
+        )
+
+
+def _steps_of(model: Model, result: Result, row: int) -> int:
+    """How many steps a run of this row alone makes: where it may end before its last step, until it would."""
+    sampler = result.info.sampler
+    if not sampler.at_most:
+        return len(result.steps)
+    answers = Answers(model, sampler.stop)
+    for step in result.steps:
+        tokens = step.tokens[row : row + 1]
+        if sampler.threshold is not None and not bool((tokens == model.mask_id).any()):
+            return step.index + 1
+        if sampler.early_stop and answers.complete(tokens):
+            return step.index + 1
+    return len(result.steps)
