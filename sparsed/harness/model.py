@@ -52,7 +52,7 @@ _Kind = tuple[str, int, ResolvedSampler, int | None]
 class _Wanted(NamedTuple):
     """A request for a generated answer."""
 
-    index: int
+    place: int  # among all requests
     ids: list[int]
     kind: _Kind
 
@@ -315,9 +315,9 @@ class SparsedLM(SharedLM):
                 run = partial(self._run, task, sampler, most)
                 for part, texts in self.fitting.pieces(group, length + sampler.gen_length, run):
                     for one, text in zip(part, texts):
-                        answers[one.index] = text
+                        answers[one.place] = text
                         if not sampler.draws:
-                            self.cache_hook.add_partial("generate_until", requests[one.index].args, text)
+                            self.cache_hook.add_partial("generate_until", requests[one.place].args, text)
                     bar.update(len(part))
         if self.fitting.note is not None:
             self.say("memory", self.fitting.note)
