@@ -19,7 +19,7 @@ from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on
 from sparsed.generation.output import Output, load_model, say_notes
 from sparsed.generation.prompts_file import Line, read_prompts
 from sparsed.options import SAMPLER
-from sparsed.origin import origin_of, versions
+from sparsed.origin import changes, origin_of, versions
 from sparsed.results_folder import Folder, check, read_lines
 from sparsed.runs import Tally, notes_of, told
 
@@ -58,7 +58,8 @@ def answer_file(
         "dense_backend": options.dense_backend,
     }
     if options.out is not None:
-        check(options.out, {**key, "versions": versions()})
+        loaded = {"versions": versions(options.quantize), **changes(options.rope_factor, options.quantize)}
+        check(options.out, {**key, **loaded})
         go_on()
     model = load_model(options, None, team)
     resolved = sampler.resolve(model.defaults)
