@@ -19,6 +19,8 @@ LEVELS = 128
 SPAN = 2.0**16
 # Up to here kept cells are outlined; beyond, a cell is about a pixel and lightness alone tells them apart.
 OUTLINED = 64
+# Up to here the share of every single cell goes to the browser: four bytes each, four times all else.
+TOLD = 640
 SHARE_SCALE = [[0.0, SKIPPED], [1.0, KEPT]]
 
 
@@ -62,8 +64,8 @@ def head_detail(
     browser needs to mark rows (assets/page/map.js): {"lane", "blocks", "generation": the first query block that holds
     a generated token, "full": full_blocks, "select": what_if}. A cell is kept exactly where z ≥ meta.kept_from of its
     trace, whatever is shown. Cells are never merged. Where there is importance, customdata is the share of attention,
-    negative for cells that are skipped. What is said of a cell that is pointed at the browser makes of it: a sentence
-    for each of 513 × 513 cells would be megabytes.
+    negative for cells that are skipped (up to TOLD blocks a side). What is said of a cell that is pointed at the
+    browser makes of it: a sentence for each of 513 × 513 cells would be megabytes.
     """
     blocks = len(mask)
     ranges = block_ranges(length, block_size)
@@ -100,7 +102,8 @@ def head_detail(
         trace["colorscale"] = step_ticks(SKIPPED, KEPT, KEPT_GENERATION)
     if importance is not None:
         share = _attention_share(importance, ranges)
-        trace["customdata"] = typed(np.where(mask, share, -np.maximum(share, 1e-9)).astype(np.float32))
+        if blocks <= TOLD:
+            trace["customdata"] = typed(np.where(mask, share, -np.maximum(share, 1e-9)).astype(np.float32))
         if show != "kept":
             marked = show == "both"
             parts = [level_edges(share, ~mask if marked else None), level_edges(share, mask if marked else None)]
@@ -116,6 +119,8 @@ def head_detail(
                 lines.append("shade: share of a row's attention, logarithmic")
             if marked and blocks <= OUTLINED:
                 shapes.append(_outline(mask))
+    if importance is not None and blocks > TOLD:
+        lines.append(f"more than {TOLD} × {TOLD} cells: shades alone, without the number of each")
     unselected = sees_all(full_blocks, blocks)
     lines += unselected
     axis = {

@@ -194,6 +194,24 @@ def test_one_layer_of_32_heads_at_64k_stays_below_two_megabytes() -> None:
     assert len(json.dumps(view._asdict())) < TWO_MEGABYTES
 
 
+def test_one_head_at_128k_stays_below_two_megabytes() -> None:
+    """Every cell with its shade; the numbers that are four times as much stay here, and the figure says so."""
+    blocks, random = 1025, np.random.default_rng(0)
+    mask, importance = random.random((2, blocks, blocks)).astype(np.float16)
+    given = {"length": 131_200, "prompt_length": 131_072, "block_size": 128, "prompt_blocks": 1024}
+    view = head_figure.head_detail(mask < 0.3, layer=0, head=0, importance=importance, **given)
+    assert len(json.dumps(view._asdict())) < TWO_MEGABYTES
+    (trace,) = view.figure["data"]
+    assert untyped(trace["z"]).shape == (blocks, blocks) and "customdata" not in trace
+    assert np.array_equal(untyped(trace["z"]) >= trace["meta"]["kept_from"], mask < 0.3)
+    said = "more than 640 × 640 cells: shades alone, without the number of each"
+    assert said in view.figure["layout"]["title"]["subtitle"]["text"]
+    given = {"length": 65_664, "prompt_length": 65_536, "block_size": 128, "prompt_blocks": 512}
+    small = (mask < 0.3)[:513, :513], importance[:513, :513]
+    figure = head_figure.head_detail(small[0], layer=0, head=0, importance=small[1], **given).figure
+    assert "customdata" in figure["data"][0] and said not in figure["layout"]["title"]["subtitle"]["text"]
+
+
 def test_thumbnails_that_do_not_fit_the_sequence_are_refused() -> None:
     with pytest.raises(ValueError, match="do not cover 9 blocks"):
         layer_figure.overview(np.zeros((2, 4, 4)), 2, 0, blocks=9, block_size=32, prompt_blocks=4)
