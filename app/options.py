@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     add_version(made, "torch", "transformers", "gradio")
     made.add_argument("--host", help="address to listen on (default 127.0.0.1, or GRADIO_SERVER_NAME)")
     made.add_argument("--port", type=int, help="port (default GRADIO_SERVER_PORT, or the first free from 7860)")
-    made.add_argument("--model", default="mini", help="a model of the catalogue, or a folder (default: mini)")
+    made.add_argument("--model", default="mini", help="a model of the catalogue, or a folder (default: mini); "
+        "with @int8, @int4 or @fp8 behind it, in fewer bits")  # fmt: skip
     made.add_argument(
         "--allow-any-model",
         action="store_true",

@@ -28,7 +28,8 @@ Defaults = TypedDict(  # type: ignore[misc]
 
 class Model(TypedDict):
     """A model that can be asked. parameters: 0 if unknown; download_gb: 10⁹ bytes, 0 if bundled; trained_length: tokens
-    (0 if unknown); too_large: why it does not fit into this machine, "" if it does.
+    (0 if unknown); quantize: the numbers of fewer bits that it is kept in, else None; too_large: why it does not fit
+    into this machine, "" if it does.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model(TypedDict):
     bundled: bool
     in_memory: bool
     trained_length: int
+    quantize: str | None
     too_large: str
     defaults: Defaults
 
@@ -176,6 +178,7 @@ def model_of(desk: Desk, name: str) -> Model:
         "bundled": spec.bundled,
         "in_memory": loaded is not None,
         "trained_length": spec.trained_length if loaded is None else loaded.model.max_positions,
+        "quantize": spec.quantize,
         "too_large": desk.models.too_large(name),
         "defaults": cast(Defaults, {name: _plain(getattr(own, name)) for name in Defaults.__annotations__}),
     }

@@ -14,12 +14,13 @@ import numpy as np
 
 import sparsed
 from app.engine.cost import Speed
+from app.engine.fewer_bits import bits_of, without_bits
 from app.engine.interface import Given, Listener
 from app.engine.local import SparsedEngine
 from app.engine.remote import AT_ONCE, BORROWED_FLOPS, START_SECONDS, Broke, Facts, Made, Opened, lent_race
 from app.lanes import LaneSpec
 from sparsed.config import ResolvedCache, SamplerConfig
-from sparsed.machine import device_memory, dtype_name
+from sparsed.machine import device_memory
 from sparsed.models import LoadError
 from sparsed.models.catalogue import ModelSpec
 from sparsed.trace.types import Trace
@@ -172,6 +173,8 @@ class ZeroEngine(SparsedEngine):
     def load(self, name: str, progress: Listener) -> Any:
         import torch
 
+        if bits_of(name) is not None:
+            raise LoadError(f"A ZeroGPU Space has no quantised weights: list {without_bits(name)} in SPARSED_MODELS.")
         # transformers reads weights in threads of its own, where no GPU is pretended: first the CPU, then all at once.
         model = sparsed.load(name, device="cpu", dtype="bfloat16", progress=progress)
         network: Any = model.network
@@ -192,7 +195,7 @@ class ZeroEngine(SparsedEngine):
         return None if free is None else max(0, free - taken)
 
     def place(self, model: Any) -> str:
-        return f"ZeroGPU · {dtype_name(model.dtype)}"
+        return f"ZeroGPU · {model.numbers}"
 
     def backend(self, model: Any) -> str:
         return "auto"

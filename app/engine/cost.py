@@ -29,10 +29,11 @@ SHORTEST_TOGETHER = 0.150
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a network that decide its cost. weight_bytes: all weights. number_bytes: bytes of one
-    activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns among
-    them; weight_bytes, and what follows from all this, are those of one process. key_heads: that query heads share in
-    groups; 0: each has its own.
+    """The sizes of a network that decide its cost. weight_bytes: all weights, as they are kept. number_bytes: bytes of
+    one activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns
+    among them; weight_bytes, and what follows from all this, are those of one process. key_heads: that query heads
+    share in groups; 0: each has its own. parameters: weights, where they are kept in other numbers than activations;
+    else 0.
     """
 
     layers: int
@@ -45,6 +46,7 @@ class Shape:
     vocabulary: int = 0
     processes: int = 1
     key_heads: int = 0
+    parameters: int = 0
 
     def kept(self, length: int, rows: int = 1) -> int:
         """Bytes of the keys and values that one run with a cache keeps in one process."""
@@ -60,7 +62,7 @@ class Shape:
     @property
     def linear_flops(self) -> float:
         """Floating point operations per token outside attention (two per weight)."""
-        return 2.0 * self.weight_bytes / self.number_bytes
+        return 2.0 * (self.parameters or self.weight_bytes / self.number_bytes)
 
     @property
     def pair_flops(self) -> float:
@@ -180,6 +182,14 @@ def estimate(
     """
     planned = {lane.key: lane.plan(steps, blocks, gen_length) for lane in lanes}
     seconds = {lane.key: rows * lane_seconds(lane, planned[lane.key], speed, length, gen_length) for lane in lanes}
+    memory, kept = peak(shape, lanes, length, gen_length, rows, devices)
+    return Estimate(seconds, memory, devices, kept)
+
+
+def peak(
+    shape: Shape, lanes: Sequence[LaneSpec], length: int, gen_length: int = 0, rows: int = 1, devices: int = 1
+) -> tuple[int, int]:
+    """Bytes beside the weights of the device that needs most, and how many of them caches keep; as `estimate`."""
     size = min(lane.attention.resolve(length).block_size for lane in lanes)
     # Each device holds the patterns and caches of its own lanes.
     patterns, caches = Counter[int](), Counter[int]()
@@ -190,7 +200,7 @@ def estimate(
         (memory_needed(shape, length, size, gen_length, rows, patterns[place], caches[place]), caches[place])
         for place in range(devices)
     )
-    return Estimate(seconds, memory, devices, most * shape.kept(length, rows))
+    return memory, most * shape.kept(length, rows)
 
 
 def lane_seconds(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from app.engine.cost import Shape, Speed
+from app.engine.fewer_bits import without_bits
 from app.lanes import LaneSpec
 from sparsed.config import AttentionConfig, Phase, ResolvedCache, SamplerConfig
 from sparsed.models.catalogue import CATALOGUE, ModelSpec
@@ -25,7 +26,10 @@ Given = str | list[Message]
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for what can be no model: neither in the catalogue, nor a Hub id, nor a model's folder."""
+    """Raises ValueError for what can be no model: neither in the catalogue, nor a Hub id, nor a model's folder; nor one
+    of these in fewer bits.
+    """
+    name = without_bits(name)
     if any(name in (spec.name, spec.source) for spec in CATALOGUE) or HUB_ID.fullmatch(name):
         return
     if not name.strip() or not (Path(name) / "config.json").is_file():
@@ -198,6 +202,9 @@ class Engine(Protocol[M]):
 
     def weights(self, name: str) -> int:
         """Bytes of the model's weights in the smallest dtype that the device here takes; 0 where unknown."""
+
+    def known_shape(self, name: str) -> Shape | None:
+        """The sizes of a model before it is loaded; None where they are not known."""
 
     def memory(self, model: M | None = None) -> int | None:
         """Bytes free on the model's device, or on the one that a new model would get; None where unknown."""

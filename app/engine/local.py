@@ -12,14 +12,17 @@ from weakref import WeakKeyDictionary
 import sparsed
 from app.engine.copies import MOST_COPIES, ROOM_BLOCK, ROOM_GENERATED, ROOM_TOKENS, hear_copy
 from app.engine.cost import MEMORY_SHARE, Shape, Speed, lanes_take_turns, memory_needed
+from app.engine.fewer_bits import bits_of, in_fewer_bits, quantised, without_bits
 from app.engine.interface import Given, Listener, PromptLike, RunLike, check_name
 from app.lanes import LaneSpec
 from sparsed import trace
 from sparsed.config import AttentionConfig, ResolvedCache, SamplerConfig
-from sparsed.machine import device_memory, dtype_name
+from sparsed.machine import device_memory
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec, find
 from sparsed.models.families import describe
 from sparsed.models.hub import locate
+from sparsed.models.numbers import weight_bytes
+from sparsed.models.sizes import Sizes
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS, token_budget
 from sparsed.questions.score import exact_match, facts_right
@@ -59,6 +62,8 @@ class SparsedEngine:
         # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
         extra = self._extra
         listed = {extra if extra == spec.source else spec.name: spec for spec in CATALOGUE}
+        if self._team is None:
+            listed = {name: spec for row in listed.items() for name, spec in in_fewer_bits(*row)}
         if extra and extra not in listed:
             listed[extra] = replace(self.spec_of(extra), bundled=True)
         return {**listed, **self._admitted}
@@ -77,6 +82,8 @@ class SparsedEngine:
     @staticmethod
     def spec_of(name: str) -> ModelSpec:
         """What is known of a model before it is loaded: by the catalogue, by a folder's config.json, or little."""
+        if (kind := bits_of(name)) is not None:
+            return quantised(name, SparsedEngine.spec_of(without_bits(name)), kind)
         short = Path(name).name or name
         if Path(name).is_dir():
             try:
@@ -97,8 +104,13 @@ class SparsedEngine:
         from sparsed.models.devices import pick_device  # needs torch
 
         # bfloat16 or float16 everywhere but on Apple's GPUs.
-        whole = self.models()[name].parameters * (4 if pick_device(None).type == "mps" else 2)
+        spec, itemsize = self.models()[name], 4 if pick_device(None).type == "mps" else 2
+        whole = weight_bytes(spec.parameters, spec.kept or 0, itemsize, spec.quantize)
         return whole if self._team is None else whole // self._team.size
+
+    def known_shape(self, name: str) -> Shape | None:
+        spec = self.models()[name]
+        return None if spec.sizes is None else _shape(spec.sizes, self.weights(name), 2, self._team)
 
     def memory(self, model: Model | None = None) -> int | None:
         from sparsed.models.devices import pick_device  # needs torch
@@ -107,10 +119,10 @@ class SparsedEngine:
         return device_memory(device.type, device.index)
 
     def fetch(self, name: str, progress: Listener) -> None:
-        locate(name, progress=progress)
+        locate(without_bits(name), progress=progress)
 
     def load(self, name: str, progress: Listener) -> Model:
-        model = sparsed.load(name, progress=progress, team=self._team)
+        model = sparsed.load(without_bits(name), quantize=bits_of(name), progress=progress, team=self._team)
         self._others[model] = () if self._turns else self._elsewhere(name, model, progress)
         return model
 
@@ -136,27 +148,18 @@ class SparsedEngine:
             try:
                 free = device_memory("cuda", gpu)
                 if free is not None and needed <= MEMORY_SHARE * free:
-                    found.append(sparsed.load(name, device=f"cuda:{gpu}", dtype=model.dtype, progress=hear))
+                    more = {"dtype": model.dtype, "quantize": model.quantize}
+                    found.append(sparsed.load(without_bits(name), device=f"cuda:{gpu}", progress=hear, **more))
             # Somebody else has that GPU or its memory. The model is here all the same, and its lanes take turns.
             except (ValueError, OSError, RuntimeError):
                 continue
         return tuple(found)
 
     def shape(self, model: Model) -> Shape:
-        config = model.network.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return Shape(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            head_dim=head_dim,
-            intermediate=config.intermediate_size,
-            weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.network.parameters()),
-            number_bytes=model.dtype.itemsize,
-            vocabulary=config.vocab_size,
-            processes=model.processes,
-            key_heads=config.num_key_value_heads,
-        )
+        from sparsed.models.quantise import network_bytes, parameters  # needs torch
+
+        shape = _shape(Sizes.of(model), network_bytes(model.network), model.dtype.itemsize, self._team)
+        return shape if model.quantize is None else replace(shape, parameters=parameters(model.network))
 
     def speed(self, model: Model) -> Speed | None:
         return None
@@ -167,7 +170,7 @@ class SparsedEngine:
             device = f"{copies} GPUs"
         elif (held := model.processes) > 1:
             device = f"{held} GPUs" if model.device.type == "cuda" else f"CPU, {held} processes"
-        return f"{device} · {dtype_name(model.dtype)}"
+        return f"{device} · {model.numbers}"
 
     def backend(self, model: Model) -> str:
         # On a GPU the kernels are tried out for each shape, when a run begins.
@@ -241,3 +244,18 @@ class SparsedEngine:
         from sparsed.denoising.answers import Answers  # needs torch
 
         return Answers(model, stop).read(tokens).text
+
+
+def _shape(sizes: Sizes, weights: int, number_bytes: int, team: Team | None) -> Shape:
+    return Shape(
+        layers=sizes.layers,
+        hidden=sizes.hidden,
+        heads=sizes.heads,
+        head_dim=sizes.head_dim,
+        intermediate=sizes.intermediate,
+        weight_bytes=weights,
+        number_bytes=number_bytes,
+        vocabulary=sizes.vocabulary,
+        processes=1 if team is None else team.size,
+        key_heads=sizes.key_heads,
+    )

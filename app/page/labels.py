@@ -7,6 +7,7 @@ from typing import Any
 
 from app import lanes, texts
 from app.engine import cost
+from app.engine.fewer_bits import OFFERED, in_bits, without_bits
 from app.finished.run import Kept
 from app.page.inputs import Server
 from app.page.values import as_json
@@ -14,8 +15,9 @@ from app.race.request import Request
 from app.race.snapshot import before_run
 from app.server import limits
 from app.server.measured import Measured
-from app.server.models import Loaded
+from app.server.models import GB, Loaded
 from sparsed.attention.masks import Masks
+from sparsed.models.catalogue import ModelSpec
 
 Choices = list[tuple[str, str]]
 # Of the presets of lanes: the visitor has chosen others in the settings.
@@ -74,20 +76,57 @@ def fingerprint(asked: Request) -> str:
 
 def model_label(server: Server, name: str, remark: str = "") -> str:
     spec = server.models[name]
-    size = "" if spec.bundled else f"{spec.download_gb:.1f} GB download" if spec.parameters else "from the Hub"
-    return " · ".join(filter(None, (spec.label, remark or size)))
+    return " · ".join(filter(None, (spec.label, remark or _download(spec))))
 
 
-def model_choices(server: Server) -> Choices:
-    """Every model, with what it takes to have it here, or the reason why it is too large for this machine."""
+def _download(spec: ModelSpec) -> str:
+    return "" if spec.bundled else f"{spec.download_gb:.1f} GB download" if spec.parameters else "from the Hub"
+
+
+def model_choices(server: Server, asked: Request | None = None) -> Choices:
+    """Every model, with what it takes to have it here and to make the race of `asked`, or the reason why it is too
+    large for this machine; in fewer bits those that are asked for, in memory, or what fits of a model that does not.
+    """
     choices = []
-    for name in server.models:
-        reason = server.desk.models.too_large(name)
-        remark = f"too large here: {reason}" if reason else ""
-        if server.desk.models.loaded(name) and not server.models[name].bundled:
-            remark = "in memory"
+    for name, spec in server.models.items():
+        there = server.desk.models.loaded(name) is not None
+        if spec.quantize is not None and not there and (asked is None or name != asked.model):
+            if fitting(server, without_bits(name), asked) != name:
+                continue
+        remark = "in memory" if there and not spec.bundled else _room_for(server, name, asked)
         choices.append((model_label(server, name, remark), name))
     return choices
+
+
+def fitting(server: Server, name: str, asked: Request | None) -> str:
+    """The row of a model that fits here: as it is, else in the most bits; its own name where none does, or where that
+    is not known.
+    """
+    rows = [name, *(in_bits(name, kind) for kind in OFFERED)]
+    return next((row for row in rows if row in server.models and not _lacking(server, row, asked)[0]), name)
+
+
+def _lacking(server: Server, name: str, asked: Request | None) -> tuple[str, str]:
+    """Why there is no room for a model and the race of `asked`, or "", and what they need."""
+    spec, room = server.models[name], server.desk.models.room()
+    if spec.bundled or not spec.parameters:
+        return "", ""
+    if reason := server.desk.models.too_large(name):
+        return f"too large here: {reason}", ""
+    if asked is None:
+        return "", ""
+    tokens = server.lengths[asked.length]
+    needed = server.desk.speed.needed(name, asked.resolve(tokens), tokens)
+    if needed == server.desk.engine.weights(name):  # more is not known
+        return "", ""
+    bits = f" in {round(8 * server.desk.engine.weights(name) / spec.parameters)} bits" if not spec.quantize else ""
+    needs = f"needs {needed / GB:.1f} GB{bits}" + ("" if room is None else f", {room / GB:.1f} GB here")
+    return (f"too large at {asked.length}: {needs}" if room is not None and needed > room else ""), needs
+
+
+def _room_for(server: Server, name: str, asked: Request | None) -> str:
+    lacking, needs = _lacking(server, name, asked)
+    return lacking or " · ".join(filter(None, (_download(server.models[name]), needs)))
 
 
 def lane_choices(run: Kept | Masks | None) -> Choices:

@@ -10,10 +10,12 @@ from typing import Any
 import gradio as gr
 
 from app.engine import cost
+from app.engine.fewer_bits import without_bits
 from app.engine.sentences import error_sentence
 from app.page.inputs import Given, Server, read
 from app.page.labels import (
     fingerprint,
+    fitting,
     lanes_named,
     length_choices,
     loading_header,
@@ -113,7 +115,7 @@ class Preparing:
         }  # fmt: skip
         try:
             asked = server.asked(given.but(kind=server.default_kind) if given.empty else given)
-            updates[at.inputs["model"]] = gr.update(choices=model_choices(server))
+            updates[at.inputs["model"]] = gr.update(choices=model_choices(server, asked))
             updates |= self._following(asked.resolve(server.lengths[asked.length]), given)
             updates[at.header] = model_header(server, asked.model)
             loaded = job.result() if job is not None and job.over else server.desk.models.loaded(asked.model)
@@ -171,5 +173,7 @@ class Preparing:
             f"{spec.label} is not in memory: Run downloads it first ({size}if it is not here already). The prompt is "
             "made with its own tokenizer then."
         )
-        refused = f"{spec.label} is too large for this machine: {reason}." if reason else ""
+        other = fitting(self.server, without_bits(asked.model), asked) if reason else asked.model
+        instead = "" if other == asked.model else f" {self.server.models[other].label} fits: choose it in Settings."
+        refused = f"{spec.label} is too large for this machine: {reason}.{instead}" if reason else ""
         return {"state": "offer", "offer": "" if reason else first}, refused

@@ -168,12 +168,17 @@ class ModelStore:
 
     def too_large(self, name: str) -> str:
         """Why the weights of this model cannot fit here, whatever else is given up; empty if they can."""
-        needed, free = self._engine.weights(name), self._engine.memory()
+        needed, room = self._engine.weights(name), self.room()
+        if room is None or self.loaded(name) is not None or needed <= room:
+            return ""
+        return f"{needed / GB:.1f} GB of weights, {room / GB:.1f} GB of memory"
+
+    def room(self) -> int | None:
+        """Bytes that a model could have here, whatever else is given up; None where unknown."""
+        free = self._engine.memory()
         with self._lock:
             others = sum(one.shape.weight_bytes for one in self._loaded.values() if not self.at_once(one.name))
-            if free is None or name in self._loaded or needed <= free + others:
-                return ""
-        return f"{needed / GB:.1f} GB of weights, {(free + others) / GB:.1f} GB of memory"
+        return None if free is None else free + others
 
     def hold(self, name: str) -> Callable[[], None]:
         """Keeps a model in memory until what this returns is called (any number of times, from any thread)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from app.engine.cost import SHORTEST_TOGETHER, Estimate, Speed, estimate, fit_speed
+from app.engine.cost import SHORTEST_TOGETHER, Estimate, Speed, estimate, fit_speed, peak
 from app.engine.interface import Engine, ModelLike
 from app.race.line import DeviceQueue
 from app.race.request import Request
@@ -104,6 +104,16 @@ class Forecaster:
             rows=request.rows,
             devices=devices,
         )
+
+    def needed(self, name: str, request: Request, tokens: int) -> int:
+        """Bytes that a model and the race over `tokens` prompt tokens take on one device, the part of the free memory
+        that a race leaves included; 0 where they are not known, the weights alone where the sizes are not.
+        """
+        weights, shape, length = self._engine.weights(name), self._engine.known_shape(name), tokens + request.gen_length
+        if not weights or shape is None:
+            return weights
+        memory, _ = peak(shape, request.lanes, length, request.gen_length, request.rows)
+        return weights + int(memory / self.limits.memory_share)
 
     def places(self, loaded: Loaded, request: Request, tokens: int) -> Places:
         """Where the lanes of a race over `tokens` prompt tokens run: each on a device of its own where there are

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sparsed.evaluation.cost import SIZES, Sizes
+from sparsed.evaluation.cost import SIZES
 from sparsed.evaluation.plan import Plan
 from sparsed.machine import dtype_name
+from sparsed.models.sizes import Sizes
 from sparsed.options import SAMPLER
 from sparsed.origin import changes, device_name, origin_of, versions
 from sparsed.questions.build import prompts_version

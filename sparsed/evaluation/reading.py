@@ -6,9 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparsed.evaluation.cost import SIZES, Sizes
+from sparsed.evaluation.cost import SIZES
 from sparsed.evaluation.plan import TYPES
 from sparsed.evaluation.scores import Answer, Observation
+from sparsed.models.sizes import Sizes
 from sparsed.questions.lengths import token_budget
 from sparsed.results_folder import about_there, key_there, read_lines, strangers
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsed.config import CACHES, METHODS
-from sparsed.evaluation.cost import Sizes, executed_cost, length_of, work_of
+from sparsed.evaluation.cost import executed_cost, length_of, work_of
 from sparsed.evaluation.methods import parts_of, samples_apart
+from sparsed.models.sizes import Sizes
 from sparsed.questions.lengths import token_budget
 from sparsed.runs import RunRecord, Tally, disagreements, notes_of, settings_of, unlike
 

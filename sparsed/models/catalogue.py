@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsed.config import SamplerConfig
+from sparsed.models.sizes import Sizes
 
 # What a folder that says nothing about itself gets.
 GENERIC_DEFAULTS = SamplerConfig(
@@ -44,7 +45,8 @@ class ModelSpec:
     name: what a user types. label: what a page shows. source: the checkpoint's folder inside assets/ if
     `bundled`, else its Hub id. family: see `sparsed.models.families`. defaults: the sampler's settings.
     trained_length: positions seen in training, in tokens. parameters: weights. kept: those of them that are not
-    quantised (embeddings, norms, biases, the head); None where that is not known, or nothing can be.
+    quantised (embeddings, norms, biases, the head); None where that is not known, or nothing can be. sizes: of the
+    network; None where they are not known. quantize: what it is loaded in, as for `sparsed.load`.
     """
 
     name: str
@@ -56,6 +58,8 @@ class ModelSpec:
     parameters: int
     bundled: bool = False
     kept: int | None = None
+    sizes: Sizes | None = None
+    quantize: str | None = None
 
     @property
     def download_gb(self) -> float:
@@ -64,21 +68,31 @@ class ModelSpec:
 
 
 def _llada(name: str, label: str, source: str, trained_length: int = 4096) -> ModelSpec:
-    return ModelSpec(name, label, source, "llada", LLADA_DEFAULTS, trained_length, 8_015_581_184, kept=1_036_259_328)
+    return ModelSpec(
+        name, label, source, "llada", LLADA_DEFAULTS, trained_length, 8_015_581_184, kept=1_036_259_328,
+        sizes=Sizes(32, 4096, 32, 32, 128, 12_288, 126_464),
+    )  # fmt: skip
 
 
 def _moe(name: str, label: str, source: str) -> ModelSpec:
-    return ModelSpec(name, label, source, "llada_moe", LLADA_DEFAULTS, 8192, 7_356_880_896)
+    return ModelSpec(
+        name, label, source, "llada_moe", LLADA_DEFAULTS, 8192, 7_356_880_896,
+        sizes=Sizes(16, 2048, 16, 16, 128, 8192, 157_184),
+    )  # fmt: skip
 
 
 def _illada(name: str, label: str, source: str) -> ModelSpec:
-    return ModelSpec(name, label, source, "illada", LLADA_DEFAULTS, 8192, 7_615_025_152, kept=635_703_296)
+    return ModelSpec(
+        name, label, source, "illada", LLADA_DEFAULTS, 8192, 7_615_025_152, kept=635_703_296,
+        sizes=Sizes(32, 4096, 32, 8, 128, 14_336, 155_136),
+    )  # fmt: skip
 
 
 def _dream(name: str, label: str, source: str) -> ModelSpec:
     return ModelSpec(
-        name, label, source, "dream", DREAM_DEFAULTS, DREAM_LENGTH, 7_615_616_512, kept=1_090_328_064
-    )
+        name, label, source, "dream", DREAM_DEFAULTS, DREAM_LENGTH, 7_615_616_512, kept=1_090_328_064,
+        sizes=Sizes(28, 3584, 28, 4, 128, 18_944, 152_064),
+    )  # fmt: skip
 
 
 CATALOGUE: tuple[ModelSpec, ...] = (
@@ -91,6 +105,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         trained_length=66_000,
         parameters=4_460_480,
         kept=528_320,
+        sizes=Sizes(6, 256, 4, 4, 64, 512, 2048),
         bundled=True,
     ),
     ModelSpec(
@@ -102,6 +117,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         trained_length=40_960,
         parameters=596_049_920,
         kept=155_648_000,
+        sizes=Sizes(28, 1024, 16, 8, 128, 3072, 151_936),
     ),
     _llada("llada-8b-instruct", "LLaDA-8B-Instruct", "GSAI-ML/LLaDA-8B-Instruct"),
     _llada("llada-8b-base", "LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base"),

@@ -16,13 +16,18 @@ QUANTISED = MappingProxyType({"int8": 1.001, "int4": 0.5 + 3 / GROUP, "fp8": 1.0
 _INSTALL = "install it with pip install 'sparsed[quantize]' (in a checkout pip install '.[quantize]')"
 
 
+def installed() -> bool:
+    """Is the library there that quantises?"""
+    return find_spec("torchao") is not None
+
+
 def check_quantize(quantize: str | None) -> str | None:
     """Raises ValueError for another than None and the names of QUANTISED, LoadError where the library is not there."""
     if quantize is None:
         return None
     if quantize not in QUANTISED:
         raise ValueError(f"quantize must be one of {', '.join(QUANTISED)}, or nothing, not {quantize!r}.")
-    if find_spec("torchao") is None:
+    if not installed():
         raise LoadError(f"quantize={quantize!r} needs torchao, which is not installed: {_INSTALL}.")
     return quantize
 

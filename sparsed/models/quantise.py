@@ -120,6 +120,13 @@ def stored_bytes(*weights: Tensor) -> int:
     return sum(part.numel() * part.element_size() for weight in weights for part in stored(weight))
 
 
+def parameters(network: nn.Module) -> int:
+    """How many weights a network has, however they are kept; tied ones count once."""
+    packed = (module for module in network.modules() if isinstance(module, Int4Linear))
+    more = sum(layer.packed.numel() - layer.scale.numel() - layer.zero.numel() for layer in packed)
+    return more + sum(weight.numel() for weight in network.parameters())
+
+
 def network_bytes(network: PreTrainedModel) -> int:
     """Bytes that all weights of a network take in memory; tied ones count once."""
     return stored_bytes(*network.parameters())

@@ -263,6 +263,9 @@ class FakeEngine:
     def weights(self, name):
         return 2 * MODELS[name].parameters
 
+    def known_shape(self, name):
+        return None
+
     def memory(self, model=None):
         return MEMORY
 

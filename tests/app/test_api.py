@@ -126,7 +126,7 @@ def test_the_models_say_what_they_need_and_what_they_are_sampled_with(client: Cl
     assert list(models) == ["mini", "dreamer", "slowpoke", "broken", "giant"]
     assert models["mini"] == {
         "name": "mini", "label": "mini (a stand-in)", "parameters": 1_000_000, "download_gb": 0.0, "bundled": True,
-        "in_memory": True, "trained_length": 4096, "too_large": "",
+        "in_memory": True, "trained_length": 4096, "quantize": None, "too_large": "",
         "defaults": {
             "steps": 64, "gen_length": 64, "block_length": 64, "algorithm": "low_confidence", "temperature": 0.0,
             "threshold": None, "cfg_scale": 0.0, "top_p": 1.0, "early_stop": False, "logits_eos_inf": False,

@@ -15,12 +15,13 @@ import sparsed
 from sparsed import AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.evaluation.answers import evaluate
 from sparsed.evaluation.command import main
-from sparsed.evaluation.cost import Sizes, executed_cost, work_of
+from sparsed.evaluation.cost import executed_cost, work_of
 from sparsed.evaluation.executed import executed
 from sparsed.evaluation.plan import FIRST_SEED, Cell, Plan
 from sparsed.evaluation.reading import read_records, read_sizes
 from sparsed.evaluation.scores import summarise
 from sparsed.models.model import Model
+from sparsed.models.sizes import Sizes
 from sparsed.questions.build import build_prompt
 from sparsed.results_folder import key_there
 

@@ -15,10 +15,10 @@ import sparsed
 from sparsed import AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.bench.shapes import SHAPES
 from sparsed.config import ResolvedSampler
-from sparsed.evaluation.cost import Sizes
 from sparsed.models import LoadError, catalogue
 from sparsed.models import layer as layer_module
 from sparsed.models.families import recognise
+from sparsed.models.sizes import Sizes
 from sparsed.parallel.share import Share
 
 SAMPLER = SamplerConfig(steps=8, gen_length=16, block_length=8, algorithm="low_confidence", temperature=0.0)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from sparsed.evaluation.cost import Sizes, Work, executed_cost, work_of
+from sparsed.evaluation.cost import Work, executed_cost, work_of
 from sparsed.evaluation.scores import Answer, summarise
 from sparsed.evaluation.tables import table
+from sparsed.models.sizes import Sizes
 from sparsed.runs import RunRecord
 
 SIZES = Sizes(layers=3, hidden=4, heads=4, key_heads=2, head_dim=2, intermediate=5, vocabulary=7)
