@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sparsed.models.catalogue import ModelSpec
-from sparsed.models.numbers import QUANTISED, installed
+from sparsed.models.numbers import QUANTISED, in_numbers, installed
 
 # What the list offers where a model does not fit as it is, the most bits first. (fp8 is as large as int8, and not for
 # every GPU.)
@@ -26,7 +26,7 @@ def in_fewer_bits(name: str, spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]
 
 def quantised(row: str, spec: ModelSpec, kind: str) -> ModelSpec:
     """The row of that name, of a model in these numbers."""
-    return replace(spec, name=row, label=f"{spec.label} in {kind}", quantize=kind)
+    return replace(spec, name=row, label=in_numbers(spec.label, kind), quantize=kind)
 
 
 def in_bits(name: str, kind: str) -> str:

@@ -148,8 +148,11 @@ class SparsedEngine:
             try:
                 free = device_memory("cuda", gpu)
                 if free is not None and needed <= MEMORY_SHARE * free:
-                    more = {"dtype": model.dtype, "quantize": model.quantize}
-                    found.append(sparsed.load(without_bits(name), device=f"cuda:{gpu}", progress=hear, **more))
+                    place = f"cuda:{gpu}"
+                    copy = sparsed.load(
+                        without_bits(name), device=place, dtype=model.dtype, quantize=model.quantize, progress=hear
+                    )
+                    found.append(copy)
             # Somebody else has that GPU or its memory. The model is here all the same, and its lanes take turns.
             except (ValueError, OSError, RuntimeError):
                 continue

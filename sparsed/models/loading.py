@@ -31,7 +31,7 @@ from sparsed.models.hub import Listener, locate
 from sparsed.models.llada_moe import check_experts
 from sparsed.models.model import Model
 from sparsed.models.network import input_device, load_network
-from sparsed.models.numbers import check_quantize
+from sparsed.models.numbers import check_quantize, in_numbers
 from sparsed.models.quantise import check_one_device, check_place, check_shape, is_quantised
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def load(
     notes += [] if problem is None else [f"What surrounds attention is not fused: {problem}"]
     return Model(
         name=name,
-        label=checkpoint.about.get("label", label),
+        label=in_numbers(checkpoint.about.get("label", label), quantize),
         network=network,
         tokenizer=tokenizer,
         device=place,

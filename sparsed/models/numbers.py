@@ -37,6 +37,11 @@ def numbers(dtype: str, quantize: str | None) -> str:
     return dtype if quantize is None else f"{quantize} ({dtype})"
 
 
+def in_numbers(label: str, quantize: str | None) -> str:
+    """What a model in fewer bits is called, for people."""
+    return label if quantize is None else f"{label} in {quantize}"
+
+
 def weight_bytes(parameters: int, kept: int, itemsize: int, quantize: str | None) -> int:
     """Bytes of so many weights. kept: how many of them stay in numbers of `itemsize` bytes where the others are
     quantised.

@@ -73,7 +73,7 @@ class _Quantise(ConversionOps):
         if value.shape != layer.weight.shape:
             self.quantizer.mismatched.add((name, value.shape, layer.weight.shape))
             return {}
-        layer.weight = nn.Parameter(value, requires_grad=False)
+        layer.weight = nn.Parameter(value.to(layer.weight.dtype), requires_grad=False)
         quantise(model, name, self.quantizer.quantization_config.quantize)
         made = model.get_submodule(place)
         for part in (made, *made.parameters(recurse=False)):

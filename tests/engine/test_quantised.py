@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 import sparsed
+from app.engine.local import SparsedEngine
+from sparsed import trace
 from sparsed.bench.command import main as bench
 from sparsed.bench.shapes import SHAPES
 from sparsed.evaluation.command import main as evaluation
@@ -350,6 +352,24 @@ def test_bench_measures_several_and_how_alike_their_tokens_are(tmp_path: Path, c
     bench([*common, "--quantize", "int8", "none", "--out", str(out)])  # goes on with what is missing
     said = capsys.readouterr().out
     assert "1 of 2 measurements are in" in said and "same tokens as unquantised" not in said
+
+
+def test_the_page_s_engine_loads_a_row_and_its_record_says_so(tmp_path: Path) -> None:
+    engine = SparsedEngine()
+    model = engine.load("mini@int4", lambda _: None)
+    shape = engine.shape(model)
+    assert model.label == engine.models()["mini@int4"].label == "mini (4.5 M parameters, bundled) in int4"
+    assert engine.place(model) == f"CPU · int4 ({str(model.dtype).removeprefix('torch.')})"
+    assert shape.weight_bytes == network_bytes(model.network) and shape.linear_flops == 2 * 4_459_776
+    known = engine.known_shape("mini@int4")
+    assert replace(known, weight_bytes=0, number_bytes=0) == replace(
+        shape, weight_bytes=0, number_bytes=0, parameters=0
+    )
+    run = sparsed.denoise(model, ids(100) + 1, sampler=sparsed.SamplerConfig(steps=3), attention="dense")
+    list(run)
+    trace.save(trace.record(run, prompt="x"), tmp_path / "run.json")
+    about = trace.load(tmp_path / "run.json").model
+    assert (about.name, about.label, about.dtype) == ("mini", model.label, model.numbers)
 
 
 def test_the_commands_take_them(capsys) -> None:
