@@ -30,6 +30,7 @@ _GENERATION = (
     "_from_model_config", "bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "transformers_version",
     "use_cache",
 )  # fmt: skip
+_LENGTHS = ("delete_token_id", "expand_token_id")
 _MASKS = ("<|mdm_mask|>", "<|mask|>")
 
 
@@ -70,15 +71,23 @@ def _instead(folder: Path) -> str:
 
 
 def read_generation(folder: Path) -> tuple[tuple[int, ...], list[str]]:
-    """The end and padding tokens that generation_config.json names, where there is one, and a note on what else it
-    says: a sampler for autoregression, which is not used. Raises LoadError where it is no JSON object.
+    """The end and padding tokens that generation_config.json names, where there is one, and notes on what else it says:
+    a sampler for autoregression, which is not used, and DreamOn's tokens that change a length. Raises LoadError where
+    it is no JSON object.
     """
     if not (folder / GENERATION).is_file():
         return (), []
     said = read_json(folder / GENERATION)
     unused = [name for name, value in sorted(said.items()) if name not in _GENERATION and value not in (None, False)]
-    note = f"{GENERATION} of {folder.name} has {', '.join(unused)}: not used, samplers here have other settings."
-    return token_ids(said.get("eos_token_id"), said.get("pad_token_id")), [note] if unused else []
+    where, notes = f"{GENERATION} of {folder.name}", []
+    if lengths := [name for name in unused if name in _LENGTHS]:
+        notes.append(
+            f"{where} has {', '.join(lengths)} (DreamOn): answers that grow or shrink while they are written are not "
+            f"supported, and those tokens stand in an answer as they are."
+        )
+    if others := [name for name in unused if name not in _LENGTHS]:
+        notes.append(f"{where} has {', '.join(others)}: not used, samplers here have other settings.")
+    return token_ids(said.get("eos_token_id"), said.get("pad_token_id")), notes
 
 
 def renamed(name: str, keys: Mapping[str, str]) -> str:

@@ -59,6 +59,8 @@ _BLOCK_DIFFUSION = {
     "fastdllm": "Fast-dLLM v2",
     "diffusiongemma": "DiffusionGemma",
 }
+# Others whose files leave something open that a run needs: likewise.
+_OPEN = {"rnd1": "RND1", "efficientdlm": "Efficient-DLM"}
 
 
 def check_kind(raw: Mapping[str, Any], where: str) -> None:
@@ -71,6 +73,12 @@ def check_kind(raw: Mapping[str, Any], where: str) -> None:
             raise LoadError(
                 f"{where} is of {label}, a block-diffusion model: a token of its prompt sees no later block, where "
                 f"SparseD's patterns are for attention that goes both ways; choose a model of the catalogue."
+            )
+    for start, label in _OPEN.items():
+        if any(name.startswith(start) for name in plain):
+            raise LoadError(
+                f"{where} is of {label}, whose files do not say all that a run needs (its mask token, its sampler), "
+                f"and nothing is guessed here; choose a model of the catalogue."
             )
 
 

@@ -67,6 +67,38 @@ def test_block_diffusion(changed, name: str) -> None:
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("label", "values"),
+    [
+        ("RND1", {"model_type": "rnd1", "architectures": ["RND1LM"]}),
+        ("Efficient-DLM", {"model_type": "efficient_dlm"}),
+        # Under its backbone's type, by its architecture alone.
+        ("Efficient-DLM", {"model_type": "qwen3", "architectures": ["EfficientDLMForCausalLM"]}),
+    ],
+)
+def test_models_whose_files_leave_something_open(changed, label: str, values: dict[str, Any]) -> None:
+    assert refusal(changed("qwen3", **values)) == (
+        f"config.json of model is of {label}, whose files do not say all that a run needs (its mask token, its "
+        f"sampler), and nothing is guessed here; choose a model of the catalogue."
+    )
+
+
+def test_tokens_that_change_a_length_are_said_to_be_unsupported(folder_of, checkpoints, tmp_path: Path) -> None:
+    """DreamOn's: a Dream otherwise."""
+    folder = Path(shutil.copytree(folder_of("dream"), tmp_path / "dreamon"))
+    said = {"delete_token_id": 7, "expand_token_id": 9, "mask_token_id": 5}
+    checkpoints.write_json(folder / "generation_config.json", said)
+    where = "generation_config.json of dreamon"
+    wanted = (
+        f"{where} has delete_token_id, expand_token_id (DreamOn): answers that grow or shrink while they are written "
+        f"are not supported, and those tokens stand in an answer as they are."
+    )
+    assert sparsed.load(folder, device="cpu", dtype="float32").notes == (wanted,)
+    checkpoints.write_json(folder / "generation_config.json", {**said, "top_p": 0.9})
+    more = f"{where} has top_p: not used, samplers here have other settings."
+    assert sparsed.load(folder, device="cpu", dtype="float32").notes == (wanted, more)
+
+
 def test_an_adapter(checkpoints, tmp_path: Path) -> None:
     """As PEFT saves one: without a config.json."""
     checkpoints.write_json(
@@ -126,7 +158,7 @@ def test_a_model_without_a_mask_token(changed, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "mamba", "rnd1"])
+@pytest.mark.parametrize("kind", ["gpt2", "mamba"])
 def test_an_unknown_family(changed, kind: str) -> None:
     assert refusal(changed("dream", model_type=kind)).startswith(
         f"config.json of model says model_type {kind!r}, which is no diffusion language model known here; known are "
