@@ -1,5 +1,5 @@
-"""LLaDA-8B, iLLaDA-8B, LLaDA-MoE-7B and Dream-7B at full size, with random weights under their official names. Prints
-what it measures (-s).
+"""LLaDA-8B, iLLaDA-8B, LLaDA-MoE-7B and Dream-7B at full size, with random weights under their official names, LLaDA-8B
+also in fewer bits. Prints what it measures (-s).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sparsed
 from sparsed import SamplerConfig, SparseDConfig
 from sparsed.bench import shapes
 from sparsed.models.model import Model
+from sparsed.models.numbers import installed
+from sparsed.models.quantise import network_bytes
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
@@ -129,24 +131,31 @@ def prompt_of(model: Model, length: int) -> torch.Tensor:
     return torch.randint(1000, 120_000, (1, length), generator=generator)
 
 
-@pytest.fixture(scope="module", params=list(WEIGHTS))
+@pytest.fixture(scope="module", params=[*WEIGHTS, *(f"llada-8b in {kind}" for kind in ("int8", "int4", "fp8"))])
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
 ) -> Iterator[Model]:
     """Loaded from its shards; the files are removed afterwards, the next shape needs the room."""
-    folder = tmp_path_factory.mktemp(request.param)
-    write_checkpoint(folder, request.param, tiny_folder)
+    name, _, kind = request.param.partition(" in ")
+    if kind and not installed():
+        pytest.skip("the extra 'quantize' is not installed")
+    if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU does not compute in fp8")
+    folder = tmp_path_factory.mktemp(name)
+    write_checkpoint(folder, name, tiny_folder)
     torch.cuda.empty_cache()
     heard = []
     torch.cuda.reset_peak_memory_stats()
     start = perf_counter()
-    loaded = sparsed.load(folder, progress=heard.append)
+    loaded = sparsed.load(folder, quantize=kind or None, progress=heard.append)
     torch.cuda.synchronize()
     seconds = perf_counter() - start
-    weights = sum(p.numel() * p.element_size() for p in loaded.network.parameters())
-    assert heard[-1].bytes == heard[-1].total_bytes == weights
+    weights = network_bytes(loaded.network)
+    assert heard[-1].bytes == heard[-1].total_bytes and (weights < 9.2e9 if kind else weights == heard[-1].bytes)
     assert heard[-1].files == heard[-1].total_files == len(list(folder.glob("*.safetensors")))
     peak = torch.cuda.max_memory_allocated()
+    # One weight that is not quantised yet, the work of quantising it, and the short trial of what is compiled.
+    assert not kind or peak < weights + 2e9
     print(
         f"\n{request.param}: {weights / GIB:.2f} GiB from {heard[-1].total_files} shards in {seconds:.1f} s, compiled "
         f"and tried; at most {peak / GIB:.2f} GiB"
@@ -169,6 +178,7 @@ def test_denoises_at_4k(model: Model) -> None:
             by_phase.setdefault(step.phase, []).append(step.seconds)
         times = ", ".join(f"{phase} {1000 * sorted(t)[len(t) // 2]:.0f} ms" for phase, t in by_phase.items())
         peak = torch.cuda.max_memory_allocated() / GIB
+        assert model.quantize is None or peak * GIB < 12e9
         print(f"4k {attention if attention == 'dense' else 'SparseD'} ({result.backend}): {times}; peak {peak:.2f} GiB")
 
 
