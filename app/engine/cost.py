@@ -32,8 +32,8 @@ class Shape:
     """The sizes of a network that decide its cost. weight_bytes: all weights, as they are kept. number_bytes: bytes of
     one activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns
     among them; weight_bytes, and what follows from all this, are those of one process. key_heads: that query heads
-    share in groups; 0: each has its own. parameters: weights, where they are kept in other numbers than activations;
-    else 0.
+    share in groups; 0: each has its own. parameters: weights that a token goes through, where these are not all, or
+    where they are kept in other numbers than activations; else 0.
     """
 
     layers: int

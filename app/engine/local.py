@@ -159,10 +159,14 @@ class SparsedEngine:
         return tuple(found)
 
     def shape(self, model: Model) -> Shape:
-        from sparsed.models.quantise import network_bytes, parameters  # needs torch
+        from sparsed.models.llada_moe import idle_parameters  # needs torch, as does the next
+        from sparsed.models.quantise import network_bytes, parameters
 
         shape = _shape(Sizes.of(model), network_bytes(model.network), model.dtype.itemsize, self._team)
-        return shape if model.quantize is None else replace(shape, parameters=parameters(model.network))
+        idle = idle_parameters(model.network)
+        if model.quantize is None and not idle:
+            return shape
+        return replace(shape, parameters=parameters(model.network) - idle)
 
     def speed(self, model: Model) -> Speed | None:
         return None

@@ -85,6 +85,16 @@ def moe_values(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
+def idle_parameters(network: Any) -> int:
+    """How many weights a token does not go through: those of the experts that are not chosen for it."""
+    config = network.config
+    experts = getattr(config, "num_experts", 0)
+    if not experts:
+        return 0
+    each = 3 * config.hidden_size * config.moe_intermediate_size
+    return int(config.num_hidden_layers * (experts - config.num_experts_per_tok) * each)
+
+
 def check_experts(weights: Sequence[tuple[str, str, list[int]]], config: Any, folder: Path) -> None:
     """Raises LoadError where the experts among stored weights (file, name, shape) are not all that the config has, no
     more, and each of its shape: transformers stacks those that it finds, in the order of their numbers.

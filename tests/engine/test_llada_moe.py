@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sparsed
+from app.engine.local import SparsedEngine
 from sparsed import AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
 from sparsed.bench.shapes import SHAPES
 from sparsed.config import ResolvedSampler
@@ -204,6 +205,15 @@ def test_its_experts_are_two_grouped_products_of_one_graph(model_of) -> None:
     assert sum("grouped_mm" in name for name in called) == 2
     assert not {"item", "tolist"} & set(called)
     assert not [name for name in called if "nonzero" in name or "one_hot" in name]
+
+
+def test_an_estimate_counts_the_weights_that_a_token_goes_through(model) -> None:
+    shape = SparsedEngine().shape(model)
+    every = sum(weight.numel() for weight in model.network.parameters())
+    resting = sum(
+        weight.numel() // 6 * 4 for name, weight in model.network.named_parameters() if ".mlp.experts." in name
+    )
+    assert resting > 0 and shape.weight_bytes == 4 * every and shape.linear_flops == 2 * (every - resting)
 
 
 def test_several_processes_cannot_share_its_experts(model) -> None:
