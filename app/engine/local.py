@@ -53,20 +53,24 @@ class SparsedEngine:
         self._extra = extra_model or ""
         self._any = any_model
         self._admitted: dict[str, ModelSpec] = {}
+        self._listed = self._rows(team is not None)
         self._turns = lanes_take_turns() or team is not None
         self._team = team
         # Model → the others of its copies.
         self._others: WeakKeyDictionary[Model, tuple[Model, ...]] = WeakKeyDictionary()
 
     def models(self) -> Mapping[str, ModelSpec]:
+        return {**self._listed, **self._admitted}
+
+    def _rows(self, team: bool) -> dict[str, ModelSpec]:
         # Under the name that was asked for: `python app.py --model` may have given a Hub id of the catalogue.
         extra = self._extra
         listed = {extra if extra == spec.source else spec.name: spec for spec in CATALOGUE}
-        if self._team is None:
+        if not team:
             listed = {name: spec for row in listed.items() for name, spec in in_fewer_bits(*row)}
         if extra and extra not in listed:
             listed[extra] = replace(self.spec_of(extra), bundled=True)
-        return {**listed, **self._admitted}
+        return listed
 
     def admit(self, name: str) -> None:
         if name in self.models():
