@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from sparsed.machine import dtype_name
 from sparsed.models import LoadError
-from sparsed.models.int4 import SMALLEST_GROUP, Int4Linear
+from sparsed.models.packed import SMALLEST_GROUP, Int4Linear, Int8Linear, Packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # torch.compile keeps no results of torchao's tensors for later processes, and says so.
 warnings.filterwarnings("ignore", message=r"\w+ does not implement _stable_hash_for_caching")
+PACKED: dict[str, type[Packed]] = {"int8": Int8Linear, "int4": Int4Linear}
 # fp8 products need Ada or Hopper.
 _FP8_CAPABILITY = (8, 9)
 # What the sizes of layers must be multiples of.
@@ -83,26 +84,19 @@ def quantise(network: nn.Module, name: str, quantize: str) -> None:
     """Quantises the linear layer whose weight has this name in the network, in place; its numbers are there already."""
     place = name.removesuffix(".weight")
     layer: Any = network.get_submodule(place)
-    if quantize == "int4":
-        network.set_submodule(place, Int4Linear(layer.weight.detach(), layer.bias))
+    if quantize in PACKED:
+        network.set_submodule(place, PACKED[quantize](layer.weight.detach(), layer.bias))
         return
-    from torchao.quantization import quantize_
-
-    quantize_(layer, _config(quantize))
-    assert next(stored(layer.weight)) is not layer.weight, "torchao leaves what does not fit as it is"
-
-
-def _config(quantize: str) -> Any:
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Int8WeightOnlyConfig, PerRow
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
     from torchao.quantization.quantize_.common import KernelPreference
 
-    # torch.compile's settings belong to the whole process: they stay as they are.
-    if quantize == "int8":
-        return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
-    # torch's own product, not that of a package that may be there.
-    return Float8DynamicActivationFloat8WeightConfig(
+    # torch's own product, not that of a package that may be there; and torch.compile's settings, which belong to the
+    # whole process, stay as they are.
+    config = Float8DynamicActivationFloat8WeightConfig(
         granularity=PerRow(), kernel_preference=KernelPreference.TORCH, set_inductor_config=False
     )
+    quantize_(layer, config)
+    assert next(stored(layer.weight)) is not layer.weight, "torchao leaves what does not fit as it is"
 
 
 def stored(tensor: Tensor) -> Iterator[Tensor]:
@@ -122,9 +116,10 @@ def stored_bytes(*weights: Tensor) -> int:
 
 def parameters(network: nn.Module) -> int:
     """How many weights a network has, however they are kept; tied ones count once."""
-    packed = (module for module in network.modules() if isinstance(module, Int4Linear))
-    more = sum(layer.packed.numel() - layer.scale.numel() - layer.zero.numel() for layer in packed)
-    return more + sum(weight.numel() for weight in network.parameters())
+    packed = [module for module in network.modules() if isinstance(module, Packed)]
+    whole = sum(layer.out_features * layer.in_features for layer in packed)
+    held = {id(weight) for layer in packed for name, weight in layer.named_parameters() if name != "bias"}
+    return whole + sum(weight.numel() for weight in network.parameters() if id(weight) not in held)
 
 
 def network_bytes(network: PreTrainedModel) -> int:

@@ -25,7 +25,7 @@ from sparsed.models import LoadError, quantizer
 from sparsed.models.catalogue import CATALOGUE
 from sparsed.models.families import read_config, recognise
 from sparsed.models.numbers import QUANTISED, weight_bytes
-from sparsed.models.quantise import is_quantised, network_bytes, stored
+from sparsed.models.quantise import PACKED, is_quantised, network_bytes, stored
 from sparsed.models.shares import random_network
 from sparsed.origin import origin_of
 from sparsed.paths import data_dir
@@ -140,6 +140,19 @@ def test_weights_and_logits_are_those_of_a_quantiser_in_loops(checkpoints, folde
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_sums_are_of_scaled_weights(kind: str, dtype: torch.dtype) -> None:
+    """Sums of a thousand are near those of the whole weights in every dtype; the integers' would be too large."""
+    weight = (torch.rand(8, 4096, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+    x = torch.full((3, 4096), 30.0, dtype=dtype)
+    bias = torch.nn.Parameter(torch.arange(8).to(dtype), requires_grad=False)
+    got = PACKED[kind](weight, bias)(x).double()
+    wanted = x.double() @ weight.double().T + bias.double()
+    assert got.dtype == torch.float64 and float(wanted.max()) > 1000
+    assert (got - wanted).abs().max() < 0.01 * wanted.max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_embeddings_norms_and_the_head_stay(folder_of, model_of, kind: str) -> None:
     model, plain = load(folder_of("llada", **SIZES["llada"]), kind), model_of("llada", **SIZES["llada"])
     for name, weight in plain.network.named_parameters():
@@ -157,7 +170,7 @@ def test_memory_is_counted_in_bytes(folder_of, kind: str) -> None:
         if not is_quantised(name):
             wanted += 4 * weight.numel()
         elif kind == "int8":
-            wanted += weight.numel() + 5 * weight.shape[0]  # torchao keeps a zero point that is 0
+            wanted += weight.numel() + 4 * weight.shape[0]
         else:
             size = 128 if weight.shape[1] % 128 == 0 else 64
             wanted += weight.numel() // 2 + 5 * weight.numel() // size
