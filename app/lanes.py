@@ -35,12 +35,14 @@ MOST_LANES = 6
 # that is free, its method at last; with a cache the key is "method+cache".
 _KEYS = {"dense": "dense", "sparsed": "sparse"}
 _OTHER = "baseline"
+# SparseD as recommended; as published where SparseD's own lane is that already.
+AS_RECOMMENDED = "recommended"
 # SparseD with the other generation rows than SparseD's own lane.
 OTHER_ROWS = "full_rows"
 # The lanes that may stand beside full attention and SparseD, in the order of a race: a baseline's method, or a method
 # and a cache.
 _FURTHER = (
-    OTHER_ROWS, *(name for name in METHOD_LABELS if name not in _KEYS),
+    AS_RECOMMENDED, OTHER_ROWS, *(name for name in METHOD_LABELS if name not in _KEYS),
     "dense+delayed", "dense+prefix", "dense+dual", "dense+refresh",
     "sparsed+delayed", "sparsed+prefix", "sparsed+dual", "sparsed+refresh",
 )  # fmt: skip
@@ -62,10 +64,11 @@ def additions(attention: AttentionConfig) -> tuple[str, ...]:
 
 
 def label_of(attention: AttentionConfig, cache: ResolvedCache = NO_CACHE) -> str:
-    """What a lane is called: "SparseD", "SparseD, full generation rows, refresh 8", "SparseD + Fast-dLLM, dual". Of a
-    cache, what is not as usual too: "SparseD + dKV-Cache, every 4, pattern's keys".
+    """What a lane is called: "SparseD", "SparseD, recommended", "SparseD, full generation rows, refresh 8", "SparseD +
+    Fast-dLLM, dual". Of a cache, what is not as usual too: "SparseD + dKV-Cache, every 4, pattern's keys".
     """
-    label = ", ".join((METHOD_LABELS[attention.method], *additions(attention)))
+    added = ("recommended",) if is_recommended(attention) else additions(attention)
+    label = ", ".join((METHOD_LABELS[attention.method], *added))
     if cache.none:
         return label
     every = (f"every {cache.refresh}",) if cache.refresh not in (0, DEFAULT_CACHE_REFRESH) else ()
@@ -119,8 +122,6 @@ class LaneSpec:
     @property
     def whose(self) -> str:
         """Whose it is, in a few words; "" for full attention and baselines."""
-        if self.cache is None and is_recommended(self.attention):
-            return "ours, recommended"
         if additions(self.attention) or (self.cache is not None and self.cache.method == "refresh"):
             return "ours"
         if self.cache is not None:
@@ -217,9 +218,13 @@ def lanes_for(
 def _further(
     name: str, own: AttentionConfig, settings: CacheSettings = USUAL_CACHES
 ) -> tuple[AttentionConfig, ResolvedCache]:
-    """A lane of `_FURTHER` beside SparseD's own, from which it differs in its method or its cache alone. OTHER_ROWS:
-    full generation rows, or the paper's SparseD where the visitor's own has them already.
+    """A lane of `_FURTHER` beside SparseD's own, from which it differs in its method or its cache alone; but that of
+    AS_RECOMMENDED in every setting of its own. OTHER_ROWS: full generation rows, or the paper's where the visitor's own
+    has full ones already.
     """
+    if name == AS_RECOMMENDED:
+        made = SparseDConfig() if is_recommended(own) else RECOMMENDED
+        return replace(made, keep_importance=own.keep_importance, on_no_gain=own.on_no_gain), NO_CACHE
     if name == OTHER_ROWS and own.generation_rows == "full":
         return replace(own, generation_rows="pattern", refresh=0), NO_CACHE
     if name == OTHER_ROWS:
@@ -272,7 +277,7 @@ FURTHER = {
 # Choices of further lanes that say something together, by what a button says.
 PRESETS: dict[str, tuple[str, ...]] = {
     "SparseD against full attention": (),
-    "SparseD, published and recommended": (OTHER_ROWS,),
+    "SparseD, published and recommended": (AS_RECOMMENDED,),
     "SparseD + cache": ("sparsed+refresh",),
     "The paper’s table": ("sliding_window", "streaming_llm", "dense+delayed", "dense+dual"),
 }

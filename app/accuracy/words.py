@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from app.accuracy.shipped import PUBLISHED_METHOD, RECOMMENDED_METHOD, Row, Summary, most_asked, row_of
-from app.lanes import label_of
+from app.lanes import additions
 from app.phrases import points
 from sparsed.config import RECOMMENDED
 from sparsed.evaluation.methods import parts_of, samples_apart
@@ -18,6 +18,10 @@ KINDS = {
     "arithmetic": "word problems", "unanswerable": "questions without an answer", "chain3": "three hops",
     "chain4": "four hops", "open": "open questions", "list": "lists",
 }  # fmt: skip
+# The recommended setting: what it has of the paper's settings, and beyond them.
+RECOMMENDED_WORDS = ", ".join(
+    f"{name} {value:g}" for name in ("skip", "select") if (value := getattr(RECOMMENDED, name)) is not None
+) + "".join(f", {words}" for words in additions(RECOMMENDED))
 _ROUNDING = 1e-9
 
 
@@ -28,7 +32,7 @@ def evidence(summary: Summary) -> str:
     if ours is None or paper is None:
         return ""
     return (
-        f"Recommended: {label_of(RECOMMENDED)}. {summary['model']} at {length}, {ours['questions']} questions: "
+        f"Recommended: {RECOMMENDED_WORDS}. {summary['model']} at {length}, {ours['questions']} questions: "
         f"{_difference(ours)} to full attention at {ours['speed']:.2f}× by operations; SparseD as published "
         f"{_difference(paper, '')} at {paper['speed']:.2f}×."
     )
@@ -50,11 +54,12 @@ def findings(summary: Summary, length: str) -> list[str]:
     if paper is not None:
         said.append(f"SparseD as published: {_weighed(paper)}; {_lost(summary, [paper])}.")
     if ours is not None:
-        said.append(f"Recommended, with full generation rows: {_weighed(ours)}; {_lost(summary, [ours])}.")
+        said.append(f"Recommended, {RECOMMENDED_WORDS}: {_weighed(ours)}; {_lost(summary, [ours])}.")
     best = recommend(summary, length)
-    if ours is not None and best is not None and best.method != RECOMMENDED_METHOD:
+    if best is not None and best.method != RECOMMENDED_METHOD:
         name = "SparseD as published" if best.method == PUBLISHED_METHOD else method_label(best.method)
-        said.append(f"By this length alone the rule would recommend {name}.")
+        unasked = "; the recommended setting was not asked here" if ours is None else ""
+        said.append(f"By this length alone the rule would recommend {name}{unasked}.")
     cached = [row for row in summary["lengths"] if row["length"] == length and _has_cache(row)]
     if cached:
         said.append(

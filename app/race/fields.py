@@ -257,8 +257,8 @@ FIELDS = (
     ),
     _of_engine(
         "generation_rows", "Generation rows", "What the answer’s own rows see in sparse steps.",
-        "What the generation's rows see in sparse steps: their pattern, as in the paper, or (full: ours, recommended) "
-        "every key.",
+        "What the generation's rows see in sparse steps: their pattern, as in the paper, or (full: ours) every "
+        "key.",
         choices={name: texts.GENERATION_ROWS[name] for name in GENERATION_ROWS}, usual="pattern", off="pattern",
     ),
     _of_engine(
@@ -270,8 +270,9 @@ FIELDS = (
     Field(
         "lanes", "names", "Further lanes", f"Beside full attention and SparseD, up to {MOST_FURTHER}.",
         f"Up to {MOST_FURTHER} lanes beside full attention and SparseD: a simpler pattern that keeps as many blocks; "
-        "SparseD with full generation rows (full_rows, recommended; the paper's where SparseD's own lane has them); or "
-        "a method and a cache, which says which rows a step computes (dense+dual, sparsed+refresh).",
+        "SparseD as recommended here, whatever SparseD's own lane has (recommended; as published where that is so); "
+        "SparseD with full generation rows (full_rows; the paper's where SparseD's own lane has them); or a method and "
+        "a cache, which says which rows a step computes (dense+dual, sparsed+refresh).",
         high=MOST_FURTHER, choices=FURTHER, usual=(), off=(),
     ),
     _of_engine(

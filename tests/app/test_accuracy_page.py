@@ -98,7 +98,7 @@ def test_the_recommended_lane_says_so_where_it_is_chosen_and_where_it_runs(visit
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('3 lanes')")
     race(page)
     whose = page.locator(".sd-lane:visible .sd-whose:visible").all_inner_texts()
-    assert whose == ["the paper’s", "ours, recommended"]
+    assert whose == ["the paper’s", "ours"]
 
 
 def test_on_a_phone_the_figure_scrolls_inside_itself(visit, keeping) -> None:

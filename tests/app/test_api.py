@@ -636,7 +636,7 @@ def test_the_endpoints_are_tools_that_say_what_they_take(keeping: Any) -> None:
     assert list(tools["compare"].inputSchema["properties"]) == SETTINGS
     assert "required" not in tools["compare"].inputSchema
     assert tools["sweep"].inputSchema["required"] == ["lengths"] and tools["pattern"].inputSchema["required"] == ["run"]
-    assert tools["compare"].inputSchema["properties"]["third"]["enum"][:3] == ["none", "full_rows", "sliding_window"]
+    assert tools["compare"].inputSchema["properties"]["third"]["enum"][:3] == ["none", "recommended", "full_rows"]
 
 
 def test_a_language_model_can_list_the_models_and_compare(keeping: Any) -> None:

@@ -259,7 +259,7 @@ def test_a_refresh_of_any_length_can_be_shown() -> None:
         made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
     assert made["refresh"].choices == [("off", 0), ("4", 4), ("8", 8), ("16", 16)] and made["refresh"].value == 0
     assert made["generation_rows"].choices == [
-        ("Follow the pattern (the paper)", "pattern"), ("See all keys (ours, recommended)", "full"),
+        ("Follow the pattern (the paper)", "pattern"), ("See all keys (ours)", "full"),
     ]  # fmt: skip
     held = {name: component.value for name, component in made.items()} | {"refresh": 6}
     asked = parse(**{**usual("mini", "about", "4k"), "refresh": 6}, **KNOWN).resolve(300)

@@ -17,6 +17,7 @@ from app.finished.run import keep, opened, recorded
 from app.lanes import (
     FURTHER,
     MOST_LANES,
+    AS_RECOMMENDED,
     OTHER_ROWS,
     PAIR,
     PRESETS,
@@ -79,10 +80,10 @@ def test_a_label_tells_what_is_added_to_the_paper_s_and_whose_that_is() -> None:
         {"generation_rows": "full", "refresh": 16},
     ]  # fmt: skip
     told = [(lane.label, lane.whose, lane.method) for one in settings for lane in lanes_of([SparseDConfig(**one)])]
-    paper, ours, best = "the paper’s", "ours", "ours, recommended"
+    paper, ours = "the paper’s", "ours"
     assert told == [
         ("SparseD", paper, "SparseD"), ("SparseD", paper, "SparseD"),
-        ("SparseD, full generation rows", best, "SparseD"), ("SparseD, refresh 8", ours, "SparseD"),
+        ("SparseD, full generation rows", ours, "SparseD"), ("SparseD, refresh 8", ours, "SparseD"),
         ("SparseD, full generation rows, refresh 16", ours, "SparseD"),
     ]  # fmt: skip
     # A baseline is nobody's of the two, until something of ours is added to it.
@@ -94,20 +95,37 @@ def test_a_label_tells_what_is_added_to_the_paper_s_and_whose_that_is() -> None:
 def test_the_recommended_lane_is_the_one_with_its_settings_and_no_other() -> None:
     for length in (300, 3999, 4000, 70_000):
         for resolved in (False, True):
-            attention = SparseDConfig(skip=0.2, generation_rows="full", keep_importance=True)
-            assert lanes_of([attention.resolve(length) if resolved else attention])[0].whose == "ours, recommended"
+            attention = replace(RECOMMENDED, isolated=True, keep_importance=True)
+            (lane,) = lanes_of([attention.resolve(length) if resolved else attention])
+            assert (lane.label, lane.whose) == ("SparseD, recommended", "ours")
     assert is_recommended(RECOMMENDED) and not is_recommended(SparseDConfig()) and not is_recommended(FULL_ATTENTION)
     for other in (
-        {"skip": 0.05}, {"select": 0.2}, {"block_size": 64}, {"select": 0.5, "block_size": 128}, {"refresh": 8},
+        {"skip": 0.05}, {"select": 0.3}, {"block_size": 64}, {"refresh": 8}, {"generation_rows": "pattern"},
         {"isolated": False}, {"reuse": False}, {"selection": "reference"}, {"method": "random"},
     ):  # fmt: skip
         lane = lanes_of([replace(RECOMMENDED, **other)])[0]
-        assert lane.whose == "ours" and lane.resolve(5000).whose == "ours", other
-    # With a cache it is another lane.
-    assert lanes_of([RECOMMENDED], [CacheConfig("dual").resolve()])[0].whose == "ours"
-    assert FURTHER[OTHER_ROWS] == "SparseD, full generation rows · ours, recommended"
+        assert "recommended" not in lane.label and "recommended" not in lane.resolve(5000).label, other
+    # With a cache it is our combination.
+    (cached,) = lanes_of([RECOMMENDED], [CacheConfig("dual").resolve()])
+    assert (cached.label, cached.whose) == ("SparseD, recommended + Fast-dLLM, dual", "ours")
+    assert FURTHER[AS_RECOMMENDED] == "SparseD, recommended · ours"
+    assert FURTHER[OTHER_ROWS] == "SparseD, full generation rows · ours"
     (preset,) = (further for name, further in PRESETS.items() if "recommended" in name)
-    assert [lane.whose for lane in lanes_for(SparseDConfig(), preset)] == ["", "the paper’s", "ours, recommended"]
+    assert [lane.whose for lane in lanes_for(SparseDConfig(), preset)] == ["", "the paper’s", "ours"]
+
+
+@pytest.mark.parametrize("length", [None, 500, 5000])
+def test_the_recommended_lane_is_offered_whatever_sparsed_s_own_lane_has(length: int | None) -> None:
+    for own in (SparseDConfig(), SparseDConfig(skip=0.4, select=0.6, block_size=64, refresh=4, generation_rows="full")):
+        own = replace(own, keep_importance=True, on_no_gain="dense")
+        lanes = lanes_for(own if length is None else own.resolve(length), [AS_RECOMMENDED])
+        assert is_recommended(lanes[2].attention) and lanes[2].attention.resolve(length or 0) == replace(
+            RECOMMENDED, keep_importance=True, on_no_gain="dense"
+        ).resolve(length or 0)
+    # Where it has the recommended settings itself, the published ones stand beside it.
+    lanes = lanes_for(RECOMMENDED, [AS_RECOMMENDED])
+    assert [lane.label for lane in lanes] == ["Full attention", "SparseD, recommended", "SparseD"]
+    assert lanes[2].attention.resolve(5000) == SparseDConfig().resolve(5000)
 
 
 @pytest.mark.parametrize("resolved", [False, True])
@@ -132,9 +150,9 @@ def test_the_third_lane_may_be_sparsed_with_the_other_generation_rows(resolved: 
 def test_every_lane_on_offer_says_what_it_is_and_whose_and_stands_where_a_record_has_it() -> None:
     baselines = set(METHOD_LABELS) - {"dense", "sparsed"}
     cached = {f"{method}+{cache}" for method in ("dense", "sparsed") for cache in CACHES if cache != "none"}
-    assert set(FURTHER) == {OTHER_ROWS, *baselines, *cached}
+    assert set(FURTHER) == {AS_RECOMMENDED, OTHER_ROWS, *baselines, *cached}
     whose = {"dense+dual": "as published", "dense+refresh": "ours", "sparsed+dual": "our combination"}
-    whose |= {"sparsed+refresh": "ours", OTHER_ROWS: "ours, recommended", "random": ""}
+    whose |= {"sparsed+refresh": "ours", AS_RECOMMENDED: "ours", OTHER_ROWS: "ours", "random": ""}
     for name, said in whose.items():
         lane = lanes_for(SparseDConfig(), [name])[2]
         assert (lane.whose, lane.key) == (said, name if "+" in name else "baseline")
