@@ -11,11 +11,13 @@ from typing import NamedTuple
 LETTER, LINE = 6.3, 14.0
 MARKER = 7.0
 _NEAR, _FAR = 9.0, 100.0
+_CROSSED = 25
 
 
 class Spot(NamedTuple):
     """A point with a name, in pixels from the left and the bottom of the axes; its error bar reaches so many pixels
-    below and above it.
+    below and above it. most: how far away its name may stand, in pixels, every line that it crosses counting as _CROSSED
+    more; else it has none.
     """
 
     text: str
@@ -23,6 +25,7 @@ class Spot(NamedTuple):
     y: float
     below: float = 0.0
     above: float = 0.0
+    most: float = math.inf
 
 
 class _Box(NamedTuple):
@@ -79,8 +82,8 @@ def place(
             crossed = sum(box.meets(bar) for bar in bars)
             crossed += sum(_cuts(other, box) + _cross(line, other) for other in lines)
             crossed += sum(_cuts(line, other) for other in taken)
-            cost = distance + 25 * crossed
-            if best is None or cost < best[0]:
+            cost = distance + _CROSSED * crossed
+            if cost <= spot.most and (best is None or cost < best[0]):
                 best = cost, (right, up), box
         found.append(None if best is None else best[1])
         if best is not None:

@@ -14,6 +14,9 @@ from sparsed.evaluation.tables import method_label
 # Pixels of the figure, and of its margins.
 WIDTH, HEIGHT = 980, 668
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 84, 136  # below, three lines of the legend
+# Of more points than that only those that have room beside them have their names, but for those that stand out.
+CROWDED = 40
+_BESIDE = 45.0
 
 
 class Point(NamedTuple):
@@ -103,6 +106,7 @@ def names(points: Sequence[Point], ranges: Ranges, width: int, levels: Sequence[
     """
     across, upwards = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     a_power, a_percent = across / (ranges.x[1] - ranges.x[0]), upwards / (ranges.y[1] - ranges.y[0])
+    crowded = sum(bool(point.name) for point in points) > CROWDED
     order = sorted(points, key=lambda point: (point.rank, -point.right, -point.speed))
     spots = [
         Spot(
@@ -111,6 +115,7 @@ def names(points: Sequence[Point], ranges: Ranges, width: int, levels: Sequence[
             y=(point.right - ranges.y[0]) * a_percent,
             below=(point.right - point.interval[0]) * a_percent,
             above=(point.interval[1] - point.right) * a_percent,
+            most=_BESIDE if crowded and not point.strong else math.inf,
         )
         for point in order
     ]

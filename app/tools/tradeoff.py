@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ENDINGS = (".html", ".png", ".json")
-COLOURS = 64
+COLOURS = 128
 EDGE = 14  # pixels around the figure
 
 
