@@ -485,15 +485,18 @@ def test_a_run_with_what_is_ours_says_so_and_which_rows_see_everything(client: C
 
 
 def test_one_argument_asks_for_the_recommended_setting(client: Client) -> None:
-    last = values(client, steps=8, gen_length=32, block_length=16, generation_rows="full")[-1]
-    info = last["lanes"]["sparse"]["info"]
+    lanes = values(client, steps=8, gen_length=32, block_length=16, lanes=["recommended", "full_rows"])[-1]["lanes"]
+    assert {key: lane["label"] for key, lane in lanes.items()} == {
+        "dense": "Full attention", "sparse": "SparseD", "baseline": "SparseD, recommended",
+        "sparsed": "SparseD, full generation rows",
+    }  # fmt: skip
+    info = lanes["baseline"]["info"]
     wanted = RECOMMENDED.resolve(info["prompt_tokens"] + 32)
     kept = ("method", "skip", "select", "block_size", "selection", "isolated", "reuse", "generation_rows", "refresh")
     assert {name: info["attention"][name] for name in kept} == {name: getattr(wanted, name) for name in kept}
-    # Beside the paper's: a further lane.
-    lanes = values(client, steps=8, gen_length=32, block_length=16, lanes=["full_rows"])[-1]["lanes"]
-    rows = {key: lane["info"]["attention"].get("generation_rows") for key, lane in lanes.items()}
-    assert rows == {"dense": None, "sparse": "pattern", "baseline": "full"}
+    # Beside the paper's, and the paper's with other generation rows.
+    paper, ours = (lanes[key]["info"]["attention"] for key in ("sparse", "sparsed"))
+    assert {name for name in kept if paper[name] != ours[name]} == {"generation_rows"}
 
 
 def test_what_a_run_does_not_have_is_said(client: Client) -> None:
