@@ -16,8 +16,8 @@ _CROSSED = 25
 
 class Spot(NamedTuple):
     """A point with a name, in pixels from the left and the bottom of the axes; its error bar reaches so many pixels
-    below and above it. most: how far away its name may stand, in pixels, every line that it crosses counting as _CROSSED
-    more; else it has none.
+    below and above it. most: how far away its name may stand, in pixels, every line that it crosses counting as
+    _CROSSED more; else it has none.
     """
 
     text: str

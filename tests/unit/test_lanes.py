@@ -15,9 +15,9 @@ from app.finished import views
 from app.finished.replay import final_snapshot
 from app.finished.run import keep, opened, recorded
 from app.lanes import (
+    AS_RECOMMENDED,
     FURTHER,
     MOST_LANES,
-    AS_RECOMMENDED,
     OTHER_ROWS,
     PAIR,
     PRESETS,
