@@ -52,7 +52,7 @@ def test_the_figure_waits_for_who_comes_near_and_moves_nothing(visit, keeping) -
     page.get_by_role("option", name=re.compile("operations")).click()
     page.wait_for_selector(f"{PLOT}[aria-label*='operations executed']")
     label = page.get_attribute(PLOT, "aria-label")
-    assert "at 16k, by operations executed" in label and "The recommended setting" in label
+    assert "at 16k, by operations executed" in label and "SparseD as published" in label
     assert page.locator("#sd-accuracy-paper td").count() == 8
 
 
