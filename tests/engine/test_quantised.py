@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops_of_bits import check_fp8
 from torch import Tensor
 
 import sparsed
@@ -25,7 +26,7 @@ from sparsed.models import LoadError, quantizer
 from sparsed.models.catalogue import CATALOGUE
 from sparsed.models.families import read_config, recognise
 from sparsed.models.numbers import QUANTISED, weight_bytes
-from sparsed.models.quantise import PACKED, is_quantised, network_bytes, stored
+from sparsed.models.quantise import PACKED, is_quantised, network_bytes, parameters, stored
 from sparsed.models.shares import random_network
 from sparsed.origin import origin_of
 from sparsed.paths import data_dir
@@ -137,6 +138,25 @@ def test_weights_and_logits_are_those_of_a_quantiser_in_loops(checkpoints, folde
         half = load(folder, kind, dtype="bfloat16").network(input_ids=sequence[None], use_cache=False).logits[0]
     # Rounded at every layer, the scales too: as far from the exact network as the quantisation allows, no further.
     assert (half - wanted).abs().max() < 3 * (before - wanted).abs().max() + 2**-5 * wanted.abs().max()
+
+
+def test_fp8_weights_are_those_of_loops(folder_of, model_of, monkeypatch) -> None:
+    """As on a GPU, by torch's slow product on a CPU, which torchao does not offer."""
+    monkeypatch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda granularity: None)
+    monkeypatch.setattr("sparsed.models.loading.check_place", lambda *_: None)
+    folder = folder_of("qwen3", **SIZES["qwen3"])
+    whole, model = (load(folder, kind, dtype="bfloat16") for kind in (None, "fp8"))
+    assert model.numbers == "fp8 (bfloat16)" and network_bytes(model.network) < network_bytes(whole.network)
+    assert parameters(model.network) == parameters(whole.network)
+    for name, layer in layers_of(model.network).items():
+        weight = whole.network.get_submodule(name).weight
+        with torch.inference_mode():
+            got = layer(torch.eye(weight.shape[1], dtype=torch.bfloat16)).T
+            assert layer(torch.empty(0, weight.shape[1], dtype=torch.bfloat16)).shape == (0, len(weight))
+        check_fp8(weight.double(), got.double())
+    with torch.inference_mode():
+        near, exact = (one.network(input_ids=ids(100)[None], use_cache=False).logits for one in (model, whole))
+    assert 0 < (near - exact).abs().max() < 0.5 * exact.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import math
 from typing import Any
 
 import pytest
 import torch
+from loops_of_bits import check_fp8
 from torch import Tensor
 
 import sparsed
@@ -38,27 +38,14 @@ def used(layer: Any, columns: int) -> Tensor:
     return layer(torch.eye(columns, device="cuda", dtype=torch.bfloat16)).T
 
 
-def e4m3(x: float) -> float:
-    """The nearest of fp8's numbers: three bits behind the first, the least of which is 2⁻⁹; ties to even."""
-    if x == 0:
-        return 0.0
-    step = 2.0 ** (max(math.floor(math.log2(abs(x))), -6) - 3)
-    return min(max(round(x / step) * step, -448.0), 448.0)
-
-
 def test_fp8_weights_are_those_of_loops() -> None:
-    """Each to the last bit of bfloat16; at the border of two of its numbers one may be the other."""
     needs("fp8")
     mini = read_config(data_dir("assets") / "mini")
     made = [random_network(mini, torch.bfloat16, torch.device("cuda"), False, quantize=q)[0] for q in (None, "fp8")]
     name = "model.layers.2.self_attn.k_proj"
     weight, layer = made[0].get_submodule(name).weight.double().cpu(), made[1].get_submodule(name)
     got = used(layer, weight.shape[1]).double().cpu()
-    for row, found in zip(weight.tolist(), got.tolist()):
-        scale = max(abs(x) for x in row) / 448
-        for x, y in zip(row, found):
-            near = {e4m3(x / scale * (1 + shift)) * scale for shift in (-1e-5, 0, 1e-5)}
-            assert min(abs(y - one) for one in near) <= 2**-8 * abs(y) + 1e-9
+    check_fp8(weight, got)
 
 
 @pytest.mark.parametrize("kind", ("int8", "int4"))
