@@ -202,8 +202,8 @@ EXAMPLES = {
     ),
     "Four hops, and what SparseD loses": Example(
         "chain4", "1k", 0,
-        "SparseD as published chooses its blocks before the fourth hop is known; with full generation rows it may.",
-        ("full_rows",),
+        "SparseD as published chooses its blocks before the fourth hop is known. As recommended here the answer sees all.",
+        ("recommended",),
     ),
     "Who is older, at 4k": Example(
         "older", "4k", 4, "The longer the prompt, the more of a step is attention, and the more there is to save.",
