@@ -14,7 +14,9 @@ import gradio as gr
 from app.race.fields import FIELDS, Field
 from app.server.gradio_internals import describe_parameters
 
-_TYPES: dict[str, Any] = {"whole": int, "number": float, "switch": bool, "texts": list[str]}
+_TYPES: dict[str, Any] = {
+    "whole": int, "number": float, "switch": bool, "texts": list[str], "turns": list[dict[str, str]],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

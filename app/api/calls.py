@@ -13,7 +13,7 @@ import gradio as gr
 from app.lengths.forecast import NOTHING_CHOSEN
 from app.race import request
 from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
-from app.race.request import Request
+from app.race.request import OF_OWN_TEXT, Request
 from app.server.desk import Desk
 from app.server.gradio_internals import from_mcp, hung_up
 from app.server.visits import Visit
@@ -58,7 +58,7 @@ def asked(desk: Desk, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Req
 
 def _read(name: str, value: Any) -> Any:
     """A list of texts is for `parse` to look at."""
-    listed = isinstance(value, list) and BY_NAME[name].kind in ("texts", "names")
+    listed = isinstance(value, list) and BY_NAME[name].kind in ("texts", "names", "turns")
     return value if listed else plain(name, value)
 
 
@@ -80,7 +80,7 @@ def plain(name: str, value: Any) -> Any:
     Raises ValueError.
     """
     if isinstance(value, str):
-        most = MAX_CHARACTERS if name in ("text", "system") else MOST_CHARACTERS
+        most = MAX_CHARACTERS if name in OF_OWN_TEXT else MOST_CHARACTERS
         if len(value) > most:
             raise ValueError(f"The value of {name} has {len(value):,} characters; it may have up to {most:,}.")
     elif isinstance(value, int) and abs(value) > MOST_NUMBER:

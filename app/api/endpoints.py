@@ -14,11 +14,12 @@ from app.api.pattern import Blocks, blocks_of
 from app.api.values import Compared, Model, Swept, compared_of, model_of, swept_of
 from app.lengths import comparison
 from app.race import fields
+from app.race.request import OF_OWN_TEXT
 from app.server.desk import Desk
 from app.server.session import perform
 
 # A sweep has lengths of its own and asks the page's questions alone.
-NOT_IN_SWEEP = ("length", "text", "system", "third")
+NOT_IN_SWEEP = ("length", "third", *OF_OWN_TEXT)
 LENGTHS = "Prompt lengths to compare, each once, run from the shortest to the longest."
 PATTERN_ARGUMENTS = (
     Argument("run", str, "The key in the last value of /compare."),

@@ -92,6 +92,10 @@ class ModelLike(Protocol):
     def name(self) -> str: ...
 
     @property
+    def chat(self) -> bool:
+        """It has a chat template."""
+
+    @property
     def end_ids(self) -> Sequence[int]:
         """Every token that ends an answer."""
 
@@ -283,10 +287,11 @@ class Engine(Protocol[M]):
         devices: Mapping[str, int],
         system: str = "",
         chat: bool | None = None,
+        history: Sequence[Message] = (),
     ) -> Trace | None:
         """What runs by lane did, each of one step or more; None where nothing is recorded. prompt: what `build_prompt`
         made, or a visitor's own text. devices: the number of the one that each lane had. system: the system prompt
-        before it. chat: as for `denoise`.
+        before it. chat: as for `denoise`. history: what was said before it.
         """
 
     def decode_tokens(self, model: M, tokens: Sequence[int]) -> str:

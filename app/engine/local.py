@@ -19,6 +19,7 @@ from sparsed import trace
 from sparsed.config import AttentionConfig, ResolvedCache, SamplerConfig
 from sparsed.machine import device_memory
 from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec, find
+from sparsed.models.chat import Message
 from sparsed.models.families import describe
 from sparsed.models.hub import locate
 from sparsed.models.numbers import weight_bytes
@@ -242,11 +243,12 @@ class SparsedEngine:
         devices: Mapping[str, int],
         system: str = "",
         chat: bool | None = None,
+        history: Sequence[Message] = (),
     ) -> Trace | None:
         # Whoever makes runs in another way gives those that a record needs.
         made = cast("Mapping[str, Run]", runs)
         told = cast("Prompt | str", prompt)
-        return trace.record(made, prompt=told, devices=devices, system=system, chat=chat)
+        return trace.record(made, prompt=told, devices=devices, system=system, chat=chat, history=history)
 
     def decode_tokens(self, model: Model, tokens: Sequence[int]) -> str:
         return str(model.tokens_text(tokens))

@@ -79,7 +79,7 @@ def to_html(trace: traces.Trace, *, judge: Judge | None = None) -> str:
     about = origin(trace)
     value = {
         "record": {
-            "title": trace.prompt.question or "A run of SparseD",
+            "title": trace.prompt.asked or "A run of SparseD",
             "facts": ["Recorded", *(about[name] for name in ("model", "machine", "date")), tokens_of(trace)],
         },
         "replay": replay_value(trace, run=1, judge=judge),

@@ -144,7 +144,7 @@ def _play(trace: traces.Trace, run: int, judge: Judge | None) -> _Played:
         gold=trace.prompt.gold,
         others=trace.prompt.others,
         judge=judge,
-        question=trace.prompt.question or OWN_QUESTION,
+        question=trace.prompt.asked or OWN_QUESTION,
         mode=mode(
             len(names),
             len({trace.lanes[name].device for name in names.values()}),

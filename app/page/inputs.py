@@ -91,7 +91,7 @@ class Server:
         values = within({**given.values, **dict.fromkeys(set(FOLLOWING) - given.touched)})
         if not given.own:
             # What stands in the boxes for a text of one's own waits there, out of sight.
-            values |= {"text": "", "system": ""}
+            values |= dict.fromkeys(request.OF_OWN_TEXT, "")
         return request.parse(
             **values, defaults=defaults, models=self.models, kinds=self.kinds, lengths=self.lengths, lenient=True
         )

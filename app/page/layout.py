@@ -13,6 +13,7 @@ from app.finished import views
 from app.finished.run import Kept, opening
 from app.finished.spent import spent
 from app.finished.story import story
+from app.finished.talk import talk
 from app.finished.what_if import LEAST, STEP
 from app.lanes import PRESETS
 from app.lengths.chart import chart, chart_label
@@ -125,6 +126,8 @@ class Components:
     accuracy: accuracy.Accuracy
     # What a step of each kind spends on attention, and on the rest.
     spent: gr.HTML
+    # The conversation so far, and where one asks further.
+    talk: gr.HTML
     # The scenes of how it works, drawn from the last run.
     story: gr.HTML
     # Leads to the files of the last run, and to its link.
@@ -181,7 +184,8 @@ def build(server: Server) -> Components:
         visible=False, elem_id="sd-system",
     )  # fmt: skip
     panel = view_of("prompt", {"state": "loading"}, "sd-prompt")
-    made |= {"kind": kind, "length": length, "text": text, "system": system}
+    history = gr.Textbox("", visible="hidden", elem_id="sd-history")
+    made |= {"kind": kind, "length": length, "text": text, "system": system, "history": history}
     with gr.Column(elem_id="sd-race"):
         stage = view_of("stage", stage_before(server), "sd-stage")
         replay = view_of("replay", replay_of(first, desk.engine.verdict), "sd-replay")
@@ -191,6 +195,7 @@ def build(server: Server) -> Components:
             timeline = view_of("chart", views.timeline(first) or nothing(texts.NO_TIMELINE), "sd-timeline")
         with gr.Column(elem_id="sd-map", min_width=0):
             head = _head_view(first)
+    talking = view_of("talk", talk(None, ""), "sd-talk")
     with gr.Column(elem_id="sd-how", elem_classes="sd-card"):
         gr.HTML("<h2>How it works</h2>", apply_default_css=False)
         scenes = view_of("story", story(first, 1, 0), "sd-story")
@@ -214,7 +219,7 @@ def build(server: Server) -> Components:
         last=last, another=another, insert=insert, run=run, stop=stop, examples=examples, preset=preset,
         trouble=trouble, linked=linked, panel=panel, stage=stage, replay=replay, timeline=timeline,
         head=head, series=series, explorer=explorer, lengths=lengths, accuracy=weighed, spent=split,
-        story=scenes, take=take,
+        story=scenes, take=take, talk=talking,
     )  # fmt: skip
 
 

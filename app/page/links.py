@@ -11,7 +11,7 @@ from app.page.trouble import in_page_words
 from app.page.values import Values, one_line
 from app.race.fields import BY_NAME, FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import from_link, said_by_link
-from app.race.request import ASKED_A_QUESTION
+from app.race.request import ASKED_A_QUESTION, OF_OWN_TEXT
 from app.texts import Example
 
 
@@ -27,26 +27,28 @@ class Links:
         """
         given = usual(self.server.desk.models.default, example.kind, example.length)
         given |= {"question": example.question, "lanes": list(example.lanes)}
-        return {field.name: given[field.name] for field in ON_PAGE if not field.follows and field.kind != "text"}
+        asked = (field.name for field in ON_PAGE if not field.follows and field.name not in OF_OWN_TEXT)
+        return {name: given[name] for name in asked}
 
-    def follow_link(self, http: gr.Request, arrived: Any, text: Any) -> Values:
+    def follow_link(self, http: gr.Request, arrived: Any, text: Any, history: Any) -> Values:
         """What the query of the page's address sets, and what is to be said of it; the rest stays as it is.
 
         arrived: "reload" or "back_forward" where the visitor returns to what he has set himself, of which nothing is
-        said. text: his own text in this tab, which an address may be too short for.
+        said. text, history: his own text in this tab and what was said before it, which an address may be too short
+        for.
         """
         server = self.server
         values, problems = from_link(dict(http.query_params))
         said = "" if arrived in ("reload", "back_forward") else said_by_link(values, server.kinds)
-        if values.get("kind") == OWN_TEXT and isinstance(text, str) and text:
-            values.setdefault("text", text)
+        if values.get("kind") == OWN_TEXT and isinstance(text, str) and text and "text" not in values:
+            values |= {"text": text} | ({"history": history} if isinstance(history, str) and history else {})
         touched = frozenset(values) & {*FOLLOWING, "length"}
         if values:
             start = usual(server.desk.models.default, server.default_kind, next(iter(server.lengths)))
             try:
                 asked = server.asked(Given({**start, **values}, touched))
                 problems += asked.left_out
-                unread = () if asked.kind == OWN_TEXT else ("text", "system")
+                unread = () if asked.kind == OWN_TEXT else OF_OWN_TEXT
                 problems += [
                     f"The link's “{BY_NAME[name].label}” is left out. {ASKED_A_QUESTION}"
                     for name in unread

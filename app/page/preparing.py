@@ -34,6 +34,7 @@ from app.server.material import EXPECTED, Material, example, gather, notes
 from app.server.measured import Measured
 from app.server.models import Loaded, Loading
 from app.server.session import follow
+from app.texts import TURN
 
 # A visitor presses Run to see what this is; the first run should not keep him waiting.
 FIRST_RUN_SECONDS = 30.0
@@ -155,7 +156,8 @@ class Preparing:
         return {
             "state": "ready",
             "question": material.question,
-            "text": material.text,
+            "turn": TURN.format(number=len(material.asked.history) // 2 + 1) if material.asked.history else "",
+            "text": "\n\n".join([*(text for _, text in material.asked.history), material.text]),
             "needed": [] if isinstance(material.prompt, str) else list(material.prompt.needed),
             "tokens": material.tokens,
             "gold": material.gold is not None,

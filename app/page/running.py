@@ -18,6 +18,7 @@ from app.page.inputs import Server, read
 from app.page.labels import fingerprint, loading_header, model_header, stage_before
 from app.page.layout import Components
 from app.page.looking import Looking
+from app.page.talking import Talking
 from app.page.trouble import in_page_words, trouble
 from app.page.values import Updates, as_json, one_line
 from app.race.links import link
@@ -31,8 +32,11 @@ TIMELINE_SECONDS = 0.4
 class Running:
     """Handlers of a run from Run to its end. Holds nothing of any visit."""
 
-    def __init__(self, server: Server, components: Components, looking: Looking, asking: Asking) -> None:
-        self.server, self.components, self.looking, self.asking = server, components, looking, asking
+    def __init__(
+        self, server: Server, components: Components, looking: Looking, asking: Asking, talking: Talking
+    ) -> None:
+        self.server, self.components, self.looking = server, components, looking
+        self.asking, self.talking = asking, talking
 
     def begin(self, http: gr.Request) -> Updates:
         """Run pressed; a Stop from now on counts, be the run on its way yet."""
@@ -48,7 +52,8 @@ class Running:
         stop = gr.update(value="Stop", interactive=running)
         # What was said of the last run does not stand over the next one.
         said = {at.trouble: trouble(self.server)} if running else {at.series.ask: self.asking.offered(visit)}
-        return {**waiting, at.run: run, at.stop: stop, **said}
+        talk = as_json({"state": "busy"}) if running else self.talking.offered(visit)
+        return {**waiting, at.run: run, at.stop: stop, at.talk: talk, **said}
 
     async def run(self, http: gr.Request, *values: Any) -> AsyncIterator[Updates]:
         """One race, streamed: the first value says that it is being prepared, the last how it ended."""

@@ -29,12 +29,12 @@ from app.server.guard import MIB, Guard
 STYLES = (
     "colours.css", "base.css", "header.css", "controls.css", "drawer.css", "trouble.css", "prompt.css", "lanes.css",
     "canvas.css", "stage.css", "charts.css", "playhead.css", "evidence.css", "spent.css", "story.css", "replay.css",
-    "series.css", "lengths.css", "accuracy.css", "downloads.css", "phone.css",
+    "series.css", "talk.css", "lengths.css", "accuracy.css", "downloads.css", "phone.css",
 )  # fmt: skip
 SCRIPTS = (
     "core.js", "format.js", "header.js", "drawer.js", "trouble.js", "prompt.js", "lane.js", "stage.js", "chart.js",
     "playback.js", "replay.js", "playhead.js", "cursor.js", "map.js", "evidence.js", "spent.js", "story.js",
-    "series.js", "lengths.js", "downloads.js",
+    "series.js", "talk.js", "lengths.js", "downloads.js",
 )  # fmt: skip
 STYLE, SCRIPT = "page.css", "page.js"
 # Below the root of the page: its own style and script, and the plotly.js that the plotly package brings.

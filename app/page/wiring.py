@@ -26,6 +26,7 @@ from app.page.links import Links
 from app.page.looking import Looking
 from app.page.preparing import Preparing
 from app.page.running import Running
+from app.page.talking import Talking
 from app.race.fields import FOLLOWING
 from app.server.desk import Desk
 from app.server.gradio_internals import SHOW_API, forget_session, look_for_work_every
@@ -47,9 +48,10 @@ _PRESET_OF = (
     f"(lanes) => Object.entries({json.dumps(PRESETS)}).find(([, own]) => own.length === (lanes ?? []).length"
     f" && own.every((name) => lanes.includes(name)))?.[0] ?? {json.dumps(OTHER_LANES)}"
 )
-# How the visitor came to the page, and his own text of before in this tab.
+# How the visitor came to the page, his own text of before in this tab, and what was said before it.
 _ARRIVED = """() => [
-    performance.getEntriesByType("navigation")[0]?.type ?? "", sessionStorage.getItem("sparsed-text") ?? ""]"""
+    performance.getEntriesByType("navigation")[0]?.type ?? "",
+    ...["text", "history"].map((name) => sessionStorage.getItem(`sparsed-${name}`) ?? "")]"""
 # What this tab keeps until it is loaded anew; a browser may have no room for a long text.
 _REMEMBER = """(value) => { try { sessionStorage.setItem("sparsed-%s", value ?? ""); } catch {} }"""
 _TO_EXPLORER = """() => { document.getElementById("sd-explorer").scrollIntoView(); return []; }"""
@@ -85,11 +87,15 @@ def build_page(desk: Desk, *, default_kind: str, default_length: str | None = No
         endpoints.add(desk)
         preparing, looking = Preparing(server, components), Looking(server, components)
         asking = Asking(server, len(components.starters))
-        running = Running(server, components, looking, asking)
+        talking = Talking(server, components)
+        running = Running(server, components, looking, asking, talking)
         _before_a_run(page, components, preparing, running, Links(server))
         _a_run(components, preparing, running, looking)
         page.load(None, None, None, js=SHOW_API)
-        page.load(looking.again, components.last, [*_shows_a_run(components), components.timeline], js=_LAST, **_LONG)
+        shown = [*_shows_a_run(components), components.timeline]
+        again = page.load(looking.again, components.last, shown, js=_LAST, **_LONG)
+        again.then(talking.offer, None, components.talk, **_AT_ONCE)
+        _talking(components, preparing, running, talking)
         components.last.change(None, components.last, None, js=_REMEMBER % "last", **_AT_ONCE)
         _looking(components, preparing, running, looking)
         _asking(components, preparing, running, asking)
@@ -112,11 +118,12 @@ def _before_a_run(
     page: gr.Blocks, at: Components, preparing: Preparing, running: Running, links: Links
 ) -> None:
     listed, prepared = at.inputs, _shows_the_next_run(at)
-    arrived, sets = [at.last, listed["text"]], [*at.all_inputs, at.linked]
+    arrived, sets = [at.last, listed["text"], listed["history"]], [*at.all_inputs, at.linked]
     followed = page.load(links.follow_link, arrived, sets, js=_ARRIVED, **_LONG)
     followed.then(preparing.open, at.all_inputs, prepared, **_LONG)
     at.address.change(None, at.address, None, js=_ADDRESS, **_AT_ONCE)
-    listed["text"].change(None, listed["text"], None, js=_REMEMBER % "text", **_AT_ONCE)
+    for name in ("text", "history"):
+        listed[name].change(None, listed[name], None, js=_REMEMBER % name, **_AT_ONCE)
     # The preset of lanes is named after the lanes, whoever chose them.
     named = (None, listed["lanes"], at.preset)
     followed.then(*named, js=_PRESET_OF, **_AT_ONCE)
@@ -164,12 +171,23 @@ def _race(after: Callable[..., Any], at: Components, preparing: Preparing, runni
     """Runs when `after`, a listener's method, says so. Only what changes with every step is an output of the stream:
     gradio makes each output's component anew for each value, which takes the engine's time.
     """
-    buttons = [*at.starters, at.stop, at.trouble]
+    buttons = [*at.starters, at.stop, at.trouble, at.talk]
     after(running.begin, None, buttons, **_AT_ONCE).then(
         running.run, at.all_inputs, [at.stage, at.timeline, at.header], **_LONG
     ).then(running.over, at.all_inputs, [*_shows_a_run(at), *buttons], **_LONG).then(
         preparing.reckon, at.all_inputs, [at.panel, at.inputs["length"]], **_LONG
     )
+
+
+def _talking(at: Components, preparing: Preparing, running: Running, talking: Talking) -> None:
+    asks = [at.inputs[name] for name in ("kind", "text", "system", "history", "prompt_format")]
+    asked = at.talk.select(talking.ask, None, asks, **_AT_ONCE)
+    asked.success(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
+    _race(asked.success, at, preparing, running)
+    for button in (at.talk.clear, at.panel.clear):
+        button(talking.anew, None, [*asks[:-1], at.talk], **_AT_ONCE).then(
+            preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG
+        )
 
 
 def _shows_a_head(at: Components) -> list[Any]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import Any
+
+from sparsed.models.chat import check_messages, messages_of
+
+Turns = tuple[tuple[str, str], ...]
+"""What was said before: (role, content) of each message."""
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
@@ -55,6 +61,27 @@ def check_texts(name: str, value: Any, most: int, longest: int) -> tuple[str, ..
     if len(value) > most:
         raise ValueError(f"The value of {name} must have {most} texts at most, not {len(value)}.")
     return tuple(value)
+
+
+def check_turns(name: str, value: Any, most: int) -> Turns:
+    """Messages {"role", "content"}, or JSON of them as a page and a link hold it. most: characters, all together."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError):
+            raise ValueError(f"The {name} must be a list of messages, as JSON: {repeated(value)} is none.") from None
+    if value in (None, [], ()):
+        return ()
+    turns = tuple((one["role"], one["content"]) for one in check_messages(value, f"the {name}"))
+    if (characters := sum(len(content) for _, content in turns)) > most:
+        raise ValueError(f"Your {name} have {characters:,} characters; this page takes up to {most:,}. Begin anew.")
+    messages_of("", None, as_messages(turns))  # whose turn it is
+    return turns
+
+
+def as_messages(turns: Turns) -> list[dict[str, str]]:
+    """As the engine takes them."""
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def check_switch(name: str, value: Any) -> bool:

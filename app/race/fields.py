@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from app import texts
 from app.lanes import FURTHER, MOST_FURTHER
-from app.race.checks import check_choice, check_names, check_number, check_switch, check_texts, check_whole
+from app.race.checks import (
+    check_choice,
+    check_names,
+    check_number,
+    check_switch,
+    check_texts,
+    check_turns,
+    check_whole,
+)
 from sparsed.config import (
     ALGORITHMS,
     BLOCK_SIZES,
@@ -46,8 +54,8 @@ class Field:
 
     name: str
     # "choice": one of some names; "names": a list of them, of at most `high`; "whole", "number": within low … high;
-    # "switch": yes or no; "texts": a list of them.
-    kind: Literal["choice", "names", "whole", "number", "text", "switch", "texts"]
+    # "switch": yes or no; "texts": a list of them; "turns": messages, or JSON of them.
+    kind: Literal["choice", "names", "whole", "number", "text", "switch", "texts", "turns"]
     # What the page says above it and below it, and what programs read of it.
     label: str
     help: str
@@ -103,6 +111,8 @@ class Field:
             value = check_switch(called, value)
         elif self.kind == "texts":
             value = check_texts(called, value, MOST_TEXTS, MOST_OF_TEXT)
+        elif self.kind == "turns":
+            value = check_turns(called, value, MAX_CHARACTERS)
         return None if value == self.off else value
 
 
@@ -286,6 +296,11 @@ FIELDS = (
         "Which keys the steps over few rows see, of the lanes with SparseD and a cache: all of them, or their "
         "pattern's. Default: all.",
         called="cache keys", choices={name: texts.SEEN_KEYS[name] for name in SEEN_KEYS}, follows=True,
+    ),
+    Field(
+        "history", "turns", "Earlier turns", "What was said before your text.",
+        "What was said before a text of your own: messages {role, content}, user and assistant in turn, up to "
+        f"{MAX_CHARACTERS:,} characters together. Needs a chat template.", usual=(),
     ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}

@@ -11,10 +11,11 @@ from app.race.fields import ON_PAGE, OWN_TEXT
 
 _READ: dict[str, Callable[[str], Any]] = {
     "choice": str, "names": lambda value: value.split(","), "text": str,
-    "whole": int, "number": float, "switch": lambda value: bool(("0", "1").index(value)),
+    "turns": str, "whole": int, "number": float, "switch": lambda value: bool(("0", "1").index(value)),
 }  # fmt: skip
-# Beyond it a link would break on its way; such a text is left out.
+# Beyond it, all together, a link would break on its way: then the texts are left out.
 _LINKED_CHARACTERS = 1500
+_TEXTS = ("text", "turns")
 # What a setting was called once → what it is called now.
 _ONCE = {"third": "lanes"}
 # What follows the model is only said where the visitor has set it himself, and comes last.
@@ -36,11 +37,13 @@ def address(given: Mapping[str, Any], touched: Collection[str], start: Mapping[s
 
 def _said(given: Mapping[str, Any], touched: Collection[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
+    texts = [str(given.get(field.name) or "") for field in _LINKED if field.kind in _TEXTS]
+    linked = given.get("kind") == OWN_TEXT and sum(map(len, texts)) <= _LINKED_CHARACTERS
     for field in _LINKED:
         value = given.get(field.name)
         if value is None or (field.follows and field.name not in touched):
             continue
-        if field.kind == "text" and (given.get("kind") != OWN_TEXT or len(str(value)) > _LINKED_CHARACTERS):
+        if field.kind in _TEXTS and (not linked or (field.kind == "turns" and not value)):
             continue
         if not field.follows and (value == field.off or value == []):
             continue
@@ -57,7 +60,7 @@ def said_by_link(values: Mapping[str, Any], kinds: Mapping[str, str]) -> str:
         if field.name not in values:
             continue
         value, named = values[field.name], kinds if field.name == "kind" else field.choices or {}
-        if field.kind == "text":
+        if field.kind in _TEXTS:
             value = ""
         elif field.kind == "switch":
             value = "on" if value else "off"

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.lanes import MOST_FURTHER, USUAL_CACHES, CacheSettings, LaneSpec, headline, idle_caches, lanes_for
+from app.race.checks import Turns, as_messages
 from app.race.fields import BY_NAME, FIELDS, MAX_CHARACTERS, MAX_GENERATION, OWN_TEXT
 from sparsed.config import METHOD_LABELS, AttentionConfig, ResolvedSampler, SamplerConfig, SparseDConfig
 from sparsed.models.chat import Message, messages_of
 
 # Why what belongs to a text of the visitor's own has no effect.
 ASKED_A_QUESTION = "It belongs to a text of your own, and one of the questions is asked."
+OF_OWN_TEXT = ("text", "system", "history")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Request:
     lanes: full attention first, then SparseD, then others; fields of their attentions that are None take the published
     default for the length, which `resolve` fills in. track: select afresh at some later steps, outside the clock, to
     see how far the pattern would move. system: the system prompt before a text of the visitor's own, or "".
-    chat: the prompt goes through the model's chat template (None: where it has one), or is raw text. caches: of the
-    lanes with one, as far as they have them. left_out: sentences on what was asked for and would have no effect.
+    history: what was said before such a text, the visitor's turns and the answers; it needs a chat template. chat: the
+    prompt goes through the model's chat template (None: where it has one), or is raw text. caches: of the lanes with
+    one, as far as they have them. left_out: sentences on what was asked for and would have no effect.
     """
 
     model: str
@@ -36,13 +39,16 @@ class Request:
     backend: str
     track: bool = False
     system: str = ""
+    history: Turns = ()
     chat: bool | None = None
     caches: CacheSettings = USUAL_CACHES
     left_out: tuple[str, ...] = ()
 
     def messages(self, text: str) -> str | list[Message]:
         """A prompt as the engine takes it."""
-        return messages_of(text, self.system) if self.system else text
+        if not (self.system or self.history):
+            return text
+        return messages_of(text, self.system or None, as_messages(self.history))
 
     @property
     def headline(self) -> LaneSpec:
@@ -117,9 +123,10 @@ def parse(
         values[field.home][field.name] = field.check(given.get(field.name), known.get(field.name))
     race = values["race"]
     own = race["kind"] == OWN_TEXT
-    without = {} if own else {name: ASKED_A_QUESTION for name in ("text", "system") if race[name]}
+    without = {} if own else {name: ASKED_A_QUESTION for name in OF_OWN_TEXT if race[name]}
     race["text"] = _own_text(race["text"]) if own else ""
     race["system"] = _checked_text("system prompt", race["system"] or "") if own else ""
+    race["history"] = race["history"] if own else ()
     settings = SamplerConfig(**values["sampler"])
     idle = unused(settings, defaults)
     sampler = replace(settings, **dict.fromkeys(idle)).resolve(defaults)
@@ -141,7 +148,17 @@ def parse(
             f"{sampler.block_length}; this page takes up to {MAX_GENERATION}. Choose a shorter one."
         )
     race["chat"] = {None: None, "chat": True, "raw": False}[race.pop("prompt_format")]
+    if race["history"]:
+        _check_conversation(race)
     return Request(**race, sampler=sampler, lanes=lanes, caches=caches, left_out=left_out)
+
+
+def _check_conversation(race: dict[str, Any]) -> None:
+    """Earlier turns go by the chat template, which is asked for then. Raises ValueError."""
+    if race["chat"] is False:
+        raise ValueError("Earlier turns go by the model's chat template: leave the prompt format as the model has it.")
+    race["chat"] = True
+    messages_of(race["text"], race["system"] or None, as_messages(race["history"]))  # one system prompt at most
 
 
 def _lanes(

@@ -23,7 +23,7 @@ class Material:
     """The prompt of a request, and what it will cost."""
 
     text: str
-    question: str  # empty for a visitor's own text
+    question: str  # empty for a visitor's own text that begins a conversation
     tokens: int
     gold: str | None  # None for a visitor's own text
     others: Sequence[str]  # right as well
@@ -50,7 +50,7 @@ def gather(desk: Desk, asked: Request, loaded: Loaded) -> Material:
     others: Sequence[str] = ()
     if asked.kind == OWN_TEXT:
         prompt: PromptLike | str = asked.text
-        text, question, gold = asked.text, "", None
+        text, question, gold = asked.text, asked.text if asked.history else "", None
         tokens = desk.engine.count(loaded.model, asked.messages(text), asked.chat)
     else:
         prompt = built = desk.prompt(loaded, asked.length, asked.kind, asked.question, asked.chat)
@@ -77,7 +77,8 @@ def afterwards(desk: Desk, material: Material, loaded: Loaded) -> list[str]:
     spec = desk.engine.models()[material.asked.model]
     if material.asked.kind != OWN_TEXT or not spec.bundled:
         return []
-    begins = [text.strip().splitlines()[:1] for text in (material.text, example(desk, loaded))]
+    first = next((content for role, content in material.asked.history if role == "user"), material.text)
+    begins = [text.strip().splitlines()[:1] for text in (first, example(desk, loaded))]
     return [] if begins[0] == begins[1] else [OTHER_TEXT.format(model=spec.name)]
 
 

@@ -12,6 +12,7 @@ from app.engine import cost
 from app.engine.interface import RunLike
 from app.engine.sentences import error_sentence
 from app.finished.run import Kept, keep
+from app.race.checks import as_messages
 from app.race.lane_view import LaneView
 from app.race.line import LineFull, Ticket
 from app.race.race import Race, Update
@@ -264,7 +265,9 @@ class _Session:
 
     def _keep(self, started: Started, material: Material) -> Kept | None:
         record, asked = self.desk.engine.record, material.asked
-        return keep(started.runs, material.prompt, partial(record, system=asked.system, chat=asked.chat))
+        history = as_messages(asked.history)
+        told = partial(record, system=asked.system, chat=asked.chat, history=history)
+        return keep(started.runs, material.prompt, told)
 
     def _message(self, update: Update, material: Material, lane: LaneView | None) -> str:
         """What the page says below the lanes. lane: the one with the error."""

@@ -5,7 +5,7 @@
   const { el, setText, setAttribute, setList, show } = window.sparsed.tools;
   const { number } = window.sparsed.format;
 
-  function mountPrompt(root) {
+  function mountPrompt(root, trigger) {
     const next = el("span", { class: "sd-next" }, "Next");
     const question = el("p", { class: "sd-question" });
     const facts = el("p", { class: "sd-facts" });
@@ -13,9 +13,11 @@
     const text = el("pre", { class: "sd-prompt-text", tabindex: "0", "aria-label": "The whole prompt" });
     const summary = el("summary", {}, "Read the prompt");
     const details = el("details", { class: "sd-preview" }, summary, text);
+    const anew = el("button", { class: "sd-anew", type: "button", hidden: "" }, "New conversation");
+    anew.addEventListener("click", () => trigger("clear"));
     root.replaceChildren(
       el("section", { class: "sd-prompt", "aria-label": "Prompt" },
-        el("div", { class: "sd-prompt-line" }, next, question, facts, details), notes),
+        el("div", { class: "sd-prompt-line" }, next, question, facts, anew, details), notes),
     );
     let current = { text: "", needed: [] };
     let shown = null;
@@ -48,6 +50,7 @@
       show(question, ready ? Boolean(value.question) : value.state === "loading");
       show(facts, ready || value.state === "empty" || Boolean(value.offer));
       show(details, ready);
+      show(anew, ready && Boolean(value.turn));
       setList(notes, value.notes);
       // While a model is loaded, what is asked for has not changed.
       if (value.state !== "loading") document.dispatchEvent(new CustomEvent("sparsed:asks", { detail: value.asks ?? "" }));
@@ -58,6 +61,7 @@
       setText(question, value.question);
       setAttribute(question, "title", value.question);
       const parts = [`${number(value.tokens)} prompt tokens`];
+      if (value.turn) parts.unshift(value.turn);
       if (value.gold) parts.push("the expected answer is known");
       if (value.lanes) parts.push(value.lanes);
       if (value.estimate) parts.push(value.estimate, ...(value.ends ? [value.ends] : []));

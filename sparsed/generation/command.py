@@ -11,12 +11,14 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsed import files
 from sparsed.batches import BATCH_TOKENS
 from sparsed.edge import INTERRUPTED, TERMINATED, Terminated, go_on, heeding_sigterm
+from sparsed.generation.conversation import check_conversation, converse
 from sparsed.generation.many import answer_file
 from sparsed.generation.output import Output, load_model, say_notes
 from sparsed.generation.prompt import history_of, own_text
@@ -43,13 +45,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sparsed.denoising.run import Run
+    from sparsed.generation.report import Report
     from sparsed.generation.terminal import View
+    from sparsed.models.chat import Message
+    from sparsed.models.model import Model
     from sparsed.parallel.team import Team
 
 # What --prompt-format says of a chat template.
 _FORMATS = {"chat": True, "raw": False}
 _OF_BUILT_PROMPTS = ("kind", "prompt_seed", "prompt_depth")
 _OF_FILES = ("batch_tokens", "out")
+_OF_ONE = ("prompt", "history", "save_trace", "chat")
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         sparse = {*ATTENTION, "backend", "preset"} - {"method"}
         say_notes(without_effect(given, sparse, "full attention has no such setting."))
     if options.prompts is not None:
-        alone = [f"--{name.replace('_', '-')}" for name in ("prompt", "history", "save_trace") if name in given]
+        alone = [f"--{name.replace('_', '-')}" for name in _OF_ONE if name in given]
         if alone:
             raise ValueError(f"--prompts asks the prompts of a file: leave {', '.join(alone)} out, for one prompt.")
         say_notes(without_effect(given, _OF_BUILT_PROMPTS, "the prompts are those of a file."))
@@ -76,7 +82,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     if options.prompt.isdecimal():
         say_notes([f"The prompt is the text {options.prompt!r}, not a length; lengths are {', '.join(LENGTHS)}."])
     with nullcontext() if team is not None else heeding_sigterm():
-        return _generate(options, team)
+        return _generate(options, given, team)
 
 
 def _chat_of(options: argparse.Namespace) -> bool | None:
@@ -101,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt-format", choices=tuple(_FORMATS), help="by the model's chat template, or as plain text (default: "
         "the template where there is one)")  # fmt: skip
     add("--system", metavar="TEXT", help="system prompt (default: what the chat template has)")
+    add("--chat", action="store_true", help="a conversation: after --prompt, if given, each line of standard input is "
+        "a further turn")  # fmt: skip
     add("--history", metavar="FILE", help="what was said before, as a JSON list of messages with 'role' and 'content'")
 
     group = parser.add_argument_group("many prompts")
@@ -141,11 +149,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _generate(options: argparse.Namespace, team: Team | None) -> int:
+def _generate(options: argparse.Namespace, given: set[str], team: Team | None) -> int:
     sampler, attention, cache = sampler_of(options), attention_of(options), cache_of(options)
     if options.save_trace is not None:
         files.check(options.save_trace, "--save-trace")
         go_on()
+    if options.chat:
+        check_conversation(options, given)
     text = own_text(options.prompt)
     history = None if options.history is None else history_of(options.history)
     messages_of("", options.system, history)  # refused before anything is loaded
@@ -161,45 +171,56 @@ def _generate(options: argparse.Namespace, team: Team | None) -> int:
         prompt = text
     else:
         prompt = build_prompt(model, options.prompt, options.kind, options.prompt_seed, options.prompt_depth)
-    messages = messages_of(prompt if isinstance(prompt, str) else prompt.text, options.system, history)
     asked = _chat_of(options)
     chat = model.chat if asked is None else asked
-
-    from sparsed.denoising import denoise  # these need torch
-    from sparsed.generation.report import report_of, say
-
-    run = denoise(
-        model,
-        messages,
-        chat=chat,
-        sampler=sampler,
-        attention=attention,
-        cache=cache,
-        backend=options.backend,
-        dense_backend=options.dense_backend,
-    )
-    run.warm_up()
-    out = Output(hidden=options.json, escape=sys.stdout.isatty())
-    out.line(_header(run, chat))
-    if isinstance(prompt, Prompt):
-        out.line(f"question: {prompt.question}")
+    settings = {"sampler": sampler, "attention": attention, "cache": cache, "chat": chat}
+    answer = partial(_answer, model, options, console if live else None, settings)
+    if options.chat:
+        return converse(model, answer, options, prompt if "prompt" in given else None, history)
+    messages = messages_of(prompt if isinstance(prompt, str) else prompt.text, options.system, history)
     if len(messages) > 1 and not chat:
         say_notes(["The prompt is plain text: what goes before it stands there as it is, a blank line between."])
-    say_notes(run.notes)
-    told = len(run.notes)
-    code = _denoise(run, console if live else None, options.quiet)
-    say_notes(run.notes[told:])
-    report = report_of(run, prompt, chat)
+    code, run, report = answer(messages, prompt)
     if options.json:
         print(json.dumps(report.record(), allow_nan=False))
     else:
-        say(report, run, out.line)
+        from sparsed.generation.report import say  # needs torch
+
+        say(report, run, Output(hidden=False, escape=sys.stdout.isatty()).line)
     if run.steps and options.save_trace is not None:
         from sparsed import trace  # needs numpy
 
         # After the answer, which a full disk should not cost.
-        trace.save(trace.record(run, prompt=prompt, system=options.system or "", chat=asked), options.save_trace)
+        system = next((one["content"] for one in messages if one["role"] == "system"), "")
+        before = [one for one in messages[:-1] if one["role"] != "system"]
+        record = trace.record(run, prompt=prompt, system=system, chat=asked, history=before)
+        trace.save(record, options.save_trace)
     return code
+
+
+def _answer(
+    model: Model,
+    options: argparse.Namespace,
+    console: Console | None,
+    settings: dict[str, Any],
+    messages: list[Message],
+    prompt: Prompt | str,
+) -> tuple[int, Run, Report]:
+    """Makes a run and shows it while it goes on. The exit code, the run and what there is to say of it."""
+    from sparsed.denoising import denoise  # these need torch
+    from sparsed.generation.report import report_of
+
+    run = denoise(model, messages, backend=options.backend, dense_backend=options.dense_backend, **settings)
+    run.warm_up()
+    out = Output(hidden=options.json or options.chat, escape=sys.stdout.isatty())
+    out.line(_header(run, settings["chat"]))
+    if isinstance(prompt, Prompt):
+        out.line(f"question: {prompt.question}")
+    say_notes(run.notes)
+    told = len(run.notes)
+    code = _denoise(run, console, options.quiet)
+    say_notes(run.notes[told:])
+    return code, run, report_of(run, prompt, settings["chat"])
 
 
 def _denoise(run: Run, console: Console | None, quiet: bool) -> int:

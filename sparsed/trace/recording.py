@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import accumulate
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from sparsed.attention.pattern import Pattern
     from sparsed.denoising.run import Run
+    from sparsed.models.chat import Message
     from sparsed.models.model import Model
 
 def record(
@@ -47,6 +48,7 @@ def record(
     devices: Mapping[str, int] | None = None,
     system: str = "",
     chat: bool | None = None,
+    history: Sequence[Message] = (),
 ) -> Trace:
     """The record of a run, or of several by name, finished or stopped.
 
@@ -54,7 +56,7 @@ def record(
     `sparsed.questions.build.build_prompt` made, or the user's own text. store_text: False leaves the prompt's text out.
     importance: keeps the importances too, where the run has them and they are at most 2 ** 27 numbers. devices: where
     runs were made at the same time on copies of the model, the number of the device that each had, from 0. system: the
-    system prompt before the prompt. chat: as `denoise` was given it.
+    system prompt before the prompt. chat: as `denoise` was given it. history: what was said before the prompt.
 
     Raises ValueError for no run, a run without any step, or runs that do not belong together.
     """
@@ -80,7 +82,8 @@ def record(
     about = replace(about, chat=chat)
     if store_text:
         needed = _needed(first, prompt.text, prompt.needed) if isinstance(prompt, Prompt) else ()
-        about = replace(about, words=_words(runs.values()), system=system or None, needed=needed)
+        said = tuple((message["role"], message["content"]) for message in history)
+        about = replace(about, words=_words(runs.values()), system=system or None, needed=needed, history=said)
     trace = Trace(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         software=_software(),

@@ -37,6 +37,7 @@ class TracePrompt:
     words: how each attention block of the whole sequence begins, () where it is not known or stored. system: the system
     prompt before the text. chat: it was asked for with the chat template, or without; None is as the model has it.
     needed: which tokens hold each document that the question needs (first, one past the last), () where not known.
+    history: what was said before the text, (role, content) of each message.
     """
 
     tokens: int
@@ -51,6 +52,12 @@ class TracePrompt:
     chat: bool | None = None
     others: tuple[str, ...] = ()
     needed: tuple[tuple[int, int], ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def asked(self) -> str | None:
+        """What was asked, in a line: the question of a built prompt, or the last turn of a conversation."""
+        return self.question or (self.text if self.history else None)
 
 
 class Commit(NamedTuple):

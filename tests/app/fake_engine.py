@@ -286,7 +286,7 @@ class FakeEngine:
     def load(self, name, progress):
         progress(LoadProgress("weights", 10**6, 14 * GB, 0, 4))
         time.sleep(self.load_seconds)
-        about = {"name": name, "eos_id": END, "end_ids": (END,), "mask_id": MASK}
+        about = {"name": name, "chat": True, "eos_id": END, "end_ids": (END,), "mask_id": MASK}
         about["max_positions"] = MODELS[name].trained_length
         copies = [
             SimpleNamespace(**about, defaults=MODELS[name].defaults, number=number, stepping=self.stepping[number])
@@ -336,7 +336,7 @@ class FakeEngine:
     def verdict(self, text, gold):
         return (True, "as expected") if text == gold else (False, "not the expected answer")
 
-    def record(self, runs, *, prompt, devices, system="", chat=None):
+    def record(self, runs, *, prompt, devices, system="", chat=None, history=()):
         """The record of runs by lane. It is built here, because `sparsed.trace.recording.record` takes torch's
         tensors."""
         if not self.keeps:
@@ -351,7 +351,13 @@ class FakeEngine:
             software={},
             machine={"cpu": "a stand-in"},
             model=traces.TraceModel("mini", "mini (a stand-in)", "llada", "float32", "cpu"),
-            prompt=traces.TracePrompt(first.prompt_length, **about, system=system or None, chat=chat),
+            prompt=traces.TracePrompt(
+                first.prompt_length,
+                **about,
+                system=system or None,
+                chat=chat,
+                history=tuple((one["role"], one["content"]) for one in history),
+            ),
             sampler=first.sampler,
             batch=1,
             gen_length=first.sampler.gen_length,

@@ -33,7 +33,7 @@ SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
     "system", "prompt_format", "early_stop", "logits_eos_inf", "confidence_eos_eot_inf", "stop",
-    "generation_rows", "refresh", "lanes", "cache_refresh", "cache_keys",
+    "generation_rows", "refresh", "lanes", "cache_refresh", "cache_keys", "history",
 ]  # fmt: skip
 GOING_ON = {"loading", "preparing", "waiting", "running"}
 # So long that nobody waits for its end: on the stand-in 1,000 steps of 0.02 s, in two lanes.
@@ -92,7 +92,7 @@ def test_four_endpoints_are_named_and_every_parameter_says_what_it_is(client: Cl
     names = {name: [one["parameter_name"] for one in about["parameters"]] for name, about in endpoints.items()}
     assert names["/models"] == []
     assert names["/compare"] == SETTINGS
-    of_one_race = ("length", "text", "system", "third")
+    of_one_race = ("length", "text", "system", "history", "third")
     assert names["/sweep"] == ["lengths", *(name for name in SETTINGS if name not in of_one_race)]
     assert names["/pattern"] == ["run", "layer", "head", "lane", "importance"]
     for about in endpoints.values():
@@ -110,7 +110,7 @@ def test_what_may_be_left_out_has_the_default_that_is_promised(client: Client) -
     assert defaults == {
         "model": "mini", "kind": "about", "length": "short_context", "question": 0, "text": "", "skip": 0.2,
         "selection": "paper", "seed": 0, "backend": "auto", "third": "none", "system": "", "prompt_format": "model",
-        "generation_rows": "pattern", "lanes": [],
+        "generation_rows": "pattern", "lanes": [], "history": [],
     }  # fmt: skip
     assert [one["parameter_name"] for one in endpoints["/sweep"]["parameters"] if not one["parameter_has_default"]] == [
         "lengths"
@@ -325,6 +325,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/compare", {"top_p": 0.5}, "The setting top_p would have no effect: leave it out. Only Dream's"),
     ("/compare", {"algorithm": "origin", "threshold": 0.9}, "The setting threshold would have no effect:"),
     ("/compare", {"system": "Be short."}, "The setting system would have no effect: leave it out. It belongs to"),
+    ("/compare", {"history": [{"role": "user", "content": "x"}]}, "The history ends with a message of the user's"),
+    ("/compare", {"text": "Hi", "history": [{"a": "b"}]}, "Message 1 of the earlier turns must be an object with"),
     ("/compare", {"text": "Hi", "length": "1k"}, "The setting length would have no effect beside a text of your own"),
     ("/compare", {"text": "Hi", "question": 7}, "The setting question would have no effect beside a text of your own"),
     ("/compare", {"stop": "END"}, "The value of stop strings must be a list of texts of 1 to 200 characters each."),

@@ -13,7 +13,7 @@ from app.page.inputs import NAMES, read
 from app.page.settings import accordion, follow, within
 from app.race.fields import BY_NAME, FIELDS, FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import address, from_link, link, said_by_link
-from app.race.request import Request, parse
+from app.race.request import OF_OWN_TEXT, Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, MINI_DEFAULTS
 
@@ -158,7 +158,7 @@ def test_every_setting_has_a_component_of_its_name() -> None:
     with gr.Blocks():
         made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
     # These stand above the accordion.
-    assert set(made) == {field.name for field in ON_PAGE} - {"kind", "length", "text", "system"}
+    assert set(made) == {field.name for field in ON_PAGE} - {"kind", "length", *OF_OWN_TEXT}
     for name, component in made.items():
         assert (component.label, component.elem_id) == (BY_NAME[name].label, f"sd-{name.replace('_', '-')}")
 
@@ -209,7 +209,7 @@ def test_an_address_says_what_differs_and_a_link_what_it_sets() -> None:
 
 
 def test_every_setting_can_be_linked() -> None:
-    kinds = {"choice": "mini", "whole": 7, "number": 0.25, "text": "a & b", "switch": True}
+    kinds = {"choice": "mini", "whole": 7, "number": 0.25, "text": "a & b", "switch": True, "turns": "[\"&\"]"}
     given = {field.name: [*(field.choices or [kinds[field.kind]])][-1] for field in ON_PAGE} | {"kind": OWN_TEXT}
     given["lanes"] = [given["lanes"], "random"]
     query = dict(parse_qsl(link(given, FOLLOWING).removeprefix("?")))
@@ -217,7 +217,7 @@ def test_every_setting_can_be_linked() -> None:
 
 
 def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> None:
-    assert [field.name for field in FIELDS][-5:-3] == ["generation_rows", "refresh"]
+    assert [field.name for field in FIELDS][-6:-4] == ["generation_rows", "refresh"]
     start = usual("mini", "about", "4k")
     assert (start["generation_rows"], start["refresh"]) == ("pattern", None)
     for given, expected in (

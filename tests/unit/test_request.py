@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qsl
@@ -166,6 +167,7 @@ OTHER: dict[str, Any] = {
     "confidence_eos_eot_inf": True, "stop": ["\n"], "skip": 0.45, "select": 0.15, "block_size": 64,
     "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
     "generation_rows": "full", "refresh": 8, "lanes": ["dense+dual"], "cache_refresh": 4, "cache_keys": "pattern",
+    "history": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}],
 }  # fmt: skip
 
 
@@ -239,6 +241,57 @@ def test_a_system_prompt_stands_before_ones_own_text_and_raw_text_is_asked_for()
             parse(**{**GOOD, name: "Hi"})
     with pytest.raises(ValueError, match="Your system prompt has 600,001 characters"):
         parse(**{**GOOD, "kind": OWN_TEXT, "text": "Hi", "system": "x" * (MAX_CHARACTERS + 1)})
+
+
+TURNS = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+
+
+@pytest.mark.parametrize("history", [TURNS, json.dumps(TURNS)])
+def test_earlier_turns_go_before_ones_own_text_by_the_chat_template(history: Any) -> None:
+    asked = parse(**{**GOOD, "kind": OWN_TEXT, "text": "Three?", "history": history})
+    assert asked.history == (("user", "One?"), ("assistant", "Two.")) and asked.chat is True
+    assert asked.messages("Three?") == [*TURNS, {"role": "user", "content": "Three?"}]
+    system = parse(**{**GOOD, "kind": OWN_TEXT, "text": "Three?", "history": history, "system": "Be short."})
+    assert system.messages("Three?")[0] == {"role": "system", "content": "Be short."}
+    assert parse(**{**GOOD, "kind": OWN_TEXT, "text": "Hi", "history": ""}).messages("Hi") == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"history": "{"}, "The earlier turns must be a list of messages, as JSON: '{' is none."),
+        ({"history": {"role": "user"}}, "The earlier turns must be a list of messages, not {'role': 'user'}."),
+        ({"history": 5}, "The earlier turns must be a list of messages, not 5."),
+        ({"history": [*TURNS, "x"]}, "Message 3 of the earlier turns must be an object with 'role' and 'content'"),
+        ({"history": TURNS[:1]}, "The history ends with a message of the user's"),
+        ({"history": TURNS[1:]}, "Message 1 of the history has the role 'assistant' where 'user' is due"),
+        ({"history": TURNS, "prompt_format": "raw"}, "Earlier turns go by the model's chat template"),
+        (
+            {"history": [{"role": "system", "content": "a"}, *TURNS], "system": "b"},
+            "There are two system prompts: one is given, and the history begins with another.",
+        ),
+        (
+            {"history": [{"role": "user", "content": "x" * MAX_CHARACTERS}, TURNS[1]]},
+            "Your earlier turns have 600,004 characters; this page takes up to 600,000. Begin anew.",
+        ),
+    ],
+)
+def test_what_are_no_turns_is_one_sentence(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        parse(**{**GOOD, "kind": OWN_TEXT, "text": "Three?", **given})
+    assert str(refused.value).startswith(said) and "\n" not in str(refused.value)
+
+
+def test_a_link_has_the_turns_where_there_is_room_for_all_texts() -> None:
+    held = {**usual("mini", OWN_TEXT, "4k"), "text": "Three?", "history": json.dumps(TURNS)}
+    said = dict(parse_qsl(links.link(held, ())[1:]))
+    assert json.loads(said["history"]) == TURNS and said["text"] == "Three?"
+    assert links.from_link(said)[0]["history"] == held["history"]
+    # Without what was said before it, a further question is another prompt.
+    long = json.dumps([{"role": "user", "content": "x" * 1500}, TURNS[1]])
+    assert not {"history", "text"} & dict(parse_qsl(links.link({**held, "history": long}, ())[1:])).keys()
+    assert not {"history", "text"} & dict(parse_qsl(links.link({**held, "kind": "about"}, ())[1:])).keys()
+    assert "history" not in dict(parse_qsl(links.link({**held, "history": ""}, ())[1:]))
 
 
 def test_without_a_threshold_dream_has_one_block() -> None:

@@ -1,0 +1,142 @@
+"""A conversation on the page: a further question after a run, with what was said before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+from test_accessible import serious
+
+from sparsed import trace
+
+TURNS = """() => [...document.querySelectorAll(".sd-turns li")].map(
+  (each) => [each.querySelector("b").textContent, each.querySelector("span").textContent])"""
+
+
+def after_a_run(visit: Any, server: Any, query: str = "?steps=8", **window: Any) -> Any:
+    server.idle()
+    page = visit(server, query, **window)
+    assert page.is_hidden("#sd-talk")
+    page.click("#sd-run")
+    ended(page)
+    return page
+
+
+def ended(page: Any) -> None:
+    page.wait_for_selector('.sd-stage[data-state="done"]')
+    page.wait_for_selector("#sd-run:not([disabled])")
+    page.wait_for_selector(".sd-talk-text:visible:not([disabled])")
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill(".sd-talk-text", text)
+    page.click(".sd-talk-ask")
+    page.wait_for_function("text => document.querySelector('.sd-about b')?.textContent === text", arg=text)
+    ended(page)
+
+
+def asked_of(page: Any) -> list[dict[str, str]]:
+    return json.loads(page.input_value("#sd-history textarea"))
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)])
+def test_a_further_question_has_what_was_said_before_it(visit: Any, fake: Any, size: tuple[int, int]) -> None:
+    page = after_a_run(visit, fake, viewport={"width": size[0], "height": size[1]})
+    [(who, question), (whose, answer)] = page.evaluate(TURNS)
+    assert (who, whose) == ("You", "Answer, Full attention") and question.endswith("Tell me about Mara Velin (0).")
+    assert page.is_disabled(".sd-talk-ask")
+    assert not serious(page)
+    ask(page, "And when was that?")
+    first, second = asked_of(page)
+    assert first["role"] == "user" and first["content"].endswith("Tell me about Mara Velin (0).")
+    assert len(first["content"]) > 500  # the documents are in it, however little of them is shown
+    assert second == {"role": "assistant", "content": answer}
+    # It is the prompt now, in the order in which it was said.
+    page.click(".sd-preview summary")
+    said = page.text_content(".sd-prompt-text")
+    assert said == "\n\n".join([first["content"], answer, "And when was that?"])
+    assert "question 2 of a conversation" in page.inner_text(".sd-facts")
+    page.keyboard.press("Escape")
+    # And so on, from the answer of another lane.
+    page.select_option("#sd-talk-lane", "sparse")
+    page.fill(".sd-talk-text", "Why?")
+    page.press(".sd-talk-text", "Enter")
+    page.wait_for_function("() => document.querySelector('.sd-about b')?.textContent === 'Why?'")
+    ended(page)
+    assert [one["role"] for one in asked_of(page)] == ["user", "assistant"] * 2
+    assert [who for who, _ in page.evaluate(TURNS)] == ["You", "Answer"] * 2 + ["You", "Answer, SparseD"]
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    assert not serious(page)
+
+
+def test_a_new_conversation_forgets_it(visit: Any, fake: Any) -> None:
+    page = after_a_run(visit, fake)
+    ask(page, "And then?")
+    page.click(".sd-talk .sd-anew")
+    page.wait_for_selector("#sd-talk", state="hidden")
+    page.wait_for_function("() => document.querySelector('.sd-question').textContent.startsWith('Tell me about')")
+    assert page.input_value("#sd-history textarea") == ""
+    assert page.is_hidden(".sd-prompt .sd-anew") and "conversation" not in page.inner_text(".sd-facts")
+    page.click("#sd-run")
+    ended(page)
+    assert len(page.evaluate(TURNS)) == 2
+    # The other way to it stands beside the next question.
+    ask(page, "And then?")
+    page.click(".sd-prompt .sd-anew")
+    page.wait_for_function("() => document.querySelector('.sd-question').textContent.startsWith('Tell me about')")
+
+
+def test_a_link_and_a_reload_carry_the_conversation(visit: Any, fake: Any) -> None:
+    page = after_a_run(visit, fake, "?steps=8&kind=own&text=A+short+text")
+    ask(page, "And then?")
+    page.wait_for_function("() => location.search.includes('history')")
+    linked = parse_qs(urlparse(page.url).query)
+    assert linked["text"] == ["And then?"] and linked["kind"] == ["own"]
+    turns = asked_of(page)
+    assert json.loads(linked["history"][0]) == turns and turns[0]["content"] == "A short text"
+    other = visit(fake, "?" + urlparse(page.url).query)
+    other.wait_for_function("() => document.querySelector('.sd-question').textContent === 'And then?'")
+    assert asked_of(other) == turns and "earlier turns" in other.inner_text("#sd-linked")
+    # What is too long for an address comes back in the same tab.
+    page = after_a_run(visit, fake, "?steps=8&length=2k")
+    ask(page, "And why?")
+    turns = asked_of(page)
+    page.wait_for_function("() => location.search.includes('kind=own')")
+    assert "history" not in page.url and "text" not in page.url
+    page.reload()
+    page.wait_for_function("() => document.querySelector('.sd-question')?.textContent === 'And why?'")
+    assert asked_of(page) == turns
+
+
+def test_a_link_with_turns_that_are_none_is_said(visit: Any, fake: Any) -> None:
+    page = visit(fake, '?kind=own&text=x&history=[{"role":"assistant","content":"y"}]')
+    page.wait_for_selector("#sd-linked p")
+    assert page.inner_text("#sd-linked").startswith("This link cannot be followed.")
+    assert "where 'user' is due" in page.inner_text("#sd-linked")
+
+
+def test_what_is_said_is_text(visit: Any, fake: Any) -> None:
+    page = after_a_run(visit, fake, "?steps=8&kind=own&text=%3Cimg+src%3Dx+onerror%3D%22window.hit%3D1%22%3E")
+    ask(page, "<img src=x onerror='window.hit=1'><b>bold</b>")
+    assert page.evaluate("() => window.hit") is None and page.locator(".sd-talk img").count() == 0
+    assert page.evaluate(TURNS)[2] == ["You", "<img src=x onerror='window.hit=1'><b>bold</b>"]
+
+
+def test_mini_answers_a_further_question_about_its_documents(visit: Any, real: Any, tmp_path: Path) -> None:
+    """And the record holds the turns."""
+    page = after_a_run(visit, real, "?length=short_context&kind=fact&question=4&lanes=")
+    [(_, question), (_, answer)] = page.evaluate(TURNS)
+    assert page.get_attribute(".sd-talk-text", "placeholder") == "Ask a further question about the same documents"
+    ask(page, question.rsplit("\n", 1)[-1])
+    assert page.evaluate(TURNS)[-1][1] == answer
+    page.click("#sd-take")
+    with page.expect_download() as download:
+        page.click('#sd-takeaway a[href$="run.json.gz"]')
+    download.value.save_as(tmp_path / "run.json.gz")
+    prompt = trace.load(tmp_path / "run.json.gz").prompt
+    assert [role for role, _ in prompt.history] == ["user", "assistant"] and prompt.history[1][1] == answer
+    documents, _, asked = prompt.history[0][1].rpartition("\n")
+    assert documents.startswith("Read the documents") and prompt.text == asked and prompt.chat is True
