@@ -12,6 +12,7 @@ from app.page.layout import Components
 from app.page.values import Updates, as_json
 from app.race.fields import AS_MODEL, MAX_CHARACTERS, OWN_TEXT
 from app.server.gradio_internals import sent_with
+from app.server.session import BUSY
 from app.server.visits import Visit
 from app.texts import FOLLOW_UP, FOLLOW_UP_HERE, NO_TURNS, NOTHING_TO_FOLLOW
 
@@ -42,10 +43,9 @@ class Talking:
         told = sent_with(sent)
         said = told if isinstance(told, Mapping) else {}
         text, lane = str(said.get("text") or ""), str(said.get("lane"))
-        idle = bool(text.strip()) and not visit.running
-        turns = turns_after(visit.kept, lane) if visit.kept is not None and idle else None
-        if visit.kept is None or turns is None:
-            raise gr.Error(NOTHING_TO_FOLLOW, print_exception=False)
+        turns = None if visit.kept is None or not text.strip() else turns_after(visit.kept, lane)
+        if visit.kept is None or turns is None or visit.running:
+            raise gr.Error(BUSY if visit.running else NOTHING_TO_FOLLOW, print_exception=False)
         return {
             at["kind"]: OWN_TEXT,
             at["text"]: gr.update(value=text[:MAX_CHARACTERS], visible=True),

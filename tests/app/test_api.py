@@ -313,6 +313,17 @@ def test_a_cancelled_sweep_frees_the_device(client: Client, keeping: Any) -> Non
 
 # ---- what cannot be run ----------------------------------------------------------------------------------------
 
+
+def test_earlier_turns_go_before_a_text_and_into_the_record(client: Client, keeping: Any, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "one two three"}, {"role": "assistant", "content": "four"}]
+    last = values(client, text="five six", history=turns, steps=4)[-1]
+    assert last["state"] == "done" and last["question"] == "five six" and last["prompt_tokens"] == 6
+    record = tmp_path / "run.json.gz"
+    record.write_bytes(httpx.get(keeping.url + last["files"]["run.json.gz"]).content)
+    prompt = traces.load(record).prompt
+    assert prompt.history == tuple((one["role"], one["content"]) for one in turns) and prompt.text == "five six"
+
+
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/compare", {"steps": 0}, "The value of steps must lie between 1 and 1024, not 0."),
     ("/compare", {"steps": [8]}, "The value of steps is a list; it must be a single value."),
