@@ -77,8 +77,9 @@ class SparsedEngine:
         if name in self.models():
             return
         if not self._any:
+            whole = ", ".join(row for row in self.models() if bits_of(row) is None)
             raise ValueError(
-                f"The model {name[:80]!r} is not one of {', '.join(self.models())}. Others load where the page was "
+                f"The model {name[:80]!r} is not one of {whole}. Others load where the page was "
                 "started with --allow-any-model."
             )
         check_name(name)

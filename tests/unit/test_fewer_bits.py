@@ -73,6 +73,12 @@ def test_every_model_that_can_be_quantised_has_its_rows(monkeypatch: pytest.Monk
     assert list(SparsedEngine().models()) == [spec.name for spec in CATALOGUE]
 
 
+def test_a_refused_name_is_answered_with_whole_models() -> None:
+    with pytest.raises(ValueError, match="is not one of mini, qwen3-0.6b-diffusion, llada-8b-instruct, ") as caught:
+        SparsedEngine().admit("llada-8b-instruct@int3")
+    assert "@" not in str(caught.value).removeprefix("The model 'llada-8b-instruct@int3'")
+
+
 def test_what_a_row_needs_are_its_weights_and_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     server = server_of(monkeypatch, 100)
     for length in ("4k", "16k"):
