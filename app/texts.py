@@ -207,7 +207,7 @@ EXAMPLES = {
     ),
     "Four hops, and what SparseD loses": Example(
         "chain4", "1k", 0,
-        "SparseD as published chooses its blocks before the fourth hop is known. As recommended here the answer sees all.",
+        "SparseD as published chooses its blocks before the fourth hop is known. As recommended here, answers see all.",
         ("recommended",),
     ),
     "Who is older, at 4k": Example(
