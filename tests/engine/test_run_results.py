@@ -129,8 +129,8 @@ def test_padding_in_a_batch_is_said_to_be_read(mini) -> None:
     for rows in (torch.cat([pad, short], 1), torch.cat([short, pad], 1)):
         notes = sparsed.denoise(mini, torch.cat([long, rows]), **settings).notes
         assert notes == [
-            "The token ids of prompt 2 begin or end with padding, which the model reads like the rest: run prompts of "
-            "unequal length one by one."
+            "The token ids of prompt 2 begin or end with padding, which the model reads like the rest: give prompts of "
+            "unequal length to generate_all, as they are."
         ]
     for ids in (short, torch.cat([long, long]), torch.tensor([[mini.eos_id]]), torch.tensor([[mini.eos_id, 5]] * 2)):
         assert sparsed.denoise(mini, ids, **settings).notes == []
