@@ -132,30 +132,32 @@ class LaneSpec:
         """The lane with every setting set, for a sequence of so many tokens."""
         return replace(self, attention=self.attention.resolve(length))
 
-    def plan(self, steps: int, blocks: int, gen_length: int = 0) -> tuple[PlannedStep, ...]:
+    def plan(
+        self, steps: int, blocks: int, gen_length: int = 0, grows: bool = False
+    ) -> tuple[PlannedStep, ...]:
         """Each of so many steps in so many semi-autoregressive blocks, as planned. (With a threshold there may be
         fewer, and blocks that are done early move fresh selections and full steps.) gen_length: generated tokens, which
-        a lane with a cache needs.
+        a lane with a cache needs. grows: each block is appended when the one before is done.
         """
         attention = self.attention.resolve(0)  # no length changes what matters here
         if self.cache is not None:
-            return _planned(attention, self.cache, steps, blocks, gen_length)
-        phases = phases_of(steps, attention.skip, attention.selection, attention.refresh, blocks)
+            return _planned(attention, self.cache, steps, blocks, gen_length, grows)
+        phases = phases_of(steps, attention.skip, attention.selection, attention.refresh, blocks, grows)
         return tuple(PlannedStep(phase) for phase in phases)
 
-    def phases(self, steps: int, blocks: int, gen_length: int = 0) -> tuple[Phase, ...]:
+    def phases(self, steps: int, blocks: int, gen_length: int = 0, grows: bool = False) -> tuple[Phase, ...]:
         """The phases of the `plan`."""
-        return tuple(step.phase for step in self.plan(steps, blocks, gen_length))
+        return tuple(step.phase for step in self.plan(steps, blocks, gen_length, grows))
 
-    def switch_step(self, steps: int, blocks: int = 1, gen_length: int = 0) -> int | None:
+    def switch_step(self, steps: int, blocks: int = 1, gen_length: int = 0, grows: bool = False) -> int | None:
         """Its first sparse step of so many, counted from 0; None if it never becomes sparse."""
-        planned = self.phases(steps, blocks, gen_length)
+        planned = self.phases(steps, blocks, gen_length, grows)
         return planned.index("sparse") if "sparse" in planned else None
 
 
 @lru_cache(maxsize=256)
 def _planned(
-    attention: ResolvedAttention, cache: ResolvedCache, steps: int, blocks: int, gen_length: int
+    attention: ResolvedAttention, cache: ResolvedCache, steps: int, blocks: int, gen_length: int, grows: bool
 ) -> tuple[PlannedStep, ...]:
     """The plan of a lane with a cache; many estimates ask for the same one."""
     # Needs torch, which is in memory by the time that a lane with a cache is asked for.
@@ -164,10 +166,10 @@ def _planned(
     # The planner asks for nothing else of a sampler, and with a threshold a step is planned to commit one token.
     sampler = ResolvedSampler(
         steps=steps, gen_length=gen_length, block_length=gen_length // blocks, algorithm="low_confidence",
-        temperature=0.0, seed=0,
+        temperature=0.0, seed=0, canvas="growing" if grows else "fixed",
     )  # fmt: skip
     made = plan_of(sampler, attention, cache, prompt_length=1)
-    return tuple(PlannedStep(step.phase, None if step.rows > gen_length else step.rows) for step in made)
+    return tuple(PlannedStep(step.phase, None if step.rows == step.length else step.rows) for step in made)
 
 
 def lanes_of(

@@ -22,6 +22,7 @@ ALGORITHMS = {
     "topk_margin": "Dream · topk_margin: clearest lead first",
     "entropy": "Dream · entropy: lowest entropy first",
 }
+CANVASES = {"fixed": "all masks from the beginning", "growing": "a block at a time (iLLaDA)"}
 PROMPT_FORMATS = {"model": "as the model has it", "chat": "with its chat template", "raw": "raw text"}
 SELECTIONS = {"paper": "as the paper says", "reference": "as the public code does it"}
 GENERATION_ROWS = {"pattern": "Follow the pattern (the paper)", "full": "See all keys (ours)"}

@@ -35,23 +35,34 @@ def together(items: Iterable[T], key: Callable[[T], K], most: Callable[[K], int]
     yield from waiting.values()
 
 
-def patterns_apart(
-    attention: AttentionConfig | ResolvedAttention, cache: ResolvedCache, threshold: float | None
-) -> bool:
-    """Do the sequences of a batch come to their patterns at different steps, so that each must be a run of its own?"""
-    return threshold is not None and not cache.none and not attention.dense
+def apart(
+    sampler: ResolvedSampler, attention: AttentionConfig | ResolvedAttention, cache: ResolvedCache
+) -> str | None:
+    """Why each sequence of a batch must be a run of its own, in a clause: with a threshold they come to their blocks at
+    different steps. None where they need not.
+    """
+    if sampler.threshold is None:
+        return None
+    if sampler.grows:
+        return "With a threshold, the canvases of a batch grow at different steps"
+    if not cache.none and not attention.dense:
+        return (
+            "With a threshold, a cache and sparse attention, the sequences of a batch come to their pattern at "
+            "different steps"
+        )
+    return None
 
 
 def must_be_alone(
     sampler: ResolvedSampler, attention: AttentionConfig | ResolvedAttention, cache: ResolvedCache
 ) -> bool:
     """Would other sequences of its batch show in a sequence's tokens? So they would where the run, or its pattern,
-    draws at random (each row has another draw), where rows come to their patterns at different steps, and where a row
+    draws at random (each row has another draw), where rows come to their patterns or blocks at different steps, and where a row
     that begins a block refreshes the patterns of all.
     """
     refreshed = sampler.threshold is not None and bool(attention.refresh)
     drawn = sampler.draws or attention.method == "random"
-    return drawn or refreshed or patterns_apart(attention, cache, sampler.threshold)
+    return drawn or refreshed or apart(sampler, attention, cache) is not None
 
 
 class Fitting:

@@ -174,13 +174,15 @@ def estimate(
     gen_length: int = 0,
     rows: int = 1,
     devices: int = 1,
+    grows: bool = False,
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
     steps: of each lane, at most. blocks: semi-autoregressive ones. gen_length: generated tokens, whose logits are held.
-    rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have.
+    rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have. grows: blocks are
+    appended one by one; every step is taken for one over the whole length.
     """
-    planned = {lane.key: lane.plan(steps, blocks, gen_length) for lane in lanes}
+    planned = {lane.key: lane.plan(steps, blocks, gen_length, grows) for lane in lanes}
     seconds = {lane.key: rows * lane_seconds(lane, planned[lane.key], speed, length, gen_length) for lane in lanes}
     memory, kept = peak(shape, lanes, length, gen_length, rows, devices)
     return Estimate(seconds, memory, devices, kept)

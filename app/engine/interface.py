@@ -69,6 +69,10 @@ class StepLike(Protocol):
         """Positions of the sequence that were computed."""
 
     @property
+    def length(self) -> int:
+        """Positions of the sequence that were there: all of them where the canvas does not grow."""
+
+    @property
     def tokens(self) -> Rows:
         """Token ids [batch, generation], masks included."""
 

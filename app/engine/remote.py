@@ -111,7 +111,7 @@ def lent_race(
             new = {at: _sent(pattern) for at, pattern in run.probes.items() if at not in seen[lane]}
             seen[lane] |= set(new)
             arrays = {name: getattr(step, name).numpy() for name in ("tokens", "committed", "confidence")}
-            facts = {name: getattr(step, name) for name in ("index", "total", "phase", "rows", "seconds")}
+            facts = {name: getattr(step, name) for name in ("index", "total", "phase", "rows", "length", "seconds")}
             told = {**facts, **arrays}
             pattern = _sent(run.pattern) if run.pattern is not None and run.pattern is not before else None
             yield Made(lane, Facts.of(run), told, pattern, new)

@@ -113,12 +113,12 @@ class _Film:
         return max(1, round(value * self.unit))
 
     def _canvases(self, key: str) -> Iterator[list[Any]]:
-        """The cells after 0, 1, … steps; afterwards the lane's view is at its end."""
+        """The cells that are there after 0, 1, … steps; afterwards the lane's view is at its end."""
         view = self.views[key]
-        yield view.canvas.cells()
+        yield view.canvas.cells()[: view.there]
         for step in traces.replay(self.trace, self.names[key]):
             view.apply(step)
-            yield view.canvas.cells()
+            yield view.canvas.cells()[: view.there]
 
     def plan(self, seconds: float) -> list[tuple[dict[str, int], int]]:
         """(state, milliseconds it is shown) for every frame; also finds out how high they are."""

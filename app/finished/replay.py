@@ -24,7 +24,7 @@ from sparsed.trace.check import read_time
 
 Judge = Callable[[str, str], tuple[bool, str]]
 # What a lane shows after each step, beside its canvas and its phase.
-FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows", "counted", "ms_spread")
+FRAME = ("progress", "seconds", "ms_per_step", "tokens_per_second", "rows", "counted", "ms_spread", "there")
 # What it shows at its end alone; before, as it was planned.
 ENDING = ("text", "right", "verdict", "speedup", "same", "never_sparse", "ended_early")
 
@@ -98,7 +98,7 @@ def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
     """A lane of the stage before its first step. name: what the trace calls it (`app.finished.run.recorded`)."""
     made, sampler = trace.lanes[name], trace.sampler
     if lane.cache is None:
-        planned = lane.plan(made.total, trace.gen_length // sampler.block_length)
+        planned = lane.plan(made.total, sampler.blocks, grows=sampler.grows)
     else:
         # Planning needs torch, which nothing else of a record does: its steps are as they were made.
         rest = [PlannedStep("dense")] * (made.total - len(made.steps))
@@ -109,8 +109,9 @@ def lane_view(trace: traces.Trace, lane: LaneSpec, name: str) -> LaneView:
         planned=planned,
         backend=BACKEND_WORDS.get(made.backend, made.backend),
         parallel=sampler.block_length,
-        positions=trace.prompt.tokens + trace.gen_length,
+        positions=trace.length,
         at_most=sampler.at_most,
+        grows=sampler.grows,
         source=_Recorded(made.notes, traces.LaneInfo(trace, made), made.pattern),
     )
 

@@ -77,7 +77,8 @@ class Kept:
         pattern = None if theirs is None else theirs.pattern
         if pattern is None or ours is None or theirs is None:
             return pattern
-        if theirs is not ours and not (theirs.cache.none and same_importances(ours.attention, theirs.attention)):
+        alike = theirs.cache.none and same_importances(ours.attention, theirs.attention)
+        if theirs is not ours and (self.trace.sampler.grows or not alike):
             return pattern
         return replace(pattern, importances=self.importance or (ours.pattern or pattern).importances)
 

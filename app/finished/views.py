@@ -60,7 +60,7 @@ def _ranges(run: Kept) -> list[list[Any]]:
         return []
     made = lanes[large]
     phases = [step.phase for step in made.steps]
-    planned = () if made.finished else large.phases(made.total, run.trace.gen_length // sampler.block_length)
+    planned = () if made.finished else large.phases(made.total, sampler.blocks, grows=sampler.grows)
     return ranges_of([*phases, *planned[len(phases) :]], at_most=sampler.at_most and not made.finished)
 
 

@@ -161,6 +161,8 @@ def stage_before(server: Server, state: str = "idle", message: str = texts.START
         usual.gen_length,
         usual.block_length,
         total=usual.steps,
+        at_most=usual.at_most,
+        grows=usual.grows,
         state=state,
         message=message,
     )

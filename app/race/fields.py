@@ -23,6 +23,7 @@ from app.race.checks import (
 from sparsed.config import (
     ALGORITHMS,
     BLOCK_SIZES,
+    CANVASES,
     DEFAULT_CACHE_REFRESH,
     DEFAULT_SKIP,
     GENERATION_ROWS,
@@ -301,6 +302,13 @@ FIELDS = (
         "history", "turns", "Earlier turns", "What was said before your text.",
         "What was said before a text of your own: messages {role, content}, user and assistant in turn, up to "
         f"{MAX_CHARACTERS:,} characters together. Needs a chat template.", usual=(),
+    ),
+    _of_engine(
+        "canvas", "Canvas", "Whether later blocks of the answer are there as masks.",
+        "fixed: every mask is there from the beginning. growing: the masks of a semi-autoregressive block are appended "
+        "when the one before is done, and each longer canvas selects afresh. Default: the model's.",
+        choices={name: texts.CANVASES[name] for name in CANVASES}, follows=True,
+        trial="growing", lacking="Only with semi-autoregressive blocks, which {algorithm} has with a threshold alone.",
     ),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}

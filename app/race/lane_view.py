@@ -48,7 +48,8 @@ class LaneView:
 
     planned: each denoising step of the whole run. backend: what computes the attention, in words. parallel: length of
     one semi-autoregressive block. positions: of the sequence, prompt and generation; None before the prompt is known.
-    at_most: the run may end before its last step. source: what the run says of itself, asked anew for each snapshot;
+    at_most: the run may end before its last step. grows: of the canvas one block is there, and each of the others is
+    appended when the one before is done. source: what the run says of itself, asked anew for each snapshot;
     None before there is one.
     """
 
@@ -62,6 +63,7 @@ class LaneView:
         parallel: int,
         positions: int | None = None,
         at_most: bool = False,
+        grows: bool = False,
         source: Source | None = None,
     ) -> None:
         self.lane = lane
@@ -73,12 +75,13 @@ class LaneView:
         self.backend = backend
         self.parallel = parallel
         self.at_most = at_most
+        self.there = parallel if grows else canvas.length  # cells that are there; the others are not masked yet
         self._source = source
         self.phase = "dense"
         self.finished = False
         self.times: list[float] = []
         self.phases: list[str] = []
-        self.rows: list[int] = []  # computed in each step
+        self.rows: list[int] = []  # computed in each step; one that computed all that were there counts with all
         # Of each step the share of a head's pairs of blocks that it computed; None where the record does not say.
         self.shares: list[float | None] = []
         self._density: tuple[PatternLike, float] | None = None  # of the last pattern seen
@@ -100,8 +103,10 @@ class LaneView:
         self.phase = self._phase(step.phase)
         self.times.append(float(step.seconds))
         self.phases.append(self.phase)
-        self.rows.append(step.rows)
-        some = self.positions is not None and step.rows < self.positions
+        some = step.rows < step.length
+        self.rows.append(step.rows if some or self.positions is None else self.positions)
+        if self.positions is not None:
+            self.there = self.canvas.length - (self.positions - step.length)
         self.kinds.append(FEW_ROWS if some else self.phase)
         # Which rows a step of few rows computed is not told, so its pairs are not known.
         self.shares.append(None if some else self._share(step.phase))
@@ -228,6 +233,7 @@ class LaneView:
             "backend": self.backend,
             "info": self.info,
             "parallel": self.parallel,
+            "there": self.there,
             "cells": self.canvas.cells(),
             "text": self.text,
             "right": None if self.verdict is None else self.verdict[0],

@@ -90,7 +90,7 @@ class Request:
     @property
     def switch_step(self) -> int | None:
         """First sparse step, counted from 0; None if SparseD never becomes sparse."""
-        return self.headline.switch_step(self.steps, self.blocks)
+        return self.headline.switch_step(self.steps, self.blocks, grows=self.sampler.grows)
 
     def resolve(self, tokens: int) -> Request:
         """The request with every setting of its lanes set, for a prompt of `tokens` tokens."""
@@ -138,6 +138,8 @@ def parse(
     changed += [name for name in no_such_cache if getattr(caches, name) != getattr(USUAL_CACHES, name)]
     idle |= no_such_cache
     without |= {name: idle[name] for name in changed}
+    if race["track"] and sampler.grows:
+        race["track"], without["track"] = False, "The canvas grows, and patterns of two lengths cannot be compared."
     if without and not lenient:
         name, why = next(iter(without.items()))
         raise ValueError(f"The setting {name} would have no effect: leave it out. {why}")

@@ -247,18 +247,20 @@ def before_run(
     *,
     total: int,
     at_most: bool = False,
+    grows: bool = False,
     state: str = "idle",
     message: str = "",
 ) -> Snapshot:
-    """The stage before a run: canvases full of masks."""
+    """The stage before a run: canvases full of masks. grows: of a block, the others are not there yet."""
     views = [
         LaneView(
             lane,
             Canvas(gen_length, lambda _: "", ()),
-            planned=lane.plan(total, gen_length // parallel, gen_length),
+            planned=lane.plan(total, gen_length // parallel, gen_length, grows),
             backend="",
             parallel=parallel,
             at_most=at_most,
+            grows=grows,
         )
         for lane in lanes
     ]

@@ -53,7 +53,7 @@ class Measured:
         length = tokens + asked.gen_length
         for lane in asked.lanes:
             made = times[lane.key]
-            planned = lane.plan(asked.steps, asked.blocks, asked.gen_length)[: len(made)]
+            planned = lane.plan(asked.steps, asked.blocks, asked.gen_length, asked.sampler.grows)[: len(made)]
             expected = asked.rows * lane_seconds(lane, planned, loaded.speed, length, asked.gen_length)
             if len(made) >= FEWEST_STEPS and expected > 0:
                 ratio = between * sum(made) / expected

@@ -36,6 +36,7 @@ def shown_as(asked: Request, state: str, message: str, **more: Any) -> Shown:
         asked.sampler.block_length,
         total=asked.steps,
         at_most=asked.at_most,
+        grows=asked.sampler.grows,
         state=state,
         message=message,
     )

@@ -103,6 +103,7 @@ class Forecaster:
             gen_length=request.gen_length,
             rows=request.rows,
             devices=devices,
+            grows=request.sampler.grows,
         )
 
     def needed(self, name: str, request: Request, tokens: int) -> int:

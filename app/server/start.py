@@ -70,9 +70,10 @@ def _stage(
         LaneView(
             lane,
             Canvas(asked.gen_length, lambda tokens: engine.decode_tokens(model, tokens), end_ids),
-            planned=lane.plan(run.total, asked.blocks, asked.gen_length),
+            planned=lane.plan(run.total, asked.blocks, asked.gen_length, asked.sampler.grows),
             positions=run.info.record()["prompt_tokens"] + asked.gen_length,
             at_most=asked.at_most,
+            grows=asked.sampler.grows,
             backend=BACKEND_WORDS.get(run.backend, run.backend),
             parallel=asked.sampler.block_length,
             source=run,

@@ -52,7 +52,7 @@ def _record(arguments: list[str] | None) -> None:
     prompt = build_prompt(model, given.length, given.kind, given.question)
     sampler = SamplerConfig(steps=given.steps).resolve(model.defaults)
     lanes = lanes_for(SparseDConfig(), given.lanes)
-    switch_step = lanes[1].switch_step(sampler.steps, sampler.gen_length // sampler.block_length)
+    switch_step = lanes[1].switch_step(sampler.steps, sampler.blocks, grows=sampler.grows)
     lanes = watched(lanes, True, probe_steps(sampler.steps, switch_step))
     runs = line_up(SparsedEngine(), (model,), prompt.text, sampler, lanes, "auto")
     for update in Race([Lane(key, run) for key, run in runs.items()]):

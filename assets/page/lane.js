@@ -103,6 +103,7 @@
     let data = [];
     let active = -1;
     let leftOut = false; // what is masked stays so
+    let there = 0; // cells of the canvas so far
     let computed = []; // rows of each step, where they are not all the same
     let positions = 0;
     // Only a pointer that moves or presses points: one that lies still while the page changes under it takes no cell
@@ -111,16 +112,21 @@
 
     function describe(index) {
       const [text, at, confidence, end] = data[index];
-      if (!at) return `Token ${index + 1}: ${leftOut ? "left out" : "masked"}`;
+      if (!at) return `Token ${index + 1}: ${empty(index)}`;
       const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
       const few = computed[at - 1] < positions ? `, which computed ${rowsOf(computed[at - 1], positions)} rows` : "";
       return `Token ${index + 1}: ${what}, committed in step ${at}${few}${sure}`;
     }
 
+    // What a cell without a token is.
+    function empty(index) {
+      return leftOut ? "left out" : index < there ? "masked" : "not there yet";
+    }
+
     // The name of a cell whose text says nothing; null where it does.
-    function named([text, at, , isEnd], later) {
-      if (!at) return leftOut ? "left out" : "masked";
+    function named([text, at, , isEnd], index, later) {
+      if (!at) return empty(index);
       if (isEnd) return later ? "after the end" : "end of the answer";
       if (text.trim() || text.includes("\n")) return null;
       return text ? "space" : "part of the character before";
@@ -174,6 +180,7 @@
       const before = JSON.stringify(data.map(([text, at]) => [text, at]));
       data = lane.cells;
       leftOut = lane.ended_early;
+      there = lane.there;
       computed = lane.step_rows ?? [];
       positions = lane.positions;
       if (cells.length !== data.length) {
@@ -191,11 +198,12 @@
         const fresh = Boolean(at) && running && at > (lane.since ?? drawn);
         if (fresh && kind === "settled") kind = "fresh";
         setText(node, !at ? "" : isEnd ? (i === end ? " ∎" : "·") : text.replace(/\n/g, "↵\n"));
-        setAttribute(node, "aria-label", named(data[i], i > end));
+        setAttribute(node, "aria-label", named(data[i], i, i > end));
         setAttribute(node, "data-turns", text && TURNING.test(text) ? "" : null);
         setAttribute(node, "data-state", kind);
         setAttribute(node, "data-step", at || null);
         setAttribute(node, "data-left-out", !at && leftOut ? "" : null);
+        setAttribute(node, "data-later", !at && !leftOut && i >= there ? "" : null);
         setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);
         const theirs = other && other.cells[i];
         const longer = other ? Math.max(end, other.cells.findIndex((cell) => cell[3] === 1)) : -1;

@@ -30,7 +30,7 @@
   function laneSnapshot({ lane, made, states }, step, referenceStep, state, over, since) {
     const { finished, ranges, made: phases, ms, phases: each, kinds, changes, frames, speedups, ...fixed } = lane;
     const done = finished && step === made;
-    const [progress, seconds, ms_per_step, tokens_per_second, rows, counted, ms_spread] = frames[step];
+    const [progress, seconds, ms_per_step, tokens_per_second, rows, counted, ms_spread, there] = frames[step];
     return {
       ...fixed,
       ...(done ? {} : { text: null, right: null, verdict: null, ended_early: false }),
@@ -45,6 +45,7 @@
       seconds,
       ms_per_step,
       ms_spread,
+      there,
       tokens_per_second,
       rows,
       counted,

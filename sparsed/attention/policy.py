@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -45,9 +45,10 @@ class AttentionPolicy:
     """What one run's attention does at each step."""
 
     config: ResolvedAttention
-    layout: BlockLayout
+    layout: BlockLayout  # of the sequence when it is whole
     steps: int
     blocks: int = 1  # semi-autoregressive blocks
+    grows: bool = False  # each of them makes the sequence longer
     seed: int = 0  # what the baseline "random" draws from
     scaled_by_heads: bool = False  # selection "reference" divides scores by √query_heads (the public LLaDA code)
 
@@ -63,25 +64,33 @@ class AttentionPolicy:
         that are done early can move it.)
         """
         config = self.config
-        return switch_step(self.steps, config.skip, config.selection, config.refresh, self.blocks)
+        return switch_step(self.steps, config.skip, config.selection, config.refresh, self.blocks, self.grows)
+
+    def at(self, length: int) -> AttentionPolicy:
+        """The same while the sequence has so many positions."""
+        if length == self.layout.length:
+            return self
+        return replace(self, layout=replace(self.layout, length=length))
 
     def phase(self, step: int) -> Phase:
         """Full attention, then the step that makes the pattern, then the pattern; without `refresh`, where every step
-        computes all rows.
+        computes all rows of a sequence that does not grow.
         """
         if self.select_step is None or step < self.select_step:
             return "dense"
         return "select" if step == self.select_step else "sparse"
 
     def due(self, step: int, selected: int | None, new_block: bool) -> bool:
-        """Is a pattern to be made, the first one or (with `refresh`) a fresh one?
+        """Is a pattern to be made, the first one or (with `refresh`, or for a longer sequence) a fresh one?
 
         selected: the last step that made one, None: none yet. new_block: a semi-autoregressive block has begun since.
         """
         if self.select_step is None or step < self.select_step:
             return False
         refresh = self.config.refresh
-        return selected is None or (refresh > 0 and (new_block or step - selected >= refresh))
+        if selected is None or (new_block and self.grows):
+            return True
+        return refresh > 0 and (new_block or step - selected >= refresh)
 
     def selects(self, phase: Phase) -> bool:
         """Whether a step of that phase makes patterns; without `reuse` the sparse ones do too. Such a step computes all

@@ -112,8 +112,8 @@ def work_in_runs(
             if total == sampler.steps:
                 rows += sum(step.rows for step in steps)
             else:
-                made = {step.phase for step in steps if step.rows == every} - {"sparse"}
-                rows += len(made) * every + sum(step.rows for step in steps if step.rows < every)
+                made = {step.phase for step in steps if step.rows == step.length} - {"sparse"}
+                rows += len(made) * every + sum(step.rows for step in steps if step.rows < step.length)
     return rows / (every * sampler.steps)
 
 
@@ -181,9 +181,9 @@ def _lane(
         whole=whole,
         seconds=tuple(round(x, 4) for x in seconds),
         speedup=round(speedup, 3),
-        phases=dict(Counter(step.phase for step in run.steps if step.rows == run.length)),
+        phases=dict(Counter(step.phase for step in run.steps if step.rows == step.length)),
         few=tuple(_few(run, steps, speed)),
-        rows=round(sum(step.rows for step in steps) / (len(steps) * run.length), 4),
+        rows=round(sum(step.rows for step in steps) / sum(step.length for step in steps), 4),
         kept=kept,
         peak_memory=max(peaks, default=None),
         same_tokens=None if same is None else round(same, 4),
@@ -228,9 +228,9 @@ def _few(run: Run, steps: Sequence[Step], speed: float) -> Iterator[FewRowSteps]
     """speed: bytes a second that the memory moves."""
     times: dict[tuple[int, Phase], list[float]] = {}
     for step in steps:
-        if 0 < step.rows < run.length:
+        if 0 < step.rows < step.length:
             times.setdefault((step.rows, step.phase), []).append(step.seconds)
-    seen = next((plan.keys for plan in run.planned if plan.phase == "sparse" and plan.rows < run.length), run.length)
+    seen = next((plan.keys for plan in run.planned if plan.phase == "sparse" and plan.rows < plan.length), run.length)
     weights, kept = weight_bytes(run.model), kept_bytes(run)
     for (rows, phase), seconds in sorted(times.items()):
         keys = seen if phase == "sparse" else run.length

@@ -61,8 +61,10 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {"steps": 64, "skip": 0.2, "select": 0.3, "block_size": 128}
 """What is measured where nothing is said, whatever the model and the length: tables stay comparable."""
+WHOLE: dict[str, Any] = {"canvas": "fixed", "early_stop": False}
+"""Likewise: every step is made, and over the whole length."""
 COMPOSED = [128]
-"""Runs of so many steps are put together where nothing is said, and no cache is asked for."""
+"""Runs of so many steps are put together where nothing is said, no cache is asked for, and the canvas does not grow."""
 
 
 def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
@@ -134,8 +136,11 @@ def _fill_in(options: argparse.Namespace) -> str:
     names = [name for name in DEFAULTS if getattr(options, name) is None and not (name == "steps" and bounded)]
     for name in names:
         setattr(options, name, DEFAULTS[name])
+    for name, value in WHOLE.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.compose is None:
-        options.compose = [] if options.cache else COMPOSED
+        options.compose = [] if options.cache or options.canvas == "growing" else COMPOSED
     return ", ".join(f"{name} {DEFAULTS[name]}" for name in names)
 
 

@@ -52,6 +52,8 @@ def measure(
     """
     bench = Bench(model, prompt, sampler, attention, backend, dense_backend, say)
     own = sampler.resolve(model.defaults).steps
+    if compose and sampler.resolve(model.defaults).grows:
+        raise ValueError("With a canvas that grows every step has its own length: put no longer runs together.")
     totals = list(dict.fromkeys(compose)) or [own]
     check(bench, caches, totals, own)
     dense_runs: list[float] = []
@@ -177,4 +179,6 @@ def random_prompt(model: Model, length: str, options: argparse.Namespace) -> str
     if not options.random_tokens and options.shape is None:
         return build_prompt(model, size, options.kind, options.prompt_seed).text
     generator = torch.Generator().manual_seed(options.prompt_seed)
-    return torch.randint(1, model.mask_id, (1, token_budget(size)), generator=generator)
+    # Any id but 0 and the mask's.
+    ids = torch.randint(1, model.network.config.vocab_size - 1, (1, token_budget(size)), generator=generator)
+    return ids + (ids >= model.mask_id)

@@ -26,12 +26,15 @@ class Rehearsal(Run):
     tokens, as many as the schedule says. Steps of some rows are all made, and counted with their own time, the first of
     each number of rows after one outside the clock. backend, dense_backend: as `denoise` takes them.
 
-    Raises ValueError for a run with a threshold, whose steps depend on what the model says.
+    Raises ValueError for a run with a threshold, whose steps depend on what the model says, or a canvas that grows,
+    whose steps over every row are of many lengths.
     """
 
     def __init__(self, run: Run, known: Mapping[Phase, float], backend: str, dense_backend: str) -> None:
         if run.sampler.threshold is not None:
             raise ValueError("With a threshold nothing is known of a run before it is made: put none together.")
+        if run.sampler.grows:
+            raise ValueError("With a canvas that grows every step has its own length: put no run together.")
         self._known = known
         self._made: set[Phase] = {"sparse"}
         self._tried: set[tuple[Phase, int]] = set()
@@ -48,7 +51,7 @@ class Rehearsal(Run):
     def _make_step(self, index: int, canvas: Tensor, parts: list[Part]) -> Step:
         self._outside = 0.0
         step = super()._make_step(index, canvas, parts)
-        if step.rows == self.length and step.phase in self._known:
+        if step.rows == step.length and step.phase in self._known:
             return replace(step, seconds=self._known[step.phase])
         return replace(step, seconds=step.seconds - self._outside)
 
@@ -57,7 +60,7 @@ class Rehearsal(Run):
             if plan.phase in self._made and plan.phase in self._known:
                 return self._random(int(wanted.sum()))
             self._made.add(plan.phase)
-        elif (kind := (plan.phase, plan.rows.count(self.length))) not in self._tried:
+        elif (kind := (plan.phase, plan.rows.count(plan.length))) not in self._tried:
             self._tried.add(kind)
             self._synchronize()
             start = perf_counter()

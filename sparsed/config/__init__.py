@@ -39,6 +39,7 @@ from sparsed.config.cache import (
 )
 from sparsed.config.sampler import (
     ALGORITHMS,
+    CANVASES,
     DREAM_ALGORITHMS,
     LLADA_ALGORITHMS,
     ResolvedSampler,
@@ -51,6 +52,7 @@ __all__ = [
     "BLOCK_SIZES",
     "CACHES",
     "CACHE_LABELS",
+    "CANVASES",
     "DEFAULT_CACHE_REFRESH",
     "DEFAULT_SKIP",
     "DREAM_ALGORITHMS",

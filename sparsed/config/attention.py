@@ -47,23 +47,24 @@ def select_step(steps: int, skip: float, selection: str = "paper") -> int:
 
 
 def switch_step(
-    steps: int, skip: float, selection: str = "paper", refresh: int = 0, blocks: int = 1
+    steps: int, skip: float, selection: str = "paper", refresh: int = 0, blocks: int = 1, grows: bool = False
 ) -> int | None:
     """The first sparse step, counted from 0, or None if none of `steps` steps is.
 
-    refresh, blocks: see `phases_of`.
+    refresh, blocks, grows: see `phases_of`.
     """
-    planned = phases_of(steps, skip, selection, refresh, blocks)
+    planned = phases_of(steps, skip, selection, refresh, blocks, grows)
     return next((step for step, phase in enumerate(planned) if phase == "sparse"), None)
 
 
 def phases_of(
-    steps: int, skip: float, selection: str = "paper", refresh: int = 0, blocks: int = 1
+    steps: int, skip: float, selection: str = "paper", refresh: int = 0, blocks: int = 1, grows: bool = False
 ) -> tuple[Phase, ...]:
     """The phase of each of `steps` steps: "dense", "select" (full attention that makes the pattern), "sparse".
 
-    refresh: 0, or a step also selects when so many have been made since the last selection, and where a
-    one of the semi-autoregressive `blocks` begins.
+    refresh: 0, or a step also selects when so many have been made since the last selection, and where one of the
+    semi-autoregressive `blocks` begins. grows: each block makes the canvas longer, for which a pattern of its own is
+    made where it begins.
     """
     first = select_step(steps, skip, selection)
     begins = {0, *accumulate(steps_of_blocks(steps, blocks))}
@@ -71,7 +72,8 @@ def phases_of(
     selected = first
     for step in range(steps):
         fresh = step == first or (
-            step > first and refresh > 0 and (step - selected >= refresh or step in begins)
+            step > first
+            and ((refresh > 0 and step - selected >= refresh) or ((grows or refresh > 0) and step in begins))
         )
         selected = step if fresh else selected
         phases.append("select" if fresh else "dense" if step < first else "sparse")

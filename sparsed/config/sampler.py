@@ -20,11 +20,13 @@ from sparsed.config.rows import (
     switch,
     texts,
     whole,
+    word,
 )
 
 LLADA_ALGORITHMS = ("low_confidence", "random")
 DREAM_ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 ALGORITHMS = LLADA_ALGORITHMS + DREAM_ALGORITHMS
+CANVASES = ("fixed", "growing")
 # Of steps and tokens: far beyond every model, and what a slip of the finger asks for would fill the memory.
 _MOST = 2**20
 
@@ -99,6 +101,23 @@ class SamplerConfig:
         texts, "an answer's text ends before this; may be given several times", kind=str, many=True
     )
 
+    # "growing" (iLLaDA): a semi-autoregressive block is appended when the one before it is done, so that a step sees
+    # the prompt, what was written, and the masks of its own block. With early_stop a run then ends after a block.
+    canvas: str | None = word(
+        CANVASES, "fixed: every mask is there from the beginning; growing: those of a semi-autoregressive block are "
+        "appended when the one before is done"
+    )  # fmt: skip
+    # iLLaDA: on the way to gen_length the next token of "</think>" gets ever more likely, at the block's first masked
+    # position j: boost · ((j + 1) / gen_length) ^ power is added to its logit, until the text was written.
+    end_think_boost: float | None = setting(
+        AT_LEAST_0, "push towards the end of thinking, </think>: what its logit gets at the end of the generation "
+        "(published: 100); 0 is off"
+    )  # fmt: skip
+    end_think_power: float | None = setting(
+        AT_LEAST_0, "how late that push sets in: the power of the share of the generation that it grows with "
+        "(default 3)"
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         check_each(SamplerConfig, self)
 
@@ -123,7 +142,7 @@ class SamplerConfig:
         usual.pop("changed", None)
         dream = (self.algorithm or defaults.algorithm) in DREAM_ALGORITHMS
         if dream != (defaults.algorithm in DREAM_ALGORITHMS):
-            usual |= {"block_length": None, "temperature": 0.0, **_DREAM_OFF}
+            usual |= {"block_length": None, "temperature": 0.0, "canvas": "fixed", **_DREAM_OFF}
         threshold = self.threshold if self.threshold is not None else defaults.threshold
         if threshold is not None:
             usual |= {"temperature": 0.0, **_DREAM_OFF}
@@ -174,6 +193,9 @@ class ResolvedSampler(SamplerConfig):
     confidence_eos_eot_inf: bool = False
     early_stop: bool = False
     stop: tuple[str, ...] = ()
+    canvas: str = "fixed"
+    end_think_boost: float = 0.0
+    end_think_power: float = 3.0
     # Sentences: what `resolve` made of settings asked for that is not what was asked.
     changed: tuple[str, ...] = field(default=(), compare=False)
 
@@ -186,6 +208,11 @@ class ResolvedSampler(SamplerConfig):
     def blocks(self) -> int:
         """Semi-autoregressive blocks of the generation."""
         return self.gen_length // self.block_length
+
+    @property
+    def grows(self) -> bool:
+        """Each block but the first is appended when the one before it is done."""
+        return self.canvas == "growing" and self.blocks > 1
 
     @property
     def draws(self) -> bool:
@@ -234,6 +261,13 @@ class ResolvedSampler(SamplerConfig):
                 raise ValueError(
                     f"{name} has no effect with 'origin', which commits positions by chance: leave it out."
                 )
+        if self.end_think_power != ResolvedSampler.end_think_power and not self.end_think_boost:
+            raise ValueError("end_think_power has no effect without end_think_boost: leave it out.")
+        if self.canvas == "growing" and self.algorithm in DREAM_ALGORITHMS and self.threshold is None:
+            raise ValueError(
+                f"canvas 'growing' appends semi-autoregressive blocks, which {self.algorithm!r} has with a threshold "
+                f"alone: leave one of them out."
+            )
         if self.algorithm in LLADA_ALGORITHMS:
             for name, off in _DREAM_OFF.items():
                 if getattr(self, name) != off:

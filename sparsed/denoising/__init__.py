@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.batches import patterns_apart
+from sparsed.batches import apart
 from sparsed.config import AttentionConfig, CacheConfig, SamplerConfig, as_attention, check_keys
 from sparsed.denoising.own_loop import OwnLoop
 from sparsed.denoising.run import Run
@@ -33,7 +33,8 @@ def denoise(
     chat: bool | None = None,
     probe_steps: Iterable[int] = (),
 ) -> Run:
-    """A denoising run over prompt + gen_length masks. Nothing is computed before the first step is asked for.
+    """A denoising run over prompt + gen_length masks (with canvas "growing", those of the blocks so far). Nothing is
+    computed before the first step is asked for.
 
     prompt: a string or chat messages, or token ids [length] or [batch, length], used as they are. chat: whether a
     string or messages go through the tokenizer's chat template; None, wherever it has one. sampler: what is None takes
@@ -59,17 +60,16 @@ def denoise(
     asked = as_attention(attention)
     if asked.dense and probes:
         raise ValueError("probe_steps need a SparseDConfig: a dense run selects no pattern.")
+    if probes and settings.grows:
+        raise ValueError("probe_steps compare patterns of one length: leave them out, or take canvas 'fixed'.")
     resolved = asked.resolve(ids.shape[1] + settings.gen_length)
     check_backend(backend, model.device, None if resolved.dense else resolved.block_size)
     if not isinstance(cache, CacheConfig | None):
         raise ValueError(f"cache must be a CacheConfig, not {cache!r}.")
     rows = (cache or CacheConfig()).resolve()
     check_keys(rows, resolved)
-    if len(ids) > 1 and patterns_apart(resolved, rows, settings.threshold):
-        raise ValueError(
-            "With a threshold, a cache and sparse attention, the sequences of a batch come to their pattern at "
-            "different steps: give prompts one by one."
-        )
+    if len(ids) > 1 and (why := apart(settings, resolved, rows)) is not None:
+        raise ValueError(f"{why}: give prompts one by one.")
     return Run(model, ids, settings, resolved, backend, probes, dense_backend, rows)
 
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsed.config import ResolvedSampler
     from sparsed.models.model import Model
+
+END_OF_THINKING = "</think>"
 
 
 class Answer(NamedTuple):
@@ -63,3 +66,15 @@ class Answers:
             self._settled = settled
             self._complete = [self.read(row[:length]).ended is not None for row, length in zip(rows, settled)]
         return all(self._complete)
+
+
+def end_think_ids(model: Model, sampler: ResolvedSampler) -> list[int]:
+    """The tokens of the text that ends thinking; none where the sampler does not push towards it. Raises ValueError for
+    a model without a tokenizer.
+    """
+    if not sampler.end_think_boost:
+        return []
+    if model.tokenizer is None:
+        raise ValueError(f"end_think_boost needs a tokenizer, which {model.label} has not: leave it out.")
+    ids: list[int] = model.tokenizer(END_OF_THINKING, add_special_tokens=False)["input_ids"]
+    return ids

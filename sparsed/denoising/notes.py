@@ -31,10 +31,13 @@ def beforehand(
         if policy.switch_step is not None:
             why = f"after the one that makes the pattern, the cache {cache.method!r} plans no step over all rows"
             way = "Lower skip, or take shorter semi-autoregressive blocks or the pattern's keys"
-        elif policy.select_step is not None and policy.config.refresh:
+            if policy.grows:
+                why = f"the cache {cache.method!r} plans no step over all rows but those that make a pattern"
+                way = "Take the pattern's keys"
+        elif policy.select_step is not None and (policy.config.refresh or policy.grows):
             why = (
-                f"with refresh, each of its {policy.blocks} semi-autoregressive blocks begins with a fresh pattern, "
-                f"and {policy.steps} steps leave no other"
+                f"with {'a canvas that grows' if policy.grows else 'refresh'}, each of its {policy.blocks} "
+                f"semi-autoregressive blocks begins with a fresh pattern, and {policy.steps} steps leave no other"
             )
             way = "Take more steps"
         notes.append(f"This run never becomes sparse: {why}. {way}.")
@@ -101,17 +104,18 @@ def ended_early(made: int, total: int) -> str:
     return f"Every answer was complete after {made} of at most {total} steps; what follows their ends stays masked."
 
 
-def never_sparse(made: int, total: int, switch_step: int, selected: int, cache: ResolvedCache) -> str:
-    """After a run that was done before it became sparse, with so many select steps."""
+def never_sparse(made: int, total: int, switch_step: int, selected: int, cache: ResolvedCache, grows: bool) -> str:
+    """After a run that was done before it became sparse, with so many select steps; grows: its canvas did."""
     if not cache.none:
         return (
             f"This run never became sparse: it was done after {made} of at most {total} steps, and none of them after "
             f"the one that makes the pattern computed every row. Lower skip, or take shorter blocks."
         )
     if selected > 1:
+        why, way = ("a canvas that grows", "Take") if grows else ("refresh", "Leave refresh out, or take")
         return (
-            f"This run never became sparse: it was done after {made} of at most {total} steps, and with refresh each "
-            f"semi-autoregressive block began with full attention. Leave refresh out, or take longer blocks."
+            f"This run never became sparse: it was done after {made} of at most {total} steps, and with {why} each "
+            f"semi-autoregressive block began with full attention. {way} longer blocks."
         )
     return (
         f"This run never became sparse: it was done after {made} of at most {total} steps, and full attention lasts "

@@ -27,9 +27,12 @@ from sparsed.samplers.base import Sampler
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One step. phase: the attention of the rows that it computes."""
+    """One step. phase: the attention of the rows that it computes. length: positions of a sequence that are there, its
+    prompt's and those of the canvas so far.
+    """
 
     phase: Phase
+    length: int
     rows: Rows = ALL
     candidates: Tensor | None = None  # bool [1, gen_length]: positions whose tokens may be committed; None: all
 
@@ -53,17 +56,21 @@ class Planner:
     _last: tuple[Tensor, Rows] | None = field(default=None, init=False)  # rows computed last: equal ones are the same
 
     def plan(self, step: int, generation: Tensor, dense_again: bool = False) -> Plan:
-        """The next step, over generation, int64 [batch, gen_length]. dense_again: no pattern is made or used from now
-        on.
+        """The next step, over generation, int64 [batch, gen_length], what is not there yet as masks. dense_again: no
+        pattern is made or used from now on.
         """
-        attention, cache = self.attention, self.cache
-        if cache.none and not attention.config.refresh:
-            return Plan("dense" if dense_again else attention.phase(step))
+        attention, cache, grows = self.attention, self.cache, self.sampler.config.grows
+        length = attention.layout.length
+        if cache.none and not attention.config.refresh and not grows:
+            return Plan("dense" if dense_again else attention.phase(step), length)
         starts, ends = self.sampler.block(generation, step)
+        if grows:
+            length = self.prompt_length + int(ends.max())
         if self._blocks is None or bool(((starts != self._blocks) & (starts < ends)).any()):
             self._blocks, self._began = starts, step
         of_block, masked = step - self._began, generation == self.sampler.mask_id
-        every_row = full(cache, step, of_block)
+        # No store knows the keys and values of positions that are new.
+        every_row = full(cache, step, of_block) or (grows and of_block == 0)
         phase: Phase = "dense"
         if not dense_again and attention.due(step, self._selected, self._selected_blocks is not self._blocks):
             # A select step computes every row: the first one at or after its time that the cache computes them in
@@ -75,24 +82,26 @@ class Planner:
             phase = "sparse" if every_row or cache.keys == "pattern" else "dense"
         uncommitted, self._masked = masked if self._masked is None else self._masked, masked
         if every_row:
-            return Plan(phase)
+            return Plan(phase, length)
+        there = length - self.prompt_length
         start, end = int(starts[0]), int(ends[0])
-        rows = computed(cache, start, end, uncommitted[0], masked[0], self.shift)
+        rows = computed(cache, start, end, uncommitted[0, :there], masked[0, :there], self.shift)
         inside = torch.arange(generation.shape[1], device=generation.device)[None]
         candidates = (inside >= start) & (inside < end) if cache.method in ("prefix", "dual") else None
-        return Plan(phase, self._rows(rows), candidates)
+        return Plan(phase, length, self._rows(rows), candidates)
 
     def told(self, plan: Plan) -> PlannedStep:
         """A plan in numbers."""
-        layout = self.attention.layout
+        attention = self.attention.at(plan.length)
+        layout = attention.layout
         rows, keys = plan.rows.count(layout.length), float(layout.length)
         if plan.phase == "sparse":
-            seen = min(keys, self.attention.kept * layout.block_size)
+            seen = min(keys, attention.kept * layout.block_size)
             full = 0
-            if self.attention.config.generation_rows == "full":
+            if attention.config.generation_rows == "full":
                 full = min(rows, layout.length - layout.start_of_last(layout.generation_query_blocks))
             keys = (full * keys + (rows - full) * seen) / rows
-        return PlannedStep(plan.phase, rows, keys)
+        return PlannedStep(plan.phase, rows, keys, plan.length)
 
     def _full_later(self, step: int, masked: Tensor) -> bool:
         """Does the cache compute every row in any later step, if the block takes all the steps that it may?"""
@@ -106,13 +115,17 @@ class Planner:
         else:
             left = int(masked[0, start:end].sum()) - 1
             of_run = min(of_run, int(masked[0].sum()) - 1)
-        return full_later(self.cache, step, of_block, of_run, left, last_block=end >= config.gen_length)
+        last_block = end >= config.gen_length
+        if config.grows and not last_block:
+            return True  # the next block begins with one
+        return full_later(self.cache, step, of_block, of_run, left, last_block)
 
     def _rows(self, computed_rows: Tensor) -> Rows:
-        if self._last is None or not torch.equal(self._last[0], computed_rows):
+        last = self._last
+        if last is None or len(last[0]) != len(computed_rows) or not torch.equal(last[0], computed_rows):
             positions = computed_rows.nonzero()[:, 0] + self.prompt_length - 1
-            self._last = computed_rows, Rows(positions[None])
-        return self._last[1]
+            self._last = last = computed_rows, Rows(positions[None])
+        return last[1]
 
 
 class PlannedStep(NamedTuple):
@@ -123,6 +136,7 @@ class PlannedStep(NamedTuple):
     phase: Phase
     rows: int  # positions that are computed
     keys: float  # that a row attends to, the mean over the rows
+    length: int  # positions of the sequence that are there: all of them where the canvas does not grow
 
 
 def planned_steps(planner: Planner) -> tuple[PlannedStep, ...]:
@@ -157,7 +171,7 @@ def plan_of(
     shift: of the model, position i is predicted by i − 1.
     """
     layout = BlockLayout(prompt_length + sampler.gen_length, prompt_length, attention.block_size)
-    policy = AttentionPolicy(attention, layout, sampler.steps, sampler.blocks, sampler.seed)
+    policy = AttentionPolicy(attention, layout, sampler.steps, sampler.blocks, sampler.grows, sampler.seed)
     return planned_steps(Planner(policy, cache, make_sampler(sampler, mask_id=0), prompt_length, shift))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Predictor:
             BlockLayout(self.length, prompt_length, attention.block_size),
             sampler.steps,
             sampler.blocks,
+            sampler.grows,
             sampler.seed,
             # The public code scales LLaDA's scores by heads, Dream's by head_dim.
             scaled_by_heads=model.family == "llada",
@@ -63,6 +65,12 @@ class Predictor:
         problem = self.model.problem(2 * batch if self.guidance else batch, self.length)
         self.kernels, notes = Kernels.choose(problem, self.policy, *self._backends, cached_rows)
         return notes
+
+    def at(self, length: int) -> Predictor:
+        """The same over canvases that have so many positions so far: their kernels are those of the whole length."""
+        shorter = copy(self)
+        shorter.length, shorter.policy = length, self.policy.at(length)
+        return shorter
 
     def attention(self) -> RunAttention:
         """A new run's attention, once kernels are chosen."""

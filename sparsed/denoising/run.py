@@ -8,9 +8,10 @@ Everything a run knows lives in its `Run`; the model holds nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from statistics import median_low
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from sparsed.attention.state import RunAttention
 from sparsed.cache.rows import ALL, Rows
 from sparsed.cache.store import RowStore
 from sparsed.config import NO_CACHE, Phase, ResolvedAttention, ResolvedCache, ResolvedSampler
-from sparsed.denoising.answers import Answers
+from sparsed.denoising.answers import Answers, end_think_ids
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.graphs import StepGraphs, step_graphs
 from sparsed.denoising.info import RunInfo
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
     from sparsed.attention.backends.dense import DenseAttention
     from sparsed.models.model import Model
 
-
-class Part(NamedTuple):
-    """Sequences of a run that go through the network together."""
+@dataclass(eq=False)
+class Part:
+    """Sequences of a run that go through the network together. What is of one length begins anew with the next one."""
 
     sequences: slice
     planner: Planner
-    attention: RunAttention
-    store: RowStore | None  # None where every step computes every row
-    graphs: StepGraphs | None  # of its steps of few rows; None where there are none
+    attention: RunAttention  # of one length
+    store: RowStore | None  # of one length; None where every step computes every row
+    graphs: StepGraphs | None  # of its steps of few rows, of one length; None where there are none
 
 
 class Run(Iterator[Step]):
@@ -71,9 +72,10 @@ class Run(Iterator[Step]):
         self.attention = attention
         self.cache = cache
         self._predictor = Predictor(model, self.prompt_length, sampler, attention, backend, dense_backend)
+        self._there = self._predictor  # of the canvas so far
         self._policy = self._predictor.policy
         self._asked_backend, self._asked_dense_backend = backend, dense_backend
-        self.length = self._predictor.length
+        self.length = self._predictor.length  # of a sequence that is whole
         self.total = self._policy.steps  # number of steps, or the most there can be (`ResolvedSampler.at_most`)
         self.pattern: Pattern | None = None  # that of the last select step, once one was made
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
@@ -83,7 +85,7 @@ class Run(Iterator[Step]):
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
-        self._sampler = make_sampler(sampler, model.mask_id, model.end_ids)
+        self._sampler = make_sampler(sampler, model.mask_id, model.end_ids, end_think_ids(model, sampler))
         self.planned = planned_steps(self._planner())  # what each step is to compute, if the run takes all of them
         planned = [step.phase for step in self.planned]
         # First sparse step, counted from 0: as planned until it is made; None if there is none.
@@ -112,7 +114,7 @@ class Run(Iterator[Step]):
     @property
     def _few(self) -> list[int]:
         """Of each step that is to compute some rows, how many."""
-        return [step.rows for step in self.planned if 0 < step.rows < self.length]
+        return [step.rows for step in self.planned if 0 < step.rows < step.length]
 
     @property
     def dense(self) -> DenseAttention | None:
@@ -198,23 +200,32 @@ class Run(Iterator[Step]):
         self._synchronize()
 
     def _each_kind(self, canvas: Tensor) -> None:
-        """A forward over every row in each phase; then of as many rows, of each kind that kernels are tuned for, as
-        steps of some rows are to compute.
+        """A forward over every row in each phase, of the shortest canvas and of the whole one; then of as many rows, of
+        each kind that kernels are tuned for, as steps of some rows are to compute.
         """
-        scratch, store = self._predictor.attention(), None if self.cache.none else RowStore()
         phases: tuple[Phase, ...] = ("dense",) if self._policy.select_step is None else ("dense", "select", "sparse")
         spare = torch.Generator(self._generator.device).manual_seed(0)
         generation = canvas[:, self.prompt_length :]
         eligible = self._sampler.eligible(generation, 0)
         kinds = [(phase, ALL, eligible) for phase in phases]
+        if (first := self.planned[0].length) < self.length:
+            self._try(self._predictor.at(first), canvas, kinds, spare)
         few_phases: tuple[Phase, ...] = ("dense", "sparse") if self.cache.keys == "pattern" else ("dense",)
         positions = torch.arange(self.length, device=canvas.device)
         for count in {few_rows.rows_kind(n): n for n in sorted(self._few)}.values():
             last = Rows(positions[None, -count:])
             seen = positions[self.prompt_length :] - int(self.model.shift) >= self.length - count
             kinds += [(phase, last, seen.expand(generation.shape)) for phase in few_phases]
+        self._try(self._predictor, canvas, kinds, spare)
+
+    def _try(
+        self, predictor: Predictor, canvas: Tensor, kinds: list[tuple[Phase, Rows, Tensor]], spare: torch.Generator
+    ) -> None:
+        """Forwards (phase, rows, wanted) of a length, and commits of which nothing is kept."""
+        scratch, store = predictor.attention(), None if self.cache.none else RowStore()
+        generation = canvas[:, self.prompt_length :]
         for scratch.phase, rows, wanted in kinds:
-            logits = self._predictor.logits(canvas, wanted, scratch, rows, store)
+            logits = predictor.logits(canvas[:, : predictor.length], wanted, scratch, rows, store)
             self._sampler.commit(generation, wanted, logits, 0, spare)
 
     def result(self) -> Result:
@@ -264,22 +275,37 @@ class Run(Iterator[Step]):
         return self._parts
 
     def _part(self, sequences: slice) -> Part:
-        graphs = None if self.cache.none else step_graphs(self.model)
-        store = None if self.cache.none else RowStore(in_place=graphs is not None)
-        return Part(sequences, self._planner(), self._predictor.attention(), store, graphs)
+        store, graphs = self._kept()
+        return Part(sequences, self._planner(), self._there.attention(), store, graphs)
+
+    def _kept(self) -> tuple[RowStore | None, StepGraphs | None]:
+        """What a part begins with: a store, and graphs of its steps of few rows, where there are any."""
+        if self.cache.none:
+            return None, None
+        graphs = step_graphs(self.model)
+        return RowStore(in_place=graphs is not None), graphs
+
+    def _grow(self, parts: list[Part], length: int) -> None:
+        """The canvas is longer: patterns, keys and values, and graphs of the shorter one are of no more use."""
+        self._there = self._predictor.at(length)
+        for part in parts:
+            part.attention = self._there.attention()
+            part.store, part.graphs = self._kept()
 
     def _planner(self) -> Planner:
         return Planner(self._policy, self.cache, self._sampler, self.prompt_length, self.model.shift)
 
     def _make_step(self, index: int, canvas: Tensor, parts: list[Part]) -> Step:
-        generation = canvas[:, self.prompt_length :]
+        generation, every = canvas[:, self.prompt_length :], parts
         # A sequence that goes alone and is done needs no forward.
         parts = [
             part for part in parts if len(parts) == 1 or bool((generation[part.sequences] == self.model.mask_id).any())
         ] or parts[:1]
         plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
         self._plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
-        phase = plans[0].phase
+        phase, length = plans[0].phase, plans[0].length
+        if length != self._there.length:
+            self._grow(every, length)
         for part in parts:
             part.attention.spent = 0.0
         self._synchronize()
@@ -292,7 +318,7 @@ class Run(Iterator[Step]):
                 wanted = eligible[part.sequences]
                 if plan.candidates is not None:
                     wanted &= plan.candidates
-                found.append(self._logits(part, plan, canvas[part.sequences], wanted))
+                found.append(self._logits(part, plan, canvas[part.sequences, :length], wanted))
             logits = found[0] if len(found) == 1 else torch.cat(found)
             # One number a row tells: NaN and +inf both reach the maximum. No sampler may see them: drawing from them
             # fails in words of its own, and on a GPU in a way that no later run survives.
@@ -314,7 +340,8 @@ class Run(Iterator[Step]):
             index=index,
             total=self.total,
             phase=phase,
-            rows=max(plan.rows.count(self.length) for plan in plans),
+            rows=max(plan.rows.count(length) for plan in plans),
+            length=length,
             tokens=commit.tokens.to("cpu", copy=True),
             committed=committed.cpu(),
             confidence=torch.where(committed, commit.confidence, torch.nan).cpu(),
@@ -325,7 +352,7 @@ class Run(Iterator[Step]):
 
     def _logits(self, part: Part, plan: Plan, canvas: Tensor, wanted: Tensor) -> Tensor:
         """Of the wanted positions of some sequences, by the forward that their plan says; inside the step's clock."""
-        return self._predictor.logits(canvas, wanted, part.attention, plan.rows, part.store, part.graphs)
+        return self._there.logits(canvas, wanted, part.attention, plan.rows, part.store, part.graphs)
 
     def _became_sparse(self) -> None:
         """After a sparse step: when was the first, and after the first few of them, were they worth it?"""
@@ -338,10 +365,16 @@ class Run(Iterator[Step]):
         self.notes.append(f"{said}; {again if self._dense_again else 'this run stays sparse'}.")
 
     def _is_last(self, step: Step) -> bool:
-        """Steps run out, or (with a threshold) masks do, or (if asked for) every answer is complete."""
+        """Steps run out, or (with a threshold) masks do, or (if asked for) every answer is complete: of a canvas that
+        grows, when a block is done.
+        """
         if step.index == self.total - 1:
             return True
-        if self.sampler.early_stop and self._answers.complete(step.tokens):
+        looks = self.sampler.early_stop
+        if looks and self.sampler.grows:
+            start, _end = self._sampler.block(step.tokens, step.index + 1)
+            looks = self.prompt_length + int(start.max()) >= step.length
+        if looks and self._answers.complete(step.tokens):
             self.notes.append(ended_early(len(self.steps), self.total))
             return True
         return self.sampler.threshold is not None and not bool((step.tokens == self.model.mask_id).any())
@@ -351,7 +384,9 @@ class Run(Iterator[Step]):
         self._parts = None
         if self.switch_step is not None and all(step.phase != "sparse" for step in self.steps):
             selected = sum(step.phase == "select" for step in self.steps)
-            said = never_sparse(len(self.steps), self.total, self.switch_step, selected, self.cache)
+            said = never_sparse(
+                len(self.steps), self.total, self.switch_step, selected, self.cache, self.sampler.grows
+            )
             self.notes.append(said)
             self.switch_step = None
 

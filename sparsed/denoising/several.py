@@ -74,8 +74,8 @@ def generate_all(
     alone (`info.batch` is 1), and otherwise but for rounding, because the sums of a matrix product over more rows may
     be taken in another order; a token may then be another one where two were as good as equally likely. Runs whose
     answers would depend on the batch by more than that always go one by one (`sparsed.batches.must_be_alone`): those
-    that draw at random, each with the same seed, and those with a threshold and a refresh of the pattern, or a
-    threshold, a cache and sparse attention.
+    that draw at random, each with the same seed, and those with a threshold and a refresh of the pattern, a canvas that
+    grows, or a cache and sparse attention.
 
     Raises ValueError for a wrong prompt, with its number from 1, and what `denoise` raises; MemoryError, in a sentence,
     where one prompt alone is too much.
@@ -186,7 +186,9 @@ def answers_of(model: Model, result: Result) -> Iterator[Answered]:
         own = replace(info, phases=phases, rows=rows, switch_step=switch)
         if own.never_sparse and not info.never_sparse:
             assert info.switch_step is not None, "its batch became sparse"
-            late = never_sparse(len(steps), info.total, info.switch_step, phases["select"], info.cache)
+            late = never_sparse(
+                len(steps), info.total, info.switch_step, phases["select"], info.cache, info.sampler.grows
+            )
             own = replace(own, notes=(*own.notes, late))
         yield Answered(
             index=row,
@@ -205,10 +207,12 @@ def _steps_of(model: Model, result: Result, row: int) -> int:
     if not sampler.at_most:
         return len(result.steps)
     answers = Answers(model, sampler.stop)
-    for step in result.steps:
+    for step, later in zip(result.steps, [*result.steps[1:], None]):
         tokens = step.tokens[row : row + 1]
         if sampler.threshold is not None and not bool((tokens == model.mask_id).any()):
             return step.index + 1
-        if sampler.early_stop and answers.complete(tokens):
+        # A canvas that grows is looked at when a block is done.
+        looks = not sampler.grows or (later is not None and later.length > step.length)
+        if sampler.early_stop and looks and answers.complete(tokens):
             return step.index + 1
     return len(result.steps)

@@ -24,7 +24,8 @@ class Step:
     total: int  # steps of the whole run, at most
     phase: Phase  # "dense", "select" (dense, and the pattern was made) or "sparse"
     rows: int  # positions of a sequence that were computed
-    tokens: Tensor  # int64, masks included
+    length: int  # of a sequence that were there, the prompt's and those of the canvas so far
+    tokens: Tensor  # int64, masks included, and as masks what is not there yet
     committed: Tensor  # bool: unmasked in this step
     confidence: Tensor  # float32: of the committed tokens, NaN elsewhere
     seconds: float  # wall time of the forward and the sampler alone, the device synchronised before and after

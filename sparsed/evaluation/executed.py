@@ -23,7 +23,8 @@ _CPU = torch.device("cpu")
 class Executed:
     """What the steps of a run computed for one sequence.
 
-    rows: positions, by the steps' phase, all steps together. head_rows: rows of logits that were asked for, likewise.
+    rows: positions, by the steps' phase, all steps together (of a canvas that grows too each counts as if it saw
+    a whole sequence). head_rows: rows of logits that were asked for, likewise.
     density: of the pairs of these rows with all keys, the share that sparse steps computed
     (`registry.executed_density`), by the run's last pattern; None without such a step. With classifier-free guidance
     the mean over its two sequences.
@@ -37,20 +38,20 @@ class Executed:
 def executed(model: Model, result: Result) -> list[Executed]:
     """Of each sequence."""
     sampler = make_sampler(result.info.sampler, model.mask_id, model.end_ids)
-    batch, length = result.tokens.shape
+    batch = len(result.tokens)
     before = torch.full_like(result.steps[0].tokens, model.mask_id)
     asked = torch.zeros(batch, dtype=torch.int64)
     rows: list[dict[str, int]] = [{str(phase): 0 for phase in result.info.phases} for _ in range(batch)]
-    sparse: list[list[Rows]] = [[] for _ in range(batch)]  # those of each sparse step
+    sparse: list[list[tuple[Rows, int]]] = [[] for _ in range(batch)]  # those of each sparse step, and how many
     for step, parts in zip(result.steps, result.plans, strict=True):
         eligible = sampler.eligible(before, step.index)
         for sequences, plan in parts:
             wanted = eligible[sequences] if plan.candidates is None else eligible[sequences] & plan.candidates.cpu()
             asked[sequences] += wanted.sum(1)
             for sequence in range(batch)[sequences]:
-                rows[sequence][plan.phase] += plan.rows.count(length)
+                rows[sequence][plan.phase] += plan.rows.count(plan.length)
                 if plan.phase == "sparse":
-                    sparse[sequence].append(plan.rows)
+                    sparse[sequence].append((plan.rows, plan.rows.count(plan.length)))
         before = step.tokens
     return [
         Executed(rows[sequence], int(asked[sequence]), _density(result, sequence, sparse[sequence]))
@@ -58,13 +59,12 @@ def executed(model: Model, result: Result) -> list[Executed]:
     ]
 
 
-def _density(result: Result, sequence: int, steps: list[Rows]) -> float | None:
-    """Of one sequence, over steps that computed these rows by the pattern."""
-    pattern, (batch, length) = result.pattern, result.tokens.shape
+def _density(result: Result, sequence: int, steps: list[tuple[Rows, int]]) -> float | None:
+    """Of one sequence, over steps that computed these rows, so many, by the pattern."""
+    pattern, batch = result.pattern, len(result.tokens)
     if pattern is None or not steps:
         return None
     its = torch.arange(sequence, len(pattern.layers[0].counts), batch)
     own = replace(pattern, layers=tuple(layer.of_rows(its) for layer in pattern.layers), importance=None)
-    share = {rows: executed_density(result.backend, own, rows.on(_CPU)) for rows in dict.fromkeys(steps)}
-    counts = [rows.count(length) for rows in steps]
-    return sum(share[rows] * count for rows, count in zip(steps, counts, strict=True)) / sum(counts)
+    share = {rows: executed_density(result.backend, own, rows.on(_CPU)) for rows, _ in dict(steps).items()}
+    return sum(share[rows] * count for rows, count in steps) / sum(count for _, count in steps)

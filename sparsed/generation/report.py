@@ -135,7 +135,7 @@ def say(report: Report, run: Run, line: Callable[[str], None]) -> None:
     line(f"sampler: {settings(info.sampler)}")
     line(f"attention: {settings(info.attention)}")
     if not info.cache.none:
-        whole = info.forwards * run.length
+        whole = sum(step.length for step in run.steps)
         share = f"{sum(info.rows.values()):,} of {whole:,} rows computed" if whole else "no row computed"
         line(f"cache: {settings(info.cache)}; {share}")
 

@@ -28,6 +28,8 @@ ALIASES = MappingProxyType(
         "remasking": "algorithm",
         "cfg": "cfg_scale",
         "classifier_free_guidance": "cfg_scale",
+        "end_think_logit_boost": "end_think_boost",
+        "end_think_boost_power": "end_think_power",
         "method": "attention",
         "use_sparsed": "attention",
         "sparsed": "attention",
@@ -47,6 +49,8 @@ _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
         "log_type": (("ftb",), "what is masked is the continuation, after its context, 'ftb'"),
         "sampling_eps": ((0,), "a draw masks from one token to all of them, each number as likely, without an eps"),
         "max_prompt_len": ((), "max_length=… cuts prompts here, to so many tokens with the answer"),
+        "var": ((), "canvas=growing says it here, with steps those of the whole run, not of a block"),
+        "end_think_text": (("</think>",), "end_think_boost is for the text '</think>' alone"),
         "parallelize": ((False,), _ONE_MODEL),
         "autogptq": ((False,), "quantised checkpoints are not read here"),
     }
@@ -74,8 +78,8 @@ ARGUMENTS = ("pretrained", *_OWN, *_SPARSE, *CACHE, *SAMPLER)
 GENERATION_ONLY = frozenset(
     {
         "steps", "gen_length", "block_length", "algorithm", "temperature", "top_p", "top_k", "alg_temp", "eps",
-        "threshold", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop", "on_no_gain", "escape_until",
-        "show_speed", *CACHE,
+        "threshold", "logits_eos_inf", "confidence_eos_eot_inf", "early_stop", "stop", "canvas", "end_think_boost",
+        "end_think_power", "on_no_gain", "escape_until", "show_speed", *CACHE,
     }
 )  # fmt: skip
 LIKELIHOOD_ONLY = frozenset({"mc_num", "is_check_greedy"})

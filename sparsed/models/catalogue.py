@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsed.config import SamplerConfig
 from sparsed.models.sizes import Sizes
@@ -21,6 +21,8 @@ MINI_DEFAULTS = SamplerConfig(
 LLADA_DEFAULTS = SamplerConfig(
     steps=128, gen_length=128, block_length=32, algorithm="low_confidence", temperature=0.0, seed=0
 )
+# 32 steps for each block of 32, as published; its public code looks for the answer's end after each block.
+ILLADA_DEFAULTS = replace(LLADA_DEFAULTS, canvas="growing", early_stop=True)
 DREAM_DEFAULTS = SamplerConfig(
     steps=128,
     gen_length=128,
@@ -83,7 +85,7 @@ def _moe(name: str, label: str, source: str) -> ModelSpec:
 
 def _illada(name: str, label: str, source: str) -> ModelSpec:
     return ModelSpec(
-        name, label, source, "illada", LLADA_DEFAULTS, 8192, 7_615_025_152, kept=635_703_296,
+        name, label, source, "illada", ILLADA_DEFAULTS, 8192, 7_615_025_152, kept=635_703_296,
         sizes=Sizes(32, 4096, 32, 8, 128, 14_336, 155_136),
     )  # fmt: skip
 

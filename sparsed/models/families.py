@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from sparsed.config import SamplerConfig
 from sparsed.models import LoadError, reason
-from sparsed.models.catalogue import DREAM_DEFAULTS, DREAM_LENGTH, GENERIC_DEFAULTS, LLADA_DEFAULTS, ModelSpec
+from sparsed.models.catalogue import (
+    DREAM_DEFAULTS,
+    DREAM_LENGTH,
+    GENERIC_DEFAULTS,
+    ILLADA_DEFAULTS,
+    LLADA_DEFAULTS,
+    ModelSpec,
+)
 from sparsed.models.config_checks import (
     CHECKED,
     LLADA_HARMLESS,
@@ -81,7 +88,7 @@ _TYPES = {
     "illada": ("illada", "llama"),
     **{prefix + kind: (kind, kind) for kind in _PLAIN for prefix in ("", "a2d-")},
 }
-_DEFAULTS = {"llada": LLADA_DEFAULTS, "dream": DREAM_DEFAULTS, "llama": GENERIC_DEFAULTS}
+_DEFAULTS = {"llada": LLADA_DEFAULTS, "dream": DREAM_DEFAULTS, "illada": ILLADA_DEFAULTS, "llama": GENERIC_DEFAULTS}
 # What our own object "sparsed" may say: of which types, the sampler's settings last.
 SETTINGS: dict[str, tuple[type, ...]] = {
     "steps": (int,), "gen_length": (int,), "block_length": (int,), "algorithm": (str,), "temperature": (int, float),

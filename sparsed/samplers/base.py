@@ -36,13 +36,17 @@ _LAST = -1e30
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """One run's sampler. config: resolved. end_ids: every token that ends an answer, the end token first. It holds
-    settings, never state: what it needs comes in with the call.
+    """One run's sampler. config: resolved. end_ids: every token that ends an answer, the end token first.
+    end_think_ids: the tokens of the text that ends thinking. It holds settings, never state: what it needs comes in
+    with the call.
+
+    generation: int64 [batch, gen_length]; of a canvas that grows, all of it, what is not there yet as masks.
     """
 
     config: ResolvedSampler
     mask_id: int
     end_ids: tuple[int, ...] = ()
+    end_think_ids: tuple[int, ...] = ()
 
     @abstractmethod
     def propose(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -84,6 +88,8 @@ class Sampler(ABC):
         self, generation: Tensor, eligible: Tensor, logits: Tensor, step: int, generator: torch.Generator
     ) -> Commit:
         """The canvas after this step. logits: [eligible positions, vocabulary], row by row of `eligible`."""
+        if self.config.end_think_boost and self.end_think_ids:
+            logits = self._boosted(generation, eligible, logits, step)
         if self.config.logits_eos_inf:
             end = torch.tensor(self.end_ids[:1], device=logits.device)
             logits = logits.index_fill(-1, end, -torch.inf)
@@ -105,6 +111,31 @@ class Sampler(ABC):
             written=written,
             confidence=torch.where(written, confidence, torch.nan),
         )
+
+    def _boosted(self, generation: Tensor, eligible: Tensor, logits: Tensor, step: int) -> Tensor:
+        """Logits with what `end_think_boost` adds: in each row that has not ended thinking, to one token at the first
+        masked position of the current block.
+        """
+        config, logits = self.config, logits.clone()
+        starts, ends = (side[:, 0].tolist() for side in self.block(generation, step))
+        line = 0  # of the row's first logits
+        for tokens, asked, start, end in zip(generation.tolist(), eligible.tolist(), starts, ends):
+            place = next((place for place in range(start, end) if asked[place]), None)
+            if place is not None and not _holds(tokens, self.end_think_ids):
+                boost = config.end_think_boost * ((place + 1) / config.gen_length) ** config.end_think_power
+                logits[line + sum(asked[:place]), _next_of(self.end_think_ids, tokens[:place])] += boost
+            line += sum(asked)
+        return logits
+
+
+def _holds(tokens: list[int], text: tuple[int, ...]) -> bool:
+    return any(tuple(tokens[first : first + len(text)]) == text for first in range(len(tokens) - len(text) + 1))
+
+
+def _next_of(text: tuple[int, ...], before: list[int]) -> int:
+    """The token of a text that is due after `before`, as much of it as stands at the end of that."""
+    written = (count for count in range(len(text) - 1, 0, -1) if tuple(before[-count:]) == text[:count])
+    return text[next(written, 0)]
 
 
 def surest(confidence: Tensor, count: int | Tensor) -> Tensor:

@@ -78,14 +78,17 @@ def _check_lane(lane: Lane, trace: Trace) -> set[int]:
     for index, step in enumerate(lane.steps):
         if step.index != index:
             raise ValueError(f"step {index} is missing.")
-        if step.rows is not None and not 0 < step.rows <= trace.prompt.tokens + trace.gen_length:
+        there = trace.length if step.length is None else step.length
+        if not trace.prompt.tokens < there <= trace.length:
+            raise ValueError(f"step {index} saw {there} positions, which cannot be.")
+        if step.rows is not None and not 0 < step.rows <= there:
             raise ValueError(f"step {index} computed {step.rows} rows, which cannot be.")
         if step.seconds < 0:
             raise ValueError(f"step {index} took less than no time.")
         if step.attention_seconds is not None and not 0 <= step.attention_seconds <= step.seconds:
             raise ValueError(f"step {index} took {step.seconds:g} s, and its attention {step.attention_seconds:g} s.")
         for row, position, token, _ in step.committed:
-            inside = 0 <= row < trace.batch and 0 <= position < trace.gen_length
+            inside = 0 <= row < trace.batch and 0 <= position < there - trace.prompt.tokens
             if not inside or (row, position) in written:
                 raise ValueError(f"step {index} commits row {row}, position {position}, which cannot be.")
             written[row, position] = token
@@ -100,7 +103,7 @@ def _check_words(trace: Trace) -> None:
     if not words:
         return
     sizes = [lane.attention.block_size for lane in trace.lanes.values() if not lane.attention.dense]
-    if not sizes or len(words) != -(-(trace.prompt.tokens + trace.gen_length) // sizes[0]):
+    if not sizes or len(words) != -(-trace.length // sizes[0]):
         raise ValueError(f"the number of 'words', {len(words)}, is not that of the attention blocks.")
     if max(map(len, words)) > CHARACTERS_OF_BLOCK:
         raise ValueError(f"an entry of 'words' has more than {CHARACTERS_OF_BLOCK} characters.")
@@ -155,8 +158,9 @@ def check_sizes(patterns: Sequence[PatternText]) -> None:
 
 
 def _check_pattern(pattern: Masks, lane: Lane, trace: Trace) -> None:
-    tokens, layout = trace.prompt.tokens, pattern.layout
-    if (layout.prompt_length, layout.length) != (tokens, tokens + trace.gen_length):
+    layout = pattern.layout
+    there = {trace.length if step.length is None else step.length for step in lane.steps}
+    if layout.prompt_length != trace.prompt.tokens or layout.length not in there:
         raise ValueError("the pattern has another length than the sequence.")
     rows = lane.attention.generation_rows
     full = layout.generation_query_blocks if rows == "full" else 0

@@ -119,7 +119,9 @@ def _weights(run: Run, runs: Iterable[Run]) -> tuple[Tensor, ...] | None:
     """The importances of a run's select step, be they another run's; None where there are none."""
     for other in (run, *runs):
         importance = None if other.pattern is None else other.pattern.importance
-        if importance is not None and (other is run or same_importances(other.attention, run.attention)):
+        # Of a canvas that grows the last selection's are kept, and by then the runs differ.
+        alike = not run.sampler.grows and same_importances(other.attention, run.attention)
+        if importance is not None and (other is run or alike):
             return importance
     return None
 
@@ -137,8 +139,11 @@ def _lane(run: Run, weights: tuple[Tensor, ...] | None, importance: bool) -> Lan
             Commit(row, position, token, confidence if math.isfinite(confidence) else None)
             for (row, position), token, confidence in zip(places, tokens, confidences)
         )
-        rows = None if step.rows == run.prompt_length + run.sampler.gen_length else step.rows
-        steps.append(TraceStep(step.index, step.phase, step.seconds, tuple(commits), rows, step.attention_seconds))
+        rows = None if step.rows == step.length else step.rows
+        length = None if step.length == run.prompt_length + run.sampler.gen_length else step.length
+        steps.append(
+            TraceStep(step.index, step.phase, step.seconds, tuple(commits), rows, step.attention_seconds, length)
+        )
     return Lane(
         attention=run.attention,
         backend=run.backend,

@@ -71,8 +71,9 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True)
 class TraceStep:
-    """What one step did, and the seconds it took. rows: positions of a sequence that it computed; None: all.
-    attention_seconds: of its seconds those of attention, as of `sparsed.Step`.
+    """What one step did, and the seconds it took. rows: positions of a sequence that it computed; None: all that were
+    there. length: how many were there, of a canvas that grows; None: the whole sequence. attention_seconds: of its
+    seconds those of attention, as of `sparsed.Step`.
     """
 
     index: int
@@ -81,6 +82,7 @@ class TraceStep:
     committed: tuple[Commit, ...]
     rows: int | None = None
     attention_seconds: float | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ class Trace:
     fragments: tuple[tuple[tuple[int, ...], str], ...]
     lanes: Mapping[str, Lane]
 
+    @property
+    def length(self) -> int:
+        """Positions of a sequence that is whole, prompt and generation."""
+        return self.prompt.tokens + self.gen_length
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens that occur in the trace, as it stands in an answer."""
         whole = dict(self.fragments).get(tuple(tokens)) if len(tokens) > 1 else None
@@ -153,9 +160,8 @@ class LaneInfo:
         sampler = {**asdict(trace.sampler), "stop": list(trace.sampler.stop)}
         del sampler["changed"]  # the notes begin with it
         made, rows = Counter(step.phase for step in lane.steps), Counter[Phase]()
-        whole = trace.prompt.tokens + trace.gen_length
         for step in lane.steps:
-            rows[step.phase] += whole if step.rows is None else step.rows
+            rows[step.phase] += step.rows or step.length or trace.length
         return {
             "sampler": sampler,
             "attention": {"method": "dense"} if lane.attention.dense else asdict(lane.attention),
@@ -191,6 +197,7 @@ class ReplayedStep:
     confidence: np.ndarray
     seconds: float
     rows: int
+    length: int
     attention_seconds: float | None = None
 
 
@@ -219,8 +226,8 @@ def _replay(trace: Trace, lane: Lane) -> Iterator[ReplayedStep]:
             committed[place] = True
             if commit.confidence is not None:
                 confidence[place] = commit.confidence
-        rows = trace.prompt.tokens + trace.gen_length if step.rows is None else step.rows
+        length = trace.length if step.length is None else step.length
         yield ReplayedStep(
-            step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds, rows,
-            step.attention_seconds,
+            step.index, lane.total, step.phase, tokens.copy(), committed, confidence, step.seconds,
+            length if step.rows is None else step.rows, length, step.attention_seconds,
         )  # fmt: skip

@@ -100,6 +100,7 @@ class Step:
     confidence: np.ndarray
     seconds: float
     rows: int
+    length: int
 
 
 @dataclass
@@ -218,8 +219,9 @@ class Run:
         confidence = np.where(committed, 0.9, np.nan)
         Run.steps_made += 1
         step = Step(
-            index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds, rows
-        )
+            index, self.total, phase, self._state[None].copy(), committed[None], confidence[None], seconds, rows,
+            self.length,
+        )  # fmt: skip
         self.steps.append(step)
         if phase == "select":
             layout = BlockLayout(self.length, self.prompt_length, self.attention.block_size)

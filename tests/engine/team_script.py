@@ -47,6 +47,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
     # Of the cache the method alone.
     "cached": ({"steps": 8, "cfg_scale": 0.5}, {"select": 0.3, "skip": 0.1, "cache": "refresh"}, ()),
     "cached in blocks": ({"steps": 8}, {"select": 0.3, "skip": 0.1, "cache": "dual"}, ()),
+    "grown": ({"steps": 8, "canvas": "growing"}, {"select": 0.3, "skip": 0.1}, ()),
+    "grown, cached": ({"steps": 8, "canvas": "growing"}, {"select": 0.3, "skip": 0.1, "cache": "dual"}, ()),
     "refreshed": ({"steps": 8}, {"select": 0.3, "generation_rows": "full", "refresh": 2, "keep_importance": True}, ()),
 }
 
@@ -59,6 +61,8 @@ def prompt_of(model: Any, batch: int = 1) -> torch.Tensor:
 
 def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
     sampler, attention, probes = SETTINGS[name]
+    if model.family == "dream":  # one block, which cannot grow
+        sampler = {key: value for key, value in sampler.items() if key != "canvas"}
     given = {} if attention == "dense" else dict(attention)
     method = given.pop("cache", "none")
     cache = CacheConfig(method, 3 if method == "refresh" else None)

@@ -62,7 +62,7 @@ class Literal:
     def __init__(self, network: Any, model: Any, prompt: list[int], config: ResolvedSampler) -> None:
         self.network, self.mask, self.shift, self.config = network, model.mask_id, int(model.shift), config
         self.start = len(prompt)
-        self.row = prompt + [model.mask_id] * config.gen_length
+        self.row = prompt + [model.mask_id] * (0 if config.canvas == "growing" else config.gen_length)
         self.blind = [model.mask_id] * len(prompt) + [model.mask_id] * config.gen_length
         self.stores: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
@@ -96,7 +96,7 @@ class Literal:
 
     def masked(self, first: int, end: int) -> list[int]:
         """Masked positions of the generation in [first, end), which count from its beginning."""
-        return [i for i in range(first, end) if self.row[self.start + i] == self.mask]
+        return [i for i in range(first, min(end, len(self.row) - self.start)) if self.row[self.start + i] == self.mask]
 
     def step(self, rows: list[int], candidates: list[int], count: int | None, seen: Any = None) -> Step:
         """Computes rows and commits the `count` surest candidates; None: by the threshold."""
@@ -125,17 +125,22 @@ class Literal:
             margin = min(margin, sure[chosen[-1]] - sure[rest[0]])
         for i in chosen:
             self.row[self.start + i] = token[i]
-        return Step(rows, self.row[self.start :], margin)
+        later = self.start + self.config.gen_length - len(self.row)
+        return Step(rows, self.row[self.start :] + [self.mask] * later, margin)
 
     def run(self, cache: CacheConfig) -> Iterator[Step]:
         """Each step of the method; a semi-autoregressive block ends after its share of steps, or with a threshold when
-        nothing of it is masked.
+        nothing of it is masked. Of a canvas that grows, a block is appended where it begins, and nothing is stored.
         """
         config, step = self.config, 0
-        everything = list(range(len(self.row)))
+        grows = config.canvas == "growing"
         turns = sorted(step % (config.gen_length // config.block_length) for step in range(config.steps))
         for first in range(0, config.gen_length, config.block_length):
             end = first + config.block_length
+            if grows:
+                self.row += [self.mask] * config.block_length
+                self.stores = ({}, {})
+            everything = list(range(len(self.row)))
             share = turns.count(first // config.block_length)
             masks = len(self.masked(first, end))
             before: list[set[int]] = []  # not committed at the end of each step of the block
@@ -150,7 +155,7 @@ class Literal:
                 elif cache.method == "delayed" and i > 1 and i % (cache.refresh or 8):
                     read = {self.start + j - self.shift for j in self.masked(0, config.gen_length)}
                     rows = sorted({self.start + j for j in before[i - 2]} | read)
-                elif cache.method == "refresh" and step % (cache.refresh or 8):
+                elif cache.method == "refresh" and step % (cache.refresh or 8) and not (grows and i == 0):
                     rows = list(range(self.start - self.shift, len(self.row)))
                 count = masks // share + (i < masks % share) if config.threshold is None else None
                 yield self.step(rows, candidates, count)
@@ -202,11 +207,37 @@ def test_thresholds(
     model_of: Any, network_of: Any, tally: dict[str, int], cache: CacheConfig, family: str
 ) -> None:
     model = model_of(family, **SHAPES[family])
-    asked = SamplerConfig(gen_length=24, steps=24, block_length=8, threshold=0.12, temperature=0.0)
+    asked = SamplerConfig(gen_length=24, steps=24, block_length=8, threshold=0.12, temperature=0.0, canvas="fixed",
+                          early_stop=False)  # fmt: skip
     config = asked.resolve(model.defaults)
     run = sparsed.denoise(model, PROMPT, sampler=asked, attention="dense", cache=cache)
     literal = Literal(network_of(family), model, PROMPT[0].tolist(), config)
     compare(run, literal.run(cache), tally)
+
+
+@pytest.mark.parametrize("cache", [CacheConfig(), *METHODS], ids=lambda cache: f"{cache.method}-{cache.refresh}")
+@pytest.mark.parametrize("family", ["illada", "llada", "dream"])
+@pytest.mark.parametrize("more", [{"steps": 20}, {"steps": 11, "cfg_scale": 0.7}, {"steps": 24, "threshold": 0.12}],
+                         ids=["schedule", "guidance", "threshold"])  # fmt: skip
+def test_a_canvas_that_grows(
+    model_of: Any, network_of: Any, tally: dict[str, int], cache: CacheConfig, family: str, more: dict[str, Any]
+) -> None:
+    """Rows, tokens and the positions that are there. Dream, which is shifted, with LLaDA's algorithm."""
+    model = model_of(family, **SHAPES[family])
+    asked = SamplerConfig(gen_length=24, block_length=8, canvas="growing", algorithm="low_confidence", temperature=0.0,
+                          early_stop=False, **more)  # fmt: skip
+    config = asked.resolve(model.defaults)
+    run = sparsed.denoise(model, PROMPT, sampler=asked, attention="dense", cache=cache)
+    literal = Literal(network_of(family), model, PROMPT[0].tolist(), config)
+    lengths = []
+
+    def heard() -> Iterator[Step]:
+        for step in literal.run(cache):
+            lengths.append(len(literal.row))
+            yield step
+
+    compare(run, heard(), tally)
+    assert [step.length for step in run.steps] == lengths[: len(run.steps)]
 
 
 @pytest.mark.parametrize("cache", METHODS, ids=lambda cache: f"{cache.method}-{cache.refresh}")
@@ -250,7 +281,8 @@ def test_dream_reads_the_row_before_each_position(
 
 
 def run_of(model: Any, cache: CacheConfig | None, prompt: Tensor = PROMPT, **more: Any) -> Any:
-    given = {"steps": 16, "gen_length": 32, "block_length": 16, "temperature": 0.0, "algorithm": "low_confidence"}
+    given = {"steps": 16, "gen_length": 32, "block_length": 16, "temperature": 0.0, "algorithm": "low_confidence",
+             "canvas": "fixed"}  # fmt: skip
     attention = more.pop("attention", "dense")
     return sparsed.denoise(
         model, prompt, sampler=SamplerConfig(**{**given, **more}), attention=attention, cache=cache

@@ -34,6 +34,7 @@ KEY = {
     "steps": "5", "gen_length": "64", "block_length": "16", "algorithm": "random", "temperature": "0.5", "seed": "1",
     "top_p": "0.5", "top_k": "5", "alg_temp": "0.5", "eps": "0.01", "cfg_scale": "1", "threshold": "0.9",
     "logits_eos_inf": "yes", "confidence_eos_eot_inf": "yes", "early_stop": "yes", "stop": "Question:",
+    "canvas": "growing", "end_think_boost": "9", "end_think_power": "2",
     "skip": "0.3", "select": "0.4", "block_size": "64", "selection": "reference", "keep_importance": "yes",
     "on_no_gain": "dense", "isolated": "no", "reuse": "no", "generation_rows": "full", "refresh": "8",
     "depths": "0.5", "backend": "gather", "dtype": "bfloat16", "rope_factor": "4",

@@ -36,6 +36,11 @@ VALUES: dict[str, Any] = {
     "steps": 4, "gen_length": 24, "block_length": 24, "algorithm": "entropy", "temperature": 0.7, "seed": 5,
     "top_p": 0.8, "top_k": 7, "alg_temp": 0.5, "eps": 0.01, "cfg_scale": 1.5, "threshold": 0.6, "logits_eos_inf": True,
     "confidence_eos_eot_inf": True, "early_stop": False, "stop": ("x",),
+    "canvas": "growing", "end_think_boost": 30.0, "end_think_power": 2.0,
+}  # fmt: skip
+# What some of them need beside them.
+BESIDE: dict[str, dict[str, Any]] = {
+    "canvas": {"algorithm": "maskgit_plus", "threshold": 0.6}, "end_think_power": {"end_think_boost": 30.0},
 }  # fmt: skip
 SAMPLER_FIELDS = [row.name for row in fields(SamplerConfig)]
 # The same for the attention's, beside these.
@@ -74,10 +79,11 @@ def test_a_setting_works_on_likelihoods_or_is_said_to_have_no_effect(harness_of,
 
     plain = value()
     assert not caplog.records
-    changed = value(**{name: VALUES[name]})
+    given = {**BESIDE.get(name, {}), name: VALUES[name]}
+    changed = value(**given)
     said = [record.getMessage() for record in caplog.records]
     if name in GENERATION_ONLY:
-        assert changed == plain and said == [f"No effect on likelihoods: {name}."]
+        assert changed == plain and said == [f"No effect on likelihoods: {', '.join(given)}."]
     else:
         assert changed != plain and not said
 
@@ -121,7 +127,7 @@ def test_a_cache_has_no_effect_on_likelihoods_and_that_is_said(harness_of, caplo
 
 @pytest.mark.parametrize("name", SAMPLER_FIELDS)
 def test_a_setting_reaches_the_sampler_of_generated_answers(harness_of, caplog, name: str) -> None:
-    more = {"algorithm": "maskgit_plus"} if name == "threshold" else {}
+    more = {"algorithm": "maskgit_plus"} if name == "threshold" else BESIDE.get(name, {})
     lm = harness_of("dream", **{name: VALUES[name]}, **more)
     sampler = lm._wish({"do_sample": True, "until": ["y"], "max_gen_toks": 24}).sampler
     assert getattr(sampler, name) == (("y", "x") if name == "stop" else VALUES[name])
@@ -160,6 +166,8 @@ def test_arguments_of_the_harness_without_effect_are_said(harness_of, caplog) ->
         ({"logits_eos_inf": "True", "confidence_eos_eot_inf": False},
          {"logits_eos_inf": True, "confidence_eos_eot_inf": False}),
         # Dream
+        ({"end_think_logit_boost": 100, "end_think_boost_power": 2, "end_think_text": "</think>"},
+         {"end_think_boost": 100.0, "end_think_power": 2.0}),
         ({"max_new_tokens": 256, "diffusion_steps": 128, "alg": "entropy", "alg_temp": 0.1, "top_p": 0.9},
          {"gen_length": 256, "steps": 128, "algorithm": "entropy", "alg_temp": 0.1, "top_p": 0.9}),
         ({"add_bos_token": "true", "escape_until": True, "nll_type": "mc", "log_type": "ftb"},

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("team_script.py")
 EVERYWHERE = (
     "dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh",
-    "shared afresh", "full rows", "refreshed", "cached", "cached in blocks",
+    "shared afresh", "full rows", "refreshed", "cached", "cached in blocks", "grown", "grown, cached",
 )  # fmt: skip
 SECONDS = 5.0
 
@@ -102,6 +102,8 @@ def check_equal(found: dict[str, Any], processes: int) -> None:
         # One selection as planned, then one every two steps, and where LLaDA's second block of 16 begins.
         refreshed = settings["refreshed"]["phases"]
         assert refreshed.count("select") > 2 and refreshed[2:4] == ["select", "sparse"], refreshed
+        if name != "dream":  # two blocks of 16, in each a selection
+            assert settings["grown"]["phases"] == ["dense", "select", *["sparse"] * 2, "select", *["sparse"] * 3]
         # What differs from head to head differs between processes.
         assert settings["random"]["density"] == pytest.approx(settings["shared"]["density"])
 

@@ -17,10 +17,10 @@ from app.race.request import OF_OWN_TEXT, Request, parse
 from sparsed.config import AttentionConfig, SamplerConfig
 from sparsed.models.catalogue import DREAM_DEFAULTS, GENERIC_DEFAULTS, LLADA_DEFAULTS, MINI_DEFAULTS
 
-# What the engine has and neither page nor programs can ask for here: Dream's finer settings, what a lane stands for,
-# what a study sets.
+# What the engine has and neither page nor programs can ask for here: Dream's finer settings, iLLaDA's push towards the
+# end of its thinking, what a lane stands for, what a study sets.
 NOT_ASKED_FOR = {
-    "sampler": {"top_k", "alg_temp", "eps"},
+    "sampler": {"top_k", "alg_temp", "eps", "end_think_boost", "end_think_power"},
     "attention": {"method", "keep_importance", "on_no_gain", "isolated", "reuse"},
 }
 KNOWN: dict[str, Any] = {

@@ -22,6 +22,7 @@ WRITTEN = {
     "keep_importance": ("yes", True), "on_no_gain": ("dense", "dense"), "isolated": ("no", False),
     "reuse": ("no", False), "logits_eos_inf": ("yes", True), "confidence_eos_eot_inf": ("yes", True),
     "generation_rows": ("full", "full"), "refresh": ("8", 8), "early_stop": ("yes", True), "stop": ("\n\n", ("\n\n",)),
+    "canvas": ("growing", "growing"), "end_think_boost": ("50", 50.0), "end_think_power": ("2", 2.0),
 }  # fmt: skip
 
 

@@ -145,7 +145,8 @@ def test_what_an_algorithm_does_not_have_is_never_sent(algorithm: str, defaults:
     expected = set() if dream else {"top_p"}
     if algorithm in ("origin", "entropy"):
         expected = {"threshold", "block_length"}
-    assert set(left_out) == expected | ({"confidence_eos_eot_inf"} if algorithm == "origin" else set())
+    more = {"origin": {"confidence_eos_eot_inf", "canvas"}, "entropy": {"canvas"}}
+    assert set(left_out) == expected | more.get(algorithm, set())
     assert all(left_out.values())
     # The page says it, and programs are told.
     assert {name for name in given if any(BY_NAME[name].label in said for said in asked.left_out)} == expected
@@ -168,6 +169,7 @@ OTHER: dict[str, Any] = {
     "selection": "reference", "seed": 11, "backend": "gather", "third": "random", "track": True,
     "generation_rows": "full", "refresh": 8, "lanes": ["dense+dual"], "cache_refresh": 4, "cache_keys": "pattern",
     "history": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}],
+    "canvas": "growing",
 }  # fmt: skip
 
 
@@ -295,7 +297,7 @@ def test_a_link_has_the_turns_where_there_is_room_for_all_texts() -> None:
 
 
 def test_without_a_threshold_dream_has_one_block() -> None:
-    assert set(unused(SamplerConfig(algorithm="maskgit_plus"), LLADA_DEFAULTS)) == {"block_length"}
+    assert set(unused(SamplerConfig(algorithm="maskgit_plus"), LLADA_DEFAULTS)) == {"block_length", "canvas"}
     assert set(unused(SamplerConfig(), LLADA_DEFAULTS)) == {"top_p"}
 
 

@@ -33,6 +33,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "confidence_eos_eot_inf": (True,),
     "early_stop": (True,),
     "stop": (("\n\n",),),
+    "canvas": ("growing",),
+    "end_think_boost": (50.0,),
+    "end_think_power": (2.0,),
 }
 
 

@@ -73,6 +73,7 @@ def step(lane: str, index: int, token: int, seconds: float) -> LaneStep:
         confidence=np.where(committed, 0.5, np.nan),
         seconds=seconds,
         rows=7,
+        length=7,
     )
     return LaneStep(lane, made)
 
@@ -148,6 +149,7 @@ def test_nearly_the_same_is_never_called_100_percent() -> None:
             confidence=tokens * 0.5,
             seconds=1.0,
             rows=7,
+        length=7,
         )
         stage.apply(Update((LaneStep(lane.key, made),), "running", (lane.key,)))
     found = stage.agreement(stage.headline)
@@ -254,7 +256,7 @@ def test_a_lane_that_selects_again_shows_each_time_as_made_and_as_planned(at_mos
         if made < len(real):
             token = SimpleNamespace(
                 index=made, phase=real[made], tokens=np.ones((1, 4)), committed=np.zeros((1, 4), bool),
-                confidence=np.full((1, 4), np.nan), seconds=0.1, rows=7,
+                confidence=np.full((1, 4), np.nan), seconds=0.1, rows=7, length=7,
             )  # fmt: skip
             view.apply(token)
     view.finish()
@@ -341,7 +343,7 @@ def test_a_lane_with_a_threshold_may_end_early_and_say_that_it_never_became_spar
         committed = np.array([[index == 0, index == 0, index == 1, index == 1]])
         made = SimpleNamespace(
             index=index, phase=phase, tokens=np.array([[1, 2, 3, END]]), committed=committed,
-            confidence=np.where(committed, 0.5, np.nan), seconds=0.5, rows=7,
+            confidence=np.where(committed, 0.5, np.nan), seconds=0.5, rows=7, length=7,
         )  # fmt: skip
         return LaneStep(lane, made)
 

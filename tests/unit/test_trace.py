@@ -116,6 +116,7 @@ def fake_run(
                 total=steps,
                 phase="dense" if dense or index == 0 else "select" if index == 1 else "sparse",
                 rows=prompt_length + gen_length,
+                length=prompt_length + gen_length,
                 tokens=torch.where(torch.from_numpy(when <= index), final, MASK),
                 committed=committed,
                 confidence=torch.where(committed, sure, torch.nan),
