@@ -57,8 +57,8 @@ def must_be_alone(
     sampler: ResolvedSampler, attention: AttentionConfig | ResolvedAttention, cache: ResolvedCache
 ) -> bool:
     """Would other sequences of its batch show in a sequence's tokens? So they would where the run, or its pattern,
-    draws at random (each row has another draw), where rows come to their patterns or blocks at different steps, and where a row
-    that begins a block refreshes the patterns of all.
+    draws at random (each row has another draw), where rows come to their patterns or blocks at different steps, and
+    where a row that begins a block refreshes the patterns of all.
     """
     refreshed = sampler.threshold is not None and bool(attention.refresh)
     drawn = sampler.draws or attention.method == "random"

@@ -372,3 +372,19 @@ def test_a_record_of_it_plays_again(model_of, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(ValueError, match="commits row 0, position"):
         trace.load(tmp_path / "other.json")
+
+
+def test_many_prompts_end_each_with_its_own_answer(model_of) -> None:
+    """Together as alone, although the batch goes on until the last one has ended; looked at after each block."""
+    model = model_of("illada", mask_predicted=False)
+    asked = replace(GROWING, gen_length=64, steps=64)
+    prompts = [torch.randint(8, 250, (1, 30), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    row = sparsed.generate(model, prompts[1], sampler=asked, attention="dense").tokens[0, 30:].tolist()
+    stop = replace(asked, stop=(model.tokens_text(row[20:21]),), early_stop=True)
+    alone = [sparsed.generate(model, ids, sampler=stop, attention="dense") for ids in prompts]
+    together = sparsed.generate_all(model, prompts, sampler=stop, attention="dense")
+    assert len({len(one.steps) for one in alone}) > 1
+    for one, answered in zip(alone, together, strict=True):
+        assert (answered.text, answered.ended, answered.steps) == (one.text[0], one.ended[0], len(one.steps))
+        assert answered.steps % 8 == 0 and answered.tokens.tolist() == one.tokens[0, 30:].tolist()
+        assert answered.info.rows == one.info.rows
