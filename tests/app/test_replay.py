@@ -49,7 +49,7 @@ MODEL = SimpleNamespace(
     name="fake",
     label="Fake",
     family="llada",
-    dtype=torch.float32,
+    dtype=torch.float32, numbers="float32",
     device=torch.device("cpu"),
     processes=1,
     mask_id=MASK,
@@ -92,6 +92,7 @@ def make_run(
                 if index == select or (refresh and (index - select) % refresh == 0)
                 else "sparse",
                 rows=7 + cells,
+                length=7 + cells,
                 tokens=torch.where(torch.from_numpy(when <= index), final, MASK)[None],
                 committed=committed[None],
                 confidence=torch.where(committed, sure, torch.nan)[None],

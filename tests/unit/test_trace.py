@@ -51,6 +51,7 @@ def fake_model() -> Any:
         label="Fake",
         family="llada",
         dtype=torch.float32,
+        numbers="float32",
         device=torch.device("cpu"),
         processes=1,
         mask_id=MASK,
