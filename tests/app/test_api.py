@@ -33,7 +33,7 @@ SETTINGS = [
     "model", "kind", "length", "question", "text", "steps", "gen_length", "block_length", "algorithm", "temperature",
     "threshold", "cfg_scale", "top_p", "skip", "select", "block_size", "selection", "seed", "backend", "third",
     "system", "prompt_format", "early_stop", "logits_eos_inf", "confidence_eos_eot_inf", "stop",
-    "generation_rows", "refresh", "lanes", "cache_refresh", "cache_keys", "history",
+    "generation_rows", "refresh", "lanes", "cache_refresh", "cache_keys", "history", "canvas",
 ]  # fmt: skip
 GOING_ON = {"loading", "preparing", "waiting", "running"}
 # So long that nobody waits for its end: on the stand-in 1,000 steps of 0.02 s, in two lanes.
@@ -130,7 +130,7 @@ def test_the_models_say_what_they_need_and_what_they_are_sampled_with(client: Cl
         "defaults": {
             "steps": 64, "gen_length": 64, "block_length": 64, "algorithm": "low_confidence", "temperature": 0.0,
             "threshold": None, "cfg_scale": 0.0, "top_p": 1.0, "early_stop": False, "logits_eos_inf": False,
-            "confidence_eos_eot_inf": False, "stop": [],
+            "confidence_eos_eot_inf": False, "stop": [], "canvas": "fixed",
         },
     }  # fmt: skip
     assert models["dreamer"]["defaults"]["algorithm"] == "maskgit_plus"

@@ -151,3 +151,31 @@ def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: s
         page.wait_for_function(begun, arg=stopped["run"])
         real.stop(page)
     page.wait_for_selector('.sd-stage[data-state="stopped"]')
+
+
+def test_a_canvas_that_grows_shows_what_is_not_there_yet(visit, real) -> None:
+    """96 cells in blocks of 32, each of 8 steps; live, and in the replay."""
+    real.idle()
+    page = visit(real, "?canvas=growing&steps=24&length=short_context")
+    later = "document.querySelectorAll('.sd-lane[data-lane=sparse] .sd-cell[data-later]').length"
+    with real.held(13):
+        page.click("#sd-run")
+        page.wait_for_function("() => window.seen.some((one) => one.state === 'running' && one.steps[1] === 13)")
+        page.wait_for_function(f"() => {later} === 32")
+        cells = page.locator(".sd-lane[data-lane=sparse] .sd-cell")
+        assert cells.nth(64).get_attribute("aria-label") == "not there yet"
+        # Of a block that is there and not done.
+        named = [cell.get_attribute("aria-label") for cell in cells.all()[32:64]]
+        assert 0 < named.count("masked") < 32 and "not there yet" not in named
+    page.wait_for_selector('.sd-stage[data-state="done"]', timeout=120_000)
+    page.wait_for_function(f"() => {later} === 0")
+    # Each of the three canvases selects for itself once the first fifth of the steps is made.
+    assert "select steps 6, 9, 17" in page.locator(".sd-lane[data-lane=sparse] .sd-phases").inner_text().replace("\n", " ")
+    page.wait_for_selector("#sd-replay input[type=range]:visible")
+    for step, missing in ((8, 64), (9, 32), (17, 0)):
+        page.evaluate(
+            "step => { const at = document.querySelector('#sd-replay input[type=range]'); at.value = step; "
+            "at.dispatchEvent(new Event('input', { bubbles: true })); }",
+            step,
+        )
+        page.wait_for_function(f"() => {later} === {missing}")
