@@ -217,7 +217,7 @@ def test_every_setting_can_be_linked() -> None:
 
 
 def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> None:
-    assert [field.name for field in FIELDS][-6:-4] == ["generation_rows", "refresh"]
+    assert [field.name for field in FIELDS][-7:-5] == ["generation_rows", "refresh"]
     start = usual("mini", "about", "4k")
     assert (start["generation_rows"], start["refresh"]) == ("pattern", None)
     for given, expected in (
