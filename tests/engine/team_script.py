@@ -61,8 +61,9 @@ def prompt_of(model: Any, batch: int = 1) -> torch.Tensor:
 
 def run_of(model: Any, name: str, batch: int, backend: str = "auto") -> Any:
     sampler, attention, probes = SETTINGS[name]
-    if model.family == "dream":  # one block, which cannot grow
-        sampler = {key: value for key, value in sampler.items() if key != "canvas"}
+    # iLLaDA's canvas grows and its runs end early by themselves; Dream's has one block, which cannot grow.
+    grows = "canvas" in sampler and model.family != "dream"
+    sampler = {**sampler, "canvas": "growing" if grows else "fixed", "early_stop": False}
     given = {} if attention == "dense" else dict(attention)
     method = given.pop("cache", "none")
     cache = CacheConfig(method, 3 if method == "refresh" else None)
