@@ -83,13 +83,14 @@ def test_full_attention_has_no_settings_and_sparsed_is_one_type_with_the_rest() 
 
 def test_a_preset_is_what_is_not_said_otherwise() -> None:
     assert attention_of(parsed("--preset", "published")) == SparseDConfig()
-    assert attention_of(parsed("--preset", "recommended")) == RECOMMENDED == SparseDConfig(generation_rows="full")
+    assert attention_of(parsed("--preset", "recommended")) == RECOMMENDED
+    assert RECOMMENDED == SparseDConfig(skip=0, select=0.2, generation_rows="full")
     said = parsed("--preset", "recommended", "--skip", "0.1", "--select", "0.4")
     assert attention_of(said) == SparseDConfig(0.1, 0.4, generation_rows="full")
     # What is said wins over the preset, wherever it stands.
     for words in (("--generation-rows", "pattern", "--preset", "recommended"), ("--preset", "recommended")):
-        wanted = {"generation_rows": "pattern"} if "pattern" in words else {"generation_rows": "full"}
-        assert attention_of(parsed(*words)) == SparseDConfig(**wanted)
+        rows = "pattern" if "pattern" in words else "full"
+        assert attention_of(parsed(*words)) == SparseDConfig(skip=0, select=0.2, generation_rows=rows)
     assert attention_of(parsed("--preset", "recommended", "--method", "dense")) == AttentionConfig("dense")
     for name, attention in PRESETS.items():
         assert attention_of(bench_parser().parse_args(["--preset", name])) == attention
