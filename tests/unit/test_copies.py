@@ -34,7 +34,8 @@ class Placed:
 
     def __init__(self, mini: Any, device: str) -> None:
         self.network, self.dtype = mini.network, torch.bfloat16
-        self.device, self.processes, self.quantize = torch.device(device), 1, None
+        self.device, self.processes = torch.device(device), 1
+        self.quantize, self.numbers = None, "bfloat16"
 
 
 class Machine:
