@@ -23,7 +23,7 @@ from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement, dense_agreement
 from sparsed.bench.shapes import SHAPES, identity, load_or_make
 from sparsed.bench.table import Report, device_of, print_machine, tell
-from sparsed.config import ResolvedSampler
+from sparsed.config import PRESETS, ResolvedSampler
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.run import Run
 from sparsed.edge import go_on, heeding_sigterm
@@ -130,10 +130,11 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
 
 
 def _fill_in(options: argparse.Namespace) -> str:
-    """Bench's own defaults, where nothing was said; returns them in words."""
-    # With a threshold, steps are an upper bound, which the engine knows.
-    bounded = options.threshold is not None
-    names = [name for name in DEFAULTS if getattr(options, name) is None and not (name == "steps" and bounded)]
+    """Bench's own defaults, where neither an option nor the preset says anything; returns them in words."""
+    said = (options, PRESETS[options.preset])
+    names = [name for name in DEFAULTS if all(getattr(one, name, None) is None for one in said)]
+    if options.threshold is not None and "steps" in names:
+        names.remove("steps")  # with a threshold they are an upper bound, which the engine knows
     for name in names:
         setattr(options, name, DEFAULTS[name])
     for name, value in WHOLE.items():

@@ -23,9 +23,9 @@ from sparsed.bench import measure as measure_module
 from sparsed.bench.command import _kept, main, unheeded
 from sparsed.bench.estimate import Estimate
 from sparsed.bench.table import print_table
-from sparsed.config import SamplerConfig, SparseDConfig
+from sparsed.config import RECOMMENDED, SamplerConfig, SparseDConfig
 from sparsed.edge import Terminated
-from sparsed.options import given_of
+from sparsed.options import attention_of, given_of
 from sparsed.parallel import crew
 from sparsed.turns import take_turns
 from sparsed.typed_json import read_as
@@ -575,6 +575,10 @@ def test_its_own_defaults_are_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "bench's own defaults: skip 0.2, select 0.3; what else" in capsys.readouterr().out
     bounded = command._parser().parse_args(["--threshold", "0.9", "--skip", "0.1"])
     assert command._fill_in(bounded) == "select 0.3, block_size 128" and bounded.steps is None
+    # What a preset says is said.
+    ours = command._parser().parse_args(["--preset", "recommended", "--steps", "9"])
+    assert command._fill_in(ours) == "block_size 128"
+    assert attention_of(ours) == replace(RECOMMENDED, block_size=128)
 
 
 def test_processes_that_share_the_work_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
