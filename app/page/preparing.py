@@ -29,7 +29,7 @@ from app.page.trouble import trouble
 from app.page.values import Updates, as_json
 from app.race.fields import usual
 from app.race.links import address
-from app.race.request import Request
+from app.race.request import Request, of_characters
 from app.server.material import EXPECTED, Material, example, gather, notes
 from app.server.measured import Measured
 from app.server.models import Loaded, Loading
@@ -66,7 +66,8 @@ class Preparing:
         loaded = (models.loaded(name) if isinstance(name, str) else None) or models.loaded(models.default)
         if loaded is None:
             return gr.skip()  # it is being loaded, which the header says
-        return "\n\n".join(filter(None, (str(text or "").strip(), example(self.server.desk, loaded))))
+        own = of_characters(str(text or "")).strip()
+        return "\n\n".join(filter(None, (own, example(self.server.desk, loaded))))
 
     async def reckon(self, http: gr.Request, *values: Any) -> Updates:
         """A run is over: what the next one will cost, by what this one took."""

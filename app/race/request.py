@@ -191,7 +191,13 @@ def _checked_text(called: str, text: Any) -> str:
         raise ValueError(
             f"Your {called} has {len(text):,} characters; this page takes up to {MAX_CHARACTERS:,}. Shorten it."
         )
-    # Half a pair of surrogates is no character; tokenizers do not take it.
+    return of_characters(text)
+
+
+def of_characters(text: str) -> str:
+    """The text with a replacement for each half of a pair of surrogates, which is no character: neither tokenizers nor
+    answers in UTF-8 take it.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

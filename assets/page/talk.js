@@ -15,7 +15,7 @@
     const ask = el("button", { class: "sd-talk-ask", type: "submit" }, "Ask");
     const anew = el("button", { class: "sd-anew", type: "button" }, "New conversation");
     const form = el("form", { class: "sd-talk-form" }, text, from, ask, anew);
-    const section = el("section", { class: "sd-talk", "aria-labelledby": "sd-talk-title", hidden: "" }, title, turns, refused, form);
+    const section = el("section", { class: "sd-talk", "aria-labelledby": "sd-talk-title", "data-state": "off" }, title, turns, refused, form);
     root.replaceChildren(section);
     let current = { lanes: [], turns: [] };
     let busy = false;
@@ -53,12 +53,14 @@
       busy = value.state === "busy";
       free();
       if (busy) return;
-      show(section, value.state !== "off");
+      // Its place is kept before there is anything to ask about: nothing below it moves when a run is over.
+      setAttribute(section, "data-state", value.state);
+      const ready = value.state !== "off" && value.state !== "refused";
+      setText(refused, value.state === "off" ? "Once a run is over, ask further about it here." : value.said);
+      show(refused, !ready);
+      show(form, ready);
+      show(turns, value.state !== "off");
       if (value.state === "off") return;
-      const refusing = value.state === "refused";
-      setText(refused, value.said);
-      show(refused, refusing);
-      show(form, !refusing);
       if (value.key !== current.key) {
         const kept = lanes.value;
         lanes.replaceChildren(...value.lanes.map(({ key, label }) => el("option", { value: key }, label)));

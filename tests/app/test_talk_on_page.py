@@ -19,7 +19,8 @@ TURNS = """() => [...document.querySelectorAll(".sd-turns li")].map(
 def after_a_run(visit: Any, server: Any, query: str = "?steps=8", **window: Any) -> Any:
     server.idle()
     page = visit(server, query, **window)
-    assert page.is_hidden("#sd-talk")
+    page.wait_for_selector('.sd-talk[data-state="off"]')
+    assert page.is_hidden(".sd-talk-form")
     page.click("#sd-run")
     ended(page)
     return page
@@ -32,9 +33,12 @@ def ended(page: Any) -> None:
 
 
 def ask(page: Any, text: str) -> None:
+    before = len(page.evaluate(TURNS))
     page.fill(".sd-talk-text", text)
     page.click(".sd-talk-ask")
     page.wait_for_function("text => document.querySelector('.sd-about b')?.textContent === text", arg=text)
+    # The same question may have been asked before: its turns tell that this run is over.
+    page.wait_for_function("count => document.querySelectorAll('.sd-turns li').length === count", arg=before + 2)
     ended(page)
 
 
@@ -76,7 +80,7 @@ def test_a_new_conversation_forgets_it(visit: Any, fake: Any) -> None:
     page = after_a_run(visit, fake)
     ask(page, "And then?")
     page.click(".sd-talk .sd-anew")
-    page.wait_for_selector("#sd-talk", state="hidden")
+    page.wait_for_selector('.sd-talk[data-state="off"]')
     page.wait_for_function("() => document.querySelector('.sd-question').textContent.startsWith('Tell me about')")
     assert page.input_value("#sd-history textarea") == ""
     assert page.is_hidden(".sd-prompt .sd-anew") and "conversation" not in page.inner_text(".sd-facts")

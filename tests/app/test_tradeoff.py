@@ -27,7 +27,7 @@ def test_names_do_not_overlap_in_a_browser(chromium: Any) -> None:
     )
     page.close()
     assert picture.startswith(b"\x89PNG") and len(picture) > 50_000
-    assert len(boxes) > 0.9 * len(rows) > 40
+    assert len(rows) > 40 and len(boxes) > 0.5 * len(rows)  # those that have room beside their points
     for i, one in enumerate(boxes):
         for two in boxes[:i]:
             apart = max(one[0] - two[2], two[0] - one[2], one[1] - two[3], two[1] - one[3])

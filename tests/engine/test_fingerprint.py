@@ -177,5 +177,5 @@ def test_files_that_changed_after_loading_give_no_fingerprint(folder_of, tmp_pat
 
 
 def test_random_weights_are_named_by_their_shape_and_seed() -> None:
-    made = load_or_make(Namespace(shape="mini", device="cpu", no_fuse=True), "float32")
-    assert made.folder is None and made.fingerprint() == "random weights of mini, seed 0"
+    made = load_or_make(Namespace(shape="mini", device="cpu", no_fuse=True), "float32", None)
+    assert made.folder is None and made.fingerprint() == "random weights of mini, drawn layer by layer, seed 0"
