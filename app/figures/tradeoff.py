@@ -118,7 +118,8 @@ def _families(
 ) -> View:
     """The methods of one length. best_method: the recommended one. marks: what there must be room for."""
     as_published = published(summary)
-    all_seen = _dense(rows)
+    full = _dense(rows)
+    levels = [] if full is None else [100 * float(full["accuracy"])]
     points = []
     for row in rows:
         method = row["method"]
@@ -126,8 +127,7 @@ def _families(
         rank = 0 if strong else 1 if method == "dense" else 2
         symbol = style.symbol if parts_of(method).cache == "none" else f"{style.symbol}-open"
         name = _name(method, best_method, as_published)
-        points.append(Point(row, row[speed], name, style.colour, symbol, rank, strong, all_seen))
-    dense = next((point for point in points if point.row["method"] == "dense"), None)
+        points.append(Point(row, row[speed], name, style.colour, symbol, rank, strong, full))
     ranges = room_for(marks, Ranges.of(points))
     traces = [_rings([point for point in points if point.strong])]
     for key, family in FAMILIES.items():
@@ -141,8 +141,8 @@ def _families(
         f"{length} prompts",
         f"shaded: within {100 * MEAN:g} point of full attention",
         *_fewer(points),
-        shapes=[] if dense is None else _band(dense.right),
-        annotations=names(points, ranges, width, [] if dense is None else [dense.right]),
+        shapes=[shape for level in levels for shape in _band(level)],
+        annotations=names(points, ranges, width, levels),
     )
     said = [f"Accuracy against speed of {len(rows)} settings at {length}, by {how}."]
     told = [("Full attention", "dense"), ("SparseD as published", as_published)]

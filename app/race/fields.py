@@ -268,8 +268,7 @@ FIELDS = (
     ),
     _of_engine(
         "generation_rows", "Generation rows", "What the answer’s own rows see in sparse steps.",
-        "What the generation's rows see in sparse steps: their pattern, as in the paper, or (full: ours) every "
-        "key.",
+        "What the generation's rows see in sparse steps: their pattern, as in the paper, or (full: ours) every key.",
         choices={name: texts.GENERATION_ROWS[name] for name in GENERATION_ROWS}, usual="pattern", off="pattern",
     ),
     _of_engine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 import sparsed
 from app.engine.local import SparsedEngine
-from sparsed import AttentionConfig, CacheConfig, SamplerConfig, SparseDConfig
+from sparsed import SamplerConfig
 from sparsed.bench.shapes import SHAPES
 from sparsed.config import ResolvedSampler
 from sparsed.models import LoadError, catalogue
@@ -124,61 +123,6 @@ def test_the_chosen_experts_differ_and_their_shares_are_not_divided_by_their_sum
     assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
     plain.chosen -= 1
     assert (plain.logits(ids) - wanted).abs().max() > 1e-2 * wanted.abs().max()
-
-
-def test_a_sparse_run_that_keeps_everything_is_the_dense_run(model) -> None:
-    everything = SparseDConfig(skip=0.0, select=1.0, block_size=32)
-    dense = sparsed.generate(model, prompt(75, 2), sampler=SAMPLER, attention="dense")
-    sparse = sparsed.generate(model, prompt(75, 2), sampler=SAMPLER, attention=everything, backend="gather")
-    assert torch.equal(dense.tokens, sparse.tokens) and "sparse" in {step.phase for step in sparse.steps}
-
-
-def test_its_pattern_is_the_papers(checkpoints, model, folder_of) -> None:
-    plain = checkpoints.PlainNetwork(folder_of("llada_moe"), torch.float64)
-    ids = prompt(100)
-    run = sparsed.denoise(model, ids, sampler=SAMPLER, attention=SparseDConfig(skip=0.0, select=0.4, block_size=32))
-    next(run)
-    row = torch.cat([ids[0], torch.full((16,), model.mask_id)])
-    clear = 0
-    for layer, (query, key) in zip(run.pattern.layers, plain.run(row)[1]):
-        wanted = checkpoints.paper_selection(query, key, 16, 32, 0.4)
-        for head, rows in enumerate(wanted):
-            for block, (kept, lead) in enumerate(rows):
-                if lead > 1e-4:
-                    count = int(layer.counts[0, head, block])
-                    assert set(layer.indices[0, head, block, :count].tolist()) == kept
-                    clear += 1
-    assert clear > 20
-
-
-@pytest.mark.parametrize("method", ["prefix", "dual", "delayed", "refresh"])
-@pytest.mark.parametrize("attention", ["dense", "sparsed"])
-def test_caches_run(model, method: str, attention: str) -> None:
-    """With every row in every step a cache changes nothing; as published it computes fewer."""
-    config = AttentionConfig(method=attention, **({} if attention == "dense" else {"skip": 0.2, "select": 0.5}))
-    plain = sparsed.generate(model, prompt(75), sampler=SAMPLER, attention=config)
-    cached = sparsed.generate(model, prompt(75), sampler=SAMPLER, attention=config, cache=CacheConfig(method))
-    assert not (cached.tokens == model.mask_id).any() or (plain.tokens == model.mask_id).any()
-    assert sum(cached.info.rows.values()) < sum(plain.info.rows.values())
-    if method == "refresh" and attention == "dense":
-        every = CacheConfig(method, refresh=1)
-        same = sparsed.generate(model, prompt(75), sampler=SAMPLER, attention=config, cache=every)
-        assert torch.equal(same.tokens, plain.tokens)
-
-
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs it for real")
-def test_the_triton_kernels_give_the_same_tokens(folder_of, monkeypatch) -> None:
-    pytest.importorskip("triton")
-    folder = folder_of("llada_moe", hidden_size=64, num_attention_heads=2, num_key_value_heads=2)  # head_dim 32
-    model = sparsed.load(folder, device="cpu", dtype="float32")
-    monkeypatch.setattr("sparsed.denoising.check_backend", lambda *_: None)
-    config = SparseDConfig(skip=0.0, select=0.5, block_size=32)
-    few = SamplerConfig(steps=3, gen_length=6, block_length=6, temperature=0.0)
-    gather, triton = (
-        sparsed.generate(model, prompt(75), sampler=few, attention=config, backend=name)
-        for name in ("gather", "triton")
-    )
-    assert triton.backend == "triton" and torch.equal(gather.tokens, triton.tokens)
 
 
 def test_its_experts_are_two_grouped_products_of_one_graph(model_of) -> None:
