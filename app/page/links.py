@@ -11,7 +11,7 @@ from app.page.trouble import in_page_words
 from app.page.values import Values, one_line
 from app.race.fields import BY_NAME, FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import from_link, said_by_link
-from app.race.request import ASKED_A_QUESTION, OF_OWN_TEXT
+from app.race.request import ASKED_A_QUESTION, OF_OWN_TEXT, of_characters
 from app.texts import Example
 
 
@@ -41,7 +41,8 @@ class Links:
         values, problems = from_link(dict(http.query_params))
         said = "" if arrived in ("reload", "back_forward") else said_by_link(values, server.kinds)
         if values.get("kind") == OWN_TEXT and isinstance(text, str) and text and "text" not in values:
-            values |= {"text": text} | ({"history": history} if isinstance(history, str) and history else {})
+            earlier = history if isinstance(history, str) else ""
+            values |= {"text": of_characters(text)} | ({"history": of_characters(earlier)} if earlier else {})
         touched = frozenset(values) & {*FOLLOWING, "length"}
         if values:
             start = usual(server.desk.models.default, server.default_kind, next(iter(server.lengths)))

@@ -11,6 +11,7 @@ from app.page.inputs import Server
 from app.page.layout import Components
 from app.page.values import Updates, as_json
 from app.race.fields import AS_MODEL, MAX_CHARACTERS, OWN_TEXT
+from app.race.request import of_characters
 from app.server.gradio_internals import sent_with
 from app.server.session import BUSY
 from app.server.visits import Visit
@@ -42,7 +43,7 @@ class Talking:
         at, visit = self.components.inputs, self.server.visit(http)
         told = sent_with(sent)
         said = told if isinstance(told, Mapping) else {}
-        text, lane = str(said.get("text") or ""), str(said.get("lane"))
+        text, lane = of_characters(str(said.get("text") or "")), str(said.get("lane"))
         turns = None if visit.kept is None or not text.strip() else turns_after(visit.kept, lane)
         if visit.kept is None or turns is None or visit.running:
             raise gr.Error(BUSY if visit.running else NOTHING_TO_FOLLOW, print_exception=False)

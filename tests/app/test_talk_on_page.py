@@ -129,6 +129,21 @@ def test_what_is_said_is_text(visit: Any, fake: Any) -> None:
     assert page.evaluate(TURNS)[2] == ["You", "<img src=x onerror='window.hit=1'><b>bold</b>"]
 
 
+def test_half_a_character_in_a_further_question_is_replaced(visit: Any, fake: Any) -> None:
+    page = after_a_run(visit, fake)
+    page.evaluate(
+        """() => {
+            const box = document.querySelector(".sd-talk-text");
+            box.value = `when ${String.fromCharCode(0xd823)} was that`;
+            box.dispatchEvent(new Event("input", { bubbles: true }));
+        }"""
+    )
+    page.click(".sd-talk-ask")
+    page.wait_for_function("() => document.querySelectorAll('.sd-turns li').length === 4")
+    ended(page)
+    assert page.evaluate(TURNS)[2] == ["You", "when \ufffd was that"]
+
+
 def test_mini_answers_a_further_question_about_its_documents(visit: Any, real: Any, tmp_path: Path) -> None:
     """And the record holds the turns."""
     page = after_a_run(visit, real, "?length=short_context&kind=fact&question=4&lanes=")
