@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from servers import ROOT, Server
+from visitor import listen
 
 # Records every picture of the stage and every message of the stream, before the page's own script runs.
 RECORDER = """
@@ -179,18 +180,13 @@ def cached(with_profile: Callable[[], Any]) -> Any:
 @pytest.fixture
 def visit(cached: Any) -> Iterator[Callable[..., Any]]:
     """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
-    `reduced_motion` as given; at the end no page may have complained or asked anything of another host. (Going on to
-    another address would cut off what gradio still asks for, and it complains of that.)
+    `reduced_motion` as given; at the end no page may have complained or asked anything of another host.
     """
     opened, problems = [], []
 
     def note_request(sent: Any) -> None:
         if not sent.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             problems.append(f"request to {sent.url}")
-
-    def note_console(message: Any) -> None:
-        if message.type == "error":
-            problems.append(f"console: {message.text}")
 
     def open_page(server: Server, query: str = "", viewport: Any = None, **shown: str) -> Any:
         page = cached.new_page()
@@ -201,9 +197,7 @@ def visit(cached: Any) -> Iterator[Callable[..., Any]]:
             page.set_viewport_size(viewport)
         page.set_default_timeout(120_000)
         page.on("request", note_request)
-        page.on("console", note_console)
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        listen(page, problems)
         page.goto(server.url + query)
         page.wait_for_selector(".sd-facts:not([hidden])")
         return page

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from visitor import reload
+
 from app.accuracy.shipped import shipped
 from app.accuracy.words import evidence, findings
 
@@ -81,7 +83,7 @@ def test_a_run_lies_on_the_figure_of_its_length(visit, keeping) -> None:
     page.wait_for_selector("#sd-accuracy-said p:has-text('has another length')")
     page.wait_for_function(f"() => ({OWN})() === null")
     # The page loaded anew still has the run.
-    page.reload()
+    reload(page)
     page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run (')")
     assert page.inner_text("#sd-accuracy-said p") == said
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from visitor import listen
 
 from app.finished.animation import FRAME_MS, WIDTHS, _Film, to_animation
 from app.finished.drawing import Typesetter, theme_colours
@@ -122,8 +123,7 @@ def open_file(chromium: Any, tmp_path: Path) -> Any:
         )
         page = context.new_page()
         page.on("request", lambda sent: sent.url == path.as_uri() or problems.append(sent.url))
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
+        listen(page, problems)
         page.goto(path.as_uri())
         page.wait_for_selector(".sd-stage[data-sequence]")
         return page

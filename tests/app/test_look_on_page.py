@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from visitor import listen
 
 from sparsed import trace as traces
 from sparsed.models.catalogue import find
@@ -68,8 +69,7 @@ def raced(chromium, real):
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
     problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    listen(page, problems)
     page.add_init_script(
         "window.seen = []; document.addEventListener('sparsed:stage', (e) => window.seen.push(e.detail));"
     )

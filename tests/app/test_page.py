@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from playwright.sync_api import TimeoutError
+from visitor import reload
 
 
 def state(page: Any) -> str:
@@ -227,9 +228,8 @@ def test_the_address_keeps_the_settings_and_the_tab_its_last_run(visit, fake) ->
     shown = [".sd-score-speed", ".sd-lanes", "#sd-looking"]
     before = [page.inner_text(part) for part in shown]
     address = page.url
-    page.reload()
+    reload(page)
     # The visitor has set that himself: it is restored without a word.
-    page.wait_for_selector(".sd-facts:not([hidden])")
     page.click("#sd-settings button")
     page.wait_for_selector("#sd-skip input")
     shows(page, "sd-threshold", "0.90")
@@ -596,8 +596,7 @@ def test_the_design_follows_the_system_and_the_button(visit, fake) -> None:
     light = page.evaluate(colour)
     assert sum(map(int, re.findall(r"\d+", dark)[:3])) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)[:3]))
     page.wait_for_function(f"before => ({tick})() !== before", arg=before)
-    page.reload()
-    page.wait_for_selector(".sd-facts:not([hidden])")
+    reload(page)
     assert page.evaluate(colour) == light
 
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 from test_accessible import serious
+from visitor import reload
 
 from sparsed import trace
 
@@ -110,7 +111,7 @@ def test_a_link_and_a_reload_carry_the_conversation(visit: Any, fake: Any) -> No
     turns = asked_of(page)
     page.wait_for_function("() => location.search.includes('kind=own')")
     assert "history" not in page.url and "text" not in page.url
-    page.reload()
+    reload(page)
     page.wait_for_function("() => document.querySelector('.sd-question')?.textContent === 'And why?'")
     assert asked_of(page) == turns
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from visitor import listen
 
 from app.figures.palette import palette
 from sparsed import trace as traces
@@ -58,8 +59,7 @@ def raced(chromium: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory)
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
     problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    listen(page, problems)
     page.add_init_script(
         "window.seen = []; document.addEventListener('sparsed:stage', (e) => e.detail.replay || seen.push(e.detail));"
     )

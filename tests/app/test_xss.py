@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
+from visitor import listen
 
 from app.figures.shared import LONGEST_WORDS
 from app.race.fields import FIELDS
@@ -182,9 +183,7 @@ class Trap:
         self.pages.append(page)
         page.set_default_timeout(120_000)
         page.on("request", lambda sent: self.requests.append(sent.url) if strange(sent.url) else None)
-        page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (self.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        listen(page, self.problems)
 
     def open(self, url: str) -> Any:
         page = self.context.new_page()
