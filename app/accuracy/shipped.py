@@ -23,9 +23,9 @@ RECOMMENDED_METHOD = f"{PUBLISHED_METHOD}:" + ",".join(
 _COLUMNS = {
     "lengths": (
         "length", "method", "questions", "right", "difference", "difference_interval", "speed", "measured_speed",
-        "forwards", "rows",
+        "forwards", "rows", "made",
     ),
-    "cells": ("length", "type", "method", "questions", "right", "difference", "difference_interval"),
+    "cells": ("length", "type", "method", "questions", "right", "difference", "difference_interval", "made"),
 }  # fmt: skip
 # Rules compare differences with bounds; so many digits lose nothing there.
 _DIGITS = 10
@@ -35,10 +35,11 @@ Row = Mapping[str, Any]
 
 
 def packed(summary: Summary, model: str) -> str:
-    """A summary (`sparsed.evaluation.scores.summarise` and the folder's key) as the text of a small JSON file: what the
-    figure and the recommendation need, a line for each row.
+    """A summary (`sparsed.evaluation.scores.summarise`, "keys" of folders, and in each row "made": which of them it was
+    made with) as the text of a small JSON file: what the figure and the recommendation need, a line for each row.
     """
-    parts = [f'"model":{_line(model)}', f'"key":{_line(summary["key"])}']
+    keys = ",\n".join(map(_line, summary["keys"]))
+    parts = [f'"model":{_line(model)}', f'"keys":[\n{keys}\n]']
     for name, columns in _COLUMNS.items():
         rows = ",\n".join(_line([_rounded(row[column]) for column in columns]) for row in summary[name])
         parts.append(f'"{name}":{{"columns":{_line(columns)},"rows":[\n{rows}\n]}}')
@@ -46,16 +47,17 @@ def packed(summary: Summary, model: str) -> str:
 
 
 def unpacked(value: Any) -> dict[str, Any]:
-    """What `packed` wrote, as the figure and the recommendation take it; and "model", its name. Raises ValueError for
-    what is none.
+    """What `packed` wrote, as the figure and the recommendation take it; "model", its name; "key", the first of its
+    keys, which are alike but for versions and for settings that came later. Raises ValueError for what is none.
     """
     try:
-        found = {"model": str(value["model"]), "key": dict(value["key"]), "doubts": []}
+        keys = [dict(key) for key in value["keys"]]
+        found = {"model": str(value["model"]), "key": keys[0], "keys": keys, "doubts": []}
         for name in _COLUMNS:
             columns = value[name]["columns"]
             rows = [dict(zip(columns, row, strict=True)) for row in value[name]["rows"]]
             found[name] = [row | _shares(row["right"], row["questions"]) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"This is not what python -m app.tools.evaluation writes ({error}).") from None
     return found
 

@@ -1,8 +1,9 @@
-"""Makes the evaluation that comes with the app of a folder of answers:
-python -m app.tools.evaluation runs/eval --out assets/evaluation.json
+"""Makes the evaluation that comes with the app of folders of answers, and of one made before:
+python -m app.tools.evaluation runs/eval assets/evaluation.json --out assets/evaluation.json
 
 What is written is what the figure of accuracy against speed and the recommendation need, and what the answers depend
-on: the weights, the device, the versions. Of methods that ran the very same settings one is kept.
+on: the weights, the device, the versions. Of methods that ran the very same settings one is kept. Of a method that
+several of them asked at the same length, the one stands that asked most questions, or else the first one named.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
-from app.accuracy.shipped import RECOMMENDED_METHOD, SHIPPED, most_asked, packed, row_of, unpacked
+from app.accuracy.shipped import RECOMMENDED_METHOD, SHIPPED, Row, most_asked, packed, row_of, unpacked
 from app.figures.tradeoff import distinct
+from sparsed.config import ResolvedSampler
 from sparsed.edge import go_on, program
 from sparsed.evaluation.reading import doubts, read_records, read_sizes
 from sparsed.evaluation.recommend import recommended
 from sparsed.evaluation.scores import summarise
 from sparsed.files import check, write
-from sparsed.results_folder import about_there, key_there
+from sparsed.options import ATTENTION, SAMPLER
+from sparsed.questions.lengths import token_budget
+from sparsed.results_folder import about_there, differences, key_there
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,32 +36,97 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _make(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.tools.evaluation", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what python -m sparsed eval --out wrote")
+    parser.add_argument("sources", type=Path, nargs="+", help="folders that python -m sparsed eval --out wrote, and "
+                        "files of this command")  # fmt: skip
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the JSON file to write")
     given = parser.parse_args(arguments)
     go_on()
     check(given.out, "--out")
-    key, about = key_there(given.folder), about_there(given.folder)
-    if key is None or "model" not in about:
-        raise ValueError(f"{given.folder} does not say with which weights its answers were made.")
-    summary = summarise(read_records(given.folder), doubts=doubts(given.folder), sizes=read_sizes(given.folder))
-    summary["key"] = key
-    for sentence in summary["doubts"]:
-        print(f"note: {sentence}", file=sys.stderr)
-    kept = [row for length in dict.fromkeys(row["length"] for row in summary["lengths"])
-            for row in distinct(summary, length)]  # fmt: skip
-    if not any(row["speed"] is not None for row in kept if row["method"] != "dense"):
-        raise ValueError(f"{given.folder} holds no setting beside full attention whose speed is known.")
-    places = {(row["length"], row["method"]) for row in kept}
-    summary["lengths"] = kept
-    summary["cells"] = [cell for cell in summary["cells"] if (cell["length"], cell["method"]) in places]
-    text = packed(summary, about["model"])
+    summary = joined({str(path): of_folder(path) if path.is_dir() else of_file(path) for path in given.sources})
+    if not any(row["speed"] is not None for row in summary["lengths"] if row["method"] != "dense"):
+        raise ValueError(f"{given.sources[0]} holds no setting beside full attention whose speed is known.")
+    text = packed(summary, summary["model"])
     write(given.out, text)
     read = unpacked(json.loads(text))
     if row_of(read, most_asked(read), RECOMMENDED_METHOD) is None:
         print(f"note: the recommended setting, {RECOMMENDED_METHOD}, was not asked.", file=sys.stderr)
     print(*recommended(read), sep="\n")
-    print(f"{given.out}: {len(text.encode()):,} bytes; {len(kept)} rows, {len(summary['cells'])} cells")
+    print(f"{given.out}: {len(text.encode()):,} bytes; {len(read['lengths'])} rows, {len(read['cells'])} cells")
+
+
+def of_folder(path: Path) -> dict[str, Any]:
+    """The summary of a folder of answers, as `unpacked` gives that of a file. Raises ValueError for a folder that does
+    not say with which weights they were made; what else its answers do not say is printed.
+    """
+    key, about = key_there(path), about_there(path)
+    if key is None or "model" not in about:
+        raise ValueError(f"{path} does not say with which weights its answers were made.")
+    summary = summarise(read_records(path), doubts=doubts(path), sizes=read_sizes(path))
+    for sentence in summary["doubts"]:
+        print(f"note: {sentence}", file=sys.stderr)
+    asked = dict.fromkeys(row["length"] for row in summary["lengths"])
+    kept = [row for length in asked for row in distinct(summary, length)]
+    places = {place_of(row) for row in kept}
+    found = {"lengths": kept, "cells": [cell for cell in summary["cells"] if place_of(cell) in places]}
+    return {"model": about["model"], "keys": [key], **{name: made(rows, 0) for name, rows in found.items()}}
+
+
+def of_file(path: Path) -> dict[str, Any]:
+    """The summary of a file that this command wrote. Raises ValueError for another file."""
+    try:
+        return unpacked(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def joined(sources: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One summary of several, by name, the later ones' keys after the earlier ones'. Raises ValueError where answers
+    depend on something else: keys may differ in versions alone.
+    """
+    (first, base), *_ = sources.items()
+    found: dict[str, Any] = {"model": base["model"], "keys": [], "lengths": [], "cells": []}
+    for name, summary in sources.items():
+        for key in summary["keys"]:
+            unlike = differences(depends_on(base["keys"][0]), depends_on(key))
+            if unlike:
+                raise ValueError(f"{name} is not like {first} ({', '.join(unlike)}): they are two evaluations.")
+        for rows in ("lengths", "cells"):
+            found[rows] += [{**row, "made": row["made"] + len(found["keys"])} for row in summary[rows]]
+        found["keys"] += summary["keys"]
+    best: dict[tuple[str, str], Row] = {}
+    for row in found["lengths"]:
+        if place_of(row) not in best or row["questions"] > best[place_of(row)]["questions"]:
+            best[place_of(row)] = row
+    for rows in ("lengths", "cells"):
+        own = [row for row in found[rows] if row["made"] == best[place_of(row)]["made"]]
+        found[rows] = sorted(own, key=lambda row: token_budget(row["length"]))
+    used = sorted({row["made"] for row in found["lengths"]})
+    for rows in ("lengths", "cells"):
+        found[rows] = [{**row, "made": used.index(row["made"])} for row in found[rows]]
+    found["keys"] = [found["keys"][number] for number in used]
+    return found
+
+
+def depends_on(key: Mapping[str, Any]) -> dict[str, Any]:
+    """A key without its versions; settings that came after it had the value that they have where none is given."""
+    later = {field.name: field.default for field in fields(ResolvedSampler) if field.default is not MISSING}
+    sampler = {name: value for name, value in later.items() if name in SAMPLER} | key["sampler"]
+    attention = dict.fromkeys(ATTENTION) | key["attention"]
+    found = {**key, "sampler": sampler, "attention": attention}
+    found.pop("versions", None)
+    return dict(json.loads(json.dumps(found)))
+
+
+def made(rows: Sequence[Mapping[str, Any]], number: int) -> list[dict[str, Any]]:
+    """The rows, each saying which of its summary's keys it was made with."""
+    return [{**row, "made": number} for row in rows]
+
+
+def place_of(row: Row) -> tuple[str, str]:
+    """The prompt length and the method of a row."""
+    return row["length"], row["method"]
 
 
 if __name__ == "__main__":

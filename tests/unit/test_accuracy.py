@@ -40,9 +40,9 @@ def table_of(name: str) -> list[dict[str, Any]]:
 
 def test_the_shipped_numbers_are_those_of_the_bundled_model() -> None:
     bundled = fingerprint(SHIPPED.with_name("mini"))
-    assert HELD["key"]["weights"] == bundled, "mini is another one: evaluate it, and make the file anew"
+    assert HELD["keys"][0]["weights"] == bundled, "mini is another one: evaluate it, and make the file anew"
     assert SHIPPED.stat().st_size < 150_000
-    assert {"device", "dtype", "versions", "prompts", "sampler"} <= HELD["key"].keys() and HELD["model"] == "mini"
+    assert {"device", "dtype", "versions", "prompts", "sampler"} <= HELD["keys"][0].keys() and HELD["model"] == "mini"
 
 
 def test_the_recommended_setting_is_the_one_that_the_shipped_numbers_recommend() -> None:
@@ -98,11 +98,12 @@ def answer(kind: str, method: str, index: int, exact: bool, seconds: float) -> A
     )  # fmt: skip
 
 
-def folder_of(place: Path, **about: Any) -> Path:
+def folder_of(place: Path, made: dict[str, dict[str, str]] = MADE, **changes: Any) -> Path:
+    """A folder of those answers, its key with the `changes`."""
     key = {"weights": "5c1f", "dtype": "float32", "device": "cpu (a machine)", "versions": {"torch": "9.9"}}
-    key["attention"] = dict.fromkeys(("skip", "select", "generation_rows"))
-    folder = Folder(place, key, about={"model": "tiny", "sizes": SIZES, **about})
-    for kind, methods in MADE.items():
+    key |= {"attention": dict.fromkeys(("skip", "select", "generation_rows")), "sampler": {"steps": 4, "stop": []}}
+    folder = Folder(place, key | changes, about={"model": "tiny", "sizes": SIZES})
+    for kind, methods in made.items():
         for method, answers in methods.items():
             for index, right in enumerate(answers):
                 seconds = 1.0 if method == "dense" else 2.0
@@ -127,6 +128,50 @@ def test_a_folder_becomes_a_small_file_that_says_the_same(tmp_path: Path, capsys
     assert speeds["dense"] == (1.0, 1.0) and all(fast > 1 and slow == 0.5 for fast, slow in list(speeds.values())[1:])
     said = capsys.readouterr().out
     assert recommended(summary)[0] in said and "small.json: " in said
+
+
+def test_an_evaluation_goes_on_in_another_folder(tmp_path: Path) -> None:
+    """A method at a length is asked again, or another one; what it was made with stands beside it."""
+    first, small, joined = tmp_path / "first", tmp_path / "small.json", tmp_path / "joined.json"
+    assert main([str(folder_of(first)), "--out", str(small)]) == 0
+    # A later version: its sampler has a setting more. Fewer questions of "sparsed", more of full attention.
+    later = {"sampler": {"steps": 4, "stop": [], "canvas": "fixed"}, "versions": {"torch": "9.10"}}
+    other = "sparsed:skip=0.4"
+    asked = {kind: {"dense": "111011", "sparsed": "11", other: "110011"} for kind in MADE}
+    second = folder_of(tmp_path / "second", asked, **later)
+    assert main([str(second), str(small), "--out", str(joined)]) == 0
+    summary, before = (unpacked(json.loads(file.read_text("utf-8"))) for file in (joined, small))
+    assert [key["versions"]["torch"] for key in summary["keys"]] == ["9.10", "9.9"]
+    rows = {row["method"]: row for row in summary["lengths"]}
+    assert {name: row["made"] for name, row in rows.items()} == {
+        "dense": 0, other: 0, "sparsed": 1, RECOMMENDED_METHOD: 1, "sparsed+dual": 1,
+    }  # fmt: skip
+    assert {name: row["questions"] for name, row in rows.items() if row["made"] == 0} == {"dense": 12, other: 12}
+    kept = [row for row in before["lengths"] if row["method"] != "dense"]
+    assert [{**row, "made": 0} for row in summary["lengths"] if row["made"] == 1] == kept
+    assert len(summary["cells"]) == len(rows) * len(MADE)
+    # Nothing new: the same file, and a key that made none of the rows is not kept.
+    again = tmp_path / "again.json"
+    assert main([str(joined), str(small), "--out", str(again)]) == 0
+    assert again.read_text("utf-8") == joined.read_text("utf-8")
+    assert main([str(first), str(small), "--out", str(again)]) == 0
+    assert again.read_text("utf-8") == small.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "77aa"}, {"device": "cuda (another)"}, {"dtype": "bfloat16"}, {"quantize": "int8"},
+        {"sampler": {"steps": 9}}, {"sampler": {"steps": 4, "canvas": "growing"}}, {"attention": {"refresh": 8}},
+    ],
+)  # fmt: skip
+def test_answers_of_something_else_do_not_come_into_the_same_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    first, other = folder_of(tmp_path / "first"), folder_of(tmp_path / "other", **change)
+    assert main([str(first), str(other), "--out", str(tmp_path / "small.json")]) == 2
+    assert re.search(rf"other is not like .*first \({next(iter(change))}", capsys.readouterr().err)
+    assert not (tmp_path / "small.json").exists()
 
 
 def test_a_folder_that_does_not_say_whose_its_answers_are_is_refused(
