@@ -45,7 +45,10 @@ def texts(name: str, value: object) -> None:
         raise ValueError(f"{name} must be Unicode text, not {value!r}.") from None
 
 
-AT_LEAST_0 = partial(number, fits=lambda value: 0 <= value < math.inf, said="be 0 or above and finite")
+# Beyond these, what is divided or multiplied by them is no number in float32, or in float16.
+OFF_OR_MORE = partial(
+    number, fits=lambda value: value == 0 or 1e-6 <= value <= 1e4, said="be 0, or lie between 0.000001 and 10,000"
+)
 BETWEEN = partial(number, fits=lambda value: 0 < value < 1, said="lie between 0 and 1, both excluded")
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from sparsed.config.rows import (
-    AT_LEAST_0,
     BETWEEN,
+    OFF_OR_MORE,
     check_each,
     check_set,
     choice,
@@ -65,7 +65,7 @@ class SamplerConfig:
         partial(choice, choices=ALGORITHMS), ", ".join(ALGORITHMS), "--sampling-alg", kind=str
     )
     # LLaDA draws with Gumbel noise, Dream from the softmax.
-    temperature: float | None = setting(AT_LEAST_0, "0 takes the most likely token; above 0 draws")
+    temperature: float | None = setting(OFF_OR_MORE, "0 takes the most likely token; above 0 draws")
     seed: int | None = setting(
         partial(whole, least=0, below=2**63), "of the run's own random generator, 0 to 2^63 - 1", kind=int
     )
@@ -78,11 +78,11 @@ class SamplerConfig:
     )
     # Positions are drawn by softmax(confidence / alg_temp).
     alg_temp: float | None = setting(
-        AT_LEAST_0, "Dream: temperature of the choice of positions; 0 is off", dream=True
+        OFF_OR_MORE, "Dream: temperature of the choice of positions; 0 is off", dream=True
     )
     eps: float | None = setting(BETWEEN, "Dream: end of the time schedule, above 0 and below 1", dream=True)
     # Every step also sees the canvas without its prompt.
-    cfg_scale: float | None = setting(AT_LEAST_0, "classifier-free guidance; 0 is off")
+    cfg_scale: float | None = setting(OFF_OR_MORE, "classifier-free guidance; 0 is off")
     # Fast-dLLM (arXiv 2505.22618): each step commits every position of the current semi-autoregressive block whose
     # confidence is above it, and at least the surest one. `steps` is then an upper bound, and confidence that of the
     # model's own distribution, whatever temperature, top_p and top_k make of the one that tokens are drawn from.
@@ -110,11 +110,11 @@ class SamplerConfig:
     # iLLaDA: on the way to gen_length the next token of "</think>" gets ever more likely, at the block's first masked
     # position j: boost · ((j + 1) / gen_length) ^ power is added to its logit, until the text was written.
     end_think_boost: float | None = setting(
-        AT_LEAST_0, "push towards the end of thinking, </think>: what its logit gets at the end of the generation "
+        OFF_OR_MORE, "push towards the end of thinking, </think>: what its logit gets at the end of the generation "
         "(published: 100); 0 is off"
     )  # fmt: skip
     end_think_power: float | None = setting(
-        AT_LEAST_0, "how late that push sets in: the power of the share of the generation that it grows with "
+        OFF_OR_MORE, "how late that push sets in: the power of the share of the generation that it grows with "
         "(default 3)"
     )  # fmt: skip
 

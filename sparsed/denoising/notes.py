@@ -99,13 +99,30 @@ def no_gain(steps: Sequence[Step]) -> str | None:
     )
 
 
-def ended_early(made: int, total: int) -> str:
-    """After a run that was told to end with its answers."""
-    return f"Every answer was complete after {made} of at most {total} steps; what follows their ends stays masked."
+def afterwards(
+    steps: Sequence[Step],
+    total: int,
+    switch_step: int | None,
+    sampler: ResolvedSampler,
+    cache: ResolvedCache,
+    complete: bool,
+) -> list[str]:
+    """What is known after the last one of these steps. switch_step: as planned. complete: the run was told to end with
+    its answers, and did.
+    """
+    made, notes = len(steps), []
+    if complete:
+        notes.append(
+            f"Every answer was complete after {made} of at most {total} steps; what follows their ends stays masked."
+        )
+    if switch_step is not None and all(step.phase != "sparse" for step in steps):
+        selected = sum(step.phase == "select" for step in steps)
+        notes.append(_never_sparse(made, total, switch_step, selected, cache, sampler.grows))
+    return notes
 
 
-def never_sparse(made: int, total: int, switch_step: int, selected: int, cache: ResolvedCache, grows: bool) -> str:
-    """After a run that was done before it became sparse, with so many select steps; grows: its canvas did."""
+def _never_sparse(made: int, total: int, switch_step: int, selected: int, cache: ResolvedCache, grows: bool) -> str:
+    """Of a run that was done before it became sparse, with so many select steps; grows: its canvas did."""
     if not cache.none:
         return (
             f"This run never became sparse: it was done after {made} of at most {total} steps, and none of them after "

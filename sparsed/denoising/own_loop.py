@@ -103,6 +103,8 @@ class OwnLoop:
             if self.phase == "select":
                 self.pattern, self._selected = self._predictor.forward.pattern(attention), step
         self._last = step
+        if not torch.is_inference_mode_enabled():
+            logits = logits.clone()  # the loop's own rules may change them in place
         return logits.view(*wanted.shape, -1) if every else logits
 
     def close(self) -> None:

@@ -111,6 +111,14 @@ class Predictor:
         self.forward.hidden(self._batch(canvas), Pass(ALL, nothing, attention))
         return self.forward.pattern(attention)
 
+    def not_finite(self, where: str) -> RuntimeError:
+        """What to raise where logits are no numbers."""
+        guided = f", or cfg_scale ({self.guidance:g}) is" if self.guidance else ""
+        return RuntimeError(
+            f"The model's logits are not finite{where}: its weights are damaged, or too large for "
+            f"{self.model.numbers}{guided}."
+        )
+
     def _batch(self, canvas: Tensor) -> Tensor:
         """The sequences of a forward: the canvas, and with guidance once more with its prompt masked out."""
         if not self.guidance:

@@ -7,7 +7,7 @@ Everything a run knows lives in its `Run`; the model holds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from time import perf_counter
@@ -26,7 +26,7 @@ from sparsed.denoising.answers import Answers, end_think_ids
 from sparsed.denoising.forward import synchronize
 from sparsed.denoising.graphs import StepGraphs, step_graphs
 from sparsed.denoising.info import RunInfo
-from sparsed.denoising.notes import STEPS_TO_JUDGE, beforehand, ended_early, never_sparse, no_gain, padding
+from sparsed.denoising.notes import STEPS_TO_JUDGE, afterwards, beforehand, no_gain, padding
 from sparsed.denoising.plan import Plan, Planner, one_by_one, planned_steps
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Result, Step
@@ -81,7 +81,7 @@ class Run(Iterator[Step]):
         self.probes: dict[int, Pattern] = {}  # step index → the pattern a fresh selection after that step gives
         self.probed: dict[int, Pattern] = {}  # step index → the pattern in use then; before there was one, the first
         self.steps: list[Step] = []  # made so far
-        self._plans: list[list[tuple[slice, Plan]]] = []  # of these steps
+        self.plans: list[list[tuple[slice, Plan]]] = []  # of these steps
         self.finished = False  # the last step was made
         # Sentences a user should see, known before the run starts but for those that follow from trying backends out
         # and from how the run went.
@@ -93,6 +93,7 @@ class Run(Iterator[Step]):
         told = beforehand(self._predictor, sampler, cache, self.switch_step)
         self.notes = [*told, *padding(model, self.prompt)]
         self._answers = Answers(model, sampler.stop)
+        self._complete = False  # and that is why it ended
         self._dense_again = False
         self._probe_steps = frozenset(probe_steps)
         shape = batch, self.length - self.prompt_length
@@ -254,7 +255,7 @@ class Run(Iterator[Step]):
             backend=self.backend,
             notes=list(self.notes),
             info=self.info,
-            plans=list(self._plans),
+            plans=list(self.plans),
         )
 
     def close(self) -> None:
@@ -302,7 +303,7 @@ class Run(Iterator[Step]):
             part for part in parts if len(parts) == 1 or bool((generation[part.sequences] == self.model.mask_id).any())
         ] or parts[:1]
         plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
-        self._plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
+        self.plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
         phase, length = plans[0].phase, plans[0].length
         if length != self._there.length:
             self._grow(every, length)
@@ -329,11 +330,7 @@ class Run(Iterator[Step]):
         self._synchronize()
         seconds = perf_counter() - start
         if not finite:
-            raise RuntimeError(
-                f"The model's logits are not finite at step {index + 1} of {self.total} ({phase} "
-                f"attention): its weights are damaged, or too large for "
-                f"{self.model.numbers}."
-            )
+            raise self._predictor.not_finite(f" at step {index + 1} of {self.total} ({phase} attention)")
         # A position that was given the mask token is still masked.
         committed = commit.written & (commit.tokens != self.model.mask_id)
         return Step(
@@ -375,20 +372,23 @@ class Run(Iterator[Step]):
             start, _end = self._sampler.block(step.tokens, step.index + 1)
             looks = self.prompt_length + int(start.max()) >= step.length
         if looks and self._answers.complete(step.tokens):
-            self.notes.append(ended_early(len(self.steps), self.total))
+            self._complete = True
             return True
         return self.sampler.threshold is not None and not bool((step.tokens == self.model.mask_id).any())
 
     def _finish(self) -> None:
         self.finished = True
         self._parts = None
-        if self.switch_step is not None and all(step.phase != "sparse" for step in self.steps):
-            selected = sum(step.phase == "select" for step in self.steps)
-            said = never_sparse(
-                len(self.steps), self.total, self.switch_step, selected, self.cache, self.sampler.grows
-            )
-            self.notes.append(said)
+        self._told, self._planned_switch = len(self.notes), self.switch_step
+        self.notes = self.notes_after(self.steps, self._complete)
+        if all(step.phase != "sparse" for step in self.steps):
             self.switch_step = None
+
+    def notes_after(self, steps: Sequence[Step], complete: bool) -> list[str]:
+        """The notes if the finished run had ended with these of its steps. complete: because its answers were."""
+        return self.notes[: self._told] + afterwards(
+            steps, self.total, self._planned_switch, self.sampler, self.cache, complete
+        )
 
     def _synchronize(self) -> None:
         for device in self.model.devices:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sparsed.batches import BATCH_TOKENS, Fitting, must_be_alone, together
 from sparsed.config import AttentionConfig, CacheConfig, Phase, SamplerConfig, as_attention
-from sparsed.denoising import Result, denoise
+from sparsed.denoising import Run, denoise
 from sparsed.denoising.answers import Answers
 from sparsed.denoising.info import RunInfo
-from sparsed.denoising.notes import never_sparse
+from sparsed.denoising.notes import padding
 
 if TYPE_CHECKING:
     from sparsed.models.model import Model
@@ -124,7 +124,7 @@ def each_answer(
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Answered]:
     """`generate_all` of encoded prompts, int64 [1, length]: each answer once it is there. Batches are run in the order
-    of their first prompts.
+    of their first prompts; what is too much for the memory is raised after all the others.
     """
     if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 0:
         raise ValueError(f"batch_tokens must be a whole number of at least 0, not {batch_tokens!r}.")
@@ -137,7 +137,7 @@ def each_answer(
     most = 0 if alone else batch_tokens
     fitting, made = Fitting(), 0
 
-    def ran(part: Sequence[tuple[int, Tensor]]) -> Result:
+    def ran(part: Sequence[tuple[int, Tensor]]) -> Run:
         run = denoise(
             model,
             torch.cat([ids for _, ids in part]),
@@ -151,68 +151,76 @@ def each_answer(
             run.warm_up()
         for _ in run:
             pass
-        return run.result()
+        return run
 
     groups = together(
         enumerate(prompts),
         key=lambda asked: asked[1].shape[1] + settings.gen_length,
         most=lambda length: most // length,
     )
+    too_much: MemoryError | None = None
     for group in sorted(groups, key=lambda group: group[0][0]):
         length = group[0][1].shape[1] + settings.gen_length
-        for part, result in fitting.pieces(group, length, ran):
-            made += len(part)
-            said = () if fitting.note is None else (fitting.note,)
-            for row, answered in enumerate(answers_of(model, result)):
-                info = replace(answered.info, notes=(*answered.notes, *said))
-                yield replace(answered, index=part[row][0], info=info)
+        try:
+            for part, run in fitting.pieces(group, length, ran):
+                made += len(part)
+                said = () if fitting.note is None else (fitting.note,)
+                for row, answered in enumerate(answers_of(run)):
+                    info = replace(answered.info, notes=(*answered.notes, *said))
+                    yield replace(answered, index=part[row][0], info=info)
+        except MemoryError as error:
+            too_much = error
+    if too_much is not None:
+        raise too_much
 
 
-def answers_of(model: Model, result: Result) -> Iterator[Answered]:
-    """The answers of one batch, row by row, each as its prompt alone has it."""
-    info = result.info
-    made = [_steps_of(model, result, row) for row in range(info.batch)]
-    for row in range(info.batch):
-        steps = result.steps[: made[row]]
+def answers_of(run: Run) -> Iterator[Answered]:
+    """The answers of one batch that is finished, row by row, each as its prompt alone has it."""
+    model, info = run.model, run.info
+    ends = [_end_of(run, row) for row in range(info.batch)]
+    filled = padding(model, run.prompt)
+    for row, (made, complete) in enumerate(ends):
+        steps = run.steps[:made]
         tokens = steps[-1].tokens[row]
         answers = Answers(model, info.sampler.stop)
         text, ended = answers.read(tokens.tolist())
         phases: dict[Phase, int] = {"dense": 0, "select": 0, "sparse": 0}
         rows = dict(phases)
-        for step in steps:
+        for step, parts in zip(steps, run.plans):
             phases[step.phase] += 1
-            rows[step.phase] += step.rows
+            # A row that was done and went alone was left out; its run alone computes rows to its end.
+            own = [plan.rows.count(plan.length) for part, plan in parts if row in range(info.batch)[part]]
+            rows[step.phase] += own[0] if own else step.rows
         switch = next((step.index for step in steps if step.phase == "sparse"), None)
-        own = replace(info, phases=phases, rows=rows, switch_step=switch)
-        if own.never_sparse and not info.never_sparse:
-            assert info.switch_step is not None, "its batch became sparse"
-            late = never_sparse(
-                len(steps), info.total, info.switch_step, phases["select"], info.cache, info.sampler.grows
-            )
-            own = replace(own, notes=(*own.notes, late))
+        notes = run.notes_after(steps, complete)
+        if filled:
+            at = notes.index(filled[0])
+            notes[at : at + 1] = padding(model, run.prompt[row : row + 1])
         yield Answered(
             index=row,
             text=text,
             ended=ended,
             tokens=tokens,
             count=answers.count(tokens.tolist()),
-            seconds=sum(step.seconds / sum(step.index < one for one in made) for step in steps),
-            info=own,
+            seconds=sum(step.seconds / sum(step.index < one for one, _ in ends) for step in steps),
+            info=replace(info, phases=phases, rows=rows, switch_step=switch, notes=tuple(notes)),
         )
 
 
-def _steps_of(model: Model, result: Result, row: int) -> int:
-    """How many steps a run of this row alone makes: where it may end before its last step, until it would."""
-    sampler = result.info.sampler
+def _end_of(run: Run, row: int) -> tuple[int, bool]:
+    """How many steps a run of this row alone makes, and whether it ends because its answer is complete."""
+    sampler, last = run.sampler, len(run.steps)
     if not sampler.at_most:
-        return len(result.steps)
-    answers = Answers(model, sampler.stop)
-    for step, later in zip(result.steps, [*result.steps[1:], None]):
+        return last, False
+    answers = Answers(run.model, sampler.stop)
+    for step, later in zip(run.steps, [*run.steps[1:], None]):
         tokens = step.tokens[row : row + 1]
-        if sampler.threshold is not None and not bool((tokens == model.mask_id).any()):
-            return step.index + 1
-        # A canvas that grows is looked at when a block is done.
-        looks = not sampler.grows or (later is not None and later.length > step.length)
-        if sampler.early_stop and looks and answers.complete(tokens):
-            return step.index + 1
-    return len(result.steps)
+        # Where the last step of all was made, that is why.
+        looks = sampler.early_stop and step.index < run.total - 1
+        # A canvas that grows is looked at when a block is done; that of a run that ended before its last step was.
+        looks = looks and (not sampler.grows or later is None or later.length > step.length)
+        if looks and answers.complete(tokens):
+            return step.index + 1, True
+        if sampler.threshold is not None and not bool((tokens == run.model.mask_id).any()):
+            return step.index + 1, False
+    return last, False

@@ -107,8 +107,9 @@ def evaluate(
                     missing = [question for question in batch if name not in known[question[0]]]
                     rows = 1 if alone[name] else len(batch)
                     for start in range(0, len(missing), rows):
+                        part = missing[start : start + rows]
                         for record in _answer(
-                            model, missing[start : start + rows], asked[name], cell, plan, known, fitting
+                            model, part, asked[name], samplers[name], cell, plan, known, fitting
                         ):
                             known[record.index][name] = record
                             folder.add("records", asdict(record))
@@ -167,6 +168,7 @@ def _answer(
     model: Model,
     batch: Sequence[Asked],
     method: Method,
+    sampler: ResolvedSampler,
     cell: Cell,
     plan: Plan,
     known: dict[int, dict[str, Answer]],
@@ -177,15 +179,13 @@ def _answer(
 
     from sparsed.denoising import generate
 
-    sampler = method.sampler_in(plan.sampler)
-
     def ran(part: Sequence[Asked]) -> Result:
         ids = torch.cat([asked[2] for asked in part])
         return generate(
             model, ids, sampler=sampler, attention=method.attention, cache=method.cache, backend=plan.backend
         )
 
-    length = batch[0][2].shape[1] + sampler.resolve(model.defaults).gen_length
+    length = batch[0][2].shape[1] + sampler.gen_length
     for part, result in fitting.pieces(batch, length, ran):
         yield from _records(model, part, result, method, cell, plan, known)
 

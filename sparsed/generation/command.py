@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 # What --prompt-format says of a chat template.
 _FORMATS = {"chat": True, "raw": False}
+_USUAL = "short_context"
 _OF_BUILT_PROMPTS = ("kind", "prompt_seed", "prompt_depth")
 _OF_FILES = ("batch_tokens", "out")
 _OF_ONE = ("prompt", "history", "save_trace", "chat")
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     given = given_of(parser, options)
+    options.prompt = options.prompt if "prompt" in given else _USUAL
     if options.method == "dense":
         sparse = {*ATTENTION, "backend", "preset"} - {"method"}
         say_notes(without_effect(given, sparse, "full attention has no such setting."))
@@ -96,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", "--model_path", default="mini", metavar="ID", help="catalogue name, Hub id or local folder")
     add(
         "--prompt",
-        default="short_context",
-        help=f"{', '.join(LENGTHS)}: documents of that length and a question about them; "
+        help=f"{', '.join(LENGTHS)}: documents of that length and a question about them (default {_USUAL}); "
         "or your own text, @FILE, or - for standard input",
     )
     add("--kind", default="about", choices=KINDS, help="kind of question in a built prompt")

@@ -89,7 +89,7 @@ def answer_file(
         dense_backend=options.dense_backend,
         batch_tokens=batch_tokens,
     )
-    code = 0
+    code, failed = 0, None
     try:
         with _progress(options, len(open_ones)) as advance:
             shown.those_in_order()
@@ -100,8 +100,12 @@ def answer_file(
                 advance()
     except KeyboardInterrupt as error:
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    except (RuntimeError, MemoryError) as error:  # a device that failed, a prompt that is too long for it
+        failed = error
     kept.write()
-    shown.end(stopped=bool(code))
+    shown.end(stopped=bool(code) or failed is not None)
+    if failed is not None:
+        raise failed
     return code
 
 

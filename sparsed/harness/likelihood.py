@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
 from sparsed.attention.pattern import LayerPattern
 from sparsed.attention.state import RunAttention
-from sparsed.batches import together
+from sparsed.batches import Fitting, together
 from sparsed.config import AttentionConfig, Phase, ResolvedSampler, SamplerConfig, as_attention
 from sparsed.denoising import denoise
 from sparsed.denoising.info import RunInfo
@@ -104,6 +105,7 @@ def log_likelihoods(
     batch_size: int = 1,
     greedy: bool = True,
     seen: Seen | None = None,
+    fitting: Fitting | None = None,
 ) -> Iterator[tuple[int, Likelihood]]:
     """The likelihoods of `pairs` of token ids (context, answer), as (index of the pair, likelihood), longest first.
 
@@ -123,16 +125,17 @@ def log_likelihoods(
     greedy: whether that is asked; else `Likelihood.greedy` is False, as LLaDA's is_check_greedy=False has it.
 
     seen: is called for the draws of each group of pairs of one shape, as for a run of as many steps as draws in which
-    only the forwards really made count, and for each decoding.
+    only the forwards really made count, and for each decoding. fitting: what is known of the memory here, for calls
+    that follow one another; where it does not suffice for a batch, half of it is tried.
 
     Raises ValueError for an empty context, ids outside the vocabulary and settings out of range; RuntimeError if the
-    model's logits are not finite.
+    model's logits are not finite; MemoryError, in a sentence, where one canvas alone is too much.
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ValueError(f"The number of Monte-Carlo draws must be a whole number of at least 1, not {draws!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    attention = as_attention(attention)
+    attention, fitting = as_attention(attention), fitting or Fitting()
     for index, (_context, answer) in enumerate(pairs):
         if not answer:
             yield index, Likelihood(0.0, greedy)
@@ -150,21 +153,24 @@ def log_likelihoods(
             algorithm="low_confidence",
             temperature=0.0,
             cfg_scale=cfg_scale,
+            early_stop=False,
             seed=seed,
         ).resolve(model.defaults)
         estimate = _Estimate(model, contexts.shape[1], settings, attention, backend, dense_backend)
-        values, decoded = estimate.of(group, seed, batch_size)
-        requests = sum(len(places) for question in group for places in question.places)
+        values, decoded = estimate.of(group, seed, batch_size, fitting)
         if seen is not None:
-            seen(estimate.info(len(group)), requests, False)
+            seen(estimate.info(len(group)), _requests(group), False)
         if not greedy:
             decoded = [[False] * len(question.answers) for question in group]
         elif length > 1:
-            decoded, info = _greedy(model, contexts, group, estimate, settings)
-            if seen is not None:
-                seen(info, requests, True)
-        for question, found, is_greedy in zip(group, values, decoded):
-            for places, value, yes in zip(question.places, found, is_greedy):
+            decoded = []
+            work = partial(_greedy, model, estimate=estimate, settings=settings)
+            for part, (found, info) in fitting.pieces(group, contexts.shape[1] + length, work):
+                decoded += found
+                if seen is not None:
+                    seen(info, _requests(part), True)
+        for question, own, is_greedy in zip(group, values, decoded):
+            for places, value, yes in zip(question.places, own, is_greedy):
                 for place in places:
                     yield place, Likelihood(value, yes)
 
@@ -191,6 +197,11 @@ def _groups(
     return sorted(groups, key=lambda group: (-sum(_shape(group[0])), _shape(group[0])))
 
 
+def _requests(group: Sequence[_Question]) -> int:
+    """How many pairs the questions answer."""
+    return sum(len(places) for question in group for places in question.places)
+
+
 def _shape(question: _Question) -> tuple[int, int]:
     """Tokens of the context and of each answer."""
     return len(question.context), question.answers.shape[1]
@@ -215,34 +226,32 @@ class _Estimate:
         self.predictor = Predictor(model, prompt_length, settings, resolved, backend, dense_backend)
         self._policy = self.predictor.policy
         self._attention: RunAttention | None = None  # once kernels are chosen
+        self._made: list[dict[int, LayerPattern]] = []  # the patterns of all questions, batch by batch
         self._owners: list[int] = []  # the questions that the rows of its patterns belong to
         self._settings = settings
         self._forwards: Counter[Phase] = Counter()
         self._notes: list[str] = []  # on kernels
 
-    def of(self, group: list[_Question], seed: int, batch_size: int) -> tuple[list[list[float]], list[list[bool]]]:
+    def of(
+        self, group: list[_Question], seed: int, batch_size: int, fitting: Fitting
+    ) -> tuple[list[list[float]], list[list[bool]]]:
         """For every answer of every question its mean over the draws and, where answers are one token, whether it is
         the most likely one under full attention.
         """
         dense_draws, select_draws, sparse_draws = self._plan(group, seed)
         totals = [torch.zeros(len(question.answers), dtype=torch.float64) for question in group]
         greedy: list[list[bool]] = [[] for _ in group]
-        made: dict[int, LayerPattern] = {}
         phases: tuple[tuple[Phase, list[_Draw]], ...] = (
             ("dense", dense_draws), ("select", select_draws), ("sparse", sparse_draws),
         )  # fmt: skip
         for phase, chosen in phases:
             for first in range(0, len(chosen), batch_size):
                 batch = chosen[first : first + batch_size]
-                logits = self._look(group, batch, phase, made)
-                for draw, part in zip(batch, logits.split([int(draw.masked.sum()) for draw in batch])):
-                    answers = group[draw.question].answers[:, draw.masked]
-                    weight = draw.times * len(draw.masked) / int(draw.masked.sum()) / self._policy.steps
-                    totals[draw.question] += weight * _log_probability(part, answers)
-                    if len(draw.masked) == 1 and not greedy[draw.question]:
-                        greedy[draw.question] = (part.argmax(-1).cpu() == answers).all(-1).tolist()
-            if phase == "select" and self._attention is not None:
-                made = dict(self._attention.layers)
+                work = partial(self._look, group, phase=phase)
+                for part, found in fitting.pieces(batch, self.predictor.length, work):
+                    for draw, (share, right) in zip(part, found):
+                        totals[draw.question] += share
+                        greedy[draw.question] = greedy[draw.question] or right
         return [total.tolist() for total in totals], greedy
 
     def info(self, questions: int) -> RunInfo:
@@ -293,8 +302,10 @@ class _Estimate:
             plan[2].extend(_different(number, masks[select + 1 :]))
         return plan
 
-    def _look(self, group: list[_Question], batch: list[_Draw], phase: Phase, made: dict[int, LayerPattern]) -> Tensor:
-        """Logits [masked positions of the batch, vocabulary], row by row."""
+    def _look(self, group: list[_Question], batch: Sequence[_Draw], *, phase: Phase) -> list[tuple[Tensor, list[bool]]]:
+        """Of each draw, for every answer of its question, float64 [answers]: its share of the mean over all draws. And
+        of answers of one token, whether each is the most likely one.
+        """
         device = self.model.device
         if self._attention is None:
             self._notes = self.predictor.choose_kernels(len(batch))
@@ -305,7 +316,6 @@ class _Estimate:
         contexts = torch.stack([group[draw.question].context for draw in batch])
         canvas = torch.cat([contexts, answers.masked_fill(masked, self.model.mask_id)], dim=1).to(device)
         attention.phase = phase
-        self._forwards[phase] += 1
         owners = [draw.question for draw in batch]
         if phase == "select":
             attention.layers = {}
@@ -313,15 +323,32 @@ class _Estimate:
             # One set of layers as long as the rows stay the same: a backend keeps what it derived from them.
             rows = owners if not self.predictor.guidance else owners + [owner + len(group) for owner in owners]
             chosen = torch.tensor(rows, device=device)
-            attention.layers = {layer: pattern.of_rows(chosen) for layer, pattern in made.items()}
+            self._made = [_together(self._made, bool(self.predictor.guidance))]
+            attention.layers = {layer: pattern.of_rows(chosen) for layer, pattern in self._made[0].items()}
             self._owners = owners
         logits = self.predictor.logits(canvas, masked.to(device), attention)
         if not bool(logits.amax(-1).isfinite().all()):
-            raise RuntimeError(
-                f"The model's logits are not finite ({phase} attention): its weights are damaged, or too large for "
-                f"{self.model.numbers}."
-            )
-        return logits
+            raise self.predictor.not_finite(f" ({phase} attention)")
+        found = []
+        for draw, part in zip(batch, logits.split([int(draw.masked.sum()) for draw in batch])):
+            own = group[draw.question].answers[:, draw.masked]
+            weight = draw.times * len(draw.masked) / int(draw.masked.sum()) / self._policy.steps
+            right = (part.argmax(-1).cpu() == own).all(-1).tolist() if len(draw.masked) == 1 else []
+            found.append((weight * _log_probability(part, own), right))
+        if phase == "select":
+            self._made.append(attention.layers)
+        self._forwards[phase] += 1
+        return found
+
+
+def _together(parts: list[dict[int, LayerPattern]], guided: bool) -> dict[int, LayerPattern]:
+    """The layers' patterns of several batches of questions as of one: with guidance all conditional rows come first."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [len(next(iter(part.values())).counts) for part in parts]
+    halves = [rows.chunk(2 if guided else 1) for rows in torch.arange(sum(sizes)).split(sizes)]
+    order = torch.cat([rows for side in zip(*halves) for rows in side])
+    return {layer: LayerPattern.stacked([part[layer] for part in parts]).of_rows(order) for layer in parts[0]}
 
 
 def _different(question: int, masks: Tensor) -> Iterator[_Draw]:
@@ -348,7 +375,7 @@ def _seed(seed: int, question: _Question) -> int:
 
 
 def _greedy(
-    model: Model, contexts: Tensor, group: list[_Question], estimate: _Estimate, settings: ResolvedSampler
+    model: Model, group: Sequence[_Question], *, estimate: _Estimate, settings: ResolvedSampler
 ) -> tuple[list[list[bool]], RunInfo]:
     """Whether decoding one token a step, the surest first, gives each question's answer; and what that run was."""
     answers = torch.cat([question.answers for question in group])
@@ -356,7 +383,7 @@ def _greedy(
     assert kernels is not None, "an estimate was made"
     run = denoise(
         model,
-        contexts,
+        torch.stack([question.context for question in group]),
         sampler=replace(settings, steps=answers.shape[1]),
         attention=config,
         backend="auto" if config.dense else kernels.name,

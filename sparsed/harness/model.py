@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.batches import Fitting, must_be_alone, together
+from sparsed.batches import must_be_alone, together
 from sparsed.config import ResolvedSampler
 from sparsed.denoising import denoise
 from sparsed.denoising.answers import Answers
@@ -99,7 +99,6 @@ class SparsedLM(SharedLM):
         self.arguments = arguments = read_arguments({"pretrained": pretrained, **settings})
         self.show_speed = arguments.show_speed
         self._tasks: list[str] = []  # of the likelihoods being asked for
-        self.fitting = Fitting()
         self.attention = arguments.attention
         self.backend, self.dense_backend = arguments.backend, arguments.dense_backend
         device, dtype = self.crew.device(arguments.device), arguments.dtype
@@ -255,6 +254,7 @@ class SparsedLM(SharedLM):
                     batch_size=self.batch_size,
                     greedy=self.arguments.is_check_greedy and kind == "loglikelihood",
                     seen=partial(self._seen, task, kind),
+                    fitting=self.fitting,
                 ):
                     index = indices[place]
                     found[index] = likelihood
@@ -319,8 +319,6 @@ class SparsedLM(SharedLM):
                         if not sampler.draws:
                             self.cache_hook.add_partial("generate_until", requests[one.place].args, text)
                     bar.update(len(part))
-        if self.fitting.note is not None:
-            self.say("memory", self.fitting.note)
         if self.cache_hook.dbdict is not None:
             forget_later(self.cache_hook.dbdict, "generate_until", drawn)
         self.answered()
@@ -344,12 +342,11 @@ class SparsedLM(SharedLM):
         )
         for _ in run:  # so that nothing is warmed up for each batch
             pass
-        result = run.result()
-        count = self.count(task, "generate_until", result.info, len(wanted))
-        count.seconds += result.seconds
+        count = self.count(task, "generate_until", run.info, len(wanted))
+        count.seconds += sum(step.seconds for step in run.steps)
         reader = Answers(self.model, sampler.stop)
         texts = []
-        for answered in answers_of(self.model, result):
+        for answered in answers_of(run):
             row = answered.tokens.tolist()
             whole, cut = reader.read(row), reader.read(row[:most])
             if cut.text != whole.text:

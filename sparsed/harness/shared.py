@@ -15,6 +15,7 @@ import torch.distributed
 from lm_eval.api.model import TemplateLM
 from torch import Tensor
 
+from sparsed.batches import Fitting
 from sparsed.denoising.info import RunInfo
 from sparsed.harness.counts import Count, Counts
 from sparsed.parallel.crew import Crew
@@ -31,6 +32,7 @@ class SharedLM(TemplateLM):
         super().__init__()
         self.crew = _joined()
         self.show_speed = False
+        self.fitting = Fitting()  # what is known of the memory here
         self.counts = Counts()  # what the runs of the evaluation were, those of all processes
         self._new = Counts()  # of this process, since all came together
         self._said: set[str] = set()
@@ -86,6 +88,8 @@ class SharedLM(TemplateLM):
 
     def answered(self) -> None:
         """To be called when all requests of a kind are answered here."""
+        if self.fitting.note is not None:
+            self.say("memory", self.fitting.note)
         if self.world_size == 1:
             self._sum_up()
 

@@ -65,6 +65,15 @@ def test_a_first_turn_may_be_a_prompt_and_a_history_goes_before_it(talk: Any, ti
     assert out.count(" prompt tokens; ") == 2 and second["text"] in out and "you: " not in err
 
 
+def test_a_built_prompt_may_be_the_first_turn(talk: Any) -> None:
+    """Also the one that stands there where nobody says."""
+    code, out, _ = talk("mini", b"Who?\n", "--chat", "--prompt", "short_context", "--json")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert code == 0 and second["prompt_tokens"] > first["prompt_tokens"] > 200
+    [alone] = talk("mini", b"Who?\n", "--chat", "--json")[1].splitlines()
+    assert json.loads(alone)["prompt_tokens"] < 50
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -14,6 +14,7 @@ import torch
 
 import sparsed
 from sparsed import METHODS, AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.batches import Fitting
 from sparsed.denoising.forward import LocalForward
 from sparsed.harness.likelihood import _groups, _seed, draw_masks, log_likelihoods
 
@@ -152,6 +153,32 @@ def test_other_pairs_and_batches_change_nothing(model_of, attention: str) -> Non
     assert abs(other[3].value - alone[3].value) > 1e-4
 
 
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
+def test_where_memory_does_not_suffice_half_of_a_batch_is_tried(model_of, monkeypatch, cfg_scale: float) -> None:
+    model, fitting, counted = model_of("qwen3"), Fitting(), Counter[bool]()
+    pairs = [(tokens(150, number), tokens(4, number % 3)) for number in range(7)] + [(tokens(150, 1), [5])]
+    options: dict[str, Any] = {"draws": 10, "attention": SPARSE, "cfg_scale": cfg_scale, "batch_size": 8}
+    whole, most = found(model, pairs, **options), 6 if cfg_scale else 3
+    real = LocalForward.logits
+
+    def small(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, ids, pass_)
+
+    def seen(info: Any, requests: int, greedy: bool) -> None:
+        counted[greedy] += requests
+
+    monkeypatch.setattr(LocalForward, "logits", small)
+    again = found(model, pairs, fitting=fitting, seen=seen, **options)
+    assert [one.value for one in again] == pytest.approx([one.value for one in whole], abs=1e-4)
+    assert [one.greedy for one in again] == [one.greedy for one in whole] and counted == {False: 8, True: 7}
+    assert fitting.note is not None and " sequences of 154 tokens were too much" in fitting.note
+    most = 0
+    with pytest.raises(MemoryError, match="too little memory for one sequence of 154 tokens"):
+        found(model, pairs, **options)
+
+
 @pytest.mark.parametrize("rows", ["pattern", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
@@ -244,6 +271,15 @@ def test_greedy_is_what_decoding_gives(checkpoints, folder_of, model_of, family:
     assert [x.greedy for x in got] == want
 
 
+def test_greedy_decoding_goes_on_behind_an_end_token(model_of) -> None:
+    """Also of a family whose runs end with their answers where nobody says."""
+    model, context = model_of("illada", mask_predicted=False), tokens(40, 1)
+    sampler = SamplerConfig(6, 6, 6, canvas="fixed", early_stop=False)
+    answer = sparsed.generate(model, torch.tensor(context), sampler=sampler, attention="dense").tokens[0, 40:].tolist()
+    ending = replace(model, eos_id=answer[0], end_ids=())
+    assert found(ending, [(context, answer)], draws=3, attention="dense")[0].greedy
+
+
 def test_an_answer_that_decoding_leaves_masked_is_not_greedy(checkpoints, tmp_path) -> None:
     """The published sampler may give a position the mask token: then it has not said what stands there."""
     folder = checkpoints.write_llada(tmp_path / "masks")
@@ -301,7 +337,7 @@ def test_wrong_values(model_of) -> None:
         ({"draws": True}, "not True"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"cfg_scale": -1.0}, "cfg_scale must be 0 or above"),
+        ({"cfg_scale": -1.0}, "cfg_scale must be 0, or lie"),
         ({"backend": "fast"}, "backend must be 'auto' or one of"),
         ({"attention": "dense", "dense_backend": "fast"}, "dense_backend must be 'auto' or one of"),
     ):

@@ -124,6 +124,27 @@ def test_what_a_folder_holds_is_not_made_again(tell: Any, prompts: Path, tmp_pat
     assert code == 2 and "belongs to another plan (prompts is" in err and len(batches) == before
 
 
+@pytest.mark.parametrize(("error", "others"), [(MemoryError(), [1, 4, 5, 6]), (RuntimeError("lost"), [1, 6])])
+def test_a_prompt_that_fails_costs_no_answer_that_is_there(tell, prompts, tmp_path, monkeypatch, error, others) -> None:
+    """Line 2, asked second; what is too much for the memory leaves the others to be asked, as another call would."""
+    whole = {one["line"]: one["text"] for one in rows(tell("--prompts", prompts, "--json")[1])}
+    real, lengths = LocalForward.logits, list[int]()
+
+    def failing(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        lengths.append(ids.shape[1])
+        if [ids.shape[1]] == list(dict.fromkeys(lengths))[1:2]:
+            raise error
+        return real(self, ids, pass_)
+
+    monkeypatch.setattr(LocalForward, "logits", failing)
+    for flags in ((), ("--out", tmp_path / "kept")):
+        lengths.clear()
+        code, out, err = tell("--prompts", prompts, "--json", *flags)
+        assert code == 1 and "error: " in err
+        assert {one["line"]: one["text"] for one in rows(out)} == {line: whole[line] for line in others}
+    assert [one["line"] for one in rows((tmp_path / "kept" / "answers.jsonl").read_text("utf-8"))] == others
+
+
 def test_without_a_folder_a_stop_prints_what_there_is(tell: Any, prompts: Path, monkeypatch) -> None:
     made: list[int] = []
     real = LocalForward.logits
