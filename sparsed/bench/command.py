@@ -25,7 +25,6 @@ from sparsed.bench.shapes import SHAPES, identity, load_or_make
 from sparsed.bench.table import Report, device_of, print_machine, tell
 from sparsed.config import PRESETS, ResolvedSampler
 from sparsed.denoising.forward import synchronize
-from sparsed.denoising.run import Run
 from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine, peak_bytes
 from sparsed.models.config_checks import check_factor
@@ -189,14 +188,8 @@ def _measurements(
             settings = sampler.resolve(model.defaults)
             cached = work_in_runs(settings, attention, caches, options.compose, token_budget(length))
             cached *= 1 if options.compose else options.repeats
-            estimate, seen = Estimate(2 * options.repeats, length, later, say, cached), list[Run]()
-
-            def look(run: Run, estimate: Estimate = estimate, seen: list[Run] = seen) -> None:
-                estimate.look(run)
-                seen[:] = [run]
-
             try:
-                result = measure(
+                result, tokens = measure(
                     model,
                     random_prompt(model, length, options),
                     length,
@@ -208,17 +201,16 @@ def _measurements(
                     compose=options.compose,
                     caches=caches,
                     say=say,
-                    look=look,
+                    look=Estimate(2 * options.repeats, length, later, say, cached).look,
                 )
             except torch.OutOfMemoryError:
                 if team is not None:
                     raise  # the others wait for this process
                 left_out.append(_does_not_fit(model, length))
                 say(left_out[-1])
-                seen.clear()
                 settle(model)
                 continue
-            tokens, key = seen[0].steps[-1].tokens, (model.dtype, length)
+            key = model.dtype, length
             same = None
             if model.quantize is None:
                 unquantised[key] = tokens
@@ -228,7 +220,6 @@ def _measurements(
             yield replace(
                 result, load_seconds=took, load_memory=held, weights=weights, same_unquantised=same
             )
-            del seen, look
         del model
         gc.collect()
 

@@ -40,13 +40,13 @@ def measure(
     caches: Sequence[CacheConfig] = (),
     say: Callable[[str], None] = lambda _: None,
     look: Callable[[Run], None] = lambda _: None,
-) -> Measurement:
-    """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step.
+) -> tuple[Measurement, Tensor]:
+    """Whole runs of both lanes on one prompt, `repeats` times, taking turns at the first step; and the tokens of full
+    attention, int64 [batch, gen_length] on the CPU.
 
     compose: numbers of steps of longer runs to put together from the measured steps. caches: each makes two more lanes,
     with full attention and with SparseD, in runs of each of these numbers of steps; without any, of the sampler's
-    (`sparsed.bench.cached`). look: told of the run with full
-    attention after each of its steps, outside the clock.
+    (`sparsed.bench.cached`). look: told of the run with full attention after each of its steps, outside the clock.
 
     Raises ValueError for settings that `denoise` refuses.
     """
@@ -132,8 +132,9 @@ def measure(
     for phase in ("select", "sparse"):
         if steps[phase]:
             known[phase] = statistics.median(steps[phase])
-    uncached = Uncached(own, dense_runs, known, dense.steps[-1].tokens)
-    return Measurement(
+    tokens = dense.steps[-1].tokens
+    uncached = Uncached(own, dense_runs, known, tokens)
+    measured = Measurement(
         length=length,
         prompt_tokens=sparsed.prompt_length,
         dtype=model.numbers,
@@ -166,6 +167,7 @@ def measure(
         layers=layers,
         experts=experts,
     )
+    return measured, tokens
 
 
 def _watched(run: Run, look: Callable[[Run], None]) -> Iterator[Step]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from sparsed.config import ResolvedCache, ResolvedSampler
+from sparsed.config import ResolvedAttention, ResolvedCache, ResolvedSampler
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Step
 
@@ -27,10 +27,10 @@ def beforehand(
     notes = [*sampler.changed, *model.notes]
     if not policy.config.dense and switch_step is None:
         why = f"with {policy.steps} steps and skip {policy.config.skip}, full attention lasts to the end"
-        way = "Lower skip or take more steps"
+        way = f"{_take(policy.config.skip)} more steps"
         if policy.switch_step is not None:
             why = f"after the one that makes the pattern, the cache {cache.method!r} plans no step over all rows"
-            way = "Lower skip, or take shorter semi-autoregressive blocks or the pattern's keys"
+            way = f"{_take(policy.config.skip)} shorter semi-autoregressive blocks or the pattern's keys"
             if policy.grows:
                 why = f"the cache {cache.method!r} plans no step over all rows but those that make a pattern"
                 way = "Take the pattern's keys"
@@ -104,6 +104,7 @@ def afterwards(
     total: int,
     switch_step: int | None,
     sampler: ResolvedSampler,
+    attention: ResolvedAttention,
     cache: ResolvedCache,
     complete: bool,
 ) -> list[str]:
@@ -117,24 +118,20 @@ def afterwards(
         )
     if switch_step is not None and all(step.phase != "sparse" for step in steps):
         selected = sum(step.phase == "select" for step in steps)
-        notes.append(_never_sparse(made, total, switch_step, selected, cache, sampler.grows))
+        done = f"This run never became sparse: it was done after {made} of at most {total} steps, and"
+        notes.append(f"{done} {_why_dense(switch_step, selected, attention.skip, cache, sampler.grows)}.")
     return notes
 
 
-def _never_sparse(made: int, total: int, switch_step: int, selected: int, cache: ResolvedCache, grows: bool) -> str:
-    """Of a run that was done before it became sparse, with so many select steps; grows: its canvas did."""
+def _why_dense(switch_step: int, selected: int, skip: float, cache: ResolvedCache, grows: bool) -> str:
+    """Why a run was done before it became sparse, with so many select steps, and what helps. grows: its canvas did."""
     if not cache.none:
-        return (
-            f"This run never became sparse: it was done after {made} of at most {total} steps, and none of them after "
-            f"the one that makes the pattern computed every row. Lower skip, or take shorter blocks."
-        )
+        return f"none of them after the one that makes the pattern computed every row. {_take(skip)} shorter blocks"
     if selected > 1:
         why, way = ("a canvas that grows", "Take") if grows else ("refresh", "Leave refresh out, or take")
-        return (
-            f"This run never became sparse: it was done after {made} of at most {total} steps, and with {why} each "
-            f"semi-autoregressive block began with full attention. {way} longer blocks."
-        )
-    return (
-        f"This run never became sparse: it was done after {made} of at most {total} steps, and full attention lasts "
-        f"for {switch_step}. Lower skip, or steps."
-    )
+        return f"with {why} each semi-autoregressive block began with full attention. {way} longer blocks"
+    return f"full attention lasts for {switch_step}. {'Lower skip, or steps' if skip else 'Take fewer steps'}"
+
+
+def _take(skip: float) -> str:
+    return "Lower skip, or take" if skip else "Take"

@@ -37,6 +37,7 @@ from sparsed.harness.tokens import encode, render, written
 from sparsed.machine import dtype_name
 from sparsed.models.devices import pick_device, pick_dtype
 from sparsed.models.loading import load
+from sparsed.models.quantise import parameters
 from sparsed.results_folder import check_alike
 from sparsed.runs import kind_of
 
@@ -186,7 +187,7 @@ class SparsedLM(SharedLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results about the model: it asks when every request is answered."""
         return {
-            "model_num_parameters": self.model.network.num_parameters(),
+            "model_num_parameters": parameters(self.model.network),
             "model_dtype": str(self.model.dtype),
             "model_device": str(self.model.device),
             "sparsed": {

@@ -80,17 +80,14 @@ def pieces(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template
     template: by the tokenizer's chat template, with the header of the answer; otherwise the plain texts, a blank line
     between. Raises ValueError where the template refuses the messages or leaves one out.
     """
-    around = _frame(tokenizer, messages, template)
-    contents, places = [message["content"] for message in messages], [int(number) for number in around[1::2]]
+    framed = _framed(tokenizer, messages, template)
     names = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     spelled = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
     whole = _render(tokenizer, messages, template)
-    if spelled is None or not any(spelled.search(content) for content in contents):
+    if spelled is None or not any(spelled.search(message["content"]) for message in messages):
         return [whole]
-    # The template may strip them.
-    around[1::2] = [contents[number].strip() for number in places]
-    if whole != "".join(around):
-        around[1::2] = [contents[number] for number in places]
+    around = re.split(_STAND_IN, framed)
+    around[1::2] = [_as_rendered(tokenizer, messages, int(number), framed, template) for number in around[1::2]]
     made = [""]
     for number, text in enumerate(around):
         # Odd ones are messages. One character of the special token stays behind, the rest goes on.
@@ -106,21 +103,41 @@ def by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message], hea
     """The messages by the tokenizer's chat template, ending with the header of the answer or, without it, inside the
     last message. Raises ValueError where the template refuses the messages or leaves one out.
     """
-    _frame(tokenizer, messages, template=True)
+    _framed(tokenizer, messages, template=True)
     return _render(tokenizer, messages, template=True, header=header)
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool) -> list[str]:
-    """What surrounds the messages, with the number of each where it stands: text, number, text, … text."""
-    stand_ins = [{**message, "content": f"\ue000{number}\ue001"} for number, message in enumerate(messages)]
-    around = re.split("\ue000(\\d+)\ue001", _render(tokenizer, stand_ins, template))
+_STAND_IN = "\ue000(\\d+)\ue001"
+
+
+def _stand_in(number: int) -> str:
+    return f"\ue000{number}\ue001"
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, messages: list[Message], template: bool) -> str:
+    """What surrounds the messages, with a stand-in for each where it stands."""
+    stand_ins = [{**message, "content": _stand_in(number)} for number, message in enumerate(messages)]
+    framed = _render(tokenizer, stand_ins, template)
     for number, message in enumerate(messages):
-        if str(number) not in around[1::2]:
+        if _stand_in(number) not in framed:
             raise ValueError(
                 f"The model's chat template leaves out message {number + 1}, of role {message['role']!r}: the model "
                 f"would not see it."
             )
-    return around
+    return framed
+
+
+def _as_rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], number: int, framed: str, template: bool
+) -> str:
+    """What the template makes of one message's content, which it may strip or shorten: it alone has no stand-in."""
+    alone = [{**one, "content": _stand_in(place)} for place, one in enumerate(messages)]
+    alone[number] = messages[number]
+    text, mark = _render(tokenizer, alone, template), _stand_in(number)
+    times, first = framed.count(mark), framed.index(mark)
+    size = (len(text) - len(framed)) // times + len(mark)
+    made = text[first : first + max(0, size)]
+    return made if framed.replace(mark, made) == text else messages[number]["content"]
 
 
 def _render(

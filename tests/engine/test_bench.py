@@ -70,7 +70,7 @@ def test_agreement_counts_up_to_the_end_of_the_longer_answer() -> None:
 def test_measurement_of_a_tiny_model(tiny: Any) -> None:
     ids = torch.arange(100)
     said: list[str] = []
-    result = measure_module.measure(
+    result, _ = measure_module.measure(
         tiny,
         ids,
         "100",
@@ -111,7 +111,7 @@ def test_the_split_of_a_step_with_experts(model_of: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(attention_module, "feed_forward", lambda layer, x: given.append(x) or real(layer, x))
     attention = SparseDConfig(skip=0.2, block_size=32)
     sampler = SamplerConfig(steps=4, gen_length=32, block_length=32)
-    result = measure_module.measure(model, torch.arange(100), "100", sampler, attention)
+    result, _ = measure_module.measure(model, torch.arange(100), "100", sampler, attention)
     canvas = torch.cat([torch.arange(100), torch.full((32,), model.mask_id)])[None]
     block = model.network.model.layers[1].mlp
     listener = block.register_forward_pre_hook(lambda _, inputs: wanted.append(inputs[0]))
@@ -129,7 +129,8 @@ def test_the_split_of_a_step_with_experts(model_of: Any, monkeypatch: pytest.Mon
 
 def test_what_a_step_is_split_into(tiny: Any) -> None:
     """Three layers, the last of which has few rows for its experts."""
-    plain = measure_module.measure(tiny, torch.arange(100), "100", SamplerConfig(steps=8), SparseDConfig(block_size=32))
+    attention = SparseDConfig(block_size=32)
+    plain, _ = measure_module.measure(tiny, torch.arange(100), "100", SamplerConfig(steps=8), attention)
     step, seen, written = (numbers.Spread(5, ms, ms, ms) for ms in (50.0, 10.0, 4.0))
     assert plain.experts is None and plain.split(step, seen) is None and plain.layers == 3
     assert replace(plain, experts=written).split(step, seen) == (30.0, 8.0, 12.0)
@@ -141,7 +142,7 @@ def test_a_length_without_room_is_left_out_and_said(
 ) -> None:
     real = command.measure
 
-    def measure(model: Any, prompt: Any, length: str, *given: Any, **more: Any) -> numbers.Measurement:
+    def measure(model: Any, prompt: Any, length: str, *given: Any, **more: Any) -> Any:
         if length == "300":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
         return real(model, prompt, length, *given, **more)
@@ -203,7 +204,7 @@ def test_what_a_measurement_lacks_is_a_dash(tiny: Any) -> None:
     """One without few rows, as an older folder holds it, beside one that has them, with other composed runs."""
     sampler = SamplerConfig(steps=8)
     attention = SparseDConfig(skip=0.2, block_size=32)
-    first = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention, compose=[50, 100])
+    first, _ = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention, compose=[50, 100])
     second = replace(first, attention=replace(first.attention, few_rows=()), composed=first.composed[1:])
     cells = {line[:24].strip(): line.split()[-1] for line in _lines([first, second])}
     assert cells["32 rows to all keys"] == cells["128 rows to all keys"] == cells["composed, 50 steps: s"] == "–"
@@ -213,7 +214,7 @@ def test_what_a_measurement_lacks_is_a_dash(tiny: Any) -> None:
 def test_a_lane_that_never_was_sparse_is_called_so(tiny: Any) -> None:
     said: list[str] = []
     attention = SparseDConfig(skip=1, block_size=32)
-    result = measure_module.measure(tiny, torch.arange(80), "80", SamplerConfig(steps=4), attention, say=said.append)
+    result, _ = measure_module.measure(tiny, torch.arange(80), "80", SamplerConfig(steps=4), attention, say=said.append)
     assert said[0].startswith("note (SparseD): This run never becomes sparse"), "before hours of work"
     lines = _lines([result])
     assert lines[1].split("  ")[-1].strip() == "80 (80), never sparse"
@@ -234,7 +235,7 @@ def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
         patch.setattr("sparsed.denoising.run.perf_counter", lambda: next(ticks))
         sampler = SamplerConfig(steps=8)
         attention = replace(attention, skip=0.2)
-        result = measure_module.measure(
+        result, _ = measure_module.measure(
             slow, torch.arange(80), "80", sampler, attention, repeats=2, compose=[100], say=said.append
         )
     assert result.composed == (), "no run of so many steps would have been sparse to its end"
@@ -251,7 +252,7 @@ def test_notes_of_both_lanes_and_of_every_repeat_are_kept(tiny: Any) -> None:
 def test_runs_that_end_early_are_measured(tiny: Any) -> None:
     sampler = SamplerConfig(steps=32, gen_length=32, block_length=32, threshold=1e-9)
     attention = SparseDConfig(skip=0.2, block_size=32)
-    result = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention)
+    result, _ = measure_module.measure(tiny, torch.arange(100), "100", sampler, attention)
     assert result.steps == 32 and 0 < result.dense_step.count < 32 and result.sparse_step is None
     assert result.dense[0]["forwards"] == result.dense_step.count and not result.sparsed[0]["phases"]["sparse"]
     assert any("never became sparse" in note for note in result.sparsed[0]["notes"])
@@ -299,10 +300,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """(dtype, length) of everything that is measured, in order."""
     real, made = measure_module.measure, []
 
-    def measure(*given: Any, **more: Any) -> numbers.Measurement:
-        result = real(*given, **more)
+    def measure(*given: Any, **more: Any) -> tuple[numbers.Measurement, torch.Tensor]:
+        result, tokens = real(*given, **more)
         made.append((result.dtype, result.length))
-        return result
+        return result, tokens
 
     monkeypatch.setattr("sparsed.bench.command.measure", measure)
     return made
@@ -365,7 +366,7 @@ def test_a_folder_keeps_what_was_measured_before_an_interruption(
     options = [*SWEEP, "--dtype", "float32", "bfloat16", "--lengths", "300", "200", "--out", str(tmp_path)]
     counting = command.measure
 
-    def interrupted(*given: Any, **more: Any) -> numbers.Measurement:
+    def interrupted(*given: Any, **more: Any) -> tuple[numbers.Measurement, torch.Tensor]:
         if len(measured) == 3:
             raise KeyboardInterrupt
         return counting(*given, **more)
@@ -390,7 +391,7 @@ def test_what_was_measured_before_the_end_is_printed_and_written(
     """Whatever ends it in the second of three; and after the first one the file is there already."""
     real, made, file = measure_module.measure, [], tmp_path / "bench.json"
 
-    def measure(*given: Any, **more: Any) -> numbers.Measurement:
+    def measure(*given: Any, **more: Any) -> tuple[numbers.Measurement, torch.Tensor]:
         if made:
             raise error
         made.append(real(*given, **more))

@@ -46,7 +46,7 @@ def cached(model: Any, compose: list[int], caches: Any = CACHES, repeats: int = 
     ids = torch.arange(2, 102)
     return measure_module.measure(
         model, ids, "100", SamplerConfig(**given), attention, compose=compose, caches=caches, repeats=repeats
-    ), ids, attention  # fmt: skip
+    )[0], ids, attention  # fmt: skip
 
 
 def test_lanes_with_a_cache_are_the_runs_of_the_engine(tiny: Any) -> None:
@@ -126,7 +126,7 @@ def test_the_limit_of_a_cached_step_is_reading_weights_and_what_it_sees(
 def test_a_cache_without_room_is_left_out_and_said(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("sparsed.bench.cached.device_memory", lambda *_: 10_000)
-    result = measure_module.measure(
+    result, _ = measure_module.measure(
         tiny, torch.arange(2, 102), "100", SamplerConfig(steps=2, gen_length=8), SparseDConfig(block_size=32),
         caches=[CacheConfig("dual")], say=said.append,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_cache_that_runs_out_of_memory_is_left_out_and_said(tiny: Any, monkeyp
         return real(bench, attention, *more)
 
     monkeypatch.setattr(cached_module, "_lane", lane)
-    result = measure_module.measure(
+    result, _ = measure_module.measure(
         tiny, torch.arange(2, 102), "100", SamplerConfig(steps=2, gen_length=8), SparseDConfig(block_size=32),
         caches=[CacheConfig("dual")], say=said.append,
     )  # fmt: skip

@@ -175,6 +175,19 @@ def test_what_a_template_refuses_is_one_sentence(with_template, template: str, s
         sparsed.denoise(model, messages_of("x", "be brief"))
 
 
+def test_a_template_may_treat_each_role_in_its_own_way(with_template, checkpoints) -> None:
+    """As Qwen3's: users' texts stripped, of an earlier answer what it thought left out. Spelled tokens stay text."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}u:{{ m.content | trim }}{% else %}"
+        "a:{{ m.content.split('[gMASK]') | last }}{% endif %};{% endfor %}"
+    )
+    model = load(with_template(template))
+    history = [{"role": "user", "content": " [CLS] a "}, {"role": "assistant", "content": "b[gMASK]  c "}]
+    ids = model.encode(messages_of(" d", history=history))[0]
+    assert model.tokenizer.decode(ids) == "u:[CLS] a;a:  c ;u:d;"
+    assert int(ids.max()) < checkpoints.FIRST_SPECIAL
+
+
 def test_a_template_may_move_messages_and_repeat_them(with_template, checkpoints) -> None:
     """The system's text inside the user's, as some write it; a special token that is spelled there stays text."""
     template = "{{ messages[1].content }}|{{ messages[0].content }}|{{ messages[1].content }}"

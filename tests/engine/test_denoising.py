@@ -372,6 +372,9 @@ def test_defaults_come_from_the_model_and_the_length(tiny) -> None:
 def test_notes_warn_before_the_run(tiny) -> None:
     said = sparsed.denoise(tiny, TEXT, attention=SparseDConfig(skip=1.0)).notes
     assert len(said) == 1 and "never becomes sparse: with 16 steps and skip 1.0" in said[0]
+    # What cannot be lowered is not asked for.
+    said = sparsed.denoise(tiny, TEXT, sampler=SamplerConfig(steps=1), attention=SparseDConfig(skip=0)).notes
+    assert len(said) == 1 and said[0].endswith("skip 0, full attention lasts to the end. Take more steps.")
     said = sparsed.denoise(tiny, prompt_ids(tiny, 369)).notes
     assert len(said) == 1 and said[0].startswith("Speed only: trained to 400 positions") and "has 401." in said[0]
     assert sparsed.denoise(tiny, prompt_ids(tiny, 368)).notes == []

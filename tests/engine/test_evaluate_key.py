@@ -196,7 +196,7 @@ def test_eval_and_bench_run_what_generate_runs(
     prompt = build.build_prompt(model, "200", "fact", FIRST_SEED, 0.0).text
     evaluate(model, [Cell("lookup", "200", 1)], ["dense", "sparsed"], tmp_path, plan=Plan(sampler, attention))
     kept = {r.method: r for r in read_records(tmp_path)}
-    measured = measure(model, prompt, "200", sampler, attention)
+    measured, _ = measure(model, prompt, "200", sampler, attention)
 
     def untimed(run: Any) -> dict[str, Any]:
         """Whether sparse steps are faster is noted by the clock."""

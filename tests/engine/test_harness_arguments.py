@@ -12,6 +12,7 @@ import torch
 
 import sparsed
 from sparsed import AttentionConfig, CacheConfig, SamplerConfig
+from sparsed.models.catalogue import find
 from sparsed.options import CACHE, add_sampler_options, sampler_of
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (the optional extra 'lm_eval')")
@@ -123,6 +124,16 @@ def test_a_cache_has_no_effect_on_likelihoods_and_that_is_said(harness_of, caplo
     assert said == ["No effect on likelihoods: cache, cache_refresh, cache_keys."]
     ran = lm.get_model_info()["sparsed"]
     assert {kind["cache"]["method"] for kind in ran["tasks"]["requests"].values()} == {"none"}
+
+
+def test_weights_in_fewer_bits_are_as_many() -> None:
+    """And as many as the catalogue says, those that are kept among them."""
+    spec = find("mini")
+    for kind in (None, "int4"):
+        lm = SparsedLM("mini", device="cpu", dtype="float32", quantize=kind)
+        assert lm.get_model_info()["model_num_parameters"] == spec.parameters
+        named = lm.model.network.named_parameters()
+        assert sum(weight.numel() for name, weight in named if "_proj" not in name) == spec.kept
 
 
 @pytest.mark.parametrize("name", SAMPLER_FIELDS)

@@ -331,7 +331,7 @@ def test_a_refreshed_run_is_recorded_and_opened(tiny, tmp_path: Path) -> None:
 def test_composed_runs_count_every_selection(tiny) -> None:
     attention = SparseDConfig(0.25, 0.3, SIZE, refresh=3)
     sampler = SamplerConfig(steps=8, gen_length=8, block_length=4)
-    made = measure_module.measure(tiny, prompt_of()[0], "100", sampler, attention, compose=(16, 24, 40))
+    made, _ = measure_module.measure(tiny, prompt_of()[0], "100", sampler, attention, compose=(16, 24, 40))
     assert [one.steps for one in made.composed] == [16, 24, 40]
     for one in made.composed:
         counts = Counter(planned(one.steps, math.ceil(one.steps / 4), 3, {0, one.steps // 2}))
