@@ -8,7 +8,7 @@ from typing import Any
 from app.finished.run import Kept
 from app.race.checks import Turns, as_messages
 
-# Of a turn so many characters are shown: of a long one its end, where a question about documents stands.
+# Of a turn so many characters are shown: of a longer one its last line, where a question about documents stands.
 _SHOWN = 360
 
 
@@ -51,4 +51,7 @@ def talk(run: Kept | None, hint: str, said: str = "") -> dict[str, Any]:
 def _end_of(text: str) -> str:
     """A turn as it is shown."""
     text = text.strip()
-    return text if len(text) <= _SHOWN else f"… {text[-_SHOWN:].split(' ', 1)[-1]}"
+    if len(text) <= _SHOWN:
+        return text
+    last = text.rsplit("\n", 1)[-1]
+    return f"… {last}" if len(last) <= _SHOWN else f"… {last[-_SHOWN:].split(' ', 1)[-1]}"

@@ -21,7 +21,7 @@ def after_a_run(visit: Any, server: Any, query: str = "?steps=8", **window: Any)
     server.idle()
     page = visit(server, query, **window)
     page.wait_for_selector('.sd-talk[data-state="off"]')
-    assert page.is_hidden(".sd-talk-form")
+    assert page.is_disabled(".sd-talk-text") and page.is_disabled(".sd-talk-ask")
     page.click("#sd-run")
     ended(page)
     return page
@@ -150,7 +150,9 @@ def test_mini_answers_a_further_question_about_its_documents(visit: Any, real: A
     page = after_a_run(visit, real, "?length=short_context&kind=fact&question=4&lanes=")
     [(_, question), (_, answer)] = page.evaluate(TURNS)
     assert page.get_attribute(".sd-talk-text", "placeholder") == "Ask a further question about the same documents"
-    ask(page, question.rsplit("\n", 1)[-1])
+    # Of the prompt the last line is shown, which is the question.
+    assert question.startswith("… ") and question.endswith("?") and "\n" not in question
+    ask(page, question.removeprefix("… "))
     assert page.evaluate(TURNS)[-1][1] == answer
     page.click("#sd-take")
     with page.expect_download() as download:
