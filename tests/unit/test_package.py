@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import sparsed
@@ -54,6 +56,20 @@ def test_the_wheel_carries_the_engine_its_types_and_its_data(wheel: zipfile.ZipF
 
 def test_the_version_is_the_packages(metadata: Message) -> None:
     assert metadata["Version"] == sparsed.__version__
+
+
+def test_the_citation_is_of_the_last_version_that_was_released(metadata: Message) -> None:
+    """A file of the Citation File Format 1.2: what it must have, and the version and day that CHANGELOG.md has."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0" and cited["type"] == "software"
+    assert cited["title"] and cited["message"] and cited["abstract"]
+    assert all("name" in one or {"family-names", "given-names"} <= set(one) for one in cited["authors"])
+    assert {"type", "title", "authors"} <= set(cited["references"][0])
+    assert cited["license"] == metadata["License-Expression"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d\S*), (\S+)$", changes, re.MULTILINE)
+    assert released[0] == (cited["version"], cited["date-released"].isoformat())
+    assert cited["version"] == sparsed.__version__
 
 
 def test_dependencies_are_those_of_requirements_txt(metadata: Message) -> None:
