@@ -12,6 +12,7 @@ from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot
 from app.race.notes import of_lanes
 from app.race.race import Update
+from app.race.steady import by_medians, unsteady
 from app.texts import ALL_TOGETHER, BOTH_TOGETHER, IN_TURNS, others_in_turns
 from sparsed.answer_text import agreement
 from sparsed.questions.score import nearest
@@ -171,11 +172,21 @@ class Stage:
         )
 
     def speedup(self, lane: LaneView | None) -> Snapshot | None:
-        """How much faster a lane is than the reference, once they do not do the same any more."""
-        if self.reference is None or lane is None or not lane.apart:
+        """How much faster a lane is than the reference, once they do not do the same any more. At the end, where steps
+        alike took so unequal times that the factor says little, it is "unsteady", and its detail has that by median
+        steps.
+        """
+        first = self.reference
+        if first is None or lane is None or not lane.apart:
             return None
-        names = self.reference.lane.name, lane.lane.name
-        return speedup(self.reference.times, lane.times, names=names, finished=self.finished)
+        found = speedup(first.times, lane.times, names=(first.lane.name, lane.lane.name), finished=self.finished)
+        if found is None or not self.finished:
+            return found
+        ratio = by_medians(first.times, first.kinds) / by_medians(lane.times, lane.kinds)
+        if not unsteady(found["ratio"], ratio):
+            return found
+        said = f"{clock(first.seconds)} against {clock(lane.seconds)} on an unsteady machine"
+        return {**found, "unsteady": True, "detail": f"{said}; {' '.join(gain(ratio))} by median steps"}
 
     def agreement(self, lane: LaneView | None) -> Snapshot | None:
         """How much of a lane's text is the reference's, token by token; None until every lane has ended."""

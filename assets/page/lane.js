@@ -33,6 +33,7 @@
         show(root, Boolean(score));
         if (!score) return;
         setText(number, score.text);
+        setAttribute(number, "data-unsteady", score.unsteady ? "" : null);
         setText(words, score.words);
         setAttribute(root, "title", score.detail);
       },
@@ -106,17 +107,24 @@
     let there = 0; // cells of the canvas so far
     let computed = []; // rows of each step, where they are not all the same
     let positions = 0;
+    let parallel = 0; // length of one semi-autoregressive block
     // Only a pointer that moves or presses points: one that lies still while the page changes under it takes no cell
     // away from the keyboard.
     let pointed = false;
 
     function describe(index) {
       const [text, at, confidence, end] = data[index];
-      if (!at) return `Token ${index + 1}: ${empty(index)}`;
+      const seam = begins(index) ? "; a semi-autoregressive block begins here" : "";
+      if (!at) return `Token ${index + 1}: ${empty(index)}${seam}`;
       const what = end ? "end of the answer" : `“${quoted(text)}”`;
       const sure = confidence === null ? "" : `, confidence ${confidence.toFixed(2)}`;
       const few = computed[at - 1] < positions ? `, which computed ${rowsOf(computed[at - 1], positions)} rows` : "";
-      return `Token ${index + 1}: ${what}, committed in step ${at}${few}${sure}`;
+      return `Token ${index + 1}: ${what}, committed in step ${at}${few}${sure}${seam}`;
+    }
+
+    // Is it the first of a later semi-autoregressive block?
+    function begins(index) {
+      return Boolean(parallel && index && index % parallel === 0);
     }
 
     // What a cell without a token is.
@@ -183,6 +191,7 @@
       there = lane.there;
       computed = lane.step_rows ?? [];
       positions = lane.positions;
+      parallel = lane.parallel;
       if (cells.length !== data.length) {
         cells = data.map((_, index) => el("span", { class: "sd-cell", role: "option", id: `sd-${key}-${index}` }));
       }
@@ -204,7 +213,7 @@
         setAttribute(node, "data-step", at || null);
         setAttribute(node, "data-left-out", !at && leftOut ? "" : null);
         setAttribute(node, "data-later", !at && !leftOut && i >= there ? "" : null);
-        setAttribute(node, "data-seam", lane.parallel && i && i % lane.parallel === 0 ? "" : null);
+        setAttribute(node, "data-seam", begins(i) ? "" : null);
         const theirs = other && other.cells[i];
         const longer = other ? Math.max(end, other.cells.findIndex((cell) => cell[3] === 1)) : -1;
         // Two end tokens are alike, whatever they are called.

@@ -22,6 +22,7 @@
         setText(words, value.words);
         setText(detail, value.detail);
         setAttribute(detail, "title", value.detail);
+        setAttribute(number, "data-unsteady", value.unsteady ? "" : null);
       } };
     };
     const speed = score("sd-ratio", "sd-score-speed");
@@ -38,10 +39,11 @@
     const lanes = el("div", { class: "sd-lanes" });
     const gold = el("span", {});
     const goldLine = el("p", { class: "sd-gold", hidden: "" }, el("b", {}, "Expected answer "), gold);
+    const { list, later } = legend();
     const section = el("section", { class: "sd-stage", "aria-label": "Race" },
       el("div", { class: "sd-top" }, aboutLine, old, recorded),
       el("div", { class: "sd-scores" }, speed.box, agreement.box, answers.box, message), spoken, lanes,
-      el("div", { class: "sd-under" }, goldLine, mode, legend()), notes);
+      el("div", { class: "sd-under" }, goldLine, mode, list), notes);
     root.replaceChildren(section);
     const views = new Map();
     let run = null;
@@ -167,6 +169,8 @@
         const other = lane.same ? of(value.reference) : value.agreement && large;
         views.get(lane.key).draw(lane, other, lane !== large && lane.key !== value.reference, cached);
       });
+      // Cells that are appended later are explained while there are any.
+      show(later, value.lanes.some((lane) => lane.there < lane.cells.length && !lane.ended_early));
       setText(gold, value.gold);
       setAttribute(goldLine, "title", value.gold);
       show(goldLine, Boolean(value.gold));
@@ -205,12 +209,16 @@
     const entry = (state, text, meaning) => el("li", {}, cell(state, text), meaning);
     const differs = entry("settled", "word", "differs between the lanes");
     differs.firstElementChild.dataset.differs = "";
-    return el("ul", { class: "sd-legend", "aria-label": "How to read the canvas" },
+    const later = entry("masked", "", "not there yet");
+    later.firstElementChild.dataset.later = "";
+    const list = el("ul", { class: "sd-legend", "aria-label": "How to read the canvas" },
       entry("masked", "", "masked"),
+      later,
       entry("fresh", "word", "just committed"),
       entry("settled", "word", "settled"),
       entry("end", "∎", "after the end"),
       differs);
+    return { list, later };
   }
 
   window.sparsed.define("stage", mountStage);

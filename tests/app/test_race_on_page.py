@@ -144,6 +144,9 @@ def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: s
     assert min(stopped["steps"]) >= 2 and "▒" in stopped["canvases"]["dense"]
     assert set(stopped["canvases"]["dense"].split("|")) != {"▒"}
     assert page.inner_text(".sd-message").startswith("Stopped.")
+    # It stands beside what was counted, not over it.
+    message, counter = (page.locator(name).bounding_box() for name in (".sd-message", ".sd-counter"))
+    assert message["x"] + message["width"] <= counter["x"]
     real.idle()
     begun = "run => window.seen.at(-1).run > run && window.seen.at(-1).steps[0] >= 1"
     with real.held(8):
@@ -166,11 +169,13 @@ def test_a_canvas_that_grows_shows_what_is_not_there_yet(visit, real) -> None:
         page.wait_for_function(f"() => {later.replace('sparse', lane)} === 32")
         cells = page.locator(f".sd-lane[data-lane={lane}] .sd-cell")
         assert cells.nth(64).get_attribute("aria-label") == "not there yet"
+        assert "not there yet" in page.inner_text(".sd-legend")
         # Of a block that is there and not done.
         named = [cell.get_attribute("aria-label") for cell in cells.all()[32:64]]
         assert 0 < named.count("masked") < 32 and "not there yet" not in named
     page.wait_for_selector('.sd-stage[data-state="done"]', timeout=120_000)
     page.wait_for_function(f"() => {later} === 0")
+    assert "not there yet" not in page.inner_text(".sd-legend")
     # Each of the three canvases selects for itself once the first fifth of the steps is made.
     phases = page.locator(".sd-lane[data-lane=sparse] .sd-phases").inner_text()
     assert "select steps 6, 9, 17" in phases.replace("\n", " ")

@@ -124,6 +124,23 @@ def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
     }
 
 
+def test_a_factor_that_a_slow_step_made_is_unsteady_and_says_that_of_median_steps() -> None:
+    """Dense 0.1 three times and 0.9: medians 4 × 0.1. SparseD: 0.2 dense, 0.2 select, 2 × 0.1 sparse, all medians."""
+    stage, seconds = stage_of(), {"dense": (0.1, 0.1, 0.1, 0.9), "sparse": (0.2, 0.2, 0.1, 0.1)}
+    steps = [step(lane, index, END, seconds[lane][index]) for index in range(4) for lane in seconds]
+    running = stage.apply(Update(tuple(steps), "running", ()))
+    assert running["speedup"]["detail"].startswith("first 4 steps: ") and "unsteady" not in running["speedup"]
+    value = stage.apply(Update((), "done", ("dense", "sparse")))
+    assert value["speedup"] == {
+        "ratio": 2.0,
+        "text": "2.00×",
+        "words": "faster",
+        "unsteady": True,
+        "detail": "1.20 s against 0.60 s on an unsteady machine; 1.50× slower by median steps",
+    }
+    assert value["lanes"][1]["speedup"] == value["speedup"]
+
+
 def test_any_of_several_right_answers_is_right_and_the_nearest_one_is_shown() -> None:
     value = whole({"dense": [1, 2, END, END], "sparse": [1, 2, 3, END]}, {"dense": 0.2, "sparse": 0.3}, ("It is", "So"))
     assert [lane["right"] for lane in value["lanes"]] == [True, True] and value["gold"] == "It is"
