@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 PAPER = "https://arxiv.org/abs/2509.24014"
 
 TITLE = "SparseD live"
+# What this is. A phone has room for the first sentence.
 TAGLINE = (
-    "A diffusion language model fills in its answer step by step, reading the whole prompt each time. SparseD skips "
-    "what hardly matters."
+    "Watch a diffusion language model skip what hardly matters.",
+    "Each step of its answer reads the whole prompt; SparseD reads the blocks that count.",
 )
 
 # Whose they are comes first: the list is grouped by it.
@@ -161,8 +162,9 @@ NOT_APART = "This run does not tell a step’s attention apart; one made here, o
 # Below the scenes, to unfold.
 MORE = """
 <details><summary>Reading the canvas</summary><p>A hatched cell is still masked, an underlined bold one was just
-committed, plain text is settled. Point at a cell, or move to it with the arrow keys, for its step and its
-confidence.</p></details>
+committed, plain text is settled; a bar stands where a semi-autoregressive block begins. On a canvas that grows, a cell
+that is not there yet has a line below it alone. Point at a cell, or move to it with the arrow keys, for its step and
+its confidence.</p></details>
 <details><summary>How the race is timed</summary><p>Each step is timed alone, selection included. On one device the
 lanes never run at the same time: the one that has used less time goes next. With two GPUs each lane has its own, and
 both run at the same time; only where steps are so short that they would hold each other up, they take turns there too.

@@ -7,14 +7,14 @@
 
   function mountHeader(root) {
     const title = el("h1", { class: "sd-title" });
-    const tagline = el("p", { class: "sd-tagline" });
+    const tagline = [el("span", {}), el("span", { class: "sd-tagline-more" })];
     const chips = el("ul", { class: "sd-chips", "aria-label": "Model and device" });
     const toggle = el("button", { class: "sd-theme", type: "button" });
     const mark = el("span", { class: "sd-mark", "aria-hidden": "true" });
     for (const kept of "1000110010101001") mark.append(el("i", { "data-kept": kept }));
     root.replaceChildren(
       el("header", { class: "sd-header" },
-        el("div", { class: "sd-brand" }, mark, el("div", {}, title, tagline)),
+        el("div", { class: "sd-brand" }, mark, el("div", {}, title, el("p", { class: "sd-tagline" }, tagline[0], " ", tagline[1]))),
         el("div", { class: "sd-side" }, chips, toggle)),
     );
     const dark = () => document.body.classList.contains("dark");
@@ -33,7 +33,7 @@
     return (value) => {
       if (!value) return;
       setText(title, value.title);
-      setText(tagline, value.tagline);
+      tagline.forEach((node, index) => setText(node, value.tagline[index]));
       chips.replaceChildren(...value.chips.map((chip) => el("li", {}, chip)));
       chips.classList.toggle("sd-busy", Boolean(value.busy));
     };

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from app.texts import TAGLINE
+
 SIZES = {"large": (1440, 900), "small": (1280, 720), "phone": (390, 844)}
 # What must be seen: its corners lie inside the window, and nothing lies over them.
 HIDDEN = """() => {
@@ -57,6 +59,9 @@ def test_the_race_is_on_the_first_screen_and_nothing_moves(visit, fake, size) ->
     page = visit(fake, viewport={"width": width, "height": height})
     page.wait_for_selector(".sd-recorded:not([hidden])")
     page.wait_for_selector("#sd-heatmap .sd-plot[data-drawn]")
+    # What this is, in a whole sentence.
+    assert TAGLINE[0] in page.inner_text(".sd-tagline")
+    assert page.locator(".sd-tagline").evaluate("({ scrollHeight, clientHeight }) => scrollHeight <= clientHeight")
     lanes = page.locator(".sd-lane:not([hidden])").count()
     sparse = page.locator('.sd-lane:not([hidden]) .sd-phases li[data-phase="sparse"]').count()
     assert lanes >= 2 and sparse >= 1
