@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 from app.figures.palette import CLEAR, GRID, INK, MUTED, PANEL
@@ -10,6 +11,8 @@ Figure = dict[str, Any]
 LEGEND_ABOVE = {
     "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
 }  # fmt: skip
+# Characters of a line of a sentence where there is no figure: as many as the narrowest figure has room for.
+_LINE = 42
 
 
 def base_layout(**layout: Any) -> Figure:
@@ -62,7 +65,7 @@ def empty(sentence: str) -> Figure:
             margin={"l": 8, "r": 8, "t": 8, "b": 8},
             annotations=[
                 {
-                    "text": sentence,
+                    "text": "<br>".join(wrap(sentence, _LINE)),
                     "showarrow": False,
                     "x": 0.5,
                     "y": 0.5,

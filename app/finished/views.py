@@ -131,7 +131,7 @@ def before_selecting(layout: BlockLayout) -> Value:
         block_size=layout.block_size,
         prompt_blocks=layout.prompt_blocks,
     )
-    said = "Full attention: every head computes every block", "what each head keeps appears at the select step"
+    said = "Every head computes every block", "what each head keeps appears at the select step"
     view.figure["layout"] |= {"title": title_of(*said), "meta": {"map": view.figure["layout"]["meta"]["map"]}}
     return {"figure": view.figure, "label": f"{said[0]}; {said[1]}."}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.finished.run import Kept
-from app.texts import WHAT_IF_BY_RULE, WHAT_IF_LATER, WHAT_IF_UNKNOWN
+from app.texts import NO_SELECTION, WHAT_IF_BY_RULE, WHAT_IF_LATER, WHAT_IF_UNKNOWN
 from sparsed.attention.masks import Masks
 
 # The slider goes from here to 1.
@@ -38,7 +38,7 @@ def why_not(run: Kept | Masks | None) -> str:
     if not isinstance(run, Kept):
         return WHAT_IF_LATER
     if run.pattern is None or run.seen is None:
-        return WHAT_IF_UNKNOWN
+        return NO_SELECTION
     attention = run.seen.attention
     # The public code ranks by two softmaxes, whose sums are no shares of attention.
     if attention.method != "sparsed" or attention.selection != "paper":

@@ -28,7 +28,7 @@ ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "SparseD": (
         ("skip", "select", "block_size"), ("selection", "backend"),
-        ("generation_rows", "refresh", "track"),
+        ("generation_rows", "refresh"), ("track",),
     ),
     "Lanes": (("lanes",), ("cache_refresh", "cache_keys")),
 }  # fmt: skip

@@ -66,8 +66,10 @@
         body.replaceChildren(...rows.map((row) => row.root));
       }
       value.lanes.forEach((lane, index) => rows[index].draw(lane));
-      // Whoever starts it sees it begin.
-      if (value.state !== state && value.state === "running") root.scrollIntoView({ block: "nearest" });
+      // Whoever starts it sees it begin, once it has its height: what is below has moved then, out of sight.
+      if (value.state !== state && value.state === "running") {
+        requestAnimationFrame(() => requestAnimationFrame(() => root.scrollIntoView({ block: "nearest" })));
+      }
       state = value.state;
     };
   }

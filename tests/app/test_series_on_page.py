@@ -47,8 +47,11 @@ def test_twenty_questions_are_counted_in_their_place(visit, fake, size) -> None:
         page.keyboard.press("Enter")
         page.wait_for_selector(".sd-series-table tbody tr:nth-child(3)")
         # It is seen where it is, and no other run can be started meanwhile.
-        box = page.locator(".sd-series-table").bounding_box()
-        assert box is not None and 0 <= box["y"] < height
+        page.wait_for_function(
+            "height => { const { y } = document.querySelector('.sd-series-table').getBoundingClientRect();"
+            " return 0 <= y && y < height; }",
+            arg=height,
+        )
         page.wait_for_selector("#sd-run[disabled]", state="attached")
         assert page.is_disabled("#sd-ask") and page.is_enabled("#sd-series-stop") and page.is_enabled("#sd-stop")
         assert [row[1] for row in page.evaluate(ROWS)] == ["–"] * 3

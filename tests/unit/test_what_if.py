@@ -132,6 +132,8 @@ def test_where_it_cannot_be_tried_a_sentence_says_why() -> None:
     run = opening()
     assert run is not None and run.pattern is not None
     assert why_not(None) == why_not(run.pattern) == texts.WHAT_IF_LATER
+    ended = {**run.trace.lanes, "sparse": replace(run.trace.lanes["sparse"], pattern=None)}
+    assert why_not(Kept(replace(run.trace, lanes=ended), False)) == texts.NO_SELECTION
     assert why_not(run.showing("sliding_window" if run.lane("sliding_window") else "baseline")) == texts.WHAT_IF_BY_RULE
     bare = replace(run.pattern, importances=())
     lanes = {**run.trace.lanes, "sparse": replace(run.trace.lanes["sparse"], pattern=bare)}
