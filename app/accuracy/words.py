@@ -58,7 +58,7 @@ def findings(summary: Summary, length: str) -> list[str]:
     best = recommend(summary, length)
     if best is not None and best.method != RECOMMENDED_METHOD:
         name = "SparseD as published" if best.method == PUBLISHED_METHOD else method_label(best.method)
-        unasked = "; the recommended setting was not measured at it" if ours is None else ""
+        unasked = "; the recommended setting was not measured there" if ours is None else ""
         said.append(f"By this length alone, {name.replace('_', ' ')} would be recommended{unasked}.")
     cached = [row for row in summary["lengths"] if row["length"] == length and _has_cache(row)]
     if cached:

@@ -235,7 +235,7 @@ def test_the_sentences_hold_the_shipped_numbers(length: str) -> None:
     best = recommend(summary, length)
     assert ("By this length alone" in said) == (best is not None and best.method != RECOMMENDED_METHOD)
     asked = any((row["length"], row["method"]) == (length, RECOMMENDED_METHOD) for row in table_of("lengths"))
-    assert ("Recommended, " in said) == asked != ("the recommended setting was not asked here" in said)
+    assert ("Recommended, " in said) == asked != ("the recommended setting was not measured there" in said)
 
 
 @pytest.mark.parametrize("length", shipped.lengths(shipped.shipped()))
