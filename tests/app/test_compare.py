@@ -687,7 +687,7 @@ def test_the_chart_shows_exactly_the_rows_that_are_done(rows: list[Row]) -> None
 def test_nothing_measured_is_said_and_not_drawn(rows: list[Row]) -> None:
     for figure in (chart([]), chart(rows[3:])):
         go.Figure(figure)
-        assert figure["data"] == [] and "appear here" in figure["layout"]["annotations"][0]["text"]
+        assert figure["data"] == [] and "appear<br>here" in figure["layout"]["annotations"][0]["text"]
 
 
 def test_the_recorded_speed_ups_are_always_drawn(rows: list[Row]) -> None:

@@ -145,7 +145,7 @@ def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: s
     assert set(stopped["canvases"]["dense"].split("|")) != {"▒"}
     assert page.inner_text(".sd-message").startswith("Stopped.")
     # It stands beside what was counted, not over it.
-    message, counter = (page.locator(name).bounding_box() for name in (".sd-message", ".sd-counter"))
+    message, counter = (page.locator(name).bounding_box() for name in (".sd-scores .sd-message", ".sd-counter"))
     assert message["x"] + message["width"] <= counter["x"]
     real.idle()
     begun = "run => window.seen.at(-1).run > run && window.seen.at(-1).steps[0] >= 1"
