@@ -26,36 +26,40 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>")
 
 
-# In this order the groups begin, so that the long ones are not left for the end; every other file is one of its own.
-# "timed" holds all tests that look at a clock: they never run beside each other.
-GROUPS = ("timed", "page")
+# "timed" holds all tests that look at a clock: they never run beside each other. Every other file is a group of its
+# own; a worker that comes to one with a page starts a server and a browser for it.
 TIMED_FIXTURES, PAGE_FIXTURES = {"real", "double", "dream"}, {"fake", "keeping", "chromium"}
 TIMED_FILES = {"test_team", "test_team_page", "test_load"}
 
 
-def group(item: pytest.Item) -> str:
-    """Tests of one group run in one worker, one after the other: those that share a server, those that measure time,
-    those of the GPU. A mark `xdist_group` goes before.
-    """
-    mark = item.get_closest_marker("xdist_group")
+def kind(item: pytest.Item) -> str:
+    """What a test needs: "gpu", "timed" for a clock of its own, "page" for a page, "plain" for nothing of these."""
     fixtures = set(getattr(item, "fixturenames", ()))
-    if mark is not None:
-        return str(mark.args[0])
     if "gpu" in item.path.parts:
         return "gpu"
     if fixtures & TIMED_FIXTURES or item.path.stem in TIMED_FILES:
         return "timed"
-    return "page" if fixtures & PAGE_FIXTURES else item.path.stem
+    return "page" if fixtures & PAGE_FIXTURES else "plain"
+
+
+def group(item: pytest.Item) -> str:
+    """Tests of one group run in one worker, one after the other. A mark `xdist_group` goes before."""
+    mark = item.get_closest_marker("xdist_group")
+    if mark is not None:
+        return str(mark.args[0])
+    return kind(item) if kind(item) in ("gpu", "timed") else item.path.stem
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    with_page = {item.path for item in items if kind(item) == "page"}
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)), append=False)
-        if group(item) in GROUPS:
+        if kind(item) in ("timed", "page"):
             # A browser, or a clock, beside all else that the machine does: one more try, and both are reported.
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=lambda item: GROUPS.index(group(item)) if group(item) in GROUPS else len(GROUPS))
+    # In this order they begin: what takes long is not left for the end.
+    items.sort(key=lambda item: 0 if kind(item) == "timed" else 1 if item.path in with_page else 2)
 
 
 @pytest.fixture(scope="session", autouse=True)
