@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,6 +162,7 @@ def with_profile(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
             str(tmp_path_factory.mktemp("profile")), executable_path=browser.executable(), args=browser.FLAGS,
             viewport={"width": 1280, "height": 900}, reduced_motion="reduce",
         )  # fmt: skip
+        context.add_init_script(RECORDER)
         made.append(context)
         return context
 
@@ -172,16 +174,12 @@ def with_profile(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="session")
 def cached(with_profile: Callable[[], Any]) -> Any:
     """One browser context for most pages."""
-    context = with_profile()
-    context.add_init_script(RECORDER)
-    return context
+    return with_profile()
 
 
-@pytest.fixture
-def visit(cached: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
-    `reduced_motion` as given; at the end no page may have complained or asked anything of another host.
-    """
+@contextmanager
+def visiting(context: Any) -> Iterator[Callable[..., Any]]:
+    """See `visit`."""
     opened, problems = [], []
 
     def note_request(sent: Any) -> None:
@@ -189,7 +187,7 @@ def visit(cached: Any) -> Iterator[Callable[..., Any]]:
             problems.append(f"request to {sent.url}")
 
     def open_page(server: Server, query: str = "", viewport: Any = None, **shown: str) -> Any:
-        page = cached.new_page()
+        page = context.new_page()
         opened.append(page)
         if shown:
             page.emulate_media(**shown)
@@ -209,3 +207,19 @@ def visit(cached: Any) -> Iterator[Callable[..., Any]]:
             page.evaluate("localStorage.clear()")
             page.close()
     assert problems == []
+
+
+@pytest.fixture
+def visit(cached: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
+    `reduced_motion` as given; at the end no page may have complained or asked anything of another host.
+    """
+    with visiting(cached) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def visit_once(cached: Any) -> Iterator[Callable[..., Any]]:
+    """The same, for a page that tests of a file share; it is brought to the front for each of them."""
+    with visiting(cached) as open_page:
+        yield open_page

@@ -137,7 +137,7 @@ def main() -> None:
     here.visits.stop = noted_stop  # type: ignore[method-assign]
 
     async def state(_: Any) -> JSONResponse:
-        return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": len(here.visits)})
+        return JSONResponse({**log.state(), "waiting": len(here.queue), "visits": list(here.visits._visits)})
 
     async def hold(http: Any) -> JSONResponse:
         log.hold_from(int(http.query_params["step"]))

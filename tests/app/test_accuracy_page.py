@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from visitor import reload
+from visitor import choose, race, reload
 
 from app.accuracy.shipped import shipped
 from app.accuracy.words import evidence, findings
@@ -25,13 +24,6 @@ def come_near(page: Any) -> None:
     page.wait_for_selector(f"{PLOT}[data-drawn]")
 
 
-def race(page: Any) -> None:
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.at(-1)?.state === 'done'")
-    page.wait_for_selector("#sd-run:not([disabled])")
-
-
 def test_the_figure_waits_for_who_comes_near_and_moves_nothing(visit, keeping) -> None:
     keeping.idle()
     page = visit(keeping)
@@ -43,15 +35,12 @@ def test_the_figure_waits_for_who_comes_near_and_moves_nothing(visit, keeping) -
     assert abs(page.locator("#sd-accuracy").bounding_box()["height"] - before) < 2
     lines = page.locator("#sd-accuracy-said li").all_inner_texts()
     assert lines[:-1] == findings(shipped(), "4k")
-    page.click("#sd-accuracy-length input")
-    page.get_by_role("option", name=re.compile("16k")).click()
+    choose(page, "sd-accuracy-length", "16k")
     page.wait_for_selector("#sd-accuracy-said:has-text('at 16k')")
     page.wait_for_function(f"count => ({POINTS})() === count", arg=points_at("16k"))
-    page.click("#sd-accuracy-speed input")
-    page.get_by_role("option", name=re.compile("clock")).click()
+    choose(page, "sd-accuracy-speed", "clock")
     page.wait_for_selector(f"{PLOT}[aria-label*='seconds of the steps']")
-    page.click("#sd-accuracy-speed input")
-    page.get_by_role("option", name=re.compile("operations")).click()
+    choose(page, "sd-accuracy-speed", "operations")
     page.wait_for_selector(f"{PLOT}[aria-label*='operations executed']")
     label = page.get_attribute(PLOT, "aria-label")
     assert "at 16k, by operations executed" in label and "SparseD as published" in label
@@ -78,8 +67,7 @@ def test_a_run_lies_on_the_figure_of_its_length(visit, keeping) -> None:
     said = page.inner_text("#sd-accuracy-said p")
     assert said.startswith("Your last run (") and all(name.removeprefix("your run: ") in said for name in named)
     # Another length keeps the run for its own.
-    page.click("#sd-accuracy-length input")
-    page.get_by_role("option", name=re.compile("^4k")).click()
+    choose(page, "sd-accuracy-length", "^4k")
     page.wait_for_selector("#sd-accuracy-said p:has-text('has another length')")
     page.wait_for_function(f"() => ({OWN})() === null")
     # The page loaded anew still has the run.
@@ -95,8 +83,7 @@ def test_the_recommended_lane_says_so_where_it_is_chosen_and_where_it_runs(visit
     page.wait_for_selector("#sd-recommended p")
     assert page.inner_text("#sd-recommended p") == evidence(shipped())
     page.click(".sd-close")
-    page.click("#sd-presets input")
-    page.get_by_role("option", name="SparseD, published and recommended").click()
+    choose(page, "sd-presets", "SparseD, published and recommended")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('3 lanes')")
     race(page)
     whose = page.locator(".sd-lane:visible .sd-whose:visible").all_inner_texts()

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+
+from visitor import choose, run_to_end
 
 from sparsed.models.catalogue import find
-
-
-def choose(page: Any, control: str, option: str) -> None:
-    page.click(f"#{control} input")
-    page.get_by_role("option", name=re.compile(option)).first.click()
-
-
-def run_to_end(page: Any) -> str:
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function(
-        "() => ['done', 'stopped', 'failed', 'refused'].includes(window.seen.at(-1)?.state)", timeout=120_000
-    )
-    return page.get_attribute(".sd-stage", "data-state")
 
 
 def test_a_dream_checkpoint_from_a_folder(visit, dream) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from PIL import Image
+from races import ENDS, judge, make_race, make_run, read, slow_cells
 from visitor import listen
 
 from app.finished.animation import FRAME_MS, WIDTHS, _Film, to_animation
@@ -32,19 +32,9 @@ HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"
 
 
 @pytest.fixture(scope="module")
-def made() -> ModuleType:
-    """The module test_replay.py, which makes traces."""
-    spec = importlib.util.spec_from_file_location("tests_app_replay", Path(__file__).with_name("test_replay.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def race(made: ModuleType) -> tuple[dict[str, Any], traces.Trace]:
+def race() -> tuple[dict[str, Any], traces.Trace]:
     """Twelve steps of both lanes over forty cells, pieces of characters among them."""
-    runs, trace = made.make_race(18, 40, 12, (12, 12), 0.2, None)
+    runs, trace = make_race(18, 40, 12, (12, 12), 0.2, None)
     for lane in replay_value(trace)["lanes"]:
         # Cells whose text changes after they were committed.
         assert sum(len(changes) for changes in lane["changes"]) > 40
@@ -108,29 +98,38 @@ def test_no_text_of_the_run_can_leave_its_place(race) -> None:
 # ---------------------------------------------------------------- the file in a browser
 
 
-@pytest.fixture
-def open_file(chromium: Any, tmp_path: Path) -> Any:
-    """Opens a file's text from file:// ; at the end the page must not have complained or asked for anything."""
-    contexts, problems = [], []
+@pytest.fixture(scope="module")
+def files(chromium: Any) -> Iterator[Any]:
+    """A browser context for the files."""
+    context = chromium.new_context()
+    context.add_init_script(
+        "window.seen = []; document.addEventListener('sparsed:stage', (e) => window.seen.push(e.detail));"
+    )
+    yield context
+    context.close()
 
-    def opened(text: str, **options: Any) -> Any:
-        path = tmp_path / f"replay-{len(contexts)}.html"
+
+@pytest.fixture
+def open_file(files: Any, tmp_path: Path) -> Iterator[Any]:
+    """Opens a file's text from file:// ; at the end the page must not have complained or asked for anything."""
+    opened, problems = [], []
+
+    def open_page(text: str, viewport: Any = None, **shown: str) -> Any:
+        path = tmp_path / f"replay-{len(opened)}.html"
         path.write_text(text, encoding="utf-8")
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        context.add_init_script(
-            "window.seen = []; document.addEventListener('sparsed:stage', (e) => window.seen.push(e.detail));"
-        )
-        page = context.new_page()
+        page = files.new_page()
+        opened.append(page)
+        page.set_viewport_size(viewport or {"width": 1280, "height": 900})
+        page.emulate_media(**shown)
         page.on("request", lambda sent: sent.url == path.as_uri() or problems.append(sent.url))
         listen(page, problems)
         page.goto(path.as_uri())
         page.wait_for_selector(".sd-stage[data-sequence]")
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
+    yield open_page
+    for page in opened:
+        page.close()
     assert problems == []
 
 
@@ -201,11 +200,11 @@ def last_seen(page: Any) -> dict[str, Any]:
     return {name: value for name, value in seen.items() if name not in ("sequence", "steps", "replay", "recorded")}
 
 
-def test_step_k_of_the_slider_shows_exactly_state_k(open_file, made, race) -> None:
+def test_step_k_of_the_slider_shows_exactly_state_k(open_file, race) -> None:
     runs, trace = race
-    page = open_file(to_html(trace, judge=made.judge))
+    page = open_file(to_html(trace, judge=judge))
     assert page.get_attribute(".sd-seek", "max") == "12"
-    canvases = {key: Canvas(40, made.read, made.ENDS) for key in runs}
+    canvases = {key: Canvas(40, read, ENDS) for key in runs}
     for step in range(13):
         if step:
             for key, run in runs.items():
@@ -213,12 +212,12 @@ def test_step_k_of_the_slider_shows_exactly_state_k(open_file, made, race) -> No
         go(page, step)
         for key in runs:
             assert drawn(page, key) == expected(canvases[key].cells(), step, step < 12), (key, step)
-        assert last_seen(page) == stage_after(trace, {"dense": step, "sparse": step}, made.judge)
+        assert last_seen(page) == stage_after(trace, {"dense": step, "sparse": step}, judge)
     # Backwards too: nothing depends on what was shown before.
     for step in (7, 12, 3, 0):
         go(page, step)
-        assert last_seen(page) == stage_after(trace, {"dense": step, "sparse": step}, made.judge)
-        assert drawn(page, "sparse") == expected(made.slow_cells(runs["sparse"], step), step, step < 12)
+        assert last_seen(page) == stage_after(trace, {"dense": step, "sparse": step}, judge)
+        assert drawn(page, "sparse") == expected(slow_cells(runs["sparse"], step), step, step < 12)
 
 
 LENGTHS = [((9, 5), None), ((9, 5), 0.9), ((9, 5, 7), None), ((5, 6, 9), 0.9), ((12, 12, 12), None),
@@ -226,28 +225,28 @@ LENGTHS = [((9, 5), None), ((9, 5), 0.9), ((9, 5, 7), None), ((5, 6, 9), 0.9), (
 
 
 @pytest.mark.parametrize(("steps", "threshold"), LENGTHS)
-def test_lanes_of_different_length(open_file, made, steps, threshold) -> None:
+def test_lanes_of_different_length(open_file, steps, threshold) -> None:
     """Stopped in the middle, or ended by a threshold: the shorter lane waits at its end."""
-    runs, trace = made.make_race(21, 24, 12, steps, 0.1, threshold)
-    page = open_file(to_html(trace, judge=made.judge))
+    runs, trace = make_race(21, 24, 12, steps, 0.1, threshold)
+    page = open_file(to_html(trace, judge=judge))
     for step in (0, 1, 4, 5, 6, 7, max(steps)):
         go(page, step)
         at = {key: min(step, most) for key, most in zip(runs, steps, strict=True)}
-        assert last_seen(page) == stage_after(trace, at, made.judge)
+        assert last_seen(page) == stage_after(trace, at, judge)
 
 
-def test_six_lanes_with_a_cache_play_as_they_ran_and_fit_into_the_widest_picture(open_file, made, tmp_path) -> None:
-    _, trace = made.make_race(21, 24, 12, (12, 12, 12, 12, 12), 0.1, None)
+def test_six_lanes_with_a_cache_play_as_they_ran_and_fit_into_the_widest_picture(open_file, tmp_path) -> None:
+    _, trace = make_race(21, 24, 12, (12, 12, 12, 12, 12), 0.1, None)
     dense = trace.lanes["dense"]
     # Every fourth step computes all rows, as in a record of Fast-dLLM with three blocks.
     steps = tuple(replace(step, rows=8) if step.index % 4 else step for step in dense.steps)
     cached = replace(dense, steps=steps, cache=ResolvedCache("dual"))
     six = replace(trace, lanes={**trace.lanes, "dense+dual": cached})
-    page = open_file(to_html(six, judge=made.judge))
+    page = open_file(to_html(six, judge=judge))
     for step in (0, 1, 2, 5, 12):
         go(page, step)
         at = dict.fromkeys([*trace.lanes, "dense+dual"], step)
-        assert last_seen(page) == stage_after(six, at, made.judge)
+        assert last_seen(page) == stage_after(six, at, judge)
         shown = page.locator('[data-lane="dense+dual"]')
         rows = "–" if not step else "8 of 31" if (step - 1) % 4 else "all 31"
         assert shown.locator(".sd-figures dd").last.inner_text() == rows
@@ -264,7 +263,7 @@ def test_six_lanes_with_a_cache_play_as_they_ran_and_fit_into_the_widest_picture
 
 
 @pytest.mark.parametrize("factor", [0.01, 15, 30, 1500])
-def test_short_and_long_runs(open_file, made, race, factor) -> None:
+def test_short_and_long_runs(open_file, race, factor) -> None:
     """Milliseconds, minutes and hours; "auto" brings each under a quarter of a minute."""
     _, trace = race
     slow = {
@@ -272,10 +271,10 @@ def test_short_and_long_runs(open_file, made, race, factor) -> None:
         for name, lane in trace.lanes.items()
     }
     trace = replace(trace, lanes=slow)
-    page = open_file(to_html(trace, judge=made.judge))
+    page = open_file(to_html(trace, judge=judge))
     for step in (3, 4, 9, 10, 11, 12):
         go(page, step)
-        assert last_seen(page) == stage_after(trace, {"dense": step, "sparse": step}, made.judge)
+        assert last_seen(page) == stage_after(trace, {"dense": step, "sparse": step}, judge)
     steps = zip(*([step.seconds for step in lane.steps] for lane in slow.values()), strict=True)
     whole = sum(max(both) for both in steps)
     label = page.text_content(".sd-replay option[value=auto]")
@@ -283,9 +282,9 @@ def test_short_and_long_runs(open_file, made, race, factor) -> None:
     assert said is not None and float(said.group(1)) == pytest.approx(max(1, whole / 15), abs=0.051)
 
 
-def test_as_it_happened_each_lane_has_its_own_clock(open_file, made, race) -> None:
+def test_as_it_happened_each_lane_has_its_own_clock(open_file, race) -> None:
     runs, trace = race
-    page = open_file(to_html(trace, judge=made.judge))
+    page = open_file(to_html(trace, judge=judge))
     page.check('input[value="clock"]')
     ticks = int(page.get_attribute(".sd-seek", "max"))
     longest = max(sum(step.seconds for step in run.steps) for run in runs.values())
@@ -296,7 +295,7 @@ def test_as_it_happened_each_lane_has_its_own_clock(open_file, made, race) -> No
         for key, run in runs.items():
             at[key] = sum(sum(s.seconds for s in run.steps[: made_ + 1]) <= now + 1e-9 for made_ in range(12))
         apart += at["dense"] != at["sparse"]
-        assert last_seen(page) == stage_after(trace, at, made.judge)
+        assert last_seen(page) == stage_after(trace, at, judge)
     assert apart >= 2
     assert page.inner_text(".sd-replay-time").split(" of ")[0] == page.inner_text(".sd-replay-time").split(" of ")[1]
 
@@ -327,9 +326,9 @@ def test_the_bar_by_keyboard(open_file, race) -> None:
 
 
 @pytest.mark.parametrize("way", ["step", "clock"])
-def test_play_goes_through_the_run_and_reaches_its_end(open_file, made, race, way) -> None:
+def test_play_goes_through_the_run_and_reaches_its_end(open_file, race, way) -> None:
     _, trace = race
-    page = open_file(to_html(trace, judge=made.judge))
+    page = open_file(to_html(trace, judge=judge))
     before = last_seen(page)
     page.check(f'input[value="{way}"]')
     page.select_option(".sd-replay select", "4")
@@ -341,7 +340,7 @@ def test_play_goes_through_the_run_and_reaches_its_end(open_file, made, race, wa
     assert len({tuple(one) for one in steps}) >= 5
     assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in zip(steps, steps[1:], strict=False))
     assert way == "clock" or all(one[0] == one[1] for one in steps)
-    assert last_seen(page) == before == stage_after(trace, {"dense": 12, "sparse": 12}, made.judge)
+    assert last_seen(page) == before == stage_after(trace, {"dense": 12, "sparse": 12}, judge)
     assert page.get_attribute(".sd-replay", "data-playing") == "false"
     assert page.inner_text(".sd-play").endswith("Play")
 
@@ -370,11 +369,11 @@ MOUNT = """(value) => {
 
 
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
-def test_a_recorded_run_says_so_and_plays_by_itself_unless_motion_is_unwanted(open_file, made, race, motion) -> None:
+def test_a_recorded_run_says_so_and_plays_by_itself_unless_motion_is_unwanted(open_file, race, motion) -> None:
     _, trace = race
     page = open_file(to_html(trace), reduced_motion=motion)
     page.evaluate("window.seen.length = 0")
-    page.evaluate(MOUNT, replay_value(trace, run=0, of_record=True, autoplay=True, judge=made.judge))
+    page.evaluate(MOUNT, replay_value(trace, run=0, of_record=True, autoplay=True, judge=judge))
     page.wait_for_selector(".sd-stage[data-run='0']")
     badge = page.inner_text(".sd-stage .sd-recorded")
     assert re.fullmatch(r"Recorded · .+ · \d{4}-\d\d-\d\d · Fake", badge)
@@ -462,8 +461,8 @@ def frames_of(path: Path) -> tuple[list[Image.Image], list[int]]:
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("lanes", [2, 3])
-def test_an_animation_lasts_as_long_as_asked_and_holds_its_end(made, tmp_path, suffix, dark, lanes) -> None:
-    _, trace = made.make_race(18, 40, 12, (12,) * lanes, 0.2, None)
+def test_an_animation_lasts_as_long_as_asked_and_holds_its_end(tmp_path, suffix, dark, lanes) -> None:
+    _, trace = make_race(18, 40, 12, (12,) * lanes, 0.2, None)
     path = tmp_path / f"race{suffix}"
     to_animation(trace, path, width=640, seconds=8, dark=dark)
     frames, durations = frames_of(path)
@@ -513,8 +512,8 @@ def test_what_is_taken_away_says_how_the_lanes_shared_the_machine(race, monkeypa
         assert f'"mode":{{"name":"{name}"' in to_html(trace)
 
 
-def test_three_lanes_get_a_wider_picture_that_tells_what_the_third_has_in_common(made, tmp_path) -> None:
-    _, trace = made.make_race(18, 40, 12, (12, 12, 12), 0.2, None)
+def test_three_lanes_get_a_wider_picture_that_tells_what_the_third_has_in_common(tmp_path) -> None:
+    _, trace = make_race(18, 40, 12, (12, 12, 12), 0.2, None)
     to_animation(trace, tmp_path / "three.gif", seconds=4)
     to_animation(replace(trace, lanes=dict(list(trace.lanes.items())[:2])), tmp_path / "two.gif", seconds=4)
     three, two = (frames_of(tmp_path / name)[0][-1] for name in ("three.gif", "two.gif"))
@@ -543,20 +542,20 @@ def test_the_same_run_gives_the_same_bytes(race, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_a_whole_run_stays_small(made, tmp_path, suffix) -> None:
-    _, trace = made.make_race(4, 64, 64, (64, 64), 0.2, None)
+def test_a_whole_run_stays_small(tmp_path, suffix) -> None:
+    _, trace = make_race(4, 64, 64, (64, 64), 0.2, None)
     to_animation(trace, tmp_path / f"race{suffix}")
     assert (tmp_path / f"race{suffix}").stat().st_size < 5_000_000
 
 
-def test_any_text_can_be_drawn(made, race, tmp_path) -> None:
+def test_any_text_can_be_drawn(race, tmp_path) -> None:
     """Scripts that no font here may have, control and half characters, a long word, one lane, steps without time."""
     _, trace = race
     odd = ["日本語", "\ud800", "\x00\x07\t", "ا\u202eب", "🦊", "\n\n", "x" * 300, "", "\U0010ffff", "e\u0301"]
     vocabulary = {token: odd[number % len(odd)] for number, token in enumerate(trace.vocabulary)}
     told = replace(trace, vocabulary=vocabulary, prompt=replace(trace.prompt, question="🦊 日本 " * 60 + "\ud800"))
     to_animation(told, tmp_path / "odd.gif", width=480, seconds=3)
-    alone = traces.record(made.make_run(3, True, 200, 3, 2, 0.2))
+    alone = traces.record(make_run(3, True, 200, 3, 2, 0.2))
     still = replace(alone.lanes["dense"], steps=tuple(replace(s, seconds=0.0) for s in alone.lanes["dense"].steps))
     to_animation(replace(alone, lanes={"dense": still}), tmp_path / "one.webp", width=480, seconds=3)
     assert sum(frames_of(tmp_path / "odd.gif")[1]) == 3000

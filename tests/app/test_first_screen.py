@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from visitor import MOVED, WATCH, run, wait_for
 
 from app.texts import TAGLINE
 
@@ -25,17 +26,6 @@ HIDDEN = """() => {
   };
   return [all.map((found) => found.length), all.flat().filter(away).map((node) => node.id || node.className)];
 }"""
-# The browser's own metric, of everything that moves from now on.
-WATCH = """() => {
-  window.moved = [];
-  window.watching?.disconnect();
-  window.watching = new PerformanceObserver((list) => window.moved.push(...list.getEntries()));
-  window.watching.observe({ type: "layout-shift" });
-}"""
-MOVED = """() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => {
-  window.moved.push(...window.watching.takeRecords());
-  resolve(window.moved.reduce((sum, entry) => sum + entry.value, 0));
-})))"""
 WIDE = "() => [document.documentElement.scrollWidth, window.innerWidth]"
 
 
@@ -45,10 +35,9 @@ def shown(page: Any, buttons: int, lanes: int, switches: int) -> None:
     assert (counts, hidden) == ([buttons, 1, 1, lanes, switches], [])
 
 
-def run(page: Any, press: str = "#sd-run") -> None:
+def run_until_sparse(page: Any, press: str = "#sd-run") -> None:
     """Starts a run, and returns when it is sparse."""
-    page.evaluate("window.seen.length = 0")
-    page.click(press)
+    run(page, press)
     page.wait_for_function("() => window.seen.some((one) => one.state === 'running' && Math.min(...one.steps) >= 16)")
 
 
@@ -70,10 +59,10 @@ def test_the_race_is_on_the_first_screen_and_nothing_moves(visit, fake, size) ->
     shown(page, buttons, lanes, sparse)
     page.evaluate(WATCH)
     with fake.held(24):
-        run(page)
+        run_until_sparse(page)
         assert page.is_visible("#sd-stop") and page.is_visible("#sd-run") == (size != "phone")
         shown(page, buttons, 2, 1)
-    page.wait_for_selector('.sd-stage[data-state="done"]')
+    wait_for(page, "done")
     page.wait_for_selector("#sd-run:not([disabled])")
     page.wait_for_selector("#sd-replay .sd-play:visible")
     shown(page, buttons, 2, 1)
@@ -112,7 +101,7 @@ def test_a_lane_that_selects_again_has_a_mark_for_each_select(visit, fake) -> No
 
 
 @pytest.mark.parametrize("size", ["small", "phone"])
-def test_the_drawer_of_settings_moves_nothing(visit, fake, size) -> None:
+def test_the_drawer_of_settings_moves_nothing_and_files_are_one_press_away(visit, fake, size) -> None:
     width, height = SIZES[size]
     page = visit(fake, viewport={"width": width, "height": height})
     page.wait_for_selector(".sd-recorded:not([hidden])")
@@ -139,6 +128,14 @@ def test_the_drawer_of_settings_moves_nothing(visit, fake, size) -> None:
     page.click(".sd-close")
     page.wait_for_selector("#sd-settings > button:not(.open)")
     assert page.evaluate(boxes) == before
+    # The recorded race's files, before any run; the tab itself may be in a menu on a phone.
+    page.click("#sd-take")
+    page.wait_for_selector(".sd-takeaway a[download]:visible")
+    page.wait_for_function(
+        "() => { const box = document.querySelector('#sd-tabs').getBoundingClientRect();"
+        " return box.top >= 0 && box.top < window.innerHeight / 2; }"
+    )
+    assert page.locator(".sd-takeaway a").last.get_attribute("href") == "?view=api"
 
 
 def test_old_numbers_are_said_to_be_old_and_a_run_is_seen_from_anywhere(visit, fake) -> None:
@@ -153,7 +150,7 @@ def test_old_numbers_are_said_to_be_old_and_a_run_is_seen_from_anywhere(visit, f
     page.locator("#sd-observe-early").scroll_into_view_if_needed()
     assert page.evaluate("window.scrollY") > 0
     with fake.held(24):
-        run(page, "#sd-observe-early")
+        run_until_sparse(page, "#sd-observe-early")
         page.wait_for_selector(".sd-stage:not([data-old])")
         counts, _ = page.evaluate(HIDDEN)
         assert counts[3] == 2
@@ -171,19 +168,3 @@ def test_old_numbers_are_said_to_be_old_and_a_run_is_seen_from_anywhere(visit, f
     colours = "document.querySelector('.sd-ratio') && getComputedStyle(document.querySelector('.sd-ratio')).color"
     muted = "getComputedStyle(document.querySelector('.sd-facts')).color"
     assert page.evaluate(colours) == page.evaluate(muted)
-
-
-@pytest.mark.parametrize("size", ["large", "phone"])
-def test_what_can_be_taken_away_is_one_press_from_the_lanes(visit, fake, size) -> None:
-    """The recorded race's files, before any run; the tab itself may be in a menu on a phone."""
-    fake.idle()
-    width, height = SIZES[size]
-    page = visit(fake, viewport={"width": width, "height": height})
-    page.wait_for_selector(".sd-facts:not([hidden])")
-    page.click("#sd-take")
-    page.wait_for_selector(".sd-takeaway a[download]:visible")
-    page.wait_for_function(
-        "() => { const box = document.querySelector('#sd-tabs').getBoundingClientRect();"
-        " return box.top >= 0 && box.top < window.innerHeight / 2; }"
-    )
-    assert page.locator(".sd-takeaway a").last.get_attribute("href") == "?view=api"

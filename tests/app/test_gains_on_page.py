@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_accessible import serious
+from visitor import race, serious
 
 from app.lengths.recorded import RECORDED
 
@@ -33,8 +33,7 @@ def test_recorded_lines_are_there_and_runs_drop_points_on_them(visit, fake) -> N
     before = page.evaluate(TRACES)
     assert {trace["name"] for trace in before} == known and not any(trace["here"] for trace in before)
     place = page.evaluate(ABOVE)
-    page.click("#sd-run")
-    page.wait_for_selector("#sd-run:not([disabled])")
+    race(page)
     page.wait_for_function(DRAWN, arg=1)
     (point,) = [trace for trace in page.evaluate(TRACES) if trace["here"]]
     assert point["name"] == "SparseD, single runs" and point["x"] == [TOKENS]
@@ -73,4 +72,4 @@ def test_its_legend_can_be_read_at_every_width(visit, fake, scheme, width) -> No
     command = RECORDED[0].commands[0]
     assert legend.get_by_text(command, exact=True).is_visible()
     scrolled, window = page.evaluate("() => [document.documentElement.scrollWidth, window.innerWidth]")
-    assert scrolled <= window and serious(page) == []
+    assert scrolled <= window and serious(page, "#sd-gains-chart") == []

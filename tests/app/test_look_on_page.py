@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from visitor import listen
+from visitor import choose, choose_length, link, listen, open_record, race, scrub, set_steps, take
 
 from sparsed import trace as traces
 from sparsed.models.catalogue import find
@@ -18,32 +17,10 @@ from sparsed.models.catalogue import find
 STEPS = 16
 
 
-def prepare(page: Any, *, track: bool = False) -> None:
+def prepare(page: Any) -> None:
     """A short race of few steps."""
-    page.click("#sd-length input")
-    page.get_by_role("option", name=re.compile("short context")).first.click()
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('25')")
-    page.click("#sd-settings button")
-    page.fill("#sd-steps input[type=number]", str(STEPS))
-    page.keyboard.press("Tab")
-    if track:
-        page.check("#sd-track input")
-    page.click("#sd-settings button")
-
-
-def race(page: Any) -> None:
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.state === 'done')", timeout=120_000)
-    page.wait_for_selector("#sd-run:not([disabled])")
-    page.wait_for_selector("#sd-replay input[type=range]:visible")
-
-
-def download(page: Any, name: str) -> Path:
-    page.get_by_role("tab", name="Take it away").click()
-    with page.expect_download() as found:
-        page.click(f'#sd-takeaway a[href$="{name}"]')
-    return Path(found.value.path())
+    choose_length(page, "short context")
+    set_steps(page, STEPS)
 
 
 def canvases(page: Any) -> list[list[str]]:
@@ -54,17 +31,8 @@ def canvases(page: Any) -> list[list[str]]:
     )
 
 
-def scrub(page: Any, step: int) -> None:
-    slider = page.locator("#sd-replay input[type=range]")
-    slider.evaluate("(node, step) => { node.value = step; node.dispatchEvent(new Event('input')); }", step)
-    page.wait_for_function(
-        "n => document.querySelector('.sd-lane .sd-figures dd').textContent.startsWith(n ? n + ' of' : '– of')",
-        arg=step,
-    )
-
-
 @pytest.fixture(scope="module")
-def raced(chromium, real):
+def raced(chromium, real, tmp_path_factory):
     """A page whose first run is over, tracked; and the record of that run."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
@@ -77,9 +45,12 @@ def raced(chromium, real):
     real.idle()
     page.goto(real.url)
     page.wait_for_selector(".sd-facts:not([hidden])")
-    prepare(page, track=True)
+    prepare(page)
+    page.click("#sd-settings button")
+    page.check("#sd-track input")
+    page.click(".sd-close")
     race(page)
-    yield page, traces.load(download(page, "run.json.gz")), problems
+    yield page, traces.load(take(page, "run.json.gz", tmp_path_factory.mktemp("file"))), problems
     assert problems == []
     context.close()
 
@@ -173,8 +144,7 @@ def test_shades_show_the_choice_or_the_importance(raced) -> None:
     page.keyboard.press("Tab")
     both = "blocks kept, over how important they are"
     for label, top in (("blocks kept alone", 2), ("importance alone", 255), (both, 255)):
-        page.click("#sd-shades input")
-        page.get_by_role("option", name=label, exact=True).click()
+        choose(page, "sd-shades", f"^{label}$")
         page.wait_for_function(
             """([title, top]) => {
                 const { layout, data } = document.querySelector('#sd-heatmap .sd-plot');
@@ -211,16 +181,16 @@ def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:
     assert page.input_value("#sd-layer input[type=number]") == "4"
 
 
-def test_the_files_are_the_run_s(raced) -> None:
+def test_the_files_are_the_run_s(raced, tmp_path) -> None:
     page, record, _ = raced
-    text = download(page, "replay.html").read_text(encoding="utf-8")
+    text = take(page, "replay.html", tmp_path).read_text(encoding="utf-8")
     assert record.prompt.question is not None and json.dumps(record.prompt.question)[1:-1] in text
     assert "http://" not in text.replace("http://www.w3.org/", "") and "src=" not in text
     from PIL import Image
 
-    with Image.open(download(page, "race.gif")) as picture:
+    with Image.open(take(page, "race.gif", tmp_path)) as picture:
         assert picture.format == "GIF" and picture.n_frames > 5
-    with Image.open(download(page, "race.webp")) as picture:
+    with Image.open(take(page, "race.webp", tmp_path)) as picture:
         assert picture.format == "WEBP" and picture.n_frames > 5
 
 
@@ -229,10 +199,7 @@ def test_a_record_loads_back_into_the_same_page(raced, visit, real, tmp_path) ->
     path = tmp_path / "run.json.gz"
     traces.save(record, path)
     other = visit(real)
-    other.get_by_role("tab", name="Take it away").click()
-    with other.expect_file_chooser() as chooser:
-        other.click("#sd-upload")
-    chooser.value.set_files(path)
+    open_record(other, path)
     other.wait_for_selector("#sd-replay input[type=range]:visible")
     other.wait_for_function("() => document.querySelector('.sd-recorded')?.textContent.startsWith('Recorded')")
     # A recorded run plays by its lanes' own clocks; the slider counts steps when both lanes go in step.
@@ -249,19 +216,16 @@ def test_a_record_loads_back_into_the_same_page(raced, visit, real, tmp_path) ->
     # What is no record is refused in a sentence, and what was there stays.
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"a": "<b>1</b>"}')
-    with other.expect_file_chooser() as chooser:
-        other.click("#sd-upload")
-    chooser.value.set_files(wrong)
+    open_record(other, wrong)
     other.wait_for_function("() => document.querySelector('#sd-upload-said').textContent.includes('is no trace')")
     assert canvases(other) == canvases(page)
 
 
 def test_a_link_brings_the_settings_back(raced, visit, real) -> None:
     page, record, _ = raced
-    page.get_by_role("tab", name="Take it away").click()
-    link = page.input_value("#sd-link")
-    assert link.startswith(real.url) and f"steps={STEPS}" in link and "track=1" in link
-    other = visit(real, link.removeprefix(real.url))
+    given = link(page)
+    assert given.startswith(real.url) and f"steps={STEPS}" in given and "track=1" in given
+    other = visit(real, given.removeprefix(real.url))
     other.wait_for_function(
         "question => document.querySelector('.sd-question')?.textContent === question", arg=record.prompt.question
     )
@@ -282,8 +246,7 @@ def test_a_link_s_values_are_those_of_the_run(visit, real) -> None:
         page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('at most')")
         page.wait_for_selector("text=64 tokens are generated, not 50: whole semi-autoregressive blocks of 32.")
         page.wait_for_timeout(500)
-        page.click("#sd-run")
-        page.wait_for_function("() => window.seen.some((one) => one.state === 'done')", timeout=120_000)
+        race(page)
         assert "of ≤ 64" in page.inner_text('[data-lane="sparse"] .sd-figures')
         assert page.locator('[data-lane="sparse"] .sd-cell').count() == 64
         page.click("#sd-settings button")

@@ -6,23 +6,11 @@ import re
 import time
 from typing import Any
 
+import pytest
 from playwright.sync_api import TimeoutError
-from visitor import reload
+from visitor import choose, choose_length, facts, is_free, own_text, reload, run, run_to_end, state, wait_for
 
-
-def state(page: Any) -> str:
-    return page.get_attribute(".sd-stage", "data-state")
-
-
-def wait_for(page: Any, *states: str) -> None:
-    page.wait_for_selector(", ".join(f'.sd-stage[data-state="{name}"]' for name in states))
-
-
-def run(page: Any) -> None:
-    """Starts a run, and returns when it goes on; a recorded one that plays is no such run."""
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.some((one) => one.state === 'running')")
+from app.texts import BUTTONS, EXAMPLES, button_titles, example_id
 
 
 def refused(page: Any, said: str) -> None:
@@ -30,35 +18,6 @@ def refused(page: Any, said: str) -> None:
     wait_for(page, "refused")
     page.wait_for_selector(f".sd-problem:not([hidden]):has-text('{said}')")
     assert page.is_hidden(".sd-message") and page.inner_text("body").count(said) == 1
-
-
-def is_free(page: Any) -> None:
-    """Another run can be started, and there is none to stop."""
-    page.wait_for_selector("#sd-run:not([disabled])")
-    assert page.is_disabled("#sd-stop")
-
-
-def run_to_end(page: Any) -> None:
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => ['done', 'stopped', 'failed'].includes(window.seen.at(-1)?.state)")
-
-
-def choose(page: Any, control: str, option: str) -> None:
-    """Pick an entry of one of gradio's dropdowns, as a visitor does."""
-    page.click(f"#{control} input")
-    page.get_by_role("option", name=re.compile(option)).first.click()
-
-
-def own_text(page: Any, text: str) -> None:
-    if not page.is_visible("#sd-text textarea"):
-        choose(page, "sd-kind", "Your own text")
-        page.wait_for_selector("#sd-text textarea")
-    page.fill("#sd-text textarea", text)
-    counted = f"{len(text.split()):,} prompt tokens"
-    page.wait_for_function(
-        "text => document.querySelector('.sd-facts').textContent.startsWith(text)", arg=counted
-    )
 
 
 def test_a_fresh_page_is_ready_to_run(visit, fake) -> None:
@@ -103,10 +62,23 @@ def test_a_fresh_page_offers_a_prompt_that_is_done_soon() -> None:
     assert desk.speed.longest(loaded, asked, 0.01) == "short_context"
 
 
-def test_a_run_from_beginning_to_end(visit, fake) -> None:
-    page = visit(fake)
-    run_to_end(page)
-    assert state(page) == "done"
+@pytest.fixture(scope="module")
+def first_run(visit_once, fake) -> Any:
+    """A page whose first run is over, and another one can be started."""
+    page = visit_once(fake)
+    assert run_to_end(page) == "done"
+    is_free(page)
+    return page
+
+
+@pytest.fixture
+def raced(first_run) -> Any:
+    first_run.bring_to_front()
+    return first_run
+
+
+def test_a_run_from_beginning_to_end(raced, fake) -> None:
+    page = raced
     assert re.fullmatch(r"\d\.\d\d×", page.inner_text(".sd-ratio"))
     assert page.inner_text(".sd-score-speed .sd-words") == "faster"
     assert page.inner_text(".sd-same") == "100 %"
@@ -120,7 +92,6 @@ def test_a_run_from_beginning_to_end(visit, fake) -> None:
     assert page.inner_text(".sd-gold").startswith("Expected answer")
     phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()
     assert phases == ["dense steps 1–13", "select step 14", "sparse steps 15–64"]
-    is_free(page)
     assert fake.state()["overlaps"] == 0
 
 
@@ -160,10 +131,8 @@ def test_a_value_set_just_before_run_counts(visit, fake) -> None:
     assert page.locator(".sd-lane .sd-figures dd").first.inner_text() == "16 of 16"
 
 
-def test_a_head_beyond_the_last_is_the_last(visit, fake) -> None:
-    page = visit(fake)
-    run_to_end(page)
-    is_free(page)
+def test_a_head_beyond_the_last_is_the_last(raced) -> None:
+    page = raced
     page.wait_for_function("() => document.querySelector('#sd-heatmap .sd-plot').layout.title?.text.endsWith('head 0')")
     page.fill("#sd-head input[type=number]", "9")
     page.keyboard.press("Tab")
@@ -171,24 +140,8 @@ def test_a_head_beyond_the_last_is_the_last(visit, fake) -> None:
     assert page.locator(".toast-body").count() == 0
 
 
-def test_what_buttons_do_is_said_when_they_are_pointed_at(visit, fake) -> None:
-    from app.texts import BUTTONS
-
-    page = visit(fake)
-    page.get_by_role("tab", name="Take it away").click()
-    # Another question belongs to the invented world, an example to a text of one's own.
-    for element, said in sorted(BUTTONS.items(), key=lambda item: item[0] == "sd-insert"):
-        if element == "sd-insert":
-            choose(page, "sd-kind", "Your own text")
-        page.locator(f"#{element}").hover(force=True)
-        assert page.evaluate("id => { const node = document.getElementById(id);"
-            " return node.title || node.querySelector('button')?.title; }", element) == said  # fmt: skip
-
-
 def test_an_example_sets_all_that_it_needs_and_runs(visit, fake) -> None:
     """Nothing of what was set before stays behind, and while it runs no other run can be begun."""
-    from app.texts import EXAMPLES, button_titles, example_id
-
     number, example = next((i, one) for i, one in enumerate(EXAMPLES.values()) if one.kind == "about")
     title = button_titles()[example_id(number)]
     page = visit(fake)
@@ -243,8 +196,7 @@ def test_the_address_keeps_the_settings_and_the_tab_its_last_run(visit, fake) ->
 
 def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     page = visit(fake)
-    choose(page, "sd-length", "4k")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    choose_length(page, "4k")
     page.evaluate("window.messages.length = 0")
     with fake.held(4):
         run(page)
@@ -254,9 +206,8 @@ def test_the_answer_is_not_sent_before_the_end(visit, fake) -> None:
     assert '\\"gold\\":null' in sent and "near the river Sava ." not in sent
 
 
-def test_cells_tell_their_step_and_confidence_to_pointer_and_keyboard(visit, fake) -> None:
-    page = visit(fake)
-    run_to_end(page)
+def test_cells_tell_their_step_and_confidence_to_pointer_and_keyboard(raced) -> None:
+    page = raced
     lane = page.locator('[data-lane="sparse"]')
     lane.locator(".sd-cell").nth(1).hover()
     # What the token's row can see, tests/app/test_playhead.py holds against the pattern.
@@ -266,7 +217,7 @@ def test_cells_tell_their_step_and_confidence_to_pointer_and_keyboard(visit, fak
     page.keyboard.press("End")
     page.keyboard.press("ArrowLeft")
     # The pointer still lies there: what moves under it, another cell or none, takes nothing from the keyboard.
-    for shift in (8, 60, 600):
+    for shift in (8, 60, 600, 0):
         page.evaluate("px => { document.querySelector('.sd-stage').style.marginTop = px + 'px'; }", shift)
         page.wait_for_timeout(250)
     assert lane.locator(".sd-tip").inner_text().startswith("Token 63: end of the answer, committed in step")
@@ -276,7 +227,7 @@ def test_cells_tell_their_step_and_confidence_to_pointer_and_keyboard(visit, fak
     assert lane.locator(".sd-tip").is_hidden()
 
 
-def test_the_prompt_length_moves_what_the_visitor_has_not_set(visit, fake) -> None:
+def test_the_prompt_length_moves_what_the_visitor_has_not_set_and_is_refused_if_it_does_not_fit(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
     select, size = "#sd-select input[type=number]", "#sd-block-size input"
@@ -288,10 +239,6 @@ def test_the_prompt_length_moves_what_the_visitor_has_not_set(visit, fake) -> No
     choose(page, "sd-length", "short context")
     page.wait_for_function("() => document.querySelector('#sd-select input[type=number]').value === '0.5'")
     assert page.input_value(size) == "64"
-
-
-def test_a_length_that_does_not_fit_says_why_and_is_refused(visit, fake) -> None:
-    page = visit(fake)
     choose(page, "sd-length", "64k · too long here: about")
     page.wait_for_selector(".sd-problem:not([hidden])")
     assert "Choose a shorter prompt length" in page.inner_text(".sd-problem")
@@ -314,21 +261,6 @@ def set_slider(page, element: str, value: str) -> None:
     raise AssertionError(f"#{element} does not take {value}")
 
 
-def test_a_run_that_never_becomes_sparse_is_announced(visit, fake) -> None:
-    page = visit(fake)
-    page.click("#sd-settings button")
-    set_slider(page, "sd-skip", "1")
-    said = "document.querySelector('.sd-prompt .sd-notes')?.textContent"
-    page.wait_for_function(f"() => {said}.includes('never becomes')")
-    assert "never becomes sparse" in page.inner_text(".sd-prompt .sd-notes")
-    run_to_end(page)
-    assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–64"]
-    spoken = "() => document.querySelector('.sd-stage > .sd-hidden').textContent"
-    page.wait_for_function(f"() => ({spoken})() === 'Both lanes are done.'")
-    page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 64")
-    assert page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout.shapes") in (None, [])
-
-
 def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
@@ -349,11 +281,17 @@ def test_settings_that_do_not_fit_together_are_one_sentence(visit, fake) -> None
     refused(page, "“Denoising steps” must be at least")
 
 
-def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
+def test_an_engine_error_is_a_sentence_and_the_next_run_works(visit, fake) -> None:
     page = visit(fake)
+    own_text(page, "one kaboom two three four five six")
+    assert run_to_end(page) == "failed"
+    said = page.inner_text(".sd-message")
+    assert "SparseD" in said and "the fake kernel failed on purpose" in said and "Traceback" not in said
+    is_free(page)
+    # A text of one's own has no expected answer.
     own_text(page, "What is the name of the river ?")
     assert page.is_hidden("#sd-length") and "expected answer" not in page.inner_text(".sd-facts")
-    run_to_end(page)
+    assert run_to_end(page) == "done"
     assert page.inner_text('[data-lane="dense"] .sd-verdict') == "" and page.is_hidden(".sd-gold")
     guesses = "mini was not trained on texts like this one: the speed is real, the answers are guesses."
     assert page.locator(".sd-stage .sd-notes li").all_inner_texts() == [guesses]
@@ -363,15 +301,13 @@ def test_the_visitors_own_text_has_no_expected_answer(visit, fake) -> None:
     page.click("text=Insert an example")
     box = "document.querySelector('#sd-text textarea')"
     page.wait_for_function(f"() => {box}.value.endsWith('Tell me about Mara Velin (0).')")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
+    facts(page, "2")
     run_to_end(page)
     assert page.locator(".sd-stage .sd-notes li").count() == 0
 
 
-def test_a_run_that_is_refused_leaves_the_screen_as_it_was(visit, fake) -> None:
-    page = visit(fake)
-    run_to_end(page)
-    is_free(page)
+def test_a_run_that_is_refused_leaves_the_screen_as_it_was(raced) -> None:
+    page = raced
     page.wait_for_selector("#sd-replay input[type=range]:visible")
     parts = [".sd-score-speed", ".sd-lanes", "#sd-replay", "#sd-looking"]
     before = [page.inner_text(part) for part in parts]
@@ -387,19 +323,6 @@ def test_a_run_that_is_refused_leaves_the_screen_as_it_was(visit, fake) -> None:
     assert page.is_hidden(".sd-problem") and [page.inner_text(part) for part in parts] != before
 
 
-def test_an_engine_error_is_a_sentence_and_the_next_run_works(visit, fake) -> None:
-    page = visit(fake)
-    own_text(page, "one kaboom two three four five six")
-    page.click("#sd-run")
-    wait_for(page, "failed")
-    said = page.inner_text(".sd-message")
-    assert "SparseD" in said and "the fake kernel failed on purpose" in said and "Traceback" not in said
-    is_free(page)
-    own_text(page, "one two three four five six")
-    run_to_end(page)
-    assert state(page) == "done"
-
-
 def value(page: Any, control: str) -> str:
     return page.locator(f"#{control} input").first.input_value()
 
@@ -410,21 +333,6 @@ def shows(page: Any, control: str, expected: str) -> None:
         "([control, expected]) => document.querySelector(`#${control} input`).value === expected",
         arg=[control, expected],
     )
-
-
-def test_the_list_of_models_says_what_each_takes(visit, fake) -> None:
-    page = visit(fake)
-    page.click("#sd-settings button")
-    page.click("#sd-model input")
-    options = [text for text in page.get_by_role("option").all_inner_texts() if text]
-    assert "Broken-7B · 14.0 GB download" in options
-    assert "Giant-100B · too large here: 200.0 GB of weights, 24.0 GB of memory" in options
-    page.get_by_role("option", name="Giant").click()
-    page.wait_for_selector(".sd-problem:not([hidden])")
-    assert page.inner_text(".sd-problem").startswith("Giant-100B is too large for this machine: 200.0 GB")
-    page.click("#sd-run")
-    refused(page, "does not fit into this machine")
-    is_free(page)
 
 
 def test_settings_follow_the_model_and_loading_shows_its_progress(visit, fake) -> None:
@@ -474,11 +382,21 @@ def test_settings_follow_the_model_and_loading_shows_its_progress(visit, fake) -
     assert "Only Dream's algorithms have it." in page.inner_text("#sd-top-p")
 
 
-def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
+def test_a_model_that_is_too_large_or_does_not_load_leaves_the_page_usable(visit, fake) -> None:
     page, other = visit(fake), visit(fake)
     page.click("#sd-settings button")
+    page.click("#sd-model input")
+    options = [text for text in page.get_by_role("option").all_inner_texts() if text]
+    assert "Broken-7B · 14.0 GB download" in options
+    assert "Giant-100B · too large here: 200.0 GB of weights, 24.0 GB of memory" in options
+    page.get_by_role("option", name="Giant").click()
+    page.wait_for_selector(".sd-problem:not([hidden])")
+    assert page.inner_text(".sd-problem").startswith("Giant-100B is too large for this machine: 200.0 GB")
+    page.click("#sd-run")
+    refused(page, "does not fit into this machine")
+    is_free(page)
     choose(page, "sd-model", "Broken-7B")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('Broken-7B')")
+    facts(page, "Broken-7B")
     with fake.held(2):
         run(other)
         page.click("#sd-run")
@@ -487,17 +405,16 @@ def test_a_model_that_does_not_load_leaves_the_page_usable(visit, fake) -> None:
     assert page.inner_text(".sd-chips").split("\n") == ["broken", "not in memory"]
     wait_for(other, "done")
     page.click("text=Back to mini")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
+    facts(page, "2")
     assert page.is_hidden(".sd-problem") and page.input_value("#sd-model input").startswith("mini")
-    run_to_end(page)
-    assert state(page) == "done"
+    assert run_to_end(page) == "done"
 
 
 def test_stop_ends_the_waiting_for_a_model(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
     choose(page, "sd-model", "Slowpoke-7B")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('Slowpoke-7B')")
+    facts(page, "Slowpoke-7B")
     page.click("#sd-run")
     wait_for(page, "loading")
     page.click("#sd-stop")
@@ -506,20 +423,29 @@ def test_stop_ends_the_waiting_for_a_model(visit, fake) -> None:
     is_free(page)
     # Nobody waits for it: another model can be chosen and run at once.
     choose(page, "sd-model", "mini")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('2')")
-    run_to_end(page)
-    assert state(page) == "done"
+    facts(page, "2")
+    assert run_to_end(page) == "done"
 
 
-def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
+def test_a_run_that_never_becomes_sparse_says_so_be_it_by_its_skip_or_by_a_threshold(visit, fake) -> None:
     page = visit(fake)
     page.click("#sd-settings button")
+    set_slider(page, "sd-skip", "1")
+    said = "document.querySelector('.sd-prompt .sd-notes')?.textContent"
+    page.wait_for_function(f"() => {said}.includes('never becomes')")
+    assert "never becomes sparse" in page.inner_text(".sd-prompt .sd-notes")
+    run_to_end(page)
+    assert page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts() == ["dense steps 1–64"]
+    spoken = "() => document.querySelector('.sd-stage > .sd-hidden').textContent"
+    page.wait_for_function(f"() => ({spoken})() === 'Both lanes are done.'")
+    page.wait_for_function("() => document.querySelector('#sd-timeline .sd-plot').data?.[1]?.x.length === 64")
+    assert page.evaluate("document.querySelector('#sd-timeline .sd-plot').layout.shapes") in (None, [])
+    set_slider(page, "sd-skip", "0.2")
     choose(page, "sd-threshold", "0.90")
     page.wait_for_function("() => / at most on this machine ·/.test(document.querySelector('.sd-facts').textContent)")
     choose(page, "sd-algorithm", "entropy")
     page.wait_for_function("() => document.querySelector('#sd-threshold input').disabled")
     assert "Not with entropy" in page.inner_text("#sd-threshold")
-    said = "document.querySelector('.sd-prompt .sd-notes').textContent"
     page.wait_for_function(f"() => {said}.includes('The setting “Confidence threshold” is left out. Not with entropy')")
     choose(page, "sd-algorithm", "low_confidence")
     page.wait_for_function("() => !document.querySelector('#sd-threshold input').disabled")
@@ -545,7 +471,7 @@ def test_a_run_with_a_threshold_ends_early(visit, fake) -> None:
     assert phases == ["dense steps 1–4", "select step 5", "sparse steps 6–11"]
 
 
-def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
+def test_two_visitors_take_turns_on_the_device_and_who_waits_can_stop_waiting(visit, fake) -> None:
     first, second = visit(fake), visit(fake)
     said = r"Waiting for the device: one run is before yours, (about \d+ s|a moment)\."
     with fake.held(2):
@@ -553,28 +479,21 @@ def test_two_visitors_take_turns_on_the_device(visit, fake) -> None:
         second.click("#sd-run")
         wait_for(second, "waiting")
         assert re.fullmatch(said, second.inner_text(".sd-message"))
+        second.click("#sd-stop")
+        wait_for(second, "stopped")
+        is_free(second)
+        assert state(first) == "running"
+        second.click("#sd-run")
+        wait_for(second, "waiting")
         fake.stop(first)
     wait_for(first, "stopped")
     wait_for(second, "done")
     assert fake.state()["overlaps"] == 0
 
 
-def test_who_waits_can_stop_waiting(visit, fake) -> None:
-    first, second = visit(fake), visit(fake)
-    with fake.held(2):
-        run(first)
-        second.click("#sd-run")
-        wait_for(second, "waiting")
-        second.click("#sd-stop")
-        wait_for(second, "stopped")
-        second.wait_for_selector("#sd-run:not([disabled])")
-        assert state(first) == "running"
-
-
 def test_closing_the_tab_ends_the_run_and_frees_the_device(visit, fake) -> None:
     page = visit(fake)
-    choose(page, "sd-length", "4k")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('4,')")
+    choose_length(page, "4k")
     before = fake.state()["steps"]
     run(page)
     page.close()
@@ -588,7 +507,6 @@ def test_the_design_follows_the_system_and_the_button(visit, fake) -> None:
     page = visit(fake, color_scheme="dark")
     colour = "() => getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(colour)
-    run_to_end(page)
     page.wait_for_selector("#sd-timeline .main-svg")
     tick = "() => document.querySelector('#sd-timeline .xtick text').style.fill"
     before = page.evaluate(tick)
@@ -610,8 +528,17 @@ def test_a_phone_shows_everything_without_scrolling_sideways(visit, fake) -> Non
     assert page.is_hidden("#sd-steps")
 
 
-def test_the_documents_that_a_question_needs_are_marked_in_its_prompt(visit, fake) -> None:
+def test_a_prompt_marks_the_documents_that_its_question_needs_and_buttons_say_what_they_do(visit, fake) -> None:
     page = visit(fake)
+
+    def says(button: str) -> str:
+        page.locator(f"#{button}").hover(force=True)
+        return page.locator(f"#{button}").evaluate("node => node.title || node.querySelector('button')?.title")
+
+    page.get_by_role("tab", name="Take it away").click()
+    # Another question belongs to the invented world, an example to a text of one's own.
+    for button, said in BUTTONS.items():
+        assert button == "sd-insert" or says(button) == said
     page.click(".sd-preview summary")
     page.wait_for_selector(".sd-prompt-text mark")
     text = page.text_content(".sd-prompt-text")
@@ -621,6 +548,7 @@ def test_the_documents_that_a_question_needs_are_marked_in_its_prompt(visit, fak
     assert "the 2 documents" in page.get_attribute(".sd-prompt-text", "data-legend")
     page.keyboard.press("Escape")
     own_text(page, "hello there")
+    assert says("sd-insert") == BUTTONS["sd-insert"]
     page.click(".sd-preview summary")
     page.wait_for_function("() => document.querySelector('.sd-prompt-text').textContent === 'hello there'")
     assert page.query_selector(".sd-prompt-text mark") is None

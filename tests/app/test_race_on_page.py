@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from fractions import Fraction
 from typing import Any
 
 import pytest
 from gradio_client.utils import apply_diff
+from visitor import choose_length, race, scrub, set_steps, wait_for
 
 CASES = [("short context", 64), ("4k", 16)]
 
 
-def prepare(page: Any, length: str, steps: int) -> None:
-    """Choose the prompt length and the number of steps, as a visitor does."""
-    page.click("#sd-settings button")
-    page.fill("#sd-steps input[type=number]", str(steps))
-    page.keyboard.press("Tab")
-    page.click("#sd-length input")
-    page.get_by_role("option", name=re.compile(length)).first.click()
-    tokens = "4," if length == "4k" else "2"
-    page.wait_for_function(
-        "text => document.querySelector('.sd-facts').textContent.startsWith(text)", arg=tokens
-    )
-
-
 def stream_of(page: Any) -> list[dict[str, Any]]:
-    """Every value of the stage that the server sent during the last run, put together from the differences.
-    """
+    """Every value of the stage that the server sent during the last run, put together from the differences."""
     values: dict[str, list[Any]] = {}
     current: dict[str, Any] = {}
     for text in page.evaluate("window.messages"):
@@ -44,7 +30,7 @@ def stream_of(page: Any) -> list[dict[str, Any]]:
         else:
             current[event] = data
         first = current[event][0]
-        if isinstance(first, str) and '"lanes"' in first:
+        if isinstance(first, str) and '"sequence"' in first:  # the replay, which comes at the end, has lanes too
             values.setdefault(event, []).append(json.loads(first))
     return list(values.values())[-1]
 
@@ -53,10 +39,10 @@ def stream_of(page: Any) -> list[dict[str, Any]]:
 def test_a_race(visit, real, length: str, steps: int) -> None:
     real.idle()
     page = visit(real)
-    prepare(page, length, steps)
-    page.evaluate("window.messages.length = 0; window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_selector('.sd-stage[data-state="done"]', timeout=240_000)
+    set_steps(page, steps)
+    choose_length(page, length)
+    page.evaluate("window.messages.length = 0")
+    race(page)
     page.wait_for_function(
         "n => document.querySelector('#sd-timeline .sd-plot').data?.length === 4"
         " && document.querySelector('#sd-timeline .sd-plot').data.every((d) => d.x.length === n)",
@@ -123,7 +109,7 @@ def test_the_first_state_comes_soon_after_run(visit, real, record_property) -> N
     first = page.evaluate("window.seen.find((one) => one.steps.some((step) => step > 0)).at - window.pressed")
     record_property("first_state_ms", round(first))
     page.click("#sd-stop")
-    page.wait_for_selector('.sd-stage[data-state="stopped"], .sd-stage[data-state="done"]')
+    wait_for(page, "stopped", "done")
     # The goal is 1.5 s on a quiet machine; a test may run on a busy one.
     assert first < 6000
 
@@ -132,12 +118,13 @@ def test_the_first_state_comes_soon_after_run(visit, real, record_property) -> N
 def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: str) -> None:
     real.idle()
     page = visit(real)
-    prepare(page, length, 64)
+    set_steps(page, 64)
+    choose_length(page, length)
     with real.held(8):
         page.click("#sd-run")
         page.wait_for_function("() => window.seen.some((one) => one.steps.every((step) => step >= 2))")
         real.stop(page)
-    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    wait_for(page, "stopped")
     assert real.state()["after_stop"] <= 1
     # What was written stays.
     stopped = page.evaluate("window.seen.at(-1)")
@@ -153,7 +140,7 @@ def test_stop_ends_within_one_step_and_the_next_run_works(visit, real, length: s
         page.click("#sd-run")
         page.wait_for_function(begun, arg=stopped["run"])
         real.stop(page)
-    page.wait_for_selector('.sd-stage[data-state="stopped"]')
+    wait_for(page, "stopped")
 
 
 def test_a_canvas_that_grows_shows_what_is_not_there_yet(visit, real) -> None:
@@ -173,7 +160,7 @@ def test_a_canvas_that_grows_shows_what_is_not_there_yet(visit, real) -> None:
         # Of a block that is there and not done.
         named = [cell.get_attribute("aria-label") for cell in cells.all()[32:64]]
         assert 0 < named.count("masked") < 32 and "not there yet" not in named
-    page.wait_for_selector('.sd-stage[data-state="done"]', timeout=120_000)
+    wait_for(page, "done")
     page.wait_for_function(f"() => {later} === 0")
     assert "not there yet" not in page.inner_text(".sd-legend")
     # Each of the three canvases selects for itself once the first fifth of the steps is made.
@@ -181,9 +168,5 @@ def test_a_canvas_that_grows_shows_what_is_not_there_yet(visit, real) -> None:
     assert "select steps 6, 9, 17" in phases.replace("\n", " ")
     page.wait_for_selector("#sd-replay input[type=range]:visible")
     for step, missing in ((8, 64), (9, 32), (17, 0)):
-        page.evaluate(
-            "step => { const at = document.querySelector('#sd-replay input[type=range]'); at.value = step; "
-            "at.dispatchEvent(new Event('input', { bubbles: true })); }",
-            step,
-        )
+        scrub(page, step)
         page.wait_for_function(f"() => {later} === {missing}")

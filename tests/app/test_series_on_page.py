@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from test_accessible import serious
-from test_first_screen import MOVED, WATCH
+from visitor import MOVED, WATCH, own_text, race, serious
 
 from app.assets import together
 from app.page.serving import SCRIPTS, STYLES
@@ -27,8 +26,7 @@ def after_a_run(visit: Any, server: Any, **window: Any) -> Any:
     page = visit(server, "?steps=8&lanes=sliding_window", **window)
     assert page.is_disabled("#sd-ask") and page.inner_text("#sd-ask") == "20 questions like this"
     assert "After a run" in page.inner_text("#sd-count")
-    page.click("#sd-run")
-    page.wait_for_selector('.sd-stage[data-state="done"]')
+    race(page)
     page.wait_for_selector("#sd-ask:not([disabled])")
     return page
 
@@ -75,12 +73,15 @@ def test_twenty_questions_are_counted_in_their_place(visit, fake, size) -> None:
     assert scrolled <= window and page.is_enabled("#sd-ask")
 
 
-@pytest.mark.parametrize("press", ["#sd-series-stop", "#sd-stop"])
-def test_stop_keeps_what_is_counted(visit, fake, press) -> None:
-    page = after_a_run(visit, fake)
+@pytest.mark.parametrize(
+    ("press", "scheme", "width"), [("#sd-series-stop", "light", 1280), ("#sd-stop", "dark", 390)]
+)
+def test_stop_keeps_what_is_counted_until_a_text_of_ones_own_has_run(visit, fake, press, scheme, width) -> None:
+    page = after_a_run(visit, fake, color_scheme=scheme, viewport={"width": width, "height": 900})
     page.click("#sd-ask")
     page.wait_for_function(ASKED, arg="2 of 20")
     with fake.held(4) as hold:
+        assert serious(page, "#sd-series") == []
         fake.stop(page, lambda: page.click(press))
         hold(5)
         page.wait_for_selector('.sd-series[data-state="stopped"]')
@@ -88,40 +89,18 @@ def test_stop_keeps_what_is_counted(visit, fake, press) -> None:
     counted = [" ".join(row[1].split()[:3]) for row in page.evaluate(ROWS)]
     count = int(counted[0].split(" of ")[1])
     assert 2 <= count < 20 and counted == [f"{count} of {count}", f"{count} of {count}", f"0 of {count}"]
+    assert serious(page, "#sd-series") == []
     page.wait_for_selector("#sd-run:not([disabled])")
     fake.idle()
     # The next run leaves them there.
-    page.click("#sd-run")
-    page.wait_for_selector('.sd-stage[data-state="running"]')
-    page.wait_for_selector("#sd-run:not([disabled])")
+    race(page)
     assert [" ".join(row[1].split()[:3]) for row in page.evaluate(ROWS)] == counted
-
-
-def test_a_text_of_ones_own_has_no_further_questions(visit, fake) -> None:
-    page = after_a_run(visit, fake)
-    page.click("#sd-kind input")
-    page.get_by_role("option", name="Your own text").click()
-    page.fill("#sd-text textarea", "Some words of my own to read.")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('7 ')")
-    # Until it has run, the last run is that of the question.
+    # A text of one's own has no further questions; until it has run, the last run is that of the question.
+    own_text(page, "Some words of my own to read.")
     assert page.is_enabled("#sd-ask")
-    page.click("#sd-run")
-    page.wait_for_selector('.sd-stage[data-state="running"]')
-    page.wait_for_selector("#sd-run:not([disabled])")
+    race(page)
     page.wait_for_selector("#sd-ask[disabled]")
     assert page.inner_text("#sd-ask") == "20 questions like this"
-
-
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_axe_finds_nothing_serious_in_the_count(visit, fake, scheme, width) -> None:
-    page = after_a_run(visit, fake, color_scheme=scheme, viewport={"width": width, "height": 900})
-    page.click("#sd-ask")
-    page.wait_for_function(ASKED, arg="1 of 20")
-    assert serious(page) == []
-    fake.stop(page)
-    page.wait_for_selector('.sd-series[data-state="stopped"]')
-    assert serious(page) == []
-    page.wait_for_selector("#sd-run:not([disabled])")
 
 
 def test_the_count_is_drawn_as_text(chromium) -> None:

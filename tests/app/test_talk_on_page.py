@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
-from test_accessible import serious
-from visitor import reload
+from visitor import reload, serious, take
 
 from sparsed import trace
 
+IMAGE, BOLD = '<img src=x onerror="window.hit=1">', "<img src=x onerror='window.hit=1'><b>bold</b>"
 TURNS = """() => [...document.querySelectorAll(".sd-turns li")].map(
   (each) => [each.querySelector("b").textContent, each.querySelector("span").textContent])"""
 
@@ -48,12 +48,14 @@ def asked_of(page: Any) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("size", [(1440, 900), (390, 844)])
-def test_a_further_question_has_what_was_said_before_it(visit: Any, fake: Any, size: tuple[int, int]) -> None:
+def test_a_further_question_has_what_was_said_before_it_and_a_new_conversation_forgets_it(
+    visit: Any, fake: Any, size: tuple[int, int]
+) -> None:
     page = after_a_run(visit, fake, viewport={"width": size[0], "height": size[1]})
     [(who, question), (whose, answer)] = page.evaluate(TURNS)
     assert (who, whose) == ("You", "Answer, Full attention") and question.endswith("Tell me about Mara Velin (0).")
     assert page.is_disabled(".sd-talk-ask")
-    assert not serious(page)
+    assert not serious(page, "#sd-prompt, #sd-talk")
     ask(page, "And when was that?")
     first, second = asked_of(page)
     assert first["role"] == "user" and first["content"].endswith("Tell me about Mara Velin (0).")
@@ -74,12 +76,8 @@ def test_a_further_question_has_what_was_said_before_it(visit: Any, fake: Any, s
     assert [one["role"] for one in asked_of(page)] == ["user", "assistant"] * 2
     assert [who for who, _ in page.evaluate(TURNS)] == ["You", "Answer"] * 2 + ["You", "Answer, SparseD"]
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-    assert not serious(page)
-
-
-def test_a_new_conversation_forgets_it(visit: Any, fake: Any) -> None:
-    page = after_a_run(visit, fake)
-    ask(page, "And then?")
+    assert not serious(page, "#sd-prompt, #sd-talk")
+    # And a new one, by the button that stands below the turns.
     page.click(".sd-talk .sd-anew")
     page.wait_for_selector('.sd-talk[data-state="off"]')
     page.wait_for_function("() => document.querySelector('.sd-question').textContent.startsWith('Tell me about')")
@@ -94,18 +92,7 @@ def test_a_new_conversation_forgets_it(visit: Any, fake: Any) -> None:
     page.wait_for_function("() => document.querySelector('.sd-question').textContent.startsWith('Tell me about')")
 
 
-def test_a_link_and_a_reload_carry_the_conversation(visit: Any, fake: Any) -> None:
-    page = after_a_run(visit, fake, "?steps=8&kind=own&text=A+short+text")
-    ask(page, "And then?")
-    page.wait_for_function("() => location.search.includes('history')")
-    linked = parse_qs(urlparse(page.url).query)
-    assert linked["text"] == ["And then?"] and linked["kind"] == ["own"]
-    turns = asked_of(page)
-    assert json.loads(linked["history"][0]) == turns and turns[0]["content"] == "A short text"
-    other = visit(fake, "?" + urlparse(page.url).query)
-    other.wait_for_function("() => document.querySelector('.sd-question').textContent === 'And then?'")
-    assert asked_of(other) == turns and "earlier turns" in other.inner_text("#sd-linked")
-    # What is too long for an address comes back in the same tab.
+def test_a_reload_carries_a_conversation_that_is_too_long_for_an_address(visit: Any, fake: Any) -> None:
     page = after_a_run(visit, fake, "?steps=8&length=2k")
     ask(page, "And why?")
     turns = asked_of(page)
@@ -123,15 +110,23 @@ def test_a_link_with_turns_that_are_none_is_said(visit: Any, fake: Any) -> None:
     assert "where 'user' is due" in page.inner_text("#sd-linked")
 
 
-def test_what_is_said_is_text(visit: Any, fake: Any) -> None:
-    page = after_a_run(visit, fake, "?steps=8&kind=own&text=%3Cimg+src%3Dx+onerror%3D%22window.hit%3D1%22%3E")
-    ask(page, "<img src=x onerror='window.hit=1'><b>bold</b>")
+def test_what_is_said_is_text_and_a_link_carries_it(visit: Any, fake: Any) -> None:
+    page = after_a_run(visit, fake, "?" + urlencode({"steps": 8, "kind": "own", "text": IMAGE}))
+    ask(page, BOLD)
     assert page.evaluate("() => window.hit") is None and page.locator(".sd-talk img").count() == 0
-    assert page.evaluate(TURNS)[2] == ["You", "<img src=x onerror='window.hit=1'><b>bold</b>"]
-
-
-def test_half_a_character_in_a_further_question_is_replaced(visit: Any, fake: Any) -> None:
-    page = after_a_run(visit, fake)
+    assert page.evaluate(TURNS)[2] == ["You", BOLD]
+    # The link brings it all back.
+    page.wait_for_function("() => location.search.includes('history')")
+    linked = parse_qs(urlparse(page.url).query)
+    assert linked["text"] == [BOLD] and linked["kind"] == ["own"]
+    turns = asked_of(page)
+    assert json.loads(linked["history"][0]) == turns and turns[0]["content"] == IMAGE
+    other = visit(fake, "?" + urlparse(page.url).query)
+    other.wait_for_function("text => document.querySelector('.sd-question').textContent === text", arg=BOLD)
+    assert asked_of(other) == turns and "earlier turns" in other.inner_text("#sd-linked")
+    assert other.evaluate("() => window.hit") is None and other.locator(".sd-prompt img, .sd-talk img").count() == 0
+    # Half a character is replaced.
+    page.bring_to_front()
     page.evaluate(
         """() => {
             const box = document.querySelector(".sd-talk-text");
@@ -140,9 +135,9 @@ def test_half_a_character_in_a_further_question_is_replaced(visit: Any, fake: An
         }"""
     )
     page.click(".sd-talk-ask")
-    page.wait_for_function("() => document.querySelectorAll('.sd-turns li').length === 4")
+    page.wait_for_function("() => document.querySelectorAll('.sd-turns li').length === 6")
     ended(page)
-    assert page.evaluate(TURNS)[2] == ["You", "when \ufffd was that"]
+    assert page.evaluate(TURNS)[4] == ["You", "when \ufffd was that"]
 
 
 def test_mini_answers_a_further_question_about_its_documents(visit: Any, real: Any, tmp_path: Path) -> None:
@@ -154,11 +149,7 @@ def test_mini_answers_a_further_question_about_its_documents(visit: Any, real: A
     assert question.startswith("… ") and question.endswith("?") and "\n" not in question
     ask(page, question.removeprefix("… "))
     assert page.evaluate(TURNS)[-1][1] == answer
-    page.click("#sd-take")
-    with page.expect_download() as download:
-        page.click('#sd-takeaway a[href$="run.json.gz"]')
-    download.value.save_as(tmp_path / "run.json.gz")
-    prompt = trace.load(tmp_path / "run.json.gz").prompt
+    prompt = trace.load(take(page, "run.json.gz", tmp_path)).prompt
     assert [role for role, _ in prompt.history] == ["user", "assistant"] and prompt.history[1][1] == answer
     documents, _, asked = prompt.history[0][1].rpartition("\n")
     assert documents.startswith("Read the documents") and prompt.text == asked and prompt.chat is True

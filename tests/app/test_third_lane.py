@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from visitor import listen
+from visitor import cells, choose, facts, link, listen, open_record, own_text, race, scrub, take
 
 from app.figures.palette import palette
 from sparsed import trace as traces
@@ -16,41 +15,11 @@ from sparsed import trace as traces
 LANES = {"dense": "dense", "sparse": "sparsed", "baseline": "sliding_window"}
 
 
-def choose(page: Any, control: str, option: str) -> None:
-    page.click(f"#{control} input")
-    page.get_by_role("option", name=re.compile(option)).first.click()
-
-
-def race(page: Any) -> None:
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => ['done', 'stopped', 'failed'].includes(window.seen.at(-1)?.state)")
-    page.wait_for_selector("#sd-run:not([disabled])")
-
-
-def cells(page: Any, lane: str) -> list[str | None]:
-    """The text of each cell of a lane as it stands on the page; None where it is masked. The end has marks."""
-    return page.eval_on_selector_all(
-        f'[data-lane="{lane}"] .sd-canvas .sd-cell',
-        "cells => cells.map((cell) => (cell.dataset.state === 'masked' ? null : cell.textContent))",
-    )
-
-
 def drawn(written: list[str | None]) -> list[str | None]:
     """What the page must show of what the engine wrote."""
     end = next((place for place, text in enumerate(written) if text == "<end>"), None)
     marks = {place: " ∎" if place == end else "·" for place, text in enumerate(written) if text == "<end>"}
     return [marks.get(place, text) for place, text in enumerate(written)]
-
-
-def scrub(page: Any, step: int) -> None:
-    slider = page.locator("#sd-replay input[type=range]")
-    slider.evaluate("(node, step) => { node.value = step; node.dispatchEvent(new Event('input')); }", step)
-    page.wait_for_function(
-        "n => [...document.querySelectorAll('.sd-lane:not([hidden])')].every((lane) =>"
-        " lane.querySelector('dd').textContent.startsWith(n ? `${n} of` : '– of'))",
-        arg=step,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +42,7 @@ def raced(chromium: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory)
     race(page)
     written = keeping.lanes()
     page.wait_for_selector("#sd-replay input[type=range]:visible")
-    page.get_by_role("tab", name="Take it away").click()
-    path = tmp_path_factory.mktemp("file") / "run.json.gz"
-    with page.expect_download() as found:
-        page.click('#sd-takeaway a[href$="run.json.gz"]')
-    found.value.save_as(path)
-    yield page, written, path
+    yield page, written, take(page, "run.json.gz", tmp_path_factory.mktemp("file"))
     assert problems == []
     context.close()
 
@@ -144,10 +108,7 @@ def test_its_file_opens_again_and_replays_every_lane(raced, visit, keeping) -> N
                 canvas[commit.position] = record.vocabulary[commit.token]
             assert canvas == state
     page = visit(keeping, reduced_motion="no-preference")
-    page.get_by_role("tab", name="Take it away").click()
-    with page.expect_file_chooser() as chooser:
-        page.click("#sd-upload")
-    chooser.value.set_files(path)
+    open_record(page, path)
     page.wait_for_selector('[data-lane="baseline"] h2:has-text("Sliding window"):visible')
     # The recorded race of a fresh page has that lane too, with an answer of another length.
     page.wait_for_function(
@@ -192,23 +153,16 @@ def test_the_baseline_s_blocks_can_be_looked_at(raced) -> None:
 
 def test_a_link_brings_the_third_lane_back(raced, visit, keeping) -> None:
     page, _, _ = raced
-    page.get_by_role("tab", name="Take it away").click()
-    link = page.input_value("#sd-link")
-    assert "lanes=sliding_window" in link
-    other = visit(keeping, link.removeprefix(keeping.url))
+    given = link(page)
+    assert "lanes=sliding_window" in given
+    other = visit(keeping, given.removeprefix(keeping.url))
     other.click("#sd-settings button")
     other.wait_for_selector("#sd-lanes .token:has-text('Sliding window')")
 
 
 def test_its_files_to_take_away_have_three_lanes(raced, chromium, tmp_path: Path) -> None:
     page, written, _ = raced
-    page.get_by_role("tab", name="Take it away").click()
-    files = {}
-    for name in ("replay.html", "race.webp"):
-        with page.expect_download() as found:
-            page.click(f'#sd-takeaway a[href$="{name}"]')
-        files[name] = tmp_path / name
-        found.value.save_as(files[name])
+    files = {name: take(page, name, tmp_path) for name in ("replay.html", "race.webp")}
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     alone = context.new_page()
     alone.goto(files["replay.html"].as_uri())
@@ -245,19 +199,19 @@ def test_three_lanes_stand_beside_each_other_where_there_is_room_and_in_two_colu
 def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
     keeping.idle()
     page = visit(keeping, "?third=random&length=4k")
-    page.wait_for_function("() => document.querySelector('.sd-facts')?.textContent.startsWith('4,')")
+    facts(page, "4,")
     # Its cost is in what is said beforehand.
     page.click("#sd-settings button")
     page.wait_for_selector("#sd-lanes .token")
-    facts = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
-    dear = page.evaluate(facts)
+    cost = "() => Number(/about (\\d+) s on this machine/.exec(document.querySelector('.sd-facts').textContent)[1])"
+    dear = page.evaluate(cost)
     choose(page, "sd-presets", "^3 lanes · SparseD . cache$")
     page.wait_for_selector("#sd-lanes .token:has-text('SparseD + Refresh · ours')")
     page.wait_for_function("() => document.querySelector('.sd-facts').textContent.includes('3 lanes: also SparseD + ')")
     choose(page, "sd-presets", "^2 lanes · ")
-    page.wait_for_function(f"dear => ({facts})() < dear", arg=dear)
+    page.wait_for_function(f"dear => ({cost})() < dear", arg=dear)
     choose(page, "sd-lanes", "^Random blocks$")
-    page.wait_for_function(f"dear => ({facts})() === dear", arg=dear)
+    page.wait_for_function(f"dear => ({cost})() === dear", arg=dear)
     # Lanes that are no preset's are called so.
     page.wait_for_function("() => document.querySelector('#sd-presets input').value === 'as chosen in Settings'")
     page.evaluate("window.seen.length = 0")
@@ -274,9 +228,7 @@ def test_stop_and_failure_end_three_lanes(visit, keeping) -> None:
         assert cells(page, lane) == drawn(made[pattern][-1])
     assert page.locator(".sd-lane-same:visible").count() == 0
     page.wait_for_selector("#sd-run:not([disabled])")
-    choose(page, "sd-kind", "Your own text")
-    page.fill("#sd-text textarea", "one two kablam three four")
-    page.wait_for_function("() => document.querySelector('.sd-facts').textContent.startsWith('5 ')")
+    own_text(page, "one two kablam three four")
     page.click("#sd-run")
     page.wait_for_selector('.sd-stage[data-state="failed"]')
     assert "in the lane “Random blocks”" in page.inner_text(".sd-message")

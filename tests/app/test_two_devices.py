@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import pytest
 from gradio_client import Client
+from visitor import choose_length, race, set_steps, take
 
 from sparsed import trace as traces
 
@@ -17,28 +16,16 @@ STEPS = 16
 ASKED = 2 * (STEPS + 1)
 
 
-def run_to_end(page: Any, server: Any, length: str) -> tuple[int, int]:
+def raced(page: Any, server: Any, length: str) -> tuple[int, int]:
     """Runs the question at this prompt length; returns the steps asked for, and how many began within another."""
     server.idle()
-    page.click("#sd-settings button")
     # Before the length: what follows that leaves alone what a visitor has set.
-    page.fill("#sd-steps input[type=number]", str(STEPS))
-    page.keyboard.press("Tab")
-    page.click("#sd-settings button")
+    set_steps(page, STEPS)
     choose_length(page, length)
     before = server.state()
-    page.evaluate("window.seen.length = 0")
-    page.click("#sd-run")
-    page.wait_for_function("() => window.seen.length && window.seen.at(-1).state === 'done'", timeout=60_000)
+    race(page)
     after = server.state()
     return after["steps"] - before["steps"], after["overlaps"] - before["overlaps"]
-
-
-def choose_length(page: Any, length: str) -> None:
-    page.click("#sd-length input")
-    page.get_by_role("option", name=re.compile(f"^{length}")).first.click()
-    tokens = "4," if length == "4k" else "2"
-    page.wait_for_function("text => document.querySelector('.sd-facts').textContent.startsWith(text)", arg=tokens)
 
 
 def mode(page: Any) -> tuple[str, str]:
@@ -48,7 +35,7 @@ def mode(page: Any) -> tuple[str, str]:
 
 def test_lanes_with_long_steps_run_at_the_same_time(visit, double, tmp_path) -> None:
     page = visit(double)
-    steps, overlaps = run_to_end(page, double, "4k")
+    steps, overlaps = raced(page, double, "4k")
     # A step of full attention takes as long as one to two sparse ones: nearly every step begins within another.
     assert steps == ASKED and overlaps >= STEPS // 2
     assert mode(page) == ("together", TOGETHER)
@@ -63,11 +50,7 @@ def test_lanes_with_long_steps_run_at_the_same_time(visit, double, tmp_path) -> 
     assert page.inner_text("#sd-replay .sd-replay-hint").endswith("live they ran at the same time.")
     page.locator("#sd-replay input[type=range]").fill("100")
     assert mode(page) == ("together", TOGETHER)
-    page.get_by_role("tab", name="Take it away").click()
-    with page.expect_download() as found:
-        page.click('#sd-takeaway a[href$="run.json.gz"]')
-    found.value.save_as(tmp_path / "run.json.gz")
-    record = traces.load(tmp_path / "run.json.gz")
+    record = traces.load(take(page, "run.json.gz", tmp_path))
     assert {name: lane.device for name, lane in record.lanes.items()} == {"dense": 0, "sparse": 1}
 
 
@@ -87,19 +70,18 @@ def test_a_stop_ends_both_lanes_within_their_steps(visit, double) -> None:
 
 def test_short_steps_take_turns_there_too_and_the_page_says_why(visit, double) -> None:
     page = visit(double)
-    steps, overlaps = run_to_end(page, double, "short")
+    steps, overlaps = raced(page, double, "short")
     assert steps == ASKED and overlaps == 0
     assert mode(page) == ("turns", "The lanes take turns on one GPU: steps this short would hold each other up.")
 
 
-@pytest.mark.parametrize("length", ["short", "4k"])
-def test_with_one_device_lanes_take_turns(visit, keeping, length: str) -> None:
+def test_with_one_device_lanes_take_turns(visit, keeping) -> None:
     page = visit(keeping)
-    steps, overlaps = run_to_end(page, keeping, length)
-    assert steps == ASKED and overlaps == 0 and mode(page) == ("turns", TURNS)
-    page.wait_for_selector("#sd-replay input[type=range]:visible")
-    page.get_by_label("as it happened").check()
-    assert page.inner_text("#sd-replay .sd-replay-hint").endswith("live they took turns.")
+    for length in ("short", "4k"):
+        steps, overlaps = raced(page, keeping, length)
+        assert steps == ASKED and overlaps == 0 and mode(page) == ("turns", TURNS)
+        page.get_by_label("as it happened").check()
+        assert page.inner_text("#sd-replay .sd-replay-hint").endswith("live they took turns.")
 
 
 def test_a_comparison_says_at_which_lengths_lanes_ran_at_the_same_time(visit, double) -> None:

@@ -36,12 +36,22 @@ def shows(page: Any, sentence: str) -> None:
     )
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_another_select_is_tried_by_keyboard_and_taken_back(visit, fake, width) -> None:
+@pytest.fixture(scope="module", params=[1280, 390])
+def fresh_page(request, visit_once, fake) -> Any:
     fake.idle()
-    run = opening()
+    return visit_once(fake, viewport={"width": request.param, "height": 900})
+
+
+@pytest.fixture
+def fresh(fresh_page) -> Any:
+    """A page that has not run, with the recorded run."""
+    fresh_page.bring_to_front()
+    return fresh_page
+
+
+def test_another_select_is_tried_by_keyboard_and_taken_back(fresh) -> None:
+    page, run = fresh, opening()
     assert run is not None
-    page = visit(fake, viewport={"width": width, "height": 900})
     page.wait_for_selector("#sd-heatmap .sd-plot[data-drawn]")
     assert np.array_equal(drawn(page, "Layer 1, head 0"), own(run, 1, 0).mask)
     shows(page, said(run, 1, 0, None))
@@ -85,31 +95,8 @@ def test_another_select_is_tried_by_keyboard_and_taken_back(visit, fake, width) 
     page.wait_for_selector('.sd-map-over[data-phase="dense"]')
 
 
-def test_where_nothing_can_be_tried_the_page_says_why(visit, fake) -> None:
-    fake.idle()
-    page = visit(fake, QUERY)
-    page.wait_for_selector(f"{SLIDER}:enabled")
-    page.focus(SLIDER)
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_function(TITLE, arg="Layer 1, head 0, if select were 0.29")
-    with fake.held(10):
-        page.click("#sd-run")
-        shows(page, texts.WHAT_IF_LATER)
-        page.wait_for_selector(f"{SLIDER}:disabled")
-        # The blocks of the run that goes on are its own.
-        page.wait_for_function("() => document.querySelector('#sd-heatmap .sd-plot').layout.meta?.map.blocks === 9")
-        page.wait_for_function(TITLE, arg="Layer 1, head 0")
-        assert page.locator(".sd-scene-show:enabled").count() == 0
-    page.wait_for_selector('.sd-stage[data-state="done"]')
-    shows(page, texts.WHAT_IF_UNKNOWN)  # the stand-in keeps no importances
-    assert page.is_disabled(SLIDER)
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_each_scene_leads_to_its_step_of_the_race(visit, fake, width) -> None:
-    fake.idle()
-    run = opening()
-    page = visit(fake, viewport={"width": width, "height": 900})
+def test_each_scene_leads_to_its_step_of_the_race(fresh) -> None:
+    page, run, width = fresh, opening(), fresh.viewport_size["width"]
     page.wait_for_selector(".sd-scene-show:enabled >> nth=4")
     assert page.locator("#sd-how h2").inner_text() == "How it works"
     page.evaluate("window.at = () => window.sparsed.playhead?.steps.map(({ lane, step }) => [lane, step])")
@@ -138,32 +125,33 @@ def test_each_scene_leads_to_its_step_of_the_race(visit, fake, width) -> None:
     assert len({box["x"] for box in boxes}) == (5 if width == 1280 else 1)
 
 
-def test_the_scenes_become_those_of_the_visitor_s_own_run(visit, fake) -> None:
+def test_where_nothing_can_be_tried_the_page_says_why(visit, fake) -> None:
     fake.idle()
     page = visit(fake, QUERY)
-    page.wait_for_selector(".sd-scene-show:enabled >> nth=4")
-    assert page.inner_text(".sd-story-of") == texts.RECORDED_STORY
-    heights = [section.bounding_box()["height"] for section in page.locator(".sd-scene").all()]
-    page.click("#sd-run")
-    page.wait_for_function("said => document.querySelector('.sd-story-of').textContent === said", arg=texts.OWN_STORY)
-    scenes = page.locator(".sd-scene").all()
-    assert [scene.locator("button").inner_text() for scene in scenes] == [
-        *(f"Show step {step} in the race" for step in (8, 4, 5, 6)), "Not in this run",
-    ]  # fmt: skip
-    assert scenes[0].locator(".sd-scene-said").inner_text().startswith("After step 8 of 16: ")
-    assert scenes[4].locator("button").is_disabled()
-    assert scenes[4].locator(".sd-scene-said").inner_text() == texts.NO_CACHE
-    assert [scene.bounding_box()["height"] for scene in scenes] == heights
-    page.wait_for_selector("#sd-run:not([disabled])")
-    scenes[2].locator("button").click()
-    page.wait_for_function("() => document.querySelector('.sd-map-over').dataset.step === '5'")
-    assert page.get_attribute(".sd-map-over", "data-phase") == "select"
+    page.wait_for_selector(f"{SLIDER}:enabled")
+    page.focus(SLIDER)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(TITLE, arg="Layer 1, head 0, if select were 0.29")
+    with fake.held(10):
+        page.click("#sd-run")
+        shows(page, texts.WHAT_IF_LATER)
+        page.wait_for_selector(f"{SLIDER}:disabled")
+        # The blocks of the run that goes on are its own.
+        page.wait_for_function("() => document.querySelector('#sd-heatmap .sd-plot').layout.meta?.map.blocks === 9")
+        page.wait_for_function(TITLE, arg="Layer 1, head 0")
+        assert page.locator(".sd-scene-show:enabled").count() == 0
+    page.wait_for_selector('.sd-stage[data-state="done"]')
+    shows(page, texts.WHAT_IF_UNKNOWN)  # the stand-in keeps no importances
+    assert page.is_disabled(SLIDER)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_where_a_step_s_time_goes_is_shown_when_a_run_is_over(visit, fake, width) -> None:
+def test_the_scenes_and_where_a_step_s_time_goes_become_those_of_the_visitor_s_own_run(visit, fake, width) -> None:
     fake.idle()
     page = visit(fake, QUERY, viewport={"width": width, "height": 900})
+    page.wait_for_selector(".sd-scene-show:enabled >> nth=4")
+    assert page.inner_text(".sd-story-of") == texts.RECORDED_STORY
+    heights = [section.bounding_box()["height"] for section in page.locator(".sd-scene").all()]
     page.wait_for_selector(".sd-spent-said li")
     height = page.locator("#sd-where").bounding_box()["height"]
     page.click("#sd-run")
@@ -187,3 +175,16 @@ def test_where_a_step_s_time_goes_is_shown_when_a_run_is_over(visit, fake, width
     words = page.locator(".sd-spent-words").all_inner_texts()
     assert len(words) == 4 and all(" attention, " in one and one.endswith(" the rest") for one in words)
     assert page.locator("#sd-where").bounding_box()["height"] == height
+    page.wait_for_function("said => document.querySelector('.sd-story-of').textContent === said", arg=texts.OWN_STORY)
+    scenes = page.locator(".sd-scene").all()
+    assert [scene.locator("button").inner_text() for scene in scenes] == [
+        *(f"Show step {step} in the race" for step in (8, 4, 5, 6)), "Not in this run",
+    ]  # fmt: skip
+    assert scenes[0].locator(".sd-scene-said").inner_text().startswith("After step 8 of 16: ")
+    assert scenes[4].locator("button").is_disabled()
+    assert scenes[4].locator(".sd-scene-said").inner_text() == texts.NO_CACHE
+    assert [scene.bounding_box()["height"] for scene in scenes] == heights
+    page.wait_for_selector("#sd-run:not([disabled])")
+    scenes[2].locator("button").click()
+    page.wait_for_function("() => document.querySelector('.sd-map-over').dataset.step === '5'")
+    assert page.get_attribute(".sd-map-over", "data-phase") == "select"

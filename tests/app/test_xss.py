@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from visitor import listen
+from visitor import cells, facts, link, listen, open_record, run_to_end, take
 
 from app.figures.shared import LONGEST_WORDS
 from app.race.fields import FIELDS
@@ -270,37 +270,6 @@ def test_most_payloads_really_run_code_where_they_are_dangerous(control: Trap, f
 # ---------------------------------------------------------------- a visitor's own text
 
 
-def wait_for(page: Any, *states: str) -> None:
-    page.wait_for_selector(", ".join(f'.sd-stage[data-state="{name}"]' for name in states))
-
-
-def run_to_end(page: Any) -> None:
-    """Starts a run and waits for its end; the recorded one that plays at first is none."""
-    page.evaluate(
-        """() => {
-            window.ended = null;
-            document.addEventListener("sparsed:stage", (event) => {
-                const { replay, state } = event.detail;
-                if (!replay && ["done", "stopped", "failed", "refused"].includes(state)) window.ended = state;
-            });
-        }"""
-    )
-    page.click("#sd-run")
-    page.wait_for_function("() => window.ended")
-
-
-def cells(page: Any, lane: str) -> list[str]:
-    found = "[...document.querySelectorAll(`[data-lane=${lane}] .sd-canvas .sd-cell`)]"
-    return page.evaluate(f"lane => {found}.map((cell) => cell.textContent)", lane)
-
-
-def counted(page: Any, text: str) -> None:
-    """Waits until the page has counted the words of the text."""
-    page.wait_for_function(
-        "said => document.querySelector('.sd-facts').textContent.startsWith(said)", arg=f"{len(text.split())} prompt"
-    )
-
-
 def prompt_text(page: Any) -> str:
     if not page.evaluate("() => document.querySelector('.sd-preview').open"):
         page.click(".sd-preview summary")
@@ -333,14 +302,13 @@ def tips(page: Any, lane: str, count: int) -> list[str]:
 FAST = {"kind": "own", "steps": 16, "gen_length": 128, "block_length": 128}
 
 
-def test_own_text_and_the_answers_tokens_stay_text(trap: Trap, keeping: Any) -> None:
+def test_own_text_and_the_answers_tokens_stay_text(trap: Trap, keeping: Any, tmp_path: Path) -> None:
     page = trap.page(keeping, "?" + urlencode({**FAST, "text": "hello", "third": "random"}))
     text = "\n".join([*TEXTS, *LINES])
     page.fill("#sd-text textarea", text)
-    counted(page, text)
+    facts(page, f"{len(text.split())} prompt")
     assert prompt_text(page) == text
-    run_to_end(page)
-    wait_for(page, "done")
+    assert run_to_end(page) == "done"
     expected = answer_of(text, 128)
     assert cells(page, "dense") == expected and cells(page, "sparse") == expected
     assert cells(page, "baseline")[:2] == expected[:2]
@@ -356,11 +324,7 @@ def test_own_text_and_the_answers_tokens_stay_text(trap: Trap, keeping: Any) -> 
     assert page.inner_text(".sd-about b") == OWN_QUESTION
     trap.check()
     # And as a file of its own.
-    page.get_by_role("tab", name="Take it away").click()
-    with page.expect_download() as saved:
-        page.click("#sd-takeaway a[href$='replay.html']")
-    file = saved.value.path().rename(saved.value.path().with_suffix(".html"))
-    alone = trap.open(file.as_uri())
+    alone = trap.open(take(page, "replay.html", tmp_path).as_uri())
     alone.wait_for_function("n => document.querySelectorAll('[data-lane=sparse] .sd-cell').length === n", arg=128)
     assert cells(alone, "sparse") == expected
 
@@ -369,9 +333,8 @@ def test_a_failed_run_says_nothing_that_came_from_the_text(trap: Trap, fake: Any
     page = trap.page(fake, "?" + urlencode({**FAST, "text": "hello"}))
     text = "\n".join([fake_engine.FAIL_WORD, *TEXTS])
     page.fill("#sd-text textarea", text)
-    counted(page, text)
-    run_to_end(page)
-    wait_for(page, "failed")
+    facts(page, f"{len(text.split())} prompt")
+    assert run_to_end(page) == "failed"
     assert "press Run again" in page.inner_text(".sd-message")
 
 
@@ -387,7 +350,7 @@ def said_of_link(page: Any) -> str:
 def test_a_links_own_text_stays_text(trap: Trap, fake: Any) -> None:
     text = "\n".join([*TEXTS, *LINES])
     page = trap.page(fake, "?" + urlencode({**FAST, "text": text}))
-    counted(page, text)
+    facts(page, f"{len(text.split())} prompt")
     assert page.input_value("#sd-text textarea") == text
     assert prompt_text(page) == text
 
@@ -470,13 +433,6 @@ def hostile_record(fake_engine: ModuleType) -> traces.Trace:
     )  # fmt: skip
 
 
-def open_record(page: Any, path: Path) -> None:
-    page.get_by_role("tab", name="Take it away").click()
-    with page.expect_file_chooser() as chooser:
-        page.click("#sd-upload")
-    chooser.value.set_files(path)
-
-
 def hovered(page: Any, chart: str) -> str:
     """What the chart says of the cell in its middle when it is pointed at."""
     page.wait_for_selector(f"{chart} .nsewdrag")
@@ -535,23 +491,25 @@ def test_every_text_of_a_record_stays_text(trap: Trap, fake: Any, fake_engine: M
     assert FACT in alone.text_content("#sd-record")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "not even JSON {t}",
-        '{{"{t}": 1}}',
-        '{{"format": "sparsed-trace", "version": "{t}"}}',
-        '{{"format": "sparsed-trace", "version": 1, "created": "{t}"}}',
-        '{{"format": "sparsed-trace", "version": 1, "{t}": "{t}"}}',
-    ],
+DAMAGED = (
+    "not even JSON {t}",
+    '{{"{t}": 1}}',
+    '{{"format": "sparsed-trace", "version": "{t}"}}',
+    '{{"format": "sparsed-trace", "version": 1, "created": "{t}"}}',
+    '{{"format": "sparsed-trace", "version": 1, "{t}": "{t}"}}',
 )
-def test_what_is_said_of_a_damaged_record_stays_text(trap: Trap, fake: Any, tmp_path: Path, content: str) -> None:
-    path = tmp_path / "<svg onload=pwn(95)>.json"
-    path.write_text(content.format(t="<img src=xq9z onerror=pwn(96)>"))
+
+
+def test_what_is_said_of_a_damaged_record_stays_text(trap: Trap, fake: Any, tmp_path: Path) -> None:
     page = trap.page(fake)
-    open_record(page, path)
-    page.wait_for_selector("#sd-upload-said p")
-    assert page.locator("#sd-upload-said p > *").count() == 0
+    for number, content in enumerate(DAMAGED):
+        path = tmp_path / f"<svg onload=pwn(95)>{number}.json"
+        path.write_text(content.format(t="<img src=xq9z onerror=pwn(96)>"))
+        open_record(page, path)
+        # It begins with the file's name.
+        page.wait_for_selector(f"#sd-upload-said p:has-text('{number}.json is ')")
+        assert page.locator("#sd-upload-said p > *").count() == 0
+        trap.check()
 
 
 def test_the_name_of_a_download_is_plain(fake_engine: ModuleType) -> None:
@@ -634,10 +592,9 @@ def test_turning_letters_turn_nothing_but_themselves(trap: Trap, keeping: Any) -
     text = " ".join(words)
     page = trap.page(keeping, "?" + urlencode({**FAST, "text": "hello"}))
     page.fill("#sd-text textarea", text)
-    counted(page, text)
+    facts(page, f"{len(text.split())} prompt")
     assert prompt_text(page) == text
-    run_to_end(page)
-    wait_for(page, "done")
+    assert run_to_end(page) == "done"
     assert cells(page, "dense") == answer_of(text, 128)
     for lane in ("dense", "sparse"):
         assert page.evaluate(CELLS_IN_ORDER, lane) == []
@@ -689,15 +646,12 @@ def test_every_plane_and_every_control_is_shown_as_it_is(trap: Trap, keeping: An
     text = " ".join(characters().split())
     page = trap.page(keeping, "?" + urlencode({**FAST, "gen_length": 256, "block_length": 256, "text": "hello"}))
     page.fill("#sd-text textarea", text)
-    counted(page, text)
+    facts(page, f"{len(text.split())} prompt")
     assert prompt_text(page) == text
-    run_to_end(page)
-    wait_for(page, "done")
+    assert run_to_end(page) == "done"
     assert cells(page, "sparse") == answer_of(text, 256)
-    page.get_by_role("tab", name="Take it away").click()
-    link = page.input_value("#sd-link")
-    other = trap.page(keeping, link.removeprefix(keeping.url))
-    counted(other, text)
+    other = trap.page(keeping, link(page).removeprefix(keeping.url))
+    facts(other, f"{len(text.split())} prompt")
     assert prompt_text(other) == text
 
 
@@ -721,11 +675,7 @@ def test_what_is_no_character_is_refused_or_replaced(trap: Trap, real: Any, code
     page.wait_for_function(f"() => !document.querySelector('.sd-problem').hidden || {shown}.endsWith('you')")
     said = page.text_content(".sd-problem") if page.is_visible(".sd-problem") else ""
     assert said == "" or said.endswith("."), said
-    run_to_end(page)
-    state = page.get_attribute(".sd-stage", "data-state")
-    if said:
-        assert state == "refused"
-    else:
-        assert state == "done"
+    assert run_to_end(page) == ("refused" if said else "done")
+    if not said:
         expected = "\0" if code == "0000" else "\ufffd"
         assert prompt_text(page) == f"hello {expected} there you"
