@@ -55,11 +55,11 @@ class Server:
         return cls(folder, which, script=HERE / "serve.py")
 
     @classmethod
-    def team(cls, folder: Path, how: str = "", restarts: int = 0) -> Server:
+    def team(cls, folder: Path, restarts: int = 0) -> Server:
         """A page of two processes. The file `plan` in the folder says which one fails, how: `team_script.sabotage`."""
         launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", str(restarts))
-        plan = {"FAIL": str(folder / "plan"), "FAIL_HOW": how}
-        return cls(folder, script=HERE / "serve_team.py", launcher=launcher, OMP_NUM_THREADS="1", **plan)
+        plan = str(folder / "plan")
+        return cls(folder, script=HERE / "serve_team.py", launcher=launcher, OMP_NUM_THREADS="1", FAIL=plan)
 
     def answer(self, path: str) -> tuple[int, str]:
         """Status and text, whatever the status. Raises OSError where nobody listens."""

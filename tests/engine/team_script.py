@@ -1,9 +1,10 @@
-"""What the tests of teams start with torchrun: `team_script.py SCENARIO OUT FOLDER…`, one JSON object written to OUT
-(of several scenarios, `equal+fail`: one for each).
+"""What the tests of teams start with torchrun: `team_script.py SCENARIO OUT FOLDER…`, one JSON object written to OUT,
+with what each scenario found (of several: `short+fail+lost`).
 
-equal: every folder's model, held by the team and whole in the first process, asked the same things. fail: a process
-fails in the middle of a forward, in each of several places; the next run must be as if nothing had been. lost: a
-process is gone in the middle of a run. backends: `equal` in 16 bits on GPUs, for each sparse backend.
+equal: every folder's model, held by the team and whole in the first process, asked the same things; short: the first
+folder's alone is asked all of them. fail: a process fails in the middle of a forward, in each of several places; the
+next run must be as if nothing had been. commands: those of COMMANDS. lost: a process is gone in the middle of a run.
+backends: `equal` in 16 bits on GPUs, for each sparse backend.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import os
 import sys
 import time
+from functools import partial
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ from sparsed.models import layer
 from sparsed.parallel import follower, meeting, team
 
 RANK = int(os.environ["RANK"])
+# What depends on a family: its weights, its shift, rows that are computed alone, a canvas that grows.
+OF_A_FAMILY = ("dense", "sparse", "cached in blocks", "grown")
 # (sampler, attention, probe steps). Short and long blocks, guidance, batches, every sampler family's own.
 SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
     "dense": ({"steps": 8}, "dense", ()),
@@ -50,6 +55,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any, tuple[int, ...]]] = {
     "grown": ({"steps": 8, "canvas": "growing"}, {"select": 0.3, "skip": 0.1}, ()),
     "grown, cached": ({"steps": 8, "canvas": "growing"}, {"select": 0.3, "skip": 0.1, "cache": "dual"}, ()),
     "refreshed": ({"steps": 8}, {"select": 0.3, "generation_rows": "full", "refresh": 2, "keep_importance": True}, ()),
+    "wide": ({"steps": 8}, {"block_size": 128, "select": 0.5}, ()),
 }
 
 
@@ -135,28 +141,34 @@ def few_rows(model: Any) -> tuple[list[torch.Tensor], int]:
     return made, store.bytes
 
 
-def equal(ours: team.Team, folders: list[str]) -> dict[str, Any]:
+def equal(ours: team.Team, folders: list[str], short: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in folders:
+        settings = OF_A_FAMILY if short and folder != folders[0] else tuple(SETTINGS)
         shared = sparsed.load(folder, dtype="float32", team=ours)
         whole = sparsed.load(folder, dtype="float32", device=str(ours.share.device))
         held, all_of_it = (weights(one.network) for one in (shared, whole))
         name = Path(folder).name
-        found[name] = {setting: compare(shared, whole, setting, 2) for setting in SETTINGS}
+        found[name] = {setting: compare(shared, whole, setting, 2) for setting in settings}
         found[name]["share"] = held / all_of_it
-        # Two runs of one model that take turns, and one that is given up in the middle.
-        runs = [run_of(shared, "sparse", 1), run_of(shared, "blocks of 64", 1), run_of(shared, "sparse", 1)]
-        for step in range(8):
-            for run in runs[: 3 if step < 5 else 2]:
-                next(run)
-        runs[2].close()
-        alone = [run_of(whole, name, 1).result().steps[-1].tokens for name in ("sparse", "blocks of 64")]
         (mine, kept), (alone_made, all_kept) = few_rows(shared), few_rows(whole)
         found[name]["kept"] = kept / all_kept
         pairs = zip(mine, alone_made, strict=True)
         found[name]["rows"] = max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
-        found[name]["turns"] = all(torch.equal(run.steps[-1].tokens, other) for run, other in zip(runs, alone))
+        if settings != OF_A_FAMILY:
+            found[name]["turns"] = in_turns(shared, whole)
     return found
+
+
+def in_turns(shared: Any, whole: Any) -> bool:
+    """Two runs of one model that take turns, and one that is given up in the middle, end as they do alone."""
+    runs = [run_of(shared, name, 1) for name in ("sparse", "blocks of 64", "sparse")]
+    for step in range(8):
+        for run in runs[: 3 if step < 5 else 2]:
+            next(run)
+    runs[2].close()
+    alone = [run_of(whole, name, 1).result().steps[-1].tokens for name in ("sparse", "blocks of 64")]
+    return all(torch.equal(run.steps[-1].tokens, other) for run, other in zip(runs, alone))
 
 
 def backends(ours: team.Team, folders: list[str]) -> dict[str, Any]:
@@ -181,9 +193,6 @@ def backends(ours: team.Team, folders: list[str]) -> dict[str, Any]:
                 "first": float((made[0].steps[0].tokens == made[1].steps[0].tokens).float().mean()),
             }
     return found
-
-
-SETTINGS["wide"] = ({"steps": 8}, {"block_size": 128, "select": 0.5}, ())
 
 
 def fail(ours: team.Team, folders: list[str]) -> dict[str, Any]:
@@ -226,7 +235,7 @@ def sabotage() -> None:
             elif said.startswith(f"{RANK} {label} "):
                 number = next(counters.setdefault(label, count()))
                 if number == int(said.split()[2]):
-                    if os.environ.get("FAIL_HOW") == "gone":
+                    if said.endswith("gone"):
                         os._exit(9)
                     raise MemoryError("no room here")
             return real(*given, **named)
@@ -242,22 +251,32 @@ def sabotage() -> None:
 def lost(ours: team.Team, folders: list[str]) -> dict[str, Any]:
     model = sparsed.load(folders[0], dtype="float32", team=ours)
     run_of(model, "sparse", 1).result()
-    Path(os.environ["FAIL"]).write_text(f"{ours.size - 1} attend 7")
+    Path(os.environ["FAIL"]).write_text(f"{ours.size - 1} attend 7 gone")
     print("now", time.time(), flush=True)
     run_of(model, "sparse", 1).result()
     return {"never": "reached"}
 
 
+def commands(ours: team.Team, _: list[str]) -> None:
+    """Each a module and its words."""
+    for module, words in json.loads(os.environ["COMMANDS"]):
+        import_module(module).main(words, ours)
+
+
 def main() -> None:
     names, out, *folders = sys.argv[1:]
     torch.set_num_threads(1)
-    known = {"equal": equal, "fail": fail, "lost": lost, "backends": backends}
-    scenarios = names.split("+")
+    known = {
+        "equal": equal, "short": partial(equal, short=True), "fail": fail, "commands": commands, "lost": lost,
+        "backends": backends,
+    }  # fmt: skip
     if "FAIL" in os.environ:
         sabotage()
+    found: dict[str, Any] = {}
     with meeting.join() as ours:
-        found = {name: known[name](ours, folders) for name in scenarios}
-        Path(out).write_text(json.dumps(found if len(found) > 1 else found[names]))
+        for name in names.split("+"):
+            found[name] = known[name](ours, folders)
+            Path(out).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -23,10 +23,6 @@ from sparsed.parallel.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("team_script.py")
-EVERYWHERE = (
-    "dense", "sparse", "blocks of 64", "guided", "reference", "shared", "random", "streaming", "afresh",
-    "shared afresh", "full rows", "refreshed", "cached", "cached in blocks", "grown", "grown, cached",
-)  # fmt: skip
 SECONDS = 5.0
 
 
@@ -38,93 +34,23 @@ def start(processes: int, *command: str, **environment: str) -> subprocess.Popen
     )  # fmt: skip
 
 
-def scenario(processes: int, name: str, out: Path, *folders: Path, **environment: str) -> dict[str, Any]:
-    process = start(processes, str(SCRIPT), name, str(out), *map(str, folders), **environment)
+class Ended(NamedTuple):
+    code: int
+    at: float  # seconds, as time.time() counts
+    out: str
+    error: str
+    found: dict[str, Any]  # by scenario
+
+
+def scenarios(processes: int, names: str, out: Path, *folders: Path, **environment: str) -> Ended:
+    process = start(processes, str(SCRIPT), names, str(out), *map(str, folders), FAIL=f"{out}.plan", **environment)
     try:
-        _, said = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, said
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
-
-
-@pytest.fixture(scope="module")
-def folders(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """LLaDA, Dream and Qwen3 in small, with heads and vocabularies that four processes can share."""
-    base = tmp_path_factory.mktemp("team")
-    made = [
-        checkpoints.write_llada(base / "llada", embedding_size=312, mask_predicted=False),
-        checkpoints.write_dream(
-            base / "dream", num_attention_heads=8, hidden_size=64, num_key_value_heads=4, vocab_size=320,
-            mask_predicted=False,
-        ),
-        checkpoints.write_qwen3(base / "qwen3", num_attention_heads=8, num_key_value_heads=4, vocab_size=308),
-        checkpoints.write_illada(base / "illada", num_key_value_heads=2, vocab_size=312, mask_predicted=False),
-    ]  # fmt: skip
-    return [base / path.name for path in made]
-
-
-def test_a_team_gives_what_one_process_gives_and_a_failure_of_one_ends_the_run_on_all(
-    folders: list[Path], tmp_path: Path
-) -> None:
-    """float32: every step's tokens, every pattern and probe; with mini, which answers a question, too. Then failures,
-    and after each a run that is whole.
-    """
-    plan = str(tmp_path / "plan")
-    found = scenario(2, "equal+fail", tmp_path / "out.json", *folders, ROOT / "assets" / "mini", FAIL=plan)
-    check_equal(found["equal"], 2)
-    failures = found["fail"]["failures"]
-    assert len(failures) == 10
-    for rank, place, said, seconds, same in failures:
-        assert "no room here" in said, (rank, place, said)
-        assert said.startswith("MemoryError" if rank == 0 else "TeamError: Process 2 of 2 failed: MemoryError"), said
-        assert seconds < SECONDS and same, (rank, place, seconds)
-
-
-def check_equal(found: dict[str, Any], processes: int) -> None:
-    assert set(found) == {"llada", "dream", "qwen3", "illada", "mini"}
-    for name, settings in found.items():
-        assert settings["share"] < 1 / processes + 0.02, f"{name}: a process holds {settings['share']:.2f} of it"
-        assert settings["turns"] and settings["rows"] < 1e-4, (name, settings["rows"])
-        assert settings["kept"] == 1 / processes
-        for setting in EVERYWHERE:
-            one = settings[setting]
-            assert one["tokens"] and one["steps"] and one["text"], (name, setting, one)
-            assert one["committed"] > 20 and one["confidence"] < 1e-3, (name, setting, one)
-            if setting != "dense":
-                assert one["pattern"] and one["probes"] and one["heads"] in (4, 8), (name, setting, one)
-                assert 0 < one["density"] < 1
-                # Of 332 positions, those from 288 on: blocks 9 and 10 of 32.
-                assert one["full"] == (2 if setting in ("full rows", "refreshed") else 0)
-        assert settings["sparse"]["importance"] < 1e-3 and settings["refreshed"]["importance"] < 1e-3
-        # One selection as planned, then one every two steps, and where LLaDA's second block of 16 begins.
-        refreshed = settings["refreshed"]["phases"]
-        assert refreshed.count("select") > 2 and refreshed[2:4] == ["select", "sparse"], refreshed
-        if name != "dream":  # two blocks of 16, in each a selection
-            assert settings["grown"]["phases"] == ["dense", "select", *["sparse"] * 2, "select", *["sparse"] * 3]
-        # What differs from head to head differs between processes.
-        assert settings["random"]["density"] == pytest.approx(settings["shared"]["density"])
-
-
-def test_a_process_that_is_gone_ends_all_with_a_sentence(folders: list[Path], tmp_path: Path) -> None:
-    lost(2, folders[0], tmp_path)
-
-
-def lost(processes: int, folder: Path, out: Path) -> None:
-    """The last process is gone in the middle of a run."""
-    process = start(
-        processes, str(SCRIPT), "lost", str(out / "out.json"), str(folder), FAIL=str(out / "plan"), FAIL_HOW="gone"
-    )
-    try:
-        said, told = process.communicate(timeout=120)
+        said = process.communicate(timeout=300)
     finally:
-        ended = time.time()
+        at = time.time()
         with_group(process, signal.SIGKILL)
-    assert process.returncode != 0 and not (out / "out.json").exists()
-    assert f"error: Process {processes} of {processes}, which held a share of the model, is gone" in told, told
-    assert ended - float(said.split()[1]) < SECONDS
+    assert out.exists(), said[1]
+    return Ended(process.returncode, at, *said, json.loads(out.read_text()))
 
 
 def with_group(process: subprocess.Popen[str], number: int) -> None:
@@ -133,6 +59,113 @@ def with_group(process: subprocess.Popen[str], number: int) -> None:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass
+
+
+@pytest.fixture(scope="module")
+def folders(checkpoints: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Qwen3, LLaDA, Dream and iLLaDA in small, with heads and vocabularies that four processes can share."""
+    base = tmp_path_factory.mktemp("team")
+    made = [
+        checkpoints.write_qwen3(base / "qwen3", num_attention_heads=8, num_key_value_heads=4, vocab_size=308),
+        checkpoints.write_llada(base / "llada", embedding_size=312, mask_predicted=False),
+        checkpoints.write_dream(
+            base / "dream", num_attention_heads=8, hidden_size=64, num_key_value_heads=4, vocab_size=320,
+            mask_predicted=False,
+        ),
+        checkpoints.write_illada(base / "illada", num_key_value_heads=2, vocab_size=312, mask_predicted=False),
+    ]  # fmt: skip
+    return [base / path.name for path in made]
+
+
+def test_a_team(folders: list[Path], tmp_path: Path) -> None:
+    """Started once, because starting takes longest. float32: every step's tokens, every pattern and probe are those of
+    one process. Then a process fails, again and again, and after each failure a run is whole; commands give what they
+    give in one process; and in the end one of the processes is gone, in the middle of a run.
+    """
+    commands = [
+        ("sparsed.evaluation.command", [*EVALUATED, "--out", str(tmp_path / "two")]),
+        ("sparsed.bench.command", [*MEASURED, "--json", str(tmp_path / "two.json")]),
+    ]
+    made = scenarios(
+        2, "short+fail+commands+lost", tmp_path / "out.json", *folders, ROOT / "assets" / "mini",
+        COMMANDS=json.dumps(commands),
+    )  # fmt: skip
+    assert made.found.keys() == {"short", "fail", "commands"}, made.error
+    check_equal(made.found["short"], 2)
+    check_failures(made.found["fail"]["failures"])
+    check_lost(made, 2)
+    check_commands(tmp_path)
+
+
+def check_failures(failures: list[Any]) -> None:
+    assert len(failures) == 10
+    for rank, place, said, seconds, same in failures:
+        assert "no room here" in said, (rank, place, said)
+        assert said.startswith("MemoryError" if rank == 0 else "TeamError: Process 2 of 2 failed: MemoryError"), said
+        assert seconds < SECONDS and same, (rank, place, seconds)
+
+
+def check_equal(found: dict[str, Any], processes: int) -> None:
+    """The first family in every setting; the others at least in those that depend on a family."""
+    assert list(found) == ["qwen3", "llada", "dream", "illada", "mini"]
+    for name, settings in found.items():
+        assert settings["share"] < 1 / processes + 0.02, f"{name}: a process holds {settings['share']:.2f} of it"
+        assert settings["rows"] < 1e-4 and settings.get("turns", True), (name, settings["rows"])
+        assert settings["kept"] == 1 / processes
+        made = {setting: one for setting, one in settings.items() if isinstance(one, dict)}
+        assert len(made) == 17 or {"dense", "sparse", "cached in blocks", "grown"} == made.keys() and name != "qwen3"
+        for setting, one in made.items():
+            assert one["tokens"] and one["steps"] and one["text"], (name, setting, one)
+            assert one["committed"] > 20 and one["confidence"] < 1e-3, (name, setting, one)
+            if setting != "dense":
+                assert one["pattern"] and one["probes"] and one["heads"] in (4, 8), (name, setting, one)
+                assert 0 < one["density"] < 1
+                # Of 332 positions, those from 288 on: blocks 9 and 10 of 32.
+                assert one["full"] == (2 if setting in ("full rows", "refreshed") else 0)
+        assert made["sparse"]["importance"] < 1e-3
+        if name != "dream":  # two blocks of 16, in each a selection
+            assert made["grown"]["phases"] == ["dense", "select", *["sparse"] * 2, "select", *["sparse"] * 3]
+        if "refreshed" in made:
+            assert settings["turns"] and made["refreshed"]["importance"] < 1e-3
+            # One selection as planned, then one every two steps, and where LLaDA's second block of 16 begins.
+            refreshed = made["refreshed"]["phases"]
+            assert refreshed.count("select") > 2 and refreshed[2:4] == ["select", "sparse"], refreshed
+            # What differs from head to head differs between processes.
+            assert made["random"]["density"] == pytest.approx(made["shared"]["density"])
+
+
+def check_lost(made: Ended, processes: int) -> None:
+    """The last process was gone in the middle of a run."""
+    assert made.code != 0
+    said = f"error: Process {processes} of {processes}, which held a share of the model, is gone"
+    assert said in made.error, made.error
+    [began] = re.findall("^now (.*)$", made.out, re.MULTILINE)
+    assert made.at - float(began) < SECONDS
+
+
+EVALUATED = ["--lengths", "200", "--types", "lookup", "--questions", "2", "--steps", "8", "--dtype", "float32",
+             "--methods", "dense", "sparsed"]  # fmt: skip
+MEASURED = ["--lengths", "300", "--steps", "6", "--gen-length", "32", "--dtype", "float32", "--block-size", "32"]
+
+
+def check_commands(folder: Path) -> None:
+    """An evaluation and a measurement are those of one process: everything but the seconds."""
+    from sparsed.bench import command as bench
+    from sparsed.evaluation import command as evaluate
+    from sparsed.evaluation import reading
+
+    evaluate.main([*EVALUATED, "--out", str(folder / "one")])
+    bench.main([*MEASURED, "--json", str(folder / "one.json")])
+    answers = [
+        [asdict(replace(r, seconds=0, run=None)) for r in reading.read_records(folder / name)]
+        for name in ("one", "two")
+    ]
+    assert len(answers[0]) == 4 and answers[0] == answers[1]
+    one, two = (json.loads((folder / f"{name}.json").read_text())["results"][0] for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert len(two["peak_memory_each"]) == 2 and two["peak_memory"] == max(two["peak_memory_each"]) > 10**8
+    for name in ("prompt_tokens", "steps", "switch_step", "requested_density", "executed_density", "same_tokens"):
+        assert one[name] == two[name], name
 
 
 @pytest.mark.parametrize("all_of_them", [True, False])
@@ -154,34 +187,6 @@ def test_ctrl_c_ends_all_within_a_step_and_prints_what_there_is(all_of_them: boo
     with_group(process, signal.SIGKILL)
     assert seconds < SECONDS, seconds
     assert "stopped after " in out and "so far: " in out and re.search("^backend: .*gather", out, re.MULTILINE), out
-
-
-def test_an_evaluation_and_a_measurement_by_a_team_are_those_of_one_process(tmp_path: Path) -> None:
-    """Everything but the seconds."""
-    from sparsed.bench import command as bench
-    from sparsed.evaluation import command as evaluate
-    from sparsed.evaluation import reading
-
-    asked = ["--lengths", "200", "--types", "lookup", "--questions", "2", "--steps", "8", "--dtype", "float32"]
-    asked += ["--methods", "dense", "sparsed"]
-    measured = ["--lengths", "300", "--steps", "6", "--gen-length", "32", "--dtype", "float32", "--block-size", "32"]
-    evaluation = ["eval", *asked, "--out", str(tmp_path / "two")]
-    for command in (evaluation, ["bench", *measured, "--json", str(tmp_path / "two.json")]):
-        process = start(2, "-m", "sparsed", *command)
-        _, said = process.communicate(timeout=200)
-        assert process.returncode == 0, said
-    evaluate.main([*asked, "--out", str(tmp_path / "one")])
-    bench.main([*measured, "--json", str(tmp_path / "one.json")])
-    answers = [
-        [asdict(replace(r, seconds=0, run=None)) for r in reading.read_records(tmp_path / name)]
-        for name in ("one", "two")
-    ]
-    assert len(answers[0]) == 4 and answers[0] == answers[1]
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["results"][0] for name in ("one", "two"))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert len(two["peak_memory_each"]) == 2 and two["peak_memory"] == max(two["peak_memory_each"]) > 10**8
-    for name in ("prompt_tokens", "steps", "switch_step", "requested_density", "executed_density", "same_tokens"):
-        assert one[name] == two[name], name
 
 
 def test_a_script_that_joins_a_team_ends_well(folders: list[Path], tmp_path: Path) -> None:

@@ -6,26 +6,25 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from servers import ROOT, Server
 from test_evaluate import alone, goes_on, launch
-from test_team import check_equal, folders, lost, scenario
+from test_team import check_equal, check_lost, folders, scenarios
 from test_team_page import SECONDS, ask, running
 
 __all__ = ["folders"]  # a fixture
 
 
-def test_a_team_of_four_gives_what_one_process_gives(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    made: list[Path] = request.getfixturevalue("folders")
-    found: dict[str, Any] = scenario(4, "equal", tmp_path / "out.json", *made, ROOT / "assets" / "mini")
-    check_equal(found, 4)
-
-
-def test_one_of_four_that_is_gone_ends_all_with_a_sentence(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    lost(4, request.getfixturevalue("folders")[0], tmp_path)
+def test_a_team_of_four_gives_what_one_process_gives_until_one_is_gone(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Every family in every setting."""
+    models: list[Path] = request.getfixturevalue("folders")
+    made = scenarios(4, "equal+lost", tmp_path / "out.json", *models, ROOT / "assets" / "mini")
+    check_equal(made.found["equal"], 4)
+    check_lost(made, 4)
 
 
 def test_torchrun_can_start_a_page_anew_and_it_stops_in_good_order(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def scenario(name: str, out: Path, *folders: Path) -> dict[str, Any]:
         cwd=ROOT, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(out.read_text())[name]
     return found
 
 
