@@ -113,12 +113,14 @@ SHAPES = [
 
 
 # Flex without a compiler and Triton's interpreter are slow: what they are given is the same for every shape.
+SMALL = (2, 2, 1, 70, 40, 32)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.compile.*")
 @pytest.mark.parametrize(
     ("backend", "shape"),
-    [*(("gather", shape) for shape in SHAPES), ("flex", SHAPES[0]), ("triton", SHAPES[0]),
-     ("triton", SHAPES[2])],
-)  # fmt: skip
+    [*(("gather", shape) for shape in SHAPES), ("flex", SMALL), ("triton", SMALL)],
+)
 def test_a_sparse_step_gives_full_rows_full_attention(row_sets, backend: str, shape: tuple[int, ...]) -> None:
     if backend == "triton":
         pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")

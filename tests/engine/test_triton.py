@@ -8,8 +8,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from sparsed.attention.state import RunAttention  # noqa: E402
 from sparsed.cache.rows import ALL  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+AHEAD = Path(__file__).with_name("compile_ahead.py")
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="there is a GPU here: tests/gpu runs the kernels for real"
@@ -61,24 +62,30 @@ def scores_of(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 SHAPES = [
-    # batch, query heads, key heads, length, head_dim
-    (1, 2, 2, 300, 64),
-    (2, 4, 2, 161, 32),
-    (1, 3, 1, 129, 32),
-    (1, 2, 1, 40, 128),
-    (1, 1, 1, 256, 64),
+    # batch, query heads, key heads, whole blocks, rows of one more, head_dim
+    (2, 4, 2, 2, 1, 32),  # sequences and groups of heads; the last block has one row
+    (1, 1, 1, 2, 0, 64),  # whole blocks alone
+    (1, 2, 1, 0, 20, 128),  # one block, not full
 ]
+CASES = [(size, *shape) for size in (32, 64, 128) for shape in SHAPES]
+NAMES = ("block_size", "batch", "query_heads", "key_heads", "blocks", "rest", "dim")
+
+
+def distinct(choices: tuple[triton_backend.Tiles, ...], size: int, descriptors: bool) -> list[triton_backend.Tiles]:
+    """Warps and stages are nothing to the interpreter; more keys than a block come through pointers all the same."""
+    found = {(tiles.m, tiles.n): tiles for tiles in choices}
+    return [tiles for tiles in found.values() if descriptors or tiles.n <= size]
 
 
 @interpreted
-@pytest.mark.parametrize("block_size", [32, 64, 128])
-@pytest.mark.parametrize(("batch", "query_heads", "key_heads", "length", "dim"), SHAPES)
+@pytest.mark.parametrize(NAMES, CASES)
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_attention(
-    monkeypatch, block_size: int, batch, query_heads, key_heads, length, dim, descriptors: bool
+    monkeypatch, block_size: int, batch, query_heads, key_heads, blocks, rest, dim, descriptors: bool
 ) -> None:
     if not descriptors:
         monkeypatch.setattr(triton_backend, "has_tma", lambda *_: False)
+    length = blocks * block_size + rest
     q = heads(batch, length, query_heads, dim, 1)
     k, v = (heads(batch, length, key_heads, dim, seed) for seed in (2, 3))
     pattern, mask = ragged(batch, query_heads, -(-length // block_size), 4)
@@ -86,35 +93,35 @@ def test_attention(
     weights = scores_of(q, k).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
     wanted = weights @ v.double().repeat_interleave(query_heads // key_heads, 1)
     lists = pattern.lists(None, BlockLayout(length, 0, block_size))
-    for tiles in triton_backend._ATTENTION[block_size]:
+    for tiles in distinct(triton_backend._ATTENTION[block_size], block_size, descriptors):
         got = triton_backend._attend(q, k, v, lists, dim**-0.5, tiles)
         assert got.shape == q.shape and got.dtype == v.dtype
         assert torch.allclose(got.double(), wanted, atol=1e-5), tiles
 
 
 @interpreted
-@pytest.mark.parametrize("block_size", [32, 64, 128])
-@pytest.mark.parametrize(("batch", "query_heads", "key_heads", "length", "dim"), SHAPES)
+@pytest.mark.parametrize(NAMES, [*CASES, (64, 1, 1, 1, 9, 3, 32)])  # more tiles than are summed apart at a time
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_importance(
-    monkeypatch, block_size: int, batch, query_heads, key_heads, length, dim, descriptors: bool
+    monkeypatch, block_size: int, batch, query_heads, key_heads, blocks, rest, dim, descriptors: bool
 ) -> None:
     if not descriptors:
         monkeypatch.setattr(triton_backend, "has_tma", lambda *_: False)
+    length = blocks * block_size + rest
     q, k = heads(batch, length, query_heads, dim, 1), heads(batch, length, key_heads, dim, 2)
     scores = scores_of(q, k)
     rows = [part.mean(-2) for part in scores.softmax(-1).split(block_size, -2)]
     wanted = torch.stack([torch.stack([c.mean(-1) for c in row.split(block_size, -1)], -1) for row in rows], -2)
     lse = scores.logsumexp(-1).float()
-    for tiles in triton_backend._IMPORTANCE[block_size]:
+    for tiles in distinct(triton_backend._IMPORTANCE[block_size], length, descriptors):
         got = triton_backend._means(q, k, lse, dim**-0.5, block_size, tiles)
         assert got.dtype == torch.float32 and torch.allclose(got.double(), wanted, rtol=2e-5, atol=0), tiles
 
 
 @interpreted
-@pytest.mark.parametrize("length", [161, 256])
-def test_a_selecting_and_a_sparse_step_with_the_kernels(length: int) -> None:
+def test_a_selecting_and_a_sparse_step_with_the_kernels() -> None:
     """As on a GPU: dense attention gives the log-sum-exp, one kernel the importances, the other the sparse step."""
+    length = 161
     q, k, v = (heads(2, length, count, 32, seed) for count, seed in ((4, 1), (2, 2), (2, 3)))
     scale = 32**-0.5
 
@@ -145,129 +152,11 @@ def test_what_the_backend_does_not_take() -> None:
         triton_backend.triton_attention(q, q, q, pattern.lists(None, BlockLayout(40, 0, 32)), 1.0)
 
 
-# Run by itself, because kernels are either interpreted or compiled in one process. Prints for each GPU generation,
-# kernel and block size the bytes of shared memory.
-AHEAD = """
-import json, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from sparsed.attention.backends import triton as triton_backend
-from sparsed.attention.backends import triton_kernels
-
-def compiled(kernel, capability, block, tiles, descriptors):
-    values = {"BLOCK": block, "M": tiles.m, "N": tiles.n, "D": 128, "TMA": descriptors, "STAGES": tiles.stages}
-    values["GROUP"] = 8
-    importance = "Lse" in kernel.arg_names
-    signature = {}
-    for name in kernel.arg_names:
-        if name in values:
-            signature[name] = "constexpr"
-        elif name in ("Q", "K", "V"):
-            rows = tiles.m if name == "Q" else tiles.n
-            signature[name] = f"tensordesc<bf16[1, 1, {rows}, 128]>" if descriptors else "*bf16"
-        elif name in ("Out", "Lse"):
-            signature[name] = "*fp32" if importance else "*bf16"
-        else:
-            signature[name] = {"Index": "*i32", "Count": "*i32", "scale": "fp32"}.get(name, "i32")
-    given = {(kernel.arg_names.index(name),): value for name, value in values.items() if name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=given)
-    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tiles.warps})
-    assert done.asm["cubin"]
-    return done.metadata.shared
-
-for capability in (80, 86, 89, 90, 100, 120):
-    for block in (32, 128) if capability == 90 else (128,):
-        for kernel, choices in (
-            (triton_kernels.block_sparse_forward, triton_backend._ATTENTION),
-            (triton_kernels.block_means, triton_backend._IMPORTANCE),
-        ):
-            tiles = choices[block][0]
-            descriptors = capability >= 90 and tiles.n <= max(block, 128 * ("Lse" in kernel.arg_names))
-            print(json.dumps([capability, block, compiled(kernel, capability, block, tiles, descriptors)]))
-"""
-
-
-AHEAD_ON_HOPPER = """
-import json, triton
-from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon._runtime import GluonASTSource
-from triton.experimental.gluon.language import NVMMASharedLayout
-from sparsed.attention.backends import gluon_kernels
-from sparsed.attention.backends import triton as triton_backend
-
-kernel, tiles = gluon_kernels.warp_specialized_forward, triton_backend._HOPPER
-layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-for dtype, dim in (("bf16", 128), ("fp16", 64)):
-    values = {"N": tiles.n, "D": dim, "STAGES": tiles.stages}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in values:
-            signature[name] = "constexpr"
-        elif name in ("Q", "K", "V"):
-            rows = tiles.m // 2 if name == "Q" else tiles.n
-            signature[name] = f"tensordesc<{dtype}[1, 1, {rows}, {dim}],{layout!r}>"
-        else:
-            signature[name] = {"Out": "*" + dtype, "Index": "*i32", "Count": "*i32", "scale": "fp32"}.get(name, "i32")
-    given = {(kernel.arg_names.index(name),): value for name, value in values.items()}
-    source = GluonASTSource(fn=kernel, signature=signature, constexprs=given)
-    options = {"num_warps": tiles.warps, "maxnreg": gluon_kernels.REGISTERS}
-    done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    ptx = done.asm["ptx"]
-    print(json.dumps([done.metadata.shared, ptx.count("wgmma.mma_async"), ptx.count("setmaxnreg")]))
-"""
-
-
-AHEAD_FOR_FEW_ROWS = """
-import json, torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from sparsed.attention.backends import few_rows, triton as triton_backend
-from sparsed.attention.backends.few_rows_kernels import attend_listed_stretch, attend_stretch, merge_stretches
-
-def compiled(kernel, capability, values, warps, dtype, descriptors):
-    signature, aligned = {}, []
-    for place, name in enumerate(kernel.arg_names):
-        if name in values:
-            signature[name] = "constexpr"
-        elif name in ("K", "V") and descriptors:
-            signature[name] = f"tensordesc<{dtype}[1, 1, {values['N']}, {values['D']}]>"
-        elif name[0].isupper():
-            kinds = {"Q": dtype, "K": dtype, "V": dtype, "Out": dtype, "Index": "i32", "Count": "i32", "Rows": "i64"}
-            signature[name] = "*" + kinds.get(name, "fp32")
-        else:
-            signature[name] = "fp32" if name == "scale" else "i32"
-        # What Triton finds out about pointers and strides when it compiles for a call.
-        if signature[name][0] == "*" or name.endswith(("_batch", "_head", "_row")):
-            aligned.append(place)
-    given = {(kernel.arg_names.index(name),): value for name, value in values.items()}
-    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=given, attrs=attributes)
-    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-    assert done.asm["cubin"]
-    return done
-
-for capability in (80, 90, 100, 120):
-    compiled(merge_stretches, capability, {"S": triton_backend.MERGED, "D": 128}, 4, "bf16", False)
-    for dtype, tiles in (("bf16", few_rows._TILES[16][0]), ("bf16", few_rows._TILES[128][0]),
-                         ("fp32", few_rows._FLOAT32[32])):
-        values = {"M": tiles.m, "N": tiles.n, "D": 128, "STAGES": tiles.stages, "TMA": capability >= 90}
-        done = compiled(attend_stretch, capability, values, tiles.warps, dtype, capability >= 90)
-        counts = [done.asm["ptx"].count(name) for name in ("cp.async", "wgmma.mma_async")]
-        print(json.dumps([capability, tiles.m, done.metadata.shared, *counts]))
-    tiles = triton_backend.few_tiles(torch.bfloat16, 128, 128)
-    tma = capability >= 90
-    values = {"BLOCK": 128, "M": tiles.m, "N": tiles.n, "D": 128, "STAGES": tiles.stages, "TMA": tma}
-    done = compiled(attend_listed_stretch, capability, values, tiles.warps, "bf16", tma)
-    counts = [done.asm["ptx"].count(name) for name in ("cp.async", "wgmma.mma_async")]
-    print(json.dumps([capability, tiles.m, done.metadata.shared, *counts]))
-"""
-
-
 def compiles_with() -> dict[str, str]:
     """All that what is compiled ahead depends on: sources, versions, this kind of machine, and what Triton reads from
     the environment.
     """
-    sources = sorted((ROOT / "sparsed" / "attention").rglob("*.py"))
+    sources = [AHEAD, *sorted((ROOT / "sparsed" / "attention").rglob("*.py"))]
     return {
         "sources": hashlib.sha256(b"\0".join(file.read_bytes() for file in sources)).hexdigest(),
         "triton": triton.__version__,
@@ -278,79 +167,83 @@ def compiles_with() -> dict[str, str]:
     }
 
 
-def ahead_key(code: str) -> str:
-    """Where pytest's cache keeps what a code printed."""
-    said = json.dumps([code, compiles_with()], sort_keys=True)
+def ahead_key() -> str:
+    """Where pytest's cache keeps what was compiled ahead."""
+    said = json.dumps(compiles_with(), sort_keys=True)
     return f"sparsed/ahead-{hashlib.sha256(said.encode()).hexdigest()}"
 
 
-@pytest.fixture
-def ahead(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], list[list[int]]]:
-    """What a code prints, from pytest's cache while it and all that `compiles_with` tells are what they were."""
-
-    def lines(code: str) -> list[list[int]]:
-        key = ahead_key(code)
-        cache = getattr(request.config, "cache", None)  # without it, all is compiled every time
-        found: list[list[int]] | None = cache.get(key, None) if cache else None
-        if found is None:
-            found = compiled_ahead(code, tmp_path)
-            if cache:
-                cache.set(key, found)
-        return found
-
-    return lines
+@pytest.fixture(scope="module")
+def ahead(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What compile_ahead.py prints, from pytest's cache while all that `compiles_with` tells is what it was."""
+    cache = getattr(request.config, "cache", None)  # without it, all is compiled every time
+    found: list[dict[str, Any]] | None = cache.get(ahead_key(), None) if cache else None
+    if found is None:
+        found = compiled_ahead(tmp_path_factory.mktemp("ahead"))
+        if cache:
+            cache.set(ahead_key(), found)
+    return found
 
 
 def test_what_was_compiled_before_counts_only_for_what_it_was_compiled_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {ahead_key("a"), ahead_key("b")}
+    keys = {ahead_key()}
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
-    keys.add(ahead_key("a"))
+    keys.add(ahead_key())
     monkeypatch.setattr(triton, "__version__", "0")
-    keys.add(ahead_key("a"))
+    keys.add(ahead_key())
     monkeypatch.setenv("TRITON_PTXAS_PATH", "/elsewhere")
-    keys.add(ahead_key("a"))
+    keys.add(ahead_key())
     monkeypatch.setattr(Path, "read_bytes", lambda _: b"another kernel")
-    keys.add(ahead_key("a"))
-    assert len(keys) == 6
+    keys.add(ahead_key())
+    assert len(keys) == 5
 
 
-def compiled_ahead(code: str, cache: Path) -> list[list[int]]:
-    """What the code printed, each line as JSON; in a process that compiles, with nothing compiled before."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+def compiled_ahead(cache: Path) -> list[dict[str, Any]]:
+    """In a process that compiles, with nothing compiled before."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, str(AHEAD)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_hopper_kernel_compiles_ahead(ahead: Callable[[str], list[list[int]]]) -> None:
-    lines = ahead(AHEAD_ON_HOPPER)
-    assert len(lines) == 2
-    for shared, products, registers in lines:
-        assert shared <= 227 * 1024
+# KiB of shared memory that a program may have: the least of its generation (of 8.0, that of 8.6 and 8.9).
+ROOM = {80: 99, 90: 227, 100: 227, 120: 99}
+
+
+def of_kernel(ahead: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    found = [one for one in ahead if one["kernel"] in names]
+    for one in found:
+        assert one["shared"] <= ROOM[one["capability"]] * 1024, one
+    return found
+
+
+def test_the_hopper_kernel_compiles_ahead(ahead: list[dict[str, Any]]) -> None:
+    found = of_kernel(ahead, "warp_specialized_forward")
+    assert [(one["dtype"], one["dim"]) for one in found] == [("bf16", 128), ("fp16", 64)]
+    for one in found:
         # Products on the tensor cores, groups of warps with registers of their own.
-        assert products > 0 and registers > 0
+        assert one["products"] > 0 and one["registers"] > 0
 
 
-def test_kernels_compile_ahead_for_every_generation(ahead: Callable[[str], list[list[int]]]) -> None:
-    """The first choice of tiles, which has to fit everywhere; shared memory within what the generation has."""
-    room = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-    lines = ahead(AHEAD)
-    assert len(lines) == 14 and {capability for capability, _, _ in lines} == set(room)
-    for capability, _block, shared in lines:
-        assert shared <= room[capability] * 1024
+def test_kernels_compile_ahead_for_every_generation(ahead: list[dict[str, Any]]) -> None:
+    """The first choice of tiles, which has to fit everywhere."""
+    for name in ("block_sparse_forward", "block_means"):
+        found = {(one["capability"], one["block"]) for one in of_kernel(ahead, name)}
+        assert found == {*((capability, 128) for capability in ROOM), (90, 32)}
 
 
-def test_the_kernels_of_few_rows_compile_ahead(ahead: Callable[[str], list[list[int]]]) -> None:
+def test_the_kernels_of_few_rows_compile_ahead(ahead: list[dict[str, Any]]) -> None:
     """The first choice of tiles, for one row and for many; tiles of keys come while others are worked on."""
-    room = {80: 163, 90: 227, 100: 227, 120: 99}
-    lines = ahead(AHEAD_FOR_FEW_ROWS)
-    assert len(lines) == 16 and {capability for capability, *_ in lines} == set(room)
-    for capability, rows, shared, copies, products in lines:
-        assert shared <= room[capability] * 1024 and copies > 0
+    found = of_kernel(ahead, "attend_stretch", "attend_listed_stretch")
+    assert {one["capability"] for one in found} == set(ROOM)
+    assert {(one["m"], one["dtype"]) for one in found} == {(16, "bf16"), (128, "bf16"), (32, "fp32")}
+    for one in found:
+        assert one["copies"] > 0, one
         # Hopper's own products need 64 rows.
-        assert (products > 0) == (capability == 90 and rows == 128)
+        assert (one["products"] > 0) == (one["capability"] == 90 and one["m"] == 128), one
+    assert of_kernel(ahead, "merge_stretches")
 
 
 def test_a_hopper_kernel_that_does_not_compile_gives_way_and_is_said(monkeypatch) -> None:
