@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -102,8 +103,13 @@ def test_what_goes_wrong_is_a_sentence_and_a_code(
     assert capsys.readouterr() == ("", said)
 
 
+def words(folder: Path, *more: str) -> list[str]:
+    """The command that is asked here, without its program."""
+    return f"generate --model {folder} --device cpu --steps 4 --gen-length 8 --quiet {' '.join(more)}".split()
+
+
 def generate(folder: Path, *more: str) -> str:
-    return f'"$py" -m sparsed generate --model {folder} --device cpu --steps 4 --gen-length 8 --quiet {" ".join(more)}'
+    return f'"$py" -m sparsed {" ".join(words(folder, *more))}'
 
 
 def test_the_trace_is_written_though_nobody_reads(tiny_folder: Path, tmp_path: Path) -> None:
@@ -117,23 +123,41 @@ def test_the_trace_is_written_though_nobody_reads(tiny_folder: Path, tmp_path: P
     ("arguments", "code", "said"),
     [
         ("--prompt hi | head -1", NO_READER, ""),
-        ("--prompt hi >&-", 1, "Standard output cannot be written: it is closed."),
         ("--prompt hi --json >/dev/full", 1, "Standard output cannot be written: No space left on device."),
-        ("--prompt - <&-", 2, "Standard input is closed: there is no prompt to read."),
-        ("--prompt - < <(printf 'a\\xff')", 2, "Standard input is no UTF-8 text: byte 2 fits no character."),
-        ("--prompt @/", 2, "The prompt file / cannot be read: Is a directory."),
-        ("--prompt @", 2, "--prompt @FILE needs the name of a file."),
-        ("--prompt @/dev/zero", 2, "The prompt file /dev/zero has more than 64 MiB: that is no prompt."),
-        ("--prompt @/bin/sh", 2, "The prompt file /bin/sh is no UTF-8 text"),
-        ("--prompt hi --save-trace /", 2, "--save-trace / cannot be written: this is a folder."),
-        ("--prompt hi --save-trace /proc/run.json", 2, "--save-trace /proc/run.json cannot be written: "),
     ],
 )
-def test_bad_streams_and_places_are_one_sentence(tiny_folder: Path, arguments: str, code: int, said: str) -> None:
+def test_a_bad_stream_is_one_sentence(tiny_folder: Path, arguments: str, code: int, said: str) -> None:
     done = shell(generate(tiny_folder, arguments))
     assert done.returncode == code, done.stderr
-    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("note: ")]
+    one_sentence(done.stderr.decode(), said)
+
+
+def one_sentence(error: str, said: str) -> None:
+    lines = [line for line in error.splitlines() if not line.startswith("note: ")]
     assert len(lines) == bool(said) and all(line.startswith("error: ") and said in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "arguments", "code", "said"),
+    [
+        (None, "--prompt -", 2, "Standard input is closed: there is no prompt to read."),
+        (b"a\xff", "--prompt -", 2, "Standard input is no UTF-8 text: byte 2 fits no character."),
+        (b"", "--prompt @/", 2, "The prompt file / cannot be read: Is a directory."),
+        (b"", "--prompt @", 2, "--prompt @FILE needs the name of a file."),
+        (b"", "--prompt @/dev/zero", 2, "The prompt file /dev/zero has more than 64 MiB: that is no prompt."),
+        (b"", "--prompt @/bin/sh", 2, "The prompt file /bin/sh is no UTF-8 text"),
+        (b"", "--prompt hi --save-trace /", 2, "--save-trace / cannot be written: this is a folder."),
+        (b"", "--prompt hi --save-trace /proc/run.json", 2, "--save-trace /proc/run.json cannot be written: "),
+    ],
+)
+def test_a_bad_place_is_one_sentence(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stdin: bytes | None,
+    arguments: str, code: int, said: str,
+) -> None:  # fmt: skip
+    """None: as Python says that standard input was closed when it started."""
+    monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+    assert main(words(tiny_folder, arguments)) == code
+    one_sentence(capsys.readouterr().err, said)
 
 
 def test_an_odd_terminal_is_no_fault(tiny_folder: Path) -> None:
@@ -143,19 +167,16 @@ def test_an_odd_terminal_is_no_fault(tiny_folder: Path) -> None:
     assert done.returncode == 0 and b"answer: " in done.stdout and b"Traceback" not in done.stdout
 
 
-def test_a_prompt_keeps_its_bytes(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_prompt_keeps_its_bytes(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for one line end after the last line."""
     text = "  def f():\r\n\treturn 'ä'\n\n"
     (tmp_path / "a.py").write_bytes(text.encode())
     (tmp_path / "b.py").write_bytes(f"{text}\r\n".encode())
-    done = shell(generate(tiny_folder, f"--save-trace {tmp_path}/t.json --prompt - <{tmp_path}/a.py"))
-    assert done.returncode == 0, done.stderr
-    assert trace.load(tmp_path / "t.json").prompt.text == text.removesuffix("\n")
-    # A file needs no process of its own.
-    for name, kept in (("a.py", text.removesuffix("\n")), ("b.py", text)):
-        arguments = generate(tiny_folder, f"--save-trace {tmp_path}/{name}.json --prompt @{tmp_path}/{name}").split()
-        assert main(arguments[3:]) == 0
-        assert trace.load(tmp_path / f"{name}.json").prompt.text == kept
+    monkeypatch.setattr(sys, "stdin", (tmp_path / "a.py").open(encoding="utf-8"))
+    for asked, kept in (("-", text.removesuffix("\n")), (f"@{tmp_path}/a.py", text.removesuffix("\n")),
+                        (f"@{tmp_path}/b.py", text)):  # fmt: skip
+        assert main(words(tiny_folder, f"--save-trace {tmp_path}/t.json --prompt {asked}")) == 0
+        assert trace.load(tmp_path / "t.json").prompt.text == kept
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])

@@ -7,10 +7,8 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -340,27 +338,6 @@ def test_ctrl_c_prints_what_there_is(
     code, out, _ = tell(*flags, "--json")
     said = json.loads(out)
     assert code == 130 and said["finished"] is False and said["forwards"] == interrupted and said["ended"] is None
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-def test_a_real_ctrl_c_ends_the_program() -> None:
-    flags = ["--prompt", "1k", "--steps", "64", *CPU]
-    program = subprocess.Popen(
-        [sys.executable, "-u", "-m", "sparsed", "generate", *flags],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell without job control starts its background jobs deaf to Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert program.stdout is not None
-    program.stdout.readline()
-    assert program.stdout.readline().startswith("question: ")
-    time.sleep(1)
-    program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=60)
-    assert program.returncode == 130 and "stopped after " in out and "Traceback" not in err
 
 
 def test_help_is_light() -> None:

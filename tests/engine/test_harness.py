@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,8 +27,6 @@ from sparsed.denoising.answers import Answers  # noqa: E402
 from sparsed.denoising.forward import LocalForward  # noqa: E402
 from sparsed.harness.model import SparsedLM  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
-OFFLINE = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 pytestmark = pytest.mark.usefixtures("offline")
 CPU: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
 STOPS = {"until": [], "do_sample": False, "max_gen_toks": 16}
@@ -426,31 +422,9 @@ def test_a_local_task_from_end_to_end(tasks: Path, folder_of) -> None:
     assert results["config"]["model_dtype"] == "torch.float32" and results["max_length"] == 512
 
 
-def command(*line: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **OFFLINE, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "sparsed", "lm_eval", *line],
-        cwd=cache, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
-def test_the_command_line(tasks: Path, tmp_path: Path, tiny_folder: Path) -> None:
-    done = command(
-        "--model", "sparsed", "--model_args", f"pretrained={tiny_folder},mc_num=4,steps=4,gen_length=32,dtype=float32",
-        "--tasks", "tiny_choice,tiny_answer", "--include_path", str(tasks), "--batch_size", "2", "--device", "cpu",
-        "--output_path", str(tmp_path / "out"), "--log_samples", cache=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "|tiny_choice|" in done.stdout and "|tiny_answer|" in done.stdout
-    [written] = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(written.read_text())
-    assert set(results["results"]) == {"tiny_choice", "tiny_answer"} and results["config"]["model"] == "sparsed"
-    assert len(list((tmp_path / "out").rglob("samples_*.jsonl"))) == 2
-
-
-def test_a_wrong_argument_on_the_command_line_is_one_sentence(
-    tasks: Path, tiny_folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in this process; test_harness_processes.py starts it as a program."""
     from lm_eval.tasks import TaskManager
 
     # Reading the names of all its tasks takes the harness ten seconds.
@@ -458,6 +432,25 @@ def test_a_wrong_argument_on_the_command_line_is_one_sentence(
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+def test_the_command_line(tasks: Path, tmp_path: Path, tiny_folder: Path, here: None, capsys) -> None:
+    line = ["lm_eval", "--model", "sparsed", "--model_args",
+            f"pretrained={tiny_folder},mc_num=4,steps=4,gen_length=32,dtype=float32",
+            "--tasks", "tiny_choice,tiny_answer", "--include_path", str(tasks), "--batch_size", "2", "--device", "cpu",
+            "--output_path", str(tmp_path / "out"), "--log_samples"]  # fmt: skip
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "|tiny_choice|" in said and "|tiny_answer|" in said
+    [written] = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(written.read_text())
+    assert set(results["results"]) == {"tiny_choice", "tiny_answer"} and results["config"]["model"] == "sparsed"
+    assert len(list((tmp_path / "out").rglob("samples_*.jsonl"))) == 2
+
+
+def test_a_wrong_argument_on_the_command_line_is_one_sentence(
+    tasks: Path, tiny_folder: Path, here: None, capsys
+) -> None:
     line = ["lm_eval", "--model", "sparsed", "--model_args", f"pretrained={tiny_folder},mc_num=0", "--tasks",
             "tiny_choice", "--include_path", str(tasks)]  # fmt: skip
     assert main(line) == 2
