@@ -81,11 +81,10 @@ class Literal:
             mixed = torch.zeros_like(q)
             for head in range(net.heads):
                 of = head // (net.heads // net.kv_heads)
-                for n, i in enumerate(rows):
-                    scores = k[of] @ q[head, n] / net.head_dim**0.5
-                    if seen is not None:
-                        scores = scores.masked_fill(~seen[layer][head, i], -torch.inf)
-                    mixed[head, n] = scores.softmax(0) @ v[of]
+                scores = q[head] @ k[of].T / net.head_dim**0.5
+                if seen is not None:
+                    scores = scores.masked_fill(~seen[layer][head, rows], -torch.inf)
+                mixed[head] = scores.softmax(-1) @ v[of]
             x = x + net._linear(mixed.transpose(0, 1).flatten(1), "out", layer)
             h = net._rms(x, net._weight("ff_norm", layer))
             x = x + net.mlp(h, layer)
@@ -190,12 +189,20 @@ def network_of(folder_of: Callable[..., Path], checkpoints: ModuleType) -> Calla
 
 
 @pytest.mark.parametrize("cache", METHODS, ids=lambda cache: f"{cache.method}-{cache.refresh}")
-@pytest.mark.parametrize(("steps", "block"), [(32, 32), (16, 32), (64, 16), (16, 64), (10, 16)])
+@pytest.mark.parametrize(
+    ("steps", "block"),
+    [
+        (16, 32),  # one block, with a refresh in its middle
+        (16, 16),
+        (32, 8),  # one position a step
+        (10, 8),  # blocks of 3 and of 2 steps, steps of 2, 3 and 4 positions
+    ],
+)
 def test_llada_commits_what_the_published_algorithms_do(
     model_of: Any, network_of: Any, tally: dict[str, int], cache: CacheConfig, steps: int, block: int
 ) -> None:
     model = model_of("llada", **SHAPES["llada"])
-    asked = SamplerConfig(steps=steps, gen_length=64, block_length=block, algorithm="low_confidence", temperature=0.0)
+    asked = SamplerConfig(steps=steps, gen_length=32, block_length=block, algorithm="low_confidence", temperature=0.0)
     config = asked.resolve(model.defaults)
     run = sparsed.denoise(model, PROMPT, sampler=asked, attention="dense", cache=cache)
     compare(run, Literal(network_of("llada"), model, PROMPT[0].tolist(), config).run(cache), tally)
@@ -216,7 +223,7 @@ def test_thresholds(
 
 
 @pytest.mark.parametrize("cache", [CacheConfig(), *METHODS], ids=lambda cache: f"{cache.method}-{cache.refresh}")
-@pytest.mark.parametrize("family", ["illada", "llada", "dream"])
+@pytest.mark.parametrize("family", ["illada", "dream"])
 @pytest.mark.parametrize("more", [{"steps": 20}, {"steps": 11, "cfg_scale": 0.7}, {"steps": 24, "threshold": 0.12}],
                          ids=["schedule", "guidance", "threshold"])  # fmt: skip
 def test_a_canvas_that_grows(
@@ -357,6 +364,10 @@ def planned(method: str, refresh: int, steps: int, blocks: int, skip_step: int) 
             for step, full in enumerate(made)]  # fmt: skip
 
 
+# Selecting in the first step, in the midst of a block, and where no full step comes any more; of others the plan alone.
+RUN = (0, 5, 13)
+
+
 @pytest.mark.parametrize(
     ("steps", "blocks", "selection"),
     [(16, 1, "paper"), (16, 2, "paper"), (16, 4, "paper"), (11, 4, "paper"), (14, 4, "reference")],
@@ -375,10 +386,11 @@ def test_sparsed_selects_where_the_cache_computes_every_row_anyway(
         wanted = planned(method, refresh, steps, blocks, skip_step)
         assert {"select"} & {phase for phase, _ in wanted} == ({"select"} if skip_step < steps else set())
         first = next((step for step, (phase, _) in enumerate(wanted) if phase == "sparse"), None)
-        assert run.switch_step == first
-        made = run.result()
-        assert [(step.phase, step.rows == run.length) for step in made.steps] == wanted
         told = plan_of(run.sampler, run.attention, run.cache, run.prompt_length)
+        assert run.switch_step == first and [(step.phase, step.rows == run.length) for step in told] == wanted
+        if at not in RUN:
+            continue
+        made = run.result()
         assert [(step.phase, step.rows) for step in told] == [(step.phase, step.rows) for step in made.steps]
         assert made.switch_step == first and made.info.switch_step == first
         for phase in ("dense", "select", "sparse"):

@@ -1,4 +1,4 @@
-"""A hundred faults drawn from a seed; tests/engine/test_faults.py has one of every kind in every lane."""
+"""A hundred faults drawn from a seed; tests/engine/test_faults.py has each kind, and each lane, in twelve."""
 
 from __future__ import annotations
 
