@@ -298,10 +298,9 @@ class Run(Iterator[Step]):
 
     def _make_step(self, index: int, canvas: Tensor, parts: list[Part]) -> Step:
         generation, every = canvas[:, self.prompt_length :], parts
-        # A sequence that goes alone and is done needs no forward.
-        parts = [
-            part for part in parts if len(parts) == 1 or bool((generation[part.sequences] == self.model.mask_id).any())
-        ] or parts[:1]
+        if self.sampler.threshold is not None:
+            # The run of a sequence that is done would have ended.
+            parts = [part for part in parts if bool((generation[part.sequences] == self.model.mask_id).any())]
         plans = [part.planner.plan(index, generation[part.sequences], self._dense_again) for part in parts]
         self.plans.append([(part.sequences, plan) for part, plan in zip(parts, plans)])
         phase, length = plans[0].phase, plans[0].length

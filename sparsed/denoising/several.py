@@ -188,9 +188,8 @@ def answers_of(run: Run) -> Iterator[Answered]:
         rows = dict(phases)
         for step, parts in zip(steps, run.plans):
             phases[step.phase] += 1
-            # A row that was done and went alone was left out; its run alone computes rows to its end.
-            own = [plan.rows.count(plan.length) for part, plan in parts if row in range(info.batch)[part]]
-            rows[step.phase] += own[0] if own else step.rows
+            own = next(plan for part, plan in parts if row in range(info.batch)[part])
+            rows[step.phase] += own.rows.count(own.length)
         switch = next((step.index for step in steps if step.phase == "sparse"), None)
         notes = run.notes_after(steps, complete)
         if filled:

@@ -320,15 +320,25 @@ BATCH = torch.randint(2, 250, (3, 21), generator=torch.Generator().manual_seed(8
 SPARSE = SparseDConfig(skip=0.3, select=0.4, block_size=32, generation_rows="full")
 
 
+def rows_of(result: Any, sequence: int) -> list[int]:
+    """How many rows each step computed of a sequence."""
+    every = range(len(result.tokens))
+    return [
+        plan.rows.count(plan.length) for parts in result.plans for part, plan in parts if sequence in every[part]
+    ]
+
+
 @pytest.mark.parametrize("method", CACHES)
-@pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.6}, {"attention": SPARSE}, {"threshold": 0.1, "steps": 32}],
-                         ids=["plain", "guidance", "sparse", "threshold"])  # fmt: skip
+@pytest.mark.parametrize("more", [{}, {"cfg_scale": 0.6}, {"attention": SPARSE}, {"threshold": 0.1, "steps": 32},
+                                  {"steps": 44}],
+                         ids=["plain", "guidance", "sparse", "threshold", "steps without tokens"])  # fmt: skip
 def test_the_rows_of_a_batch_are_the_rows_alone(model_of: Any, method: str, more: dict[str, Any]) -> None:
     model, cache = model_of("llada", **SHAPES["llada"]), CacheConfig(method)
     together = run_of(model, cache, BATCH, **more).result()
     for n, prompt in enumerate(BATCH):
         alone = run_of(model, cache, prompt[None], **more).result()
         assert together.tokens[n].tolist() == alone.tokens[0].tolist()
+        assert rows_of(together, n) == rows_of(alone, 0)
         if together.pattern is not None and alone.pattern is not None:
             for both, own in zip(together.pattern.layers, alone.pattern.layers):
                 assert torch.equal(both.mask()[n], own.mask()[0])
