@@ -11,7 +11,7 @@ TITLE = "SparseD live"
 # What this is. A phone has room for the first sentence.
 TAGLINE = (
     "Watch a diffusion language model skip what hardly matters.",
-    "Each step of its answer reads the whole prompt; SparseD reads the blocks that count.",
+    "Each step reads the whole prompt; SparseD reads the blocks that count.",
 )
 
 # Whose they are comes first: the list is grouped by it.

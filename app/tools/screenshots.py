@@ -1,8 +1,8 @@
-"""Makes the pictures of README from a real run: `python -m app.tools.screenshots [--length 4k]`.
+"""Makes the pictures of README: `python -m app.tools.screenshots`.
 
-Writes to assets/pictures/ race.webp, the race that a fresh page plays as an animation; then starts the page, runs one
-race in a headless Chromium, and writes screenshot-light.png (in the middle of the run), screenshot-dark.png and
-screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
+All are of the recorded race, so that this machine's speed is in none of them. Writes to assets/pictures/ race.webp, the
+race as an animation; then starts the page in a headless Chromium, and writes screenshot-light.png (while the race goes
+on), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from playwright.sync_api import Browser, FloatRect, Page
 
@@ -37,9 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _photograph(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--length", default="4k", help="prompt length of the run (default 4k)")
-    parser.add_argument("--question", type=int, default=0, help="question number")
-    parser.add_argument("--lanes", help="further lanes, with commas (default: none)")
     parser.add_argument("--port", type=int, default=7899)
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "pictures")
     given = parser.parse_args(arguments)
@@ -47,7 +43,7 @@ def _photograph(arguments: list[str] | None) -> None:
     check(given.out / "screenshot-light.png", "--out")
     animate(given.out / "race.webp")
     with served(given.port) as address, chromium() as browser:
-        take(browser, address, given)
+        take(browser, address, given.out)
 
 
 def animate(path: Path) -> None:
@@ -71,36 +67,32 @@ def served(port: int) -> Iterator[str]:
         server.wait()
 
 
-def take(browser: Browser, address: str, given: argparse.Namespace) -> None:
+def take(browser: Browser, address: str, out: Path) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
-    page.set_default_timeout(1_200_000)
-    page.goto(address + (f"?lanes={quote(given.lanes)}" if given.lanes else ""))
+    page.set_default_timeout(120_000)
+    page.goto(address)
     page.wait_for_selector(".sd-facts:not([hidden])")
-    page.click("#sd-settings button")
-    page.fill("#sd-question input", str(given.question))
-    page.keyboard.press("Tab")
-    page.click("#sd-settings button")
-    page.click("#sd-length input")
-    page.get_by_role("option", name=re.compile(f"^{given.length}")).first.click()
-    page.wait_for_timeout(3000)
-    page.evaluate(
-        "document.addEventListener('sparsed:stage', ({ detail: { replay, lanes } }) => {"
-        " if (!replay) window.made = Math.min(...lanes.slice(1).map((lane) => lane.step / lane.total)); })"
-    )
-    page.click("#sd-run")
+    page.wait_for_selector("#sd-heatmap .sd-plot[data-drawn]")
     page.mouse.move(0, 0)
-    page.wait_for_function("() => window.made >= 0.86")
-    page.wait_for_timeout(400)
-    save(page, given.out / "screenshot-light.png", height=1080)
-    page.wait_for_selector('.sd-stage[data-state="done"]')
+    seek(page, 0.66)
+    save(page, out / "screenshot-light.png", height=1080)
+    seek(page, 1)
     page.click(".sd-theme")
     page.mouse.move(0, 0)
-    page.wait_for_timeout(1200)
-    save(page, given.out / "screenshot-dark.png", height=1640)
+    page.wait_for_timeout(2000)
+    save(page, out / "screenshot-dark.png", height=1640)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(1200)
-    save(page, given.out / "screenshot-phone.png", height=1900)
+    page.wait_for_timeout(2000)
+    save(page, out / "screenshot-phone.png", height=1900)
+
+
+def seek(page: Page, share: float) -> None:
+    """Moves the replay to this share of its time."""
+    page.locator("#sd-replay .sd-seek").evaluate(
+        "(slider, share) => { slider.value = share * slider.max; slider.dispatchEvent(new Event('input')); }", share
+    )
+    page.wait_for_timeout(2000)
 
 
 def save(page: Page, path: Path, height: int) -> None:
