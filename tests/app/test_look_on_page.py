@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from visitor import choose, choose_length, link, listen, open_record, race, scrub, set_steps, take
+from visitor import choose, choose_length, link, open_record, race, scrub, set_steps, take
 
 from sparsed import trace as traces
 from sparsed.models.catalogue import find
@@ -32,36 +32,32 @@ def canvases(page: Any) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def raced(chromium, real, tmp_path_factory):
+def first_race(visit_once, real, tmp_path_factory):
     """A page whose first run is over, tracked; and the record of that run."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    page = context.new_page()
-    problems: list[str] = []
-    listen(page, problems)
-    page.add_init_script(
-        "window.seen = []; document.addEventListener('sparsed:stage', (e) => window.seen.push(e.detail));"
-    )
-    page.set_default_timeout(120_000)
     real.idle()
-    page.goto(real.url)
-    page.wait_for_selector(".sd-facts:not([hidden])")
+    page = visit_once(real)
+    page.evaluate("window.told = []; document.addEventListener('sparsed:stage', (e) => window.told.push(e.detail))")
     prepare(page)
     page.click("#sd-settings button")
     page.check("#sd-track input")
     page.click(".sd-close")
     race(page)
-    yield page, traces.load(take(page, "run.json.gz", tmp_path_factory.mktemp("file"))), problems
-    assert problems == []
-    context.close()
+    return page, traces.load(take(page, "run.json.gz", tmp_path_factory.mktemp("file")))
+
+
+@pytest.fixture
+def raced(first_race):
+    first_race[0].bring_to_front()
+    return first_race
 
 
 def test_the_slider_shows_exactly_each_state(raced) -> None:
-    page, record, _ = raced
+    page, record = raced
     end = canvases(page)
     for k in (0, 1, 5, STEPS - 1, STEPS):
         scrub(page, k)
         drawn = canvases(page)
-        given = page.evaluate("window.seen.at(-1).lanes.map((lane) => lane.cells)")
+        given = page.evaluate("window.told.at(-1).lanes.map((lane) => lane.cells)")
         for lane, name in enumerate(("dense", "sparse")):
             commits = {c.position: (step.index + 1, c) for step in record.lanes[name].steps[:k] for c in step.committed}
             for position, (cell, (text, at, confidence, ends)) in enumerate(zip(drawn[lane], given[lane], strict=True)):
@@ -78,21 +74,21 @@ def test_the_slider_shows_exactly_each_state(raced) -> None:
 
 
 def test_playing_reaches_the_end(raced) -> None:
-    page, _, _ = raced
+    page, _ = raced
     end = canvases(page)
     scrub(page, 0)
-    page.evaluate("window.seen.length = 0")
+    page.evaluate("window.told.length = 0")
     page.get_by_role("button", name=re.compile("Play")).click()
     page.wait_for_function(
         "n => document.querySelector('.sd-lane .sd-figures dd').textContent.startsWith(`${n} of`)", arg=STEPS
     )
-    steps = page.evaluate("window.seen.map((one) => one.lanes[0].step)")
+    steps = page.evaluate("window.told.map((one) => one.lanes[0].step)")
     assert steps == sorted(steps) and len(set(steps)) >= 5
     assert canvases(page) == end
 
 
 def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
-    page, record, _ = raced
+    page, record = raced
     pattern = record.lanes["sparse"].pattern
     assert pattern is not None
     page.get_by_role("tab", name="Heads of one layer").click()
@@ -120,7 +116,7 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
 
 
 def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
-    page, record, _ = raced
+    page, record = raced
     page.get_by_role("tab", name="Heads of one layer").click()
     frame = (
         "() => { const { layout } = document.querySelector('#sd-overview .sd-plot');"
@@ -137,7 +133,7 @@ def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
 
 
 def test_shades_show_the_choice_or_the_importance(raced) -> None:
-    page, record, _ = raced
+    page, record = raced
     pattern = record.lanes["sparse"].pattern
     page.fill("#sd-layer input[type=number]", "3")
     page.fill("#sd-head input[type=number]", "2")
@@ -162,7 +158,7 @@ def test_shades_show_the_choice_or_the_importance(raced) -> None:
 
 
 def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:
-    page, _, _ = raced
+    page, _ = raced
     page.get_by_role("tab", name="Whole model").click()
     page.wait_for_selector("#sd-atlas .nsewdrag")
     place = page.evaluate(
@@ -182,7 +178,7 @@ def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:
 
 
 def test_the_files_are_the_run_s(raced, tmp_path) -> None:
-    page, record, _ = raced
+    page, record = raced
     text = take(page, "replay.html", tmp_path).read_text(encoding="utf-8")
     assert record.prompt.question is not None and json.dumps(record.prompt.question)[1:-1] in text
     assert "http://" not in text.replace("http://www.w3.org/", "") and "src=" not in text
@@ -195,7 +191,7 @@ def test_the_files_are_the_run_s(raced, tmp_path) -> None:
 
 
 def test_a_record_loads_back_into_the_same_page(raced, visit, real, tmp_path) -> None:
-    page, record, _ = raced
+    page, record = raced
     path = tmp_path / "run.json.gz"
     traces.save(record, path)
     other = visit(real)
@@ -222,7 +218,7 @@ def test_a_record_loads_back_into_the_same_page(raced, visit, real, tmp_path) ->
 
 
 def test_a_link_brings_the_settings_back(raced, visit, real) -> None:
-    page, record, _ = raced
+    page, record = raced
     given = link(page)
     assert given.startswith(real.url) and f"steps={STEPS}" in given and "track=1" in given
     other = visit(real, given.removeprefix(real.url))
@@ -283,7 +279,7 @@ def test_a_run_that_ended_before_its_select_step_says_so(visit, real) -> None:
 
 
 def test_a_tab_that_was_hidden_while_a_run_ended_is_laid_out_when_it_is_opened(raced, visit, real) -> None:
-    page, _, _ = raced
+    page, _ = raced
     page.get_by_role("tab", name="Take it away").click()
     drawn = int(page.get_attribute("#sd-overview .sd-plot", "data-drawn"))
     race(page)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from visitor import cells, choose, facts, link, listen, open_record, own_text, race, scrub, take
+from visitor import cells, choose, facts, link, open_record, own_text, race, scrub, take
 
 from app.figures.palette import palette
 from sparsed import trace as traces
@@ -23,28 +23,25 @@ def drawn(written: list[str | None]) -> list[str | None]:
 
 
 @pytest.fixture(scope="module")
-def raced(chromium: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def first_race(visit_once: Any, keeping: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A page whose race of three lanes is over, what the engine wrote, and the file of it."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    page = context.new_page()
-    problems: list[str] = []
-    listen(page, problems)
-    page.add_init_script(
-        "window.seen = []; document.addEventListener('sparsed:stage', (e) => e.detail.replay || seen.push(e.detail));"
+    page = visit_once(keeping)
+    page.evaluate(
+        "window.told = []; document.addEventListener('sparsed:stage', (e) => e.detail.replay || told.push(e.detail))"
     )
-    page.set_default_timeout(120_000)
-    page.goto(keeping.url)
-    page.wait_for_selector(".sd-facts:not([hidden])")
     page.click("#sd-settings button")
     page.wait_for_selector("#sd-lanes input")
     choose(page, "sd-lanes", "^Sliding window$")
     page.click(".sd-close")
     race(page)
     written = keeping.lanes()
-    page.wait_for_selector("#sd-replay input[type=range]:visible")
-    yield page, written, take(page, "run.json.gz", tmp_path_factory.mktemp("file"))
-    assert problems == []
-    context.close()
+    return page, written, take(page, "run.json.gz", tmp_path_factory.mktemp("file"))
+
+
+@pytest.fixture
+def raced(first_race: Any) -> Any:
+    first_race[0].bring_to_front()
+    return first_race
 
 
 def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:
@@ -87,7 +84,7 @@ def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:
 
 def test_the_stream_holds_each_step_of_the_three_lanes_once(raced) -> None:
     page, written, _ = raced
-    seen = page.evaluate("window.seen")
+    seen = page.evaluate("window.told")
     sent = sorted((one["lane"], one["step"]) for value in seen for one in value["steps"])
     assert sent == sorted((lane, step) for lane in LANES for step in range(1, len(written["dense"]) + 1))
     # In turns: no clock is ever ahead of another by more than a step of either.
