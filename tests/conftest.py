@@ -58,8 +58,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if kind(item) in ("timed", "page"):
             # A browser, or a clock, beside all else that the machine does: one more try, and both are reported.
             item.add_marker(pytest.mark.flaky(reruns=1))
-    # In this order they begin: what takes long is not left for the end.
-    items.sort(key=lambda item: 0 if kind(item) == "timed" else 1 if item.path in with_page else 2)
+
+    def turn(item: pytest.Item) -> int:
+        """In this order they begin: what takes long is not left for the end."""
+        if kind(item) == "timed":
+            return 0
+        return 1 if item.path in with_page else 2 if "engine" in item.path.parts else 3
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session", autouse=True)

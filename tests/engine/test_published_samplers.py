@@ -190,7 +190,7 @@ def any_model(dice: random.Random, model_of, usual: str, **values: Any):
     return model_of(family, **values)
 
 
-@pytest.mark.parametrize("number", range(110))
+@pytest.mark.parametrize("number", range(50))
 def test_llada_low_confidence(model_of, tally, number: int) -> None:
     dice = random.Random(number)
     model = any_model(dice, model_of, "llada")
@@ -207,7 +207,7 @@ def test_llada_low_confidence(model_of, tally, number: int) -> None:
     assert steps in (None, config.steps)
 
 
-@pytest.mark.parametrize("number", range(110))
+@pytest.mark.parametrize("number", range(60))
 def test_dream_deterministic_algorithms(model_of, tally, number: int) -> None:
     dice = random.Random(1000 + number)
     model = any_model(dice, model_of, "dream")
@@ -227,7 +227,7 @@ def test_dream_deterministic_algorithms(model_of, tally, number: int) -> None:
     assert steps in (None, config.steps)
 
 
-@pytest.mark.parametrize("number", range(60))
+@pytest.mark.parametrize("number", range(40))
 def test_threshold_decoding(model_of, tally, number: int) -> None:
     dice = random.Random(2000 + number)
     usual, algorithms = dice.choice([("llada", ("low_confidence",)), ("dream", ("maskgit_plus", "topk_margin"))])
