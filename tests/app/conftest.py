@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -177,49 +176,62 @@ def cached(with_profile: Callable[[], Any]) -> Any:
     return with_profile()
 
 
-@contextmanager
-def visiting(context: Any) -> Iterator[Callable[..., Any]]:
-    """See `visit`."""
-    opened, problems = [], []
+class Visits:
+    """Opens pages in a browser context; none of them may complain, or ask anything of another host."""
 
-    def note_request(sent: Any) -> None:
-        if not sent.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
-            problems.append(f"request to {sent.url}")
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._opened: list[Any] = []
+        self._problems: list[str] = []
 
-    def open_page(server: Server, query: str = "", viewport: Any = None, **shown: str) -> Any:
-        page = context.new_page()
-        opened.append(page)
+    def __call__(self, server: Server, query: str = "", viewport: Any = None, **shown: str) -> Any:
+        """A page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
+        `reduced_motion` as given.
+        """
+        page = self._context.new_page()
+        self._opened.append(page)
         if shown:
             page.emulate_media(**shown)
         if viewport:
             page.set_viewport_size(viewport)
         page.set_default_timeout(120_000)
-        page.on("request", note_request)
-        listen(page, problems)
+        page.on("request", self._note_request)
+        listen(page, self._problems)
         page.goto(server.url + query)
         page.wait_for_selector(".sd-facts:not([hidden])")
         return page
 
-    yield open_page
-    for page in opened:
-        if not page.is_closed():
-            # What a page remembers, the next test's does not know.
-            page.evaluate("localStorage.clear()")
-            page.close()
-    assert problems == []
+    def _note_request(self, sent: Any) -> None:
+        if not sent.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            self._problems.append(f"request to {sent.url}")
+
+    def check(self) -> None:
+        """Nothing has been wrong since it was last asked."""
+        found = self._problems[:]
+        self._problems.clear()
+        assert found == []
+
+    def close(self) -> None:
+        for page in self._opened:
+            if not page.is_closed():
+                # What a page remembers, the next test's does not know.
+                page.evaluate("localStorage.clear()")
+                page.close()
 
 
 @pytest.fixture
-def visit(cached: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page, or the one that a link's query makes, in a window of this size, with `color_scheme` and
-    `reduced_motion` as given; at the end no page may have complained or asked anything of another host.
-    """
-    with visiting(cached) as open_page:
-        yield open_page
+def visit(cached: Any) -> Iterator[Visits]:
+    """Opens pages for one test."""
+    visits = Visits(cached)
+    yield visits
+    visits.close()
+    visits.check()
 
 
 @pytest.fixture(scope="module")
-def visit_once(cached: Any) -> Iterator[Callable[..., Any]]:
-    """The same, for a page that tests of a file share; it is brought to the front for each of them."""
-    with visiting(cached) as open_page:
-        yield open_page
+def visit_once(cached: Any) -> Iterator[Visits]:
+    """Opens pages that tests of a file share: each brings its page to the front, and checks when it is over."""
+    visits = Visits(cached)
+    yield visits
+    visits.close()
+    visits.check()

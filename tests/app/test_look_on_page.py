@@ -46,9 +46,10 @@ def first_race(visit_once, real, tmp_path_factory):
 
 
 @pytest.fixture
-def raced(first_race):
+def raced(visit_once, first_race):
     first_race[0].bring_to_front()
-    return first_race
+    yield first_race
+    visit_once.check()
 
 
 def test_the_slider_shows_exactly_each_state(raced) -> None:

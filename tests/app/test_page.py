@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -72,9 +73,10 @@ def first_run(visit_once, fake) -> Any:
 
 
 @pytest.fixture
-def raced(first_run) -> Any:
+def raced(visit_once, first_run) -> Iterator[Any]:
     first_run.bring_to_front()
-    return first_run
+    yield first_run
+    visit_once.check()
 
 
 def test_a_run_from_beginning_to_end(raced, fake) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def first_race(visit_once: Any, keeping: Any, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def raced(first_race: Any) -> Any:
+def raced(visit_once: Any, first_race: Any) -> Iterator[Any]:
     first_race[0].bring_to_front()
-    return first_race
+    yield first_race
+    visit_once.check()
 
 
 def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:

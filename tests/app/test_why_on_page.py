@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,11 @@ def fresh_page(request, visit_once, fake) -> Any:
 
 
 @pytest.fixture
-def fresh(fresh_page) -> Any:
+def fresh(visit_once, fresh_page) -> Iterator[Any]:
     """A page that has not run, with the recorded run."""
     fresh_page.bring_to_front()
-    return fresh_page
+    yield fresh_page
+    visit_once.check()
 
 
 def test_another_select_is_tried_by_keyboard_and_taken_back(fresh) -> None:
