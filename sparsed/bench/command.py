@@ -23,7 +23,8 @@ from sparsed.bench.measure import measure, random_prompt
 from sparsed.bench.numbers import Measurement, dense_agreement
 from sparsed.bench.shapes import SHAPES, identity, load_or_make
 from sparsed.bench.table import Report, device_of, print_machine, tell
-from sparsed.config import PRESETS, ResolvedSampler
+from sparsed.config import PRESETS, ResolvedSampler, SamplerConfig
+from sparsed.config.rows import whole
 from sparsed.denoising.forward import synchronize
 from sparsed.edge import go_on, heeding_sigterm
 from sparsed.machine import dtype_name, machine, peak_bytes
@@ -58,6 +59,7 @@ from sparsed.typed_json import read_as
 if TYPE_CHECKING:
     from sparsed.parallel.team import Team
 
+_MOST_THREADS = 2**12
 DEFAULTS: dict[str, Any] = {"steps": 64, "skip": 0.2, "select": 0.3, "block_size": 128}
 """What is measured where nothing is said, whatever the model and the length: tables stay comparable."""
 WHOLE: dict[str, Any] = {"canvas": "fixed", "early_stop": False}
@@ -76,8 +78,7 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
     options = parser.parse_args(argv)
     given = given_of(parser, options)
     if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"threads must be at least 1, not {options.threads}.")
+        whole("threads", options.threads, least=1, below=_MOST_THREADS)
         torch.set_num_threads(options.threads)
     if options.repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {options.repeats}.")
@@ -85,6 +86,8 @@ def main(argv: Sequence[str] | None = None, team: Team | None = None) -> int:
         raise ValueError("--shape draws weights of its own: leave --model out.")
     if options.shape is not None and options.rope_factor is not None:
         raise ValueError("--shape draws random weights, whose positions need no stretching: leave --rope-factor out.")
+    for total in options.compose or ():
+        SamplerConfig(steps=total)  # refused here, and not after everything was measured
     options.rope_factor = check_factor(options.rope_factor)
     for length in options.lengths:
         token_budget(length)

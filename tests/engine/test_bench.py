@@ -267,10 +267,16 @@ def test_command_line_with_random_weights(tmp_path: Path, capsys: pytest.Capture
     assert "speed-up" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--repeats", "0"], ["--threads", "0"]])
+@pytest.mark.parametrize("arguments", [["--repeats", "0"], ["--threads", "0"], ["--compose", "-1"]])
 def test_numbers_below_one_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         main(arguments)
+
+
+@pytest.mark.parametrize("option", ["--compose", "--threads"])
+def test_numbers_beyond_all_measure_are_refused_before_anything_is_measured(option: str) -> None:
+    with pytest.raises(ValueError, match="must be below 2"):
+        main([option, "99999999999"])
 
 
 def test_settings_that_shut_each_other_out() -> None:
