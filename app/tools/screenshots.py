@@ -1,8 +1,8 @@
 """Makes the pictures of README: `python -m app.tools.screenshots`.
 
-All are of the recorded race, so that this machine's speed is in none of them. Writes to assets/pictures/ race.webp, the
-race as an animation; then starts the page in a headless Chromium, and writes screenshot-light.png (while the race goes
-on), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright for Python and a Chromium.
+All are of the recorded race: of this machine they have the estimate of the next run alone. Writes to assets/pictures/
+race.webp, the race as an animation; then starts the page in a headless Chromium, and writes screenshot-light.png (while
+the race goes on), screenshot-dark.png and screenshot-phone.png (at its end). Needs Playwright and a Chromium.
 """
 
 from __future__ import annotations
