@@ -15,6 +15,7 @@ from app.lengths.pins import with_pins
 from app.page.inputs import Server, read
 from app.page.values import Values, as_json, one_line, toast
 from app.server.visits import Visit
+from app.texts import NOTHING_TO_PIN
 
 
 class Comparing:
@@ -63,6 +64,8 @@ class Comparing:
     def pin(self, http: gr.Request) -> Values:
         """Keeps the last comparison in the chart, beside those to come."""
         visit = self.server.visit(http)
+        if visit.comparison is None:
+            toast(NOTHING_TO_PIN)
         visit.pins = pins.pin(visit.pins, visit.comparison)
         return _pinned(visit)
 

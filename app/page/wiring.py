@@ -66,7 +66,7 @@ _ADDRESS = f"""(query) => {{
 # What comes from the browser may be anything. `request.parse` and the handlers check it, in sentences of ours;
 # gradio's own checks would refuse what a link has set, and every event after it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
-# At once, past the line of events that wait.
+# At once, past the line of events that wait; gradio shows no sentence that such an event raises or warns of.
 _AT_ONCE: dict[str, Any] = {"queue": False, **_QUIET}
 _LOOK: dict[str, Any] = {"trigger_mode": "always_last", **_AT_ONCE}
 # A preparation may wait for a model, and a run for the device; nobody else's may wait for it.
@@ -181,7 +181,7 @@ def _race(after: Callable[..., Any], at: Components, preparing: Preparing, runni
 
 def _talking(at: Components, preparing: Preparing, running: Running, talking: Talking) -> None:
     asks = [at.inputs[name] for name in ("kind", "text", "system", "history", "prompt_format")]
-    asked = at.talk.select(talking.ask, None, asks, **_AT_ONCE)
+    asked = at.talk.select(talking.ask, None, asks, **_LONG)
     asked.success(preparing.prepare, at.all_inputs, _shows_the_next_run(at), **_LONG)
     _race(asked.success, at, preparing, running)
     for button in (at.talk.clear, at.panel.clear):
@@ -263,6 +263,6 @@ def _comparing(at: Components, running: Running, comparing: Comparing, asking: A
         asking.offer, None, at.series.ask, **_AT_ONCE
     )
     of.stop.click(running.stop, None, of.stop, **_AT_ONCE)
-    of.pin.click(comparing.pin, None, shown, **_AT_ONCE)
+    of.pin.click(comparing.pin, None, shown, **_LONG)
     of.unpin.click(comparing.unpin, None, shown, **_AT_ONCE)
     of.chosen.input(comparing.foresee, asked, of.said, **_LOOK)

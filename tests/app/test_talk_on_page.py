@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
-from visitor import reload, serious, take
+from visitor import is_free, reload, serious, take
 
+from app.texts import NOTHING_TO_FOLLOW, NOTHING_TO_PIN
 from sparsed import trace
 
 IMAGE, BOLD = '<img src=x onerror="window.hit=1">', "<img src=x onerror='window.hit=1'><b>bold</b>"
@@ -153,3 +155,28 @@ def test_mini_answers_a_further_question_about_its_documents(visit: Any, real: A
     assert [role for role, _ in prompt.history] == ["user", "assistant"] and prompt.history[1][1] == answer
     documents, _, asked = prompt.history[0][1].rpartition("\n")
     assert documents.startswith("Read the documents") and prompt.text == asked and prompt.chat is True
+
+
+def test_a_question_that_cannot_be_asked_says_why(visit: Any, fake: Any) -> None:
+    page = after_a_run(visit, fake)
+
+    def lose(route: Any) -> None:
+        """The answer that it goes on from is gone."""
+        route.continue_(post_data=re.sub(r'("lane": ?)"\w+"', r'\1"gone"', route.request.post_data))
+
+    page.route("**/queue/join*", lose)
+    page.fill(".sd-talk-text", "And then?")
+    page.click(".sd-talk-ask")
+    page.wait_for_selector(".toast-body")
+    assert NOTHING_TO_FOLLOW in page.inner_text(".toast-body")
+    page.unroute("**/queue/join*")
+    is_free(page)
+    assert len(page.evaluate(TURNS)) == 2
+    ask(page, "And then?")
+
+
+def test_nothing_is_pinned_before_a_comparison_and_the_page_says_so(visit: Any, fake: Any) -> None:
+    page = visit(fake)
+    page.click("#sd-compare-pin")
+    page.wait_for_selector(".toast-body")
+    assert NOTHING_TO_PIN in page.inner_text(".toast-body")
