@@ -82,6 +82,7 @@ class LaneView:
         self.times: list[float] = []
         self.phases: list[str] = []
         self.rows: list[int] = []  # computed in each step; one that computed all that were there counts with all
+        self.work: list[tuple[str, int, int]] = []  # of each step: steps that are alike here do the same work
         # Of each step the share of a head's pairs of blocks that it computed; None where the record does not say.
         self.shares: list[float | None] = []
         self._density: tuple[PatternLike, float] | None = None  # of the last pattern seen
@@ -103,6 +104,7 @@ class LaneView:
         self.phase = self._phase(step.phase)
         self.times.append(float(step.seconds))
         self.phases.append(self.phase)
+        self.work.append((self.phase, step.rows, step.length))
         some = step.rows < step.length
         self.rows.append(step.rows if some or self.positions is None else self.positions)
         if self.positions is not None:

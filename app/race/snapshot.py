@@ -182,7 +182,7 @@ class Stage:
         found = speedup(first.times, lane.times, names=(first.lane.name, lane.lane.name), finished=self.finished)
         if found is None or not self.finished:
             return found
-        ratio = by_medians(first.times, first.kinds) / by_medians(lane.times, lane.kinds)
+        ratio = by_medians(first.times, first.work) / by_medians(lane.times, lane.work)
         if not unsteady(found["ratio"], ratio):
             return found
         said = f"{clock(first.seconds)} against {clock(lane.seconds)} on an unsteady machine"

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import median
 
 # A factor that a few slow steps move by more than this is that of the machine rather than of the method.
 _APART = 1.1
 
 
-def by_medians(seconds: Sequence[float], kinds: Sequence[str]) -> float:
-    """What a lane's steps would have taken together, had each been the median one of its kind: steps of one kind do
-    the same work, so what they differ by is the machine's.
+def by_medians(seconds: Sequence[float], work: Sequence[Hashable]) -> float:
+    """What a lane's steps would have taken together, had each been the median one of those that do the same work: what
+    they differ by is the machine's.
     """
     alike = defaultdict(list)
-    for taken, kind in zip(seconds, kinds, strict=True):
-        alike[kind].append(taken)
+    for taken, done in zip(seconds, work, strict=True):
+        alike[done].append(taken)
     return sum(len(times) * median(times) for times in alike.values())
 
 

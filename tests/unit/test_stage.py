@@ -63,7 +63,7 @@ def stage_of(gold: str | None = "It is so", others: tuple[str, ...] = ()) -> Sta
     )
 
 
-def step(lane: str, index: int, token: int, seconds: float) -> LaneStep:
+def step(lane: str, index: int, token: int, seconds: float, rows: int = 7) -> LaneStep:
     committed = np.arange(4)[None] == index
     made = SimpleNamespace(
         index=index,
@@ -72,7 +72,7 @@ def step(lane: str, index: int, token: int, seconds: float) -> LaneStep:
         committed=committed,
         confidence=np.where(committed, 0.5, np.nan),
         seconds=seconds,
-        rows=7,
+        rows=rows,
         length=7,
     )
     return LaneStep(lane, made)
@@ -141,6 +141,15 @@ def test_a_factor_that_a_slow_step_made_is_unsteady_and_says_that_of_median_step
     assert value["lanes"][1]["speedup"] == value["speedup"]
 
 
+def test_steps_of_fewer_rows_take_less_on_a_steady_machine() -> None:
+    """Each as long as its rows: five rows and twice one, whose median is one."""
+    stage, rows = stage_of(), (7, 5, 1, 1)
+    steps = [step("dense", index, END, 0.7) for index in range(4)]
+    steps += [step("sparse", index, END, 0.1 * rows[index], rows[index]) for index in range(4)]
+    value = stage.apply(Update(tuple(steps), "done", ("dense", "sparse")))
+    assert value["speedup"]["ratio"] == 2.0 and "unsteady" not in value["speedup"]
+
+
 def test_any_of_several_right_answers_is_right_and_the_nearest_one_is_shown() -> None:
     value = whole({"dense": [1, 2, END, END], "sparse": [1, 2, 3, END]}, {"dense": 0.2, "sparse": 0.3}, ("It is", "So"))
     assert [lane["right"] for lane in value["lanes"]] == [True, True] and value["gold"] == "It is"
@@ -166,7 +175,7 @@ def test_nearly_the_same_is_never_called_100_percent() -> None:
             confidence=tokens * 0.5,
             seconds=1.0,
             rows=7,
-        length=7,
+            length=7,
         )
         stage.apply(Update((LaneStep(lane.key, made),), "running", (lane.key,)))
     found = stage.agreement(stage.headline)
