@@ -64,9 +64,9 @@ class Comparing:
     def pin(self, http: gr.Request) -> Values:
         """Keeps the last comparison in the chart, beside those to come."""
         visit = self.server.visit(http)
-        if visit.comparison is None:
-            toast(NOTHING_TO_PIN)
         visit.pins = pins.pin(visit.pins, visit.comparison)
+        if not visit.pins:
+            toast(NOTHING_TO_PIN)
         return _pinned(visit)
 
     def unpin(self, http: gr.Request) -> Values:

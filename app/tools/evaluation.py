@@ -11,22 +11,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from app.accuracy.shipped import RECOMMENDED_METHOD, SHIPPED, Row, most_asked, packed, row_of, unpacked
 from app.figures.tradeoff import distinct
+from app.tools.tradeoff import summary_of
 from sparsed.config import ResolvedSampler
 from sparsed.edge import go_on, program
-from sparsed.evaluation.reading import doubts, read_records, read_sizes
 from sparsed.evaluation.recommend import recommended
-from sparsed.evaluation.scores import summarise
 from sparsed.files import check, write
 from sparsed.options import ATTENTION, SAMPLER
 from sparsed.questions.lengths import token_budget
-from sparsed.results_folder import about_there, differences, key_there
+from sparsed.results_folder import about_there, differences
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def _make(arguments: list[str] | None) -> None:
     given = parser.parse_args(arguments)
     go_on()
     check(given.out, "--out")
-    summary = joined({str(path): of_folder(path) if path.is_dir() else of_file(path) for path in given.sources})
+    summary = joined({str(path): with_keys(path) for path in given.sources})
     if not any(row["speed"] is not None for row in summary["lengths"] if row["method"] != "dense"):
         raise ValueError(f"{given.sources[0]} holds no setting beside full attention whose speed is known.")
     text = packed(summary, summary["model"])
@@ -54,31 +53,25 @@ def _make(arguments: list[str] | None) -> None:
     print(f"{given.out}: {len(text.encode()):,} bytes; {len(read['lengths'])} rows, {len(read['cells'])} cells")
 
 
-def of_folder(path: Path) -> dict[str, Any]:
-    """The summary of a folder of answers, as `unpacked` gives that of a file. Raises ValueError for a folder that does
-    not say with which weights they were made; what else its answers do not say is printed.
+def with_keys(path: Path) -> dict[str, Any]:
+    """The summary of a file of this command, or of a folder of answers as such a file has it. Raises ValueError for
+    what is neither, and for a folder that does not say with which weights they were made; what else its answers do not
+    say is printed.
     """
-    key, about = key_there(path), about_there(path)
-    if key is None or "model" not in about:
+    summary = summary_of(path)
+    if "keys" in summary:
+        return summary
+    model = about_there(path).get("model") if path.is_dir() else None
+    if model is None or summary["key"] is None:
         raise ValueError(f"{path} does not say with which weights its answers were made.")
-    summary = summarise(read_records(path), doubts=doubts(path), sizes=read_sizes(path))
     for sentence in summary["doubts"]:
         print(f"note: {sentence}", file=sys.stderr)
     asked = dict.fromkeys(row["length"] for row in summary["lengths"])
     kept = [row for length in asked for row in distinct(summary, length)]
     places = {place_of(row) for row in kept}
     found = {"lengths": kept, "cells": [cell for cell in summary["cells"] if place_of(cell) in places]}
-    return {"model": about["model"], "keys": [key], **{name: made(rows, 0) for name, rows in found.items()}}
-
-
-def of_file(path: Path) -> dict[str, Any]:
-    """The summary of a file that this command wrote. Raises ValueError for another file."""
-    try:
-        return unpacked(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not there.") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    numbered = {name: [{**row, "made": 0} for row in rows] for name, rows in found.items()}
+    return {"model": model, "keys": [summary["key"]], **numbered}
 
 
 def joined(sources: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -117,11 +110,6 @@ def depends_on(key: Mapping[str, Any]) -> dict[str, Any]:
     found = {**key, "sampler": sampler, "attention": attention}
     found.pop("versions", None)
     return dict(json.loads(json.dumps(found)))
-
-
-def made(rows: Sequence[Mapping[str, Any]], number: int) -> list[dict[str, Any]]:
-    """The rows, each saying which of its summary's keys it was made with."""
-    return [{**row, "made": number} for row in rows]
 
 
 def place_of(row: Row) -> tuple[str, str]:
