@@ -203,15 +203,26 @@ class LayerPattern:
         return cls._together(parts, 1)
 
     @classmethod
-    def stacked(cls, parts: Sequence[LayerPattern]) -> LayerPattern:
-        """One pattern for the batch rows of several, in their order; all on one device."""
-        return cls._together(parts, 0)
+    def stacked(cls, parts: Sequence[LayerPattern], guided: bool = False) -> LayerPattern:
+        """One pattern for the batch rows of several, in their order; all on one device. guided: the first half of each
+        one's rows is conditional, and so it is of all.
+        """
+        stacked = cls._together(parts, 0)
+        return stacked.of_rows(conditional_first([len(part.counts) for part in parts], guided)) if guided else stacked
 
     @classmethod
     def _together(cls, parts: Sequence[LayerPattern], dim: int) -> LayerPattern:
         kept = max(part.kept for part in parts)
         wide = [pad(part.indices, (0, kept - part.kept), value=-1) for part in parts]
         return cls(torch.cat(wide, dim), torch.cat([part.counts for part in parts], dim), parts[0].full_blocks)
+
+
+def conditional_first(sizes: Sequence[int], guided: bool) -> Tensor:
+    """The order, int64, of the rows of several batches of these sizes, which stand one after another: with guidance the
+    conditional rows, the first half of each, come before all others.
+    """
+    halves = [rows.chunk(2 if guided else 1) for rows in torch.arange(sum(sizes)).split(list(sizes))]
+    return torch.cat([rows for side in zip(*halves) for rows in side])
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,12 +243,11 @@ class Pattern:
         """One pattern of several, each of one sequence (guided: of two batch rows, the conditional one first): rows in
         their order, all conditional ones first.
         """
-        order = torch.arange(len(parts) * (2 if guided else 1))
-        order = order.view(len(parts), -1).T.flatten()
-        layers = tuple(LayerPattern.stacked(one).of_rows(order) for one in zip(*(part.layers for part in parts)))
+        layers = tuple(LayerPattern.stacked(one, guided) for one in zip(*(part.layers for part in parts)))
         first = parts[0]
         importance = None
         if first.importance is not None:
+            order = conditional_first([2 if guided else 1] * len(parts), guided)
             importance = tuple(torch.cat(one)[order] for one in zip(*(part.importance or () for part in parts)))
         return cls(first.layout, layers, first.select, importance)
 

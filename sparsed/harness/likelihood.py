@@ -323,7 +323,10 @@ class _Estimate:
             # One set of layers as long as the rows stay the same: a backend keeps what it derived from them.
             rows = owners if not self.predictor.guidance else owners + [owner + len(group) for owner in owners]
             chosen = torch.tensor(rows, device=device)
-            self._made = [_together(self._made, bool(self.predictor.guidance))]
+            if len(self._made) > 1:
+                guided = bool(self.predictor.guidance)
+                parts = {layer: [made[layer] for made in self._made] for layer in self._made[0]}
+                self._made = [{layer: LayerPattern.stacked(one, guided) for layer, one in parts.items()}]
             attention.layers = {layer: pattern.of_rows(chosen) for layer, pattern in self._made[0].items()}
             self._owners = owners
         logits = self.predictor.logits(canvas, masked.to(device), attention)
@@ -339,16 +342,6 @@ class _Estimate:
             self._made.append(attention.layers)
         self._forwards[phase] += 1
         return found
-
-
-def _together(parts: list[dict[int, LayerPattern]], guided: bool) -> dict[int, LayerPattern]:
-    """The layers' patterns of several batches of questions as of one: with guidance all conditional rows come first."""
-    if len(parts) == 1:
-        return parts[0]
-    sizes = [len(next(iter(part.values())).counts) for part in parts]
-    halves = [rows.chunk(2 if guided else 1) for rows in torch.arange(sum(sizes)).split(sizes)]
-    order = torch.cat([rows for side in zip(*halves) for rows in side])
-    return {layer: LayerPattern.stacked([part[layer] for part in parts]).of_rows(order) for layer in parts[0]}
 
 
 def _different(question: int, masks: Tensor) -> Iterator[_Draw]:
