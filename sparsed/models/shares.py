@@ -59,7 +59,9 @@ def random_network(
             checkpoint.config, dtype=dtype, attn_implementation=register.NAME
         )
     with torch.no_grad():
-        for place, module in list(network.named_modules()):
+        # By name: a list of the modules would keep those that quantised ones take the place of.
+        for place in [name for name, _ in network.named_modules()]:
+            module = network.get_submodule(place)
             module.to_empty(device=device, recurse=False)
             network._init_weights(module)
             if quantize is not None and is_quantised(name := f"{place}.weight"):
