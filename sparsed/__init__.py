@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sparsed.denoising.own_loop import OwnLoop as OwnLoop
     from sparsed.denoising.run import Run as Run
     from sparsed.denoising.several import Answered as Answered
+    from sparsed.denoising.several import Unanswered as Unanswered
+    from sparsed.denoising.several import each_answer as each_answer
     from sparsed.denoising.several import generate_all as generate_all
     from sparsed.denoising.step import Result as Result
     from sparsed.denoising.step import Step as Step
@@ -59,7 +61,9 @@ __all__ = [
     "SamplerConfig",
     "SparseDConfig",
     "Step",
+    "Unanswered",
     "denoise",
+    "each_answer",
     "generate",
     "generate_all",
     "load",
@@ -74,7 +78,9 @@ _LAZY = {
     "Result": "sparsed.denoising",
     "Run": "sparsed.denoising",
     "Step": "sparsed.denoising",
+    "Unanswered": "sparsed.denoising.several",
     "denoise": "sparsed.denoising",
+    "each_answer": "sparsed.denoising.several",
     "generate": "sparsed.denoising",
     "generate_all": "sparsed.denoising.several",
     "Model": "sparsed.models.model",

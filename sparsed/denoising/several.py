@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from sparsed.models.model import Model
 
 PromptLike = str | list[dict[str, str]] | Tensor
+# So many of the prompts that are too much are named.
+_NAMED = 3
+
+
+class Unanswered(MemoryError):
+    """Prompts that are too much for the memory, each by itself; every other one was answered.
+
+    indices: theirs, from 0. answered: of `generate_all`, the answers to the others, in the order of the prompts.
+    """
+
+    def __init__(self, said: str, indices: Sequence[int]) -> None:
+        super().__init__(said)
+        self.indices = list(indices)
+        self.answered: list[Answered] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,36 +91,45 @@ def generate_all(
     that draw at random, each with the same seed, and those with a threshold and a refresh of the pattern, a canvas that
     grows, or a cache and sparse attention.
 
-    Raises ValueError for a wrong prompt, with its number from 1, and what `denoise` raises; MemoryError, in a sentence,
-    where one prompt alone is too much.
+    Raises ValueError for a wrong prompt, with its number from 1, and what `denoise` raises; `Unanswered`, with the
+    answers that there are, where prompts are too much for the memory. Where a device may fail on the way, `each_answer`
+    gives each answer once it is there.
     """
-    found = each_answer(
-        model,
-        encode_all(model, prompts, chat),
-        sampler=sampler,
-        attention=attention,
-        cache=cache,
-        backend=backend,
-        dense_backend=dense_backend,
-        batch_tokens=batch_tokens,
-    )
+    found: list[Answered] = []
+    try:
+        for answered in each_answer(
+            model,
+            prompts,
+            sampler=sampler,
+            attention=attention,
+            cache=cache,
+            backend=backend,
+            dense_backend=dense_backend,
+            chat=chat,
+            batch_tokens=batch_tokens,
+        ):
+            found.append(answered)
+    except Unanswered as error:
+        error.answered = _in_order(found)
+        raise
+    return _in_order(found)
+
+
+def _in_order(found: list[Answered]) -> list[Answered]:
     return sorted(found, key=lambda answered: answered.index)
 
 
 def encode_all(
-    model: Model, prompts: Sequence[PromptLike], chat: bool | None = None, names: Sequence[str] | None = None
+    model: Model, prompts: Sequence[PromptLike], chat: bool | None, names: Sequence[str]
 ) -> list[Tensor]:
-    """Each prompt's token ids, int64 [1, length]. names: what each is called in a refusal; None, "Prompt 1" …"""
-    if isinstance(prompts, str | Tensor) or not isinstance(prompts, Sequence):
-        raise ValueError(f"Several prompts must be given as a list, not {prompts!r:.60}.")
+    """Each prompt's token ids, int64 [1, length]. names: what each is called in a refusal."""
     found = []
-    for number, prompt in enumerate(prompts):
+    for name, prompt in zip(names, prompts, strict=True):
         try:
             ids = model.encode(prompt, chat)
             if len(ids) != 1:
                 raise ValueError(f"token ids of shape {list(ids.shape)} are {len(ids)} prompts: give each by itself.")
         except ValueError as error:
-            name = f"Prompt {number + 1}" if names is None else names[number]
             raise ValueError(f"{name}: {error}") from error
         found.append(ids)
     return found
@@ -114,18 +137,22 @@ def encode_all(
 
 def each_answer(
     model: Model,
-    prompts: Sequence[Tensor],
+    prompts: Sequence[PromptLike],
     *,
     sampler: SamplerConfig | None = None,
     attention: AttentionConfig | Literal["dense"] | None = None,
     cache: CacheConfig | None = None,
     backend: str = "auto",
     dense_backend: str = "auto",
+    chat: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Answered]:
-    """`generate_all` of encoded prompts, int64 [1, length]: each answer once it is there. Batches are run in the order
-    of their first prompts; what is too much for the memory is raised after all the others.
+    """As `generate_all`, each answer once it is there: batches are run in the order of their first prompts, and
+    `Unanswered` is raised after every other prompt was answered. names: what prompts are called in errors.
     """
+    if isinstance(prompts, str | Tensor) or not isinstance(prompts, Sequence):
+        raise ValueError(f"Several prompts must be given as a list, not {prompts!r:.60}.")
     if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 0:
         raise ValueError(f"batch_tokens must be a whole number of at least 0, not {batch_tokens!r}.")
     if not isinstance(sampler, SamplerConfig | None):
@@ -135,6 +162,8 @@ def each_answer(
     settings = (sampler or SamplerConfig()).resolve(model.defaults)
     alone = must_be_alone(settings, as_attention(attention), (cache or CacheConfig()).resolve())
     most = 0 if alone else batch_tokens
+    names = names or [f"Prompt {number}" for number in range(1, len(prompts) + 1)]
+    encoded = encode_all(model, prompts, chat, names)
     fitting, made = Fitting(), 0
 
     def ran(part: Sequence[tuple[int, Tensor]]) -> Run:
@@ -154,24 +183,28 @@ def each_answer(
         return run
 
     groups = together(
-        enumerate(prompts),
+        enumerate(encoded),
         key=lambda asked: asked[1].shape[1] + settings.gen_length,
         most=lambda length: most // length,
     )
-    too_much: MemoryError | None = None
+    too_much: dict[int, str] = {}  # index of a prompt → why
     for group in sorted(groups, key=lambda group: group[0][0]):
         length = group[0][1].shape[1] + settings.gen_length
+        left = [index for index, _ in group]
         try:
             for part, run in fitting.pieces(group, length, ran):
                 made += len(part)
                 said = () if fitting.note is None else (fitting.note,)
-                for row, answered in enumerate(answers_of(run)):
+                for answered in answers_of(run):
                     info = replace(answered.info, notes=(*answered.notes, *said))
-                    yield replace(answered, index=part[row][0], info=info)
+                    yield replace(answered, index=left.pop(0), info=info)
         except MemoryError as error:
-            too_much = error
-    if too_much is not None:
-        raise too_much
+            too_much |= dict.fromkeys(left, str(error))
+    if too_much:
+        shortest = min(too_much, key=lambda index: encoded[index].shape[1])
+        who = [names[index] for index in sorted(too_much)]
+        more = f" and {len(who) - _NAMED} more" if len(who) > _NAMED else ""
+        raise Unanswered(f"{', '.join(who[:_NAMED])}{more}: {too_much[shortest]}", sorted(too_much))
 
 
 def answers_of(run: Run) -> Iterator[Answered]:

@@ -88,6 +88,7 @@ def answer_file(
         backend=options.backend,
         dense_backend=options.dense_backend,
         batch_tokens=batch_tokens,
+        names=[names[place] for place in open_ones],
     )
     code, failed = 0, None
     try:

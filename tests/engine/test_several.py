@@ -149,9 +149,53 @@ def test_where_memory_does_not_suffice_half_of_a_batch_is_tried(model_of, monkey
     assert [one.info.batch for one in found] == [2, 2, 2, 2, 1]
     assert all(torch.equal(one.tokens, two.tokens) for one, two in zip(found, whole, strict=True))
     assert all(one.notes[-1].startswith("5 sequences of 84 tokens were too much for the memory here") for one in found)
-    monkeypatch.setattr(LocalForward, "logits", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(MemoryError, match="too little memory for one sequence of 84 tokens"):
-        sparsed.generate_all(model, asked, sampler=LLADA)
+
+
+@pytest.mark.parametrize("most", [0, 16_384])
+def test_prompts_that_are_too_much_for_the_memory_cost_no_other_answer(model_of, monkeypatch, most: int) -> None:
+    """Those of 80 and 90 tokens, wherever they stand."""
+    model, asked = model_of("llada"), prompts(4, (80, 60, 90, 60, 80, 70, 90))
+    whole = {one.index: one for one in sparsed.generate_all(model, asked, sampler=LLADA)}
+    real, tried = LocalForward.logits, []
+
+    def small(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        tried.append(ids.shape[1])
+        if ids.shape[1] > 70 + 24:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, ids, pass_)
+
+    monkeypatch.setattr(LocalForward, "logits", small)
+    said = (
+        "^Prompt 1, Prompt 3, Prompt 5 and 1 more: There is too little memory for one sequence of 104 tokens, its "
+        "generation included: take a shorter prompt"
+    )
+    with pytest.raises(sparsed.Unanswered, match=said) as raised:
+        sparsed.generate_all(model, asked, sampler=LLADA, batch_tokens=most)
+    assert raised.value.indices == [0, 2, 4, 6]
+    assert [one.index for one in raised.value.answered] == [1, 3, 5]
+    assert all(torch.equal(one.tokens, whole[one.index].tokens) for one in raised.value.answered)
+    there = []
+    with pytest.raises(MemoryError, match="^b, d, e: There is too little memory for one sequence of 104 tokens"):
+        for one in sparsed.each_answer(model, [*asked[3:], asked[0]], sampler=LLADA, names="abcde"):
+            there.append(one.index)
+    assert there == [0, 2]
+
+
+def test_answers_come_one_by_one_as_soon_as_they_are_there(model_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a device that fails later costs none of them."""
+    model, real = model_of("llada"), LocalForward.logits
+
+    def failing(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        if ids.shape[1] == 60 + 24:
+            raise RuntimeError("lost")
+        return real(self, ids, pass_)
+
+    monkeypatch.setattr(LocalForward, "logits", failing)
+    there = []
+    with pytest.raises(RuntimeError, match="lost"):
+        for one in sparsed.each_answer(model, prompts(4, (80, 60, 90, 80)), sampler=LLADA):
+            there.append(one.index)
+    assert there == [0, 3]
 
 
 def test_texts_messages_and_token_ids_side_by_side(model_of) -> None:
