@@ -7,6 +7,7 @@ what only reads kept answers is done without.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from sparsed.config import AttentionConfig, ResolvedAttention, ResolvedCache, ResolvedSampler
@@ -63,6 +64,15 @@ def must_be_alone(
     refreshed = sampler.threshold is not None and bool(attention.refresh)
     drawn = sampler.draws or attention.method == "random"
     return drawn or refreshed or apart(sampler, attention, cache) is not None
+
+
+@contextmanager
+def naming(who: str) -> Iterator[None]:
+    """What is too much for the memory within the block says whose it is."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{who}: {error}") from error
 
 
 class Fitting:

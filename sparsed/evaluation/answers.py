@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsed.answer_text import agreement, answer_length
-from sparsed.batches import Fitting, must_be_alone, together
+from sparsed.batches import Fitting, must_be_alone, naming, together
 from sparsed.config import ResolvedSampler
 from sparsed.evaluation.key import about, key_of
 from sparsed.evaluation.methods import Method, parse_method
@@ -186,8 +186,9 @@ def _answer(
         )
 
     length = batch[0][2].shape[1] + sampler.gen_length
-    for part, result in fitting.pieces(batch, length, ran):
-        yield from _records(model, part, result, method, cell, plan, known)
+    with naming(f"{cell.length} {cell.type}, question {batch[0][0]}, {method.name}"):
+        for part, result in fitting.pieces(batch, length, ran):
+            yield from _records(model, part, result, method, cell, plan, known)
 
 
 def _records(

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sparsed.attention.backends import dense
 from sparsed.attention.backends.registry import check_backend
-from sparsed.batches import must_be_alone, together
+from sparsed.batches import must_be_alone, naming, together
 from sparsed.config import ResolvedSampler
 from sparsed.denoising import denoise
 from sparsed.denoising.answers import Answers
@@ -243,25 +243,26 @@ class SparsedLM(SharedLM):
         with tqdm(total=len(requests), desc=f"Running {kind} requests", disable=self._unwatched(disable_tqdm)) as bar:
             for task, indices in tasks.items():
                 pairs = [requests[index][1:] for index in indices]
-                for place, likelihood in log_likelihoods(
-                    self.model,
-                    [(self._cut(context, len(answer)), answer) for context, answer in pairs],
-                    draws=self.arguments.mc_num,
-                    seed=self.arguments.sampler.seed or 0,
-                    attention=self.attention,
-                    backend=self.backend,
-                    dense_backend=self.dense_backend,
-                    cfg_scale=self.arguments.sampler.cfg_scale or 0.0,
-                    batch_size=self.batch_size,
-                    greedy=self.arguments.is_check_greedy and kind == "loglikelihood",
-                    seen=partial(self._seen, task, kind),
-                    fitting=self.fitting,
-                ):
-                    index = indices[place]
-                    found[index] = likelihood
-                    if requests[index][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[index][0], _answer(likelihood))
-                    bar.update()
+                with naming(task):
+                    for place, likelihood in log_likelihoods(
+                        self.model,
+                        [(self._cut(context, len(answer)), answer) for context, answer in pairs],
+                        draws=self.arguments.mc_num,
+                        seed=self.arguments.sampler.seed or 0,
+                        attention=self.attention,
+                        backend=self.backend,
+                        dense_backend=self.dense_backend,
+                        cfg_scale=self.arguments.sampler.cfg_scale or 0.0,
+                        batch_size=self.batch_size,
+                        greedy=self.arguments.is_check_greedy and kind == "loglikelihood",
+                        seen=partial(self._seen, task, kind),
+                        fitting=self.fitting,
+                    ):
+                        index = indices[place]
+                        found[index] = likelihood
+                        if requests[index][0] is not None:
+                            self.cache_hook.add_partial("loglikelihood", requests[index][0], _answer(likelihood))
+                        bar.update()
         self.answered()
         return [_answer(found[index]) for index in range(len(requests))]
 
@@ -314,12 +315,13 @@ class SparsedLM(SharedLM):
             for group in together(wanted, lambda one: one.kind, self._most):
                 task, length, sampler, most = group[0].kind
                 run = partial(self._run, task, sampler, most)
-                for part, texts in self.fitting.pieces(group, length + sampler.gen_length, run):
-                    for one, text in zip(part, texts):
-                        answers[one.place] = text
-                        if not sampler.draws:
-                            self.cache_hook.add_partial("generate_until", requests[one.place].args, text)
-                    bar.update(len(part))
+                with naming(f"{task}, document {requests[group[0].place].doc_id}"):
+                    for part, texts in self.fitting.pieces(group, length + sampler.gen_length, run):
+                        for one, text in zip(part, texts):
+                            answers[one.place] = text
+                            if not sampler.draws:
+                                self.cache_hook.add_partial("generate_until", requests[one.place].args, text)
+                        bar.update(len(part))
         if self.cache_hook.dbdict is not None:
             forget_later(self.cache_hook.dbdict, "generate_until", drawn)
         self.answered()

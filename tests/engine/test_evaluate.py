@@ -16,6 +16,7 @@ import torch
 
 import sparsed
 from sparsed import AttentionConfig, SamplerConfig, SparseDConfig
+from sparsed.cache.store import RowStore
 from sparsed.evaluation.answers import evaluate, token_agreement
 from sparsed.evaluation.command import main
 from sparsed.evaluation.observe import observe
@@ -118,6 +119,19 @@ def test_what_is_known_is_not_asked_again_and_methods_can_come_later(
     records = read_records(tmp_path)
     assert len(records) == 6
     assert all(r.agreement is not None for r in records if r.method == "sparsed")
+
+
+def test_a_question_that_memory_cannot_hold_is_named_and_what_was_answered_is_kept(
+    mini: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(self: RowStore, *_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(RowStore, "put", small)
+    said = r"^200 lookup, question 0, dense\+dual: There is too little memory for one sequence of \d+ tokens, its"
+    with pytest.raises(MemoryError, match=said):
+        evaluate(mini, [Cell("lookup", "200", 2)], ["dense+dual", "dense"], tmp_path, plan=PLAN)
+    assert [(one.method, one.index) for one in read_records(tmp_path)] == [("dense", 0)]
 
 
 def test_observations_are_the_overlaps_of_the_masks(mini: Model, tmp_path: Path) -> None:

@@ -333,6 +333,36 @@ def test_the_harness_cache_answers_again(harness_of, tmp_path, monkeypatch: pyte
     assert (cached.loglikelihood(scores), cached.generate_until(texts)) == first
 
 
+def test_a_sequence_that_memory_cannot_hold_is_named_and_what_was_answered_is_kept(
+    harness_of, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the harness's own models do, the evaluation ends there."""
+    lm = harness_of("llada", mc_num=3, steps=4, gen_length=8, block_length=8, is_check_greedy=False)
+    cached, real, most = CachingLM(lm, str(tmp_path / "cache.db")), LocalForward.logits, 30
+
+    def small(self: LocalForward, ids: torch.Tensor, pass_: Any) -> torch.Tensor:
+        # The longest come first: here those are short of memory that come last.
+        if ids.shape[1] <= most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, ids, pass_)
+
+    monkeypatch.setattr(LocalForward, "logits", small)
+    texts = [
+        Instance("generate_until", {}, (text, STOPS), 0, ("maps", doc, 1))  # type: ignore[arg-type]
+        for doc, text in ((4, "a"), (7, 40 * "b"))
+    ]
+    with pytest.raises(MemoryError, match=r"^maps, document 4: There is too little memory for one sequence of \d+ tok"):
+        cached.generate_until(texts)
+    assert len(cached.dbdict) == 2  # with what they were made with
+    scores = [
+        Instance("loglikelihood", {}, (text, " c"), 0, ("choices", doc, 1))  # type: ignore[arg-type]
+        for doc, text in ((1, "a"), (2, 40 * "b"))
+    ]
+    with pytest.raises(MemoryError, match=r"^choices: There is too little memory for one sequence of \d+ tokens, its"):
+        cached.loglikelihood(scores)
+    assert len(cached.dbdict) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
