@@ -85,10 +85,10 @@ def tradeoff(
 
     At one length the colours are families of attention, markers with a cache are open, the band is within 1 point of
     full attention, and rings are around SparseD as published and what is recommended: that method, or what `recommend`
-    finds (by executed cost and without caches, either way). marks: the lanes of a run of one's own, drawn below. At
-    several (MOST_LENGTHS at most, each once) the colours are lengths, the symbols caches, those of full attention open;
-    and a line leads for each length from full attention along those methods that no other one there beats in both,
-    speed and accuracy.
+    finds where most questions were asked (by executed cost and without caches, either way). marks: the lanes of a run
+    of one's own, drawn below. At several (MOST_LENGTHS at most, each once) the colours are lengths, the symbols caches,
+    those of full attention open; and a line leads for each length from full attention along those methods that no
+    other one there beats in both, speed and accuracy.
     """
     lengths = [length] if isinstance(length, str) else list(length)
     speed = "measured_speed" if measured else "speed"
@@ -98,12 +98,14 @@ def tradeoff(
             said = f"No setting has a known speed at {one}."
             return View(empty(said), said)
     how = "seconds of the steps" if measured else "operations executed"
+    if recommended is None:
+        asked = {one: row["questions"] for one, own in rows.items() for row in own if row["method"] == "dense"}
+        best = recommend(summary, max(lengths, key=lambda one: asked.get(one, 0)))
+        recommended = None if best is None else best.method
     if len(lengths) == 1:
-        if recommended is None and (best := recommend(summary, lengths[0])) is not None:
-            recommended = best.method
         view = _families(summary, lengths[0], rows[lengths[0]], speed, how, width, recommended, marks)
         return with_marks(view, marks)
-    return _curves(rows, speed, how, width)
+    return _curves(rows, speed, how, width, recommended)
 
 
 def _families(
@@ -157,13 +159,15 @@ def _families(
     return View({"data": traces, "layout": layout}, " ".join(said))
 
 
-def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: str, width: int) -> View:
+def _curves(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: str, width: int, recommended: str | None
+) -> View:
     """The methods of several lengths."""
     traces: list[Figure] = []
     points: list[Point] = []
     said = [f"Accuracy against speed at {', '.join(rows)}, by {how}."]
     for style, (length, methods) in zip(LANES, rows.items()):
-        its = [_point(row, row[speed], length, style.colour, _dense(methods)) for row in methods]
+        its = [_point(row, row[speed], length, style.colour, _dense(methods), recommended) for row in methods]
         dense = next((point for point in its if point.row["method"] == "dense"), None)
         line = curve(its, dense)
         traces.append(
@@ -181,6 +185,10 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: st
                 f"{length}: full attention {dense.right:.1f} % right; the fastest within {100 * MEAN:g} point of that "
                 f"is {method_label(near.row['method'])}, {near.right:.1f} % at {near.speed:.2f}×."
             )
+    called = ""
+    if recommended is not None and any(point.row["method"] == recommended for point in points):
+        said.append(f"Recommended: {method_label(recommended)}.")
+        called = f" · recommended: {_words(recommended)}"
     asked = {parts_of(point.row["method"]).cache for point in points}
     traces += [
         {
@@ -196,7 +204,7 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], speed: str, how: st
         how,
         f"prompts of {', '.join(rows)}",
         "open: full attention",
-        "a line leads from full attention along what no other method of that length beats in both",
+        "a line leads from full attention along what no other method of that length beats in both" + called,
         *_fewer(points),
         annotations=names(points, ranges, width),
     )
@@ -208,15 +216,24 @@ def _dense(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def _point(
-    row: Mapping[str, Any], speed: float, length: str, colour: str, dense: Mapping[str, Any] | None
+    row: Mapping[str, Any],
+    speed: float,
+    length: str,
+    colour: str,
+    dense: Mapping[str, Any] | None,
+    recommended: str | None,
 ) -> Point:
     """Where the colours are lengths: a name stands where the symbol does not say the method."""
     parts = parts_of(row["method"])
     symbol = CACHE_SYMBOLS.get(parts.cache, "cross") + ("-open" if parts.attention == "dense" else "")
     if row["method"] == "dense":
         return Point(row, speed, f"full attention, {length}", colour, symbol, 0)
-    told = parts.own or parts.attention not in ("dense", "sparsed")
-    return Point(row, speed, _words(row["method"]) if told else "", colour, symbol, dense=dense)
+    name = ""
+    if row["method"] == recommended:
+        name = "recommended"
+    elif parts.own or parts.attention not in ("dense", "sparsed"):
+        name = _words(row["method"])
+    return Point(row, speed, name, colour, symbol, dense=dense)
 
 
 def curve(points: Sequence[Point], first: Point | None) -> list[Point]:

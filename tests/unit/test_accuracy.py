@@ -41,7 +41,7 @@ def table_of(name: str) -> list[dict[str, Any]]:
 def test_the_shipped_numbers_are_those_of_the_bundled_model() -> None:
     bundled = fingerprint(SHIPPED.with_name("mini"))
     assert HELD["keys"][0]["weights"] == bundled, "mini is another one: evaluate it, and make the file anew"
-    assert SHIPPED.stat().st_size < 150_000
+    assert SHIPPED.stat().st_size < 200_000
     assert {"device", "dtype", "versions", "prompts", "sampler"} <= HELD["keys"][0].keys() and HELD["model"] == "mini"
 
 
@@ -229,7 +229,7 @@ def test_the_sentences_hold_the_shipped_numbers(length: str) -> None:
         if cells:
             means[kind] = sum(cells) / len(cells)
     caches = said.partition("With a cache")[2]
-    assert caches.startswith(f" ({len(cached)} settings)")
+    assert caches.startswith(f" ({len(cached)} settings)") if cached else not caches
     for kind, mean in means.items():
         assert (f"{words.KINDS[kind]} (−{-100 * mean:.1f})" in caches) == (mean < -0.03)
     best = recommend(summary, length)
@@ -334,7 +334,7 @@ def test_what_the_section_says_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert section._chart("4k", OwnRun("x", 4090, ())) == section._chart("4k", None)
     # After a run the section is at its length, or at the one that was asked most.
     at = section.Accuracy("length", "speed", "said", "chart")  # type: ignore[arg-type]
-    for tokens, length in ((1020, "1k"), (8000, "4k"), (16_300, "16k")):
+    for tokens, length in ((1020, "1k"), (8190, "8k"), (8000, "4k"), (16_300, "16k")):
         assert section.of_run(at, OwnRun("x", tokens, marks))["length"] == length  # type: ignore[index]
     assert section.of_run(at, None) == {
         "length": "4k", "said": section._said("4k", None), "chart": section.as_json(section._chart("4k", None))
@@ -345,7 +345,7 @@ def test_a_length_that_is_none_changes_nothing() -> None:
     visit = SimpleNamespace(own=None, by_clock=False)
     server = SimpleNamespace(visit=lambda http: visit)
     weighing = section.Weighing(server)  # type: ignore[arg-type]
-    for wrong in (None, 4, "8k", ["4k"], {}):
+    for wrong in (None, 4, "3k", ["4k"], {}):
         for given in ((wrong, "operations executed"), ("16k", wrong)):
             made = weighing.show(None, *given)  # type: ignore[arg-type]
             assert all(one == {"__type__": "update"} for one in made) and not visit.by_clock

@@ -17,7 +17,7 @@ from sparsed.models.catalogue import find
 def asked_of(kind: str = "older", length: str = "1k", **given: Any) -> Request:
     mini = find("mini").defaults
     return parse(
-        defaults=mini, models=["mini"], kinds=["older", "chain3", "unanswerable"], lengths=["1k", "4k", "8k"],
+        defaults=mini, models=["mini"], kinds=["older", "chain3", "unanswerable"], lengths=["1k", "4k", "128k"],
         model="mini", kind=kind, length=length, text="", question=3, backend="auto", **{"seed": 5, **given},
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_each_lane_has_the_line_of_its_kind_length_and_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"steps": 24}, {"length": "8k"}, {"kind": "unanswerable"}, {"temperature": 0.5}, {"block_length": 96}]
+    "given", [{"steps": 24}, {"length": "128k"}, {"kind": "unanswerable"}, {"temperature": 0.5}, {"block_length": 96}]
 )
 def test_what_was_not_evaluated_has_none(given: Any) -> None:
     assert shipped.found(asked_of(**given), 1020) is None

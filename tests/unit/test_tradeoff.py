@@ -150,6 +150,10 @@ def test_several_lengths_have_a_curve_each() -> None:
     # Of the methods that colour and symbol say no name stands there, of full attention its length.
     names = [one["text"] for one in view.figure["layout"]["annotations"]]
     assert {"full attention, 4k", "full attention, 8k", "SparseD, refresh 8", "Sliding window"} <= set(names)
+    # What the rule finds at the length that was asked most; its words stand once.
+    best = "SparseD, select 0.1, generation rows full"
+    assert names.count("recommended") == 1 and best not in names
+    assert f"recommended: {best}" in view.figure["layout"]["title"]["subtitle"]["text"]
     assert not {"SparseD", "SparseD + Fast-dLLM, dual"} & set(names)
     assert "8k: full attention 99.0 % right; the fastest within 1 point of that is SparseD + Fast" in view.label
     assert "25.0 % of the rows computed" in "".join(named(view.figure, "8k, methods")[0]["text"])
