@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from sparsed.bench.shapes import SHAPES
 from sparsed.evaluation.command import main as evaluation
 from sparsed.generation.command import main as generate
 from sparsed.harness.arguments import read_arguments
-from sparsed.models import LoadError, quantizer
+from sparsed.models import LoadError, quantizer, shares
 from sparsed.models.catalogue import CATALOGUE
 from sparsed.models.families import read_config, recognise
 from sparsed.models.numbers import QUANTISED, weight_bytes
@@ -210,6 +211,22 @@ def test_never_more_than_one_weight_is_loaded_and_not_yet_quantised(folder_of, m
     monkeypatch.setattr(quantizer, "quantise", watched)
     model = load(folder_of("qwen3", **SIZES["qwen3"]), kind)
     assert seen == [1] * len(layers_of(model.network))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_random_weights_nothing_stays_that_was_quantised(monkeypatch, kind: str) -> None:
+    made, there = [], []
+
+    def watched(network: Any, name: str, quantize: str) -> None:
+        made.append(weakref.ref(network.get_parameter(name)))
+        there.append(sum(weight() is not None for weight in made))
+        quantise(network, name, quantize)
+
+    quantise = shares.quantise
+    monkeypatch.setattr(shares, "quantise", watched)
+    mini = read_config(data_dir("assets") / "mini")
+    network, _ = random_network(mini, torch.bfloat16, torch.device("cpu"), False, quantize=kind)
+    assert there == [1] * len(layers_of(network))
 
 
 def test_what_a_model_needs_follows_from_the_catalogue() -> None:
