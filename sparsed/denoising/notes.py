@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from sparsed.config import ResolvedAttention, ResolvedCache, ResolvedSampler
+from sparsed.config import ResolvedCache, ResolvedSampler
 from sparsed.denoising.predictor import Predictor
 from sparsed.denoising.step import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsed.denoising.run import Run
     from sparsed.models.model import Model
 
 # The first sparse steps may still prepare something.
@@ -99,36 +100,28 @@ def no_gain(steps: Sequence[Step]) -> str | None:
     )
 
 
-def afterwards(
-    steps: Sequence[Step],
-    total: int,
-    switch_step: int | None,
-    sampler: ResolvedSampler,
-    attention: ResolvedAttention,
-    cache: ResolvedCache,
-    complete: bool,
-) -> list[str]:
-    """What is known after the last one of these steps. switch_step: as planned. complete: the run was told to end with
-    its answers, and did.
+def afterwards(run: Run, steps: Sequence[Step], switch_step: int | None, complete: bool) -> list[str]:
+    """What is known after the last one of these steps of a run. switch_step: as planned. complete: the run was told to
+    end with its answers, and did.
     """
-    made, notes = len(steps), []
+    notes, done = [], f"after {len(steps)} of at most {run.total} steps"
     if complete:
-        notes.append(
-            f"Every answer was complete after {made} of at most {total} steps; what follows their ends stays masked."
-        )
+        notes.append(f"Every answer was complete {done}; what follows their ends stays masked.")
     if switch_step is not None and all(step.phase != "sparse" for step in steps):
         selected = sum(step.phase == "select" for step in steps)
-        done = f"This run never became sparse: it was done after {made} of at most {total} steps, and"
-        notes.append(f"{done} {_why_dense(switch_step, selected, attention.skip, cache, sampler.grows)}.")
+        why = _why_dense(run, switch_step, selected)
+        notes.append(f"This run never became sparse: it was done {done}, and {why}.")
     return notes
 
 
-def _why_dense(switch_step: int, selected: int, skip: float, cache: ResolvedCache, grows: bool) -> str:
-    """Why a run was done before it became sparse, with so many select steps, and what helps. grows: its canvas did."""
-    if not cache.none:
+def _why_dense(run: Run, switch_step: int, selected: int) -> str:
+    """Why a run was done before it became sparse, with so many select steps, and what helps."""
+    skip = run.attention.skip
+    if not run.cache.none:
         return f"none of them after the one that makes the pattern computed every row. {_take(skip)} shorter blocks"
     if selected > 1:
-        why, way = ("a canvas that grows", "Take") if grows else ("refresh", "Leave refresh out, or take")
+        grown = run.sampler.grows
+        why, way = ("a canvas that grows", "Take") if grown else ("refresh", "Leave refresh out, or take")
         return f"with {why} each semi-autoregressive block began with full attention. {way} longer blocks"
     return f"full attention lasts for {switch_step}. {'Lower skip, or steps' if skip else 'Take fewer steps'}"
 

@@ -385,9 +385,7 @@ class Run(Iterator[Step]):
 
     def notes_after(self, steps: Sequence[Step], complete: bool) -> list[str]:
         """The notes if the finished run had ended with these of its steps. complete: because its answers were."""
-        return self.notes[: self._told] + afterwards(
-            steps, self.total, self._planned_switch, self.sampler, self.attention, self.cache, complete
-        )
+        return self.notes[: self._told] + afterwards(self, steps, self._planned_switch, complete)
 
     def _synchronize(self) -> None:
         for device in self.model.devices:
