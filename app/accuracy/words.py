@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from app.accuracy.shipped import PUBLISHED_METHOD, RECOMMENDED_METHOD, Row, Summary, most_asked, row_of
+from app.figures.points import in_words
 from app.lanes import additions
 from app.phrases import points
 from sparsed.config import RECOMMENDED
 from sparsed.evaluation.methods import parts_of, samples_apart
 from sparsed.evaluation.recommend import TYPE, recommend
-from sparsed.evaluation.tables import method_label
 
 # Question types as the page says them (`sparsed.evaluation.plan.TYPES`).
 KINDS = {
@@ -57,9 +57,9 @@ def findings(summary: Summary, length: str) -> list[str]:
         said.append(f"Recommended, {RECOMMENDED_WORDS}: {_weighed(ours)}; {_lost(summary, [ours])}.")
     best = recommend(summary, length)
     if best is not None and best.method != RECOMMENDED_METHOD:
-        name = "SparseD as published" if best.method == PUBLISHED_METHOD else method_label(best.method)
+        name = "SparseD as published" if best.method == PUBLISHED_METHOD else in_words(best.method)
         unasked = "; the recommended setting was not measured there" if ours is None else ""
-        said.append(f"By this length alone, {name.replace('_', ' ')} would be recommended{unasked}.")
+        said.append(f"By this length alone, {name} would be recommended{unasked}.")
     cached = [row for row in summary["lengths"] if row["length"] == length and _has_cache(row)]
     if cached:
         said.append(

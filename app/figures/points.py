@@ -135,10 +135,15 @@ def _name(point: Point, offset: tuple[float, float]) -> Figure:
     }  # fmt: skip
 
 
+def in_words(method: str) -> str:
+    """A method of an evaluation as the page says it."""
+    return method_label(method).replace("_", " ")
+
+
 def _hover(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     lines = [
-        f"<b>{method_label(row['method'])}</b>, {row['length']}",
+        f"<b>{in_words(row['method'])}</b>, {row['length']}",
         f"{100 * row['accuracy']:.1f} % right ({100 * low:.1f}–{100 * high:.1f}), {row['questions']} questions",
     ]
     if row.get("difference") is not None:

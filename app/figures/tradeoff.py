@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 from app.figures.base import Figure, base_layout, empty
 from app.figures.own_run import Mark, room_for, with_marks
 from app.figures.palette import GRID, LANES, MUTED, STRONG, LaneStyle
-from app.figures.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, Ranges, markers, names
+from app.figures.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, Ranges, in_words, markers, names
 from app.figures.shared import View, title_of
 from sparsed.config import CACHE_LABELS
 from sparsed.evaluation.methods import own_settings, parts_of
 from sparsed.evaluation.recommend import MEAN, recommend
-from sparsed.evaluation.tables import method_label
 
 __all__ = ["FAMILIES", "HEIGHT", "MOST_LENGTHS", "WIDTH", "family_of", "lengths_of", "tradeoff"]
 
@@ -149,7 +148,7 @@ def _families(
     said = [f"Accuracy against speed of {len(rows)} settings at {length}, by {how}."]
     told = [("Full attention", "dense"), ("SparseD as published", as_published)]
     if best_method is not None and best_method != as_published:
-        told.append((f"The recommended setting ({method_label(best_method)})", best_method))
+        told.append((f"The recommended setting ({in_words(best_method)})", best_method))
     said += [
         f"{words}: {point.right:.1f} % right at {point.speed:.2f}×."
         for words, method in told
@@ -183,12 +182,12 @@ def _curves(
             near = max((point for point in its if point.right >= dense.right - 100 * MEAN), key=lambda one: one.speed)
             said.append(
                 f"{length}: full attention {dense.right:.1f} % right; the fastest within {100 * MEAN:g} point of that "
-                f"is {method_label(near.row['method'])}, {near.right:.1f} % at {near.speed:.2f}×."
+                f"is {in_words(near.row['method'])}, {near.right:.1f} % at {near.speed:.2f}×."
             )
     called = ""
     if recommended is not None and any(point.row["method"] == recommended for point in points):
-        said.append(f"Recommended: {method_label(recommended)}.")
-        called = f" · recommended: {_words(recommended)}"
+        said.append(f"Recommended: {in_words(recommended)}.")
+        called = f" · recommended: {in_words(recommended)}"
     asked = {parts_of(point.row["method"]).cache for point in points}
     traces += [
         {
@@ -232,7 +231,7 @@ def _point(
     if row["method"] == recommended:
         name = "recommended"
     elif parts.own or parts.attention not in ("dense", "sparsed"):
-        name = _words(row["method"])
+        name = in_words(row["method"])
     return Point(row, speed, name, colour, symbol, dense=dense)
 
 
@@ -301,20 +300,15 @@ def _name(method: str, best: str | None, as_published: str | None) -> str:
     if method == as_published:
         return f"<b>SparseD as published{', and recommended' if best == method else ''}</b>"
     if method == best:
-        return f"<b>recommended: {_settings(own) or 'SparseD' if attention == 'sparsed' else _words(method)}</b>"
+        return f"<b>recommended: {_settings(own) or 'SparseD' if attention == 'sparsed' else in_words(method)}</b>"
     if attention not in ("dense", "sparsed"):
-        return _words(method)
+        return in_words(method)
     if family_of(method) == "full":
         own = {name: value for name, value in own.items() if name != "generation_rows"}
     if cache != "none":
         return ", ".join(filter(None, [f"+ {CACHE_LABELS.get(cache, cache)}", _settings(own)]))
     alone = {"dense": "full attention", "full": "skip and select as SparseD"}.get(family_of(method), "SparseD")
     return _settings(own) or alone
-
-
-def _words(method: str) -> str:
-    """A method in words, all of it."""
-    return method_label(method).replace("_", " ")
 
 
 def _settings(own: Mapping[str, str]) -> str:

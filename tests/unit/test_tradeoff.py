@@ -91,7 +91,7 @@ def test_the_band_is_one_point_around_full_attention_and_what_matters_is_marked(
     for one in view.figure["layout"]["annotations"]:
         speed, right = POINTS[one["name"]]
         assert (one["x"], one["y"]) == (pytest.approx(math.log10(speed)), pytest.approx(right / 2))
-    assert "recommended setting (SparseD, select 0.1, generation_rows full): 94.5 % right at 2.10×" in view.label
+    assert "recommended setting (SparseD, select 0.1, generation rows full): 94.5 % right at 2.10×" in view.label
     # Colours are variables: the page has two designs.
     assert "#" not in json.dumps(view.figure)
 
