@@ -16,8 +16,12 @@ from sparsed.turns import seat
 GATHER_OVERHEAD = 1.25
 # The select step computes the attention scores twice more (it is to be no slower than two dense attentions).
 SELECT_ATTENTIONS = 2.0
-# A sampler's work on one row of logits: float32 and float64 copies, noise, sorting; bytes per entry.
-LOGIT_BYTES = 32
+# A sampler's work on one row of logits: five float64 copies beside them, or their sorting; bytes per entry.
+LOGIT_BYTES = 42
+# Bytes of importances, of their order, and of what is made of them on the way; of a pair of blocks.
+RANKED_BYTES = 16
+# Bytes that libraries keep for themselves beside a run: workspaces of products, freed memory that is not given back.
+LIBRARIES = 96 * 2**20
 GIB = 2**30
 # The part of the free memory that a race may take.
 MEMORY_SHARE = 0.9
@@ -33,7 +37,8 @@ class Shape:
     one activation. vocabulary: entries of one row of logits. processes: that share the heads and the MLP's columns
     among them; weight_bytes, and what follows from all this, are those of one process. key_heads: that query heads
     share in groups; 0: each has its own. parameters: weights that a token goes through, where these are not all, or
-    where they are kept in other numbers than activations; else 0.
+    where they are kept in other numbers than activations; else 0. experts: that a token goes through; 0: it has one
+    MLP. unpacked: bytes of the largest weight while it is made numbers again for its product; 0 where none is.
     """
 
     layers: int
@@ -47,6 +52,8 @@ class Shape:
     processes: int = 1
     key_heads: int = 0
     parameters: int = 0
+    experts: int = 0
+    unpacked: int = 0
 
     def kept(self, length: int, rows: int = 1) -> int:
         """Bytes of the keys and values that one run with a cache keeps in one process."""
@@ -143,24 +150,28 @@ def fit_speed(measured: Sequence[tuple[int, float]], shape: Shape) -> Speed:
 
 
 def memory_needed(
-    shape: Shape, length: int, block_size: int, gen_length: int = 0, rows: int = 1, patterns: int = 1, caches: int = 0
+    shape: Shape, length: int, block_size: int, predicted: int = 0, rows: int = 1, kept: float = 1.0, caches: int = 0
 ) -> int:
-    """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: one layer's
-    activations, the logits of `gen_length` positions, the block mask and importances, what caches keep.
+    """Peak bytes of a race over `length` tokens beside the weights, which are in memory already: what a layer holds at
+    once or the logits of `predicted` positions, the patterns, what caches keep.
 
-    rows: sequences in one forward. patterns, caches: lanes of the device that keep one. These never run at the same
-    time, so of everything else the largest counts.
+    rows: sequences in one forward. kept: the share of the block pairs that patterns keep, summed over the lanes of the
+    device. caches: lanes of it that have one. Lanes never run at the same time, so of everything else the largest
+    counts.
     """
-    heads = -(-shape.heads // shape.processes)
-    width = 8 * shape.hidden + 3 * -(-shape.intermediate // shape.processes) + 6 * heads * shape.head_dim
-    activations = length * width * max(shape.number_bytes, 4)
-    blocks = -(-length // block_size)
-    # float32 importances of one layer, its sort, and the kept indices of all layers; plus the rows of one
-    # query block.
-    pattern = heads * blocks * blocks * 16 + patterns * shape.layers * heads * blocks * blocks * 4
-    attention = heads * block_size * length * 4 * 2
-    logits = gen_length * shape.vocabulary * LOGIT_BYTES
-    return rows * (activations + pattern + attention + logits) + caches * shape.kept(length, rows)
+    heads, inner = (-(-size // shape.processes) for size in (shape.heads, shape.intermediate))
+    queries = heads * shape.head_dim
+    keys = -(-(shape.key_heads or shape.heads) // shape.processes) * shape.head_dim
+    pairs = heads * (-(-length // block_size)) ** 2
+    # Numbers a token. A layer holds its input, queries, keys, values and what attention saw of them to its end.
+    held = shape.hidden + 2 * queries + 2 * keys
+    attending = length * held * shape.number_bytes + pairs * RANKED_BYTES + 4 * length * block_size
+    # Queries are rotated in float32, with three more of their size.
+    rotating = length * ((held + shape.hidden - queries) * shape.number_bytes + 16 * queries)
+    feeding = length * (held + (2 + shape.experts) * shape.hidden + 3 * inner) * shape.number_bytes
+    working = max(attending, rotating, feeding, predicted * shape.vocabulary * LOGIT_BYTES)
+    patterns = int(kept * 4 * shape.layers * pairs)
+    return LIBRARIES + shape.unpacked + rows * (working + patterns) + caches * shape.kept(length, rows)
 
 
 def estimate(
@@ -178,29 +189,30 @@ def estimate(
 ) -> Estimate:
     """Time and memory of a race over `length` tokens (prompt and generation together).
 
-    steps: of each lane, at most. blocks: semi-autoregressive ones. gen_length: generated tokens, whose logits are held.
+    steps: of each lane, at most. blocks: semi-autoregressive ones, of equal length; the logits of one are held.
+    gen_length: generated tokens.
     rows: sequences in one forward, 2 with classifier-free guidance. devices: how many the lanes have. grows: blocks are
     appended one by one; every step is taken for one over the whole length.
     """
     planned = {lane.key: lane.plan(steps, blocks, gen_length, grows) for lane in lanes}
     seconds = {lane.key: rows * lane_seconds(lane, planned[lane.key], speed, length, gen_length) for lane in lanes}
-    memory, kept = peak(shape, lanes, length, gen_length, rows, devices)
+    memory, kept = peak(shape, lanes, length, gen_length // blocks, rows, devices)
     return Estimate(seconds, memory, devices, kept)
 
 
 def peak(
-    shape: Shape, lanes: Sequence[LaneSpec], length: int, gen_length: int = 0, rows: int = 1, devices: int = 1
+    shape: Shape, lanes: Sequence[LaneSpec], length: int, predicted: int = 0, rows: int = 1, devices: int = 1
 ) -> tuple[int, int]:
-    """Bytes beside the weights of the device that needs most, and how many of them caches keep; as `estimate`."""
-    size = min(lane.attention.resolve(length).block_size for lane in lanes)
+    """Bytes beside the weights of the device that needs most, and how many of them caches keep; as `memory_needed`."""
+    settings = [lane.attention.resolve(length) for lane in lanes]
+    size = min(attention.block_size for attention in settings)
     # Each device holds the patterns and caches of its own lanes.
-    patterns, caches = Counter[int](), Counter[int]()
-    for number, lane in enumerate(lanes):
-        patterns[seat(number, devices)] += not lane.attention.dense
+    kept, caches = [0.0] * devices, [0] * devices
+    for number, (lane, attention) in enumerate(zip(lanes, settings)):
+        kept[seat(number, devices)] += 0 if attention.dense else attention.select
         caches[seat(number, devices)] += lane.cache is not None
     memory, most = max(
-        (memory_needed(shape, length, size, gen_length, rows, patterns[place], caches[place]), caches[place])
-        for place in range(devices)
+        (memory_needed(shape, length, size, predicted, rows, *held), held[1]) for held in zip(kept, caches)
     )
     return memory, most * shape.kept(length, rows)
 

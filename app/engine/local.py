@@ -22,7 +22,7 @@ from sparsed.models.catalogue import CATALOGUE, GENERIC_DEFAULTS, ModelSpec, fin
 from sparsed.models.chat import Message
 from sparsed.models.families import describe
 from sparsed.models.hub import locate
-from sparsed.models.numbers import weight_bytes
+from sparsed.models.numbers import unpacked_bytes, weight_bytes
 from sparsed.models.sizes import Sizes
 from sparsed.questions.build import Prompt, build_prompt
 from sparsed.questions.lengths import LENGTHS, token_budget
@@ -116,7 +116,7 @@ class SparsedEngine:
 
     def known_shape(self, name: str) -> Shape | None:
         spec = self.models()[name]
-        return None if spec.sizes is None else _shape(spec.sizes, self.weights(name), 2, self._team)
+        return None if spec.sizes is None else _shape(spec.sizes, self.weights(name), 2, spec.quantize, self._team)
 
     def memory(self, model: Model | None = None) -> int | None:
         from sparsed.models.devices import pick_device  # needs torch
@@ -168,7 +168,9 @@ class SparsedEngine:
         from sparsed.models.llada_moe import idle_parameters  # needs torch, as does the next
         from sparsed.models.quantise import network_bytes, parameters
 
-        shape = _shape(Sizes.of(model), network_bytes(model.network), model.dtype.itemsize, self._team)
+        shape = _shape(
+            Sizes.of(model), network_bytes(model.network), model.dtype.itemsize, model.quantize, self._team
+        )
         idle = idle_parameters(model.network)
         if model.quantize is None and not idle:
             return shape
@@ -260,7 +262,7 @@ class SparsedEngine:
         return Answers(model, stop).read(tokens).text
 
 
-def _shape(sizes: Sizes, weights: int, number_bytes: int, team: Team | None) -> Shape:
+def _shape(sizes: Sizes, weights: int, number_bytes: int, quantize: str | None, team: Team | None) -> Shape:
     return Shape(
         layers=sizes.layers,
         hidden=sizes.hidden,
@@ -272,4 +274,6 @@ def _shape(sizes: Sizes, weights: int, number_bytes: int, team: Team | None) -> 
         vocabulary=sizes.vocabulary,
         processes=1 if team is None else team.size,
         key_heads=sizes.key_heads,
+        experts=sizes.experts,
+        unpacked=unpacked_bytes(sizes.hidden * sizes.intermediate, number_bytes, quantize),
     )

@@ -113,7 +113,7 @@ class Forecaster:
         weights, shape, length = self._engine.weights(name), self._engine.known_shape(name), tokens + request.gen_length
         if not weights or shape is None:
             return weights
-        memory, _ = peak(shape, request.lanes, length, request.gen_length, request.rows)
+        memory, _ = peak(shape, request.lanes, length, request.gen_length // request.blocks, request.rows)
         return weights + int(memory / self.limits.memory_share)
 
     def places(self, loaded: Loaded, request: Request, tokens: int) -> Places:

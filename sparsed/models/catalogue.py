@@ -79,7 +79,7 @@ def _llada(name: str, label: str, source: str, trained_length: int = 4096) -> Mo
 def _moe(name: str, label: str, source: str) -> ModelSpec:
     return ModelSpec(
         name, label, source, "llada_moe", LLADA_DEFAULTS, 8192, 7_356_880_896,
-        sizes=Sizes(16, 2048, 16, 16, 128, 8192, 157_184),
+        sizes=Sizes(16, 2048, 16, 16, 128, 8192, 157_184, experts=8),
     )  # fmt: skip
 
 

@@ -48,3 +48,10 @@ def weight_bytes(parameters: int, kept: int, itemsize: int, quantize: str | None
     """
     each = itemsize if quantize is None else QUANTISED[quantize]
     return int((parameters - kept) * each) + kept * itemsize
+
+
+def unpacked_bytes(weights: int, itemsize: int, quantize: str | None) -> int:
+    """Bytes at most of so many weights while they are made numbers of `itemsize` bytes again for a product: those of
+    int4 are bytes first, then such numbers thrice (`sparsed.models.packed`); where that is compiled, it is less.
+    """
+    return weights * (1 + 3 * itemsize) if quantize in ("int8", "int4") else 0

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of a network that decide what a forward costs. intermediate: the MLP's inner width, of its three
-    matrices. vocabulary: entries of one row of logits.
+    matrices. vocabulary: entries of one row of logits. experts: that a position goes through, whose widths
+    `intermediate` is the sum of; 0: a layer has one MLP.
     """
 
     layers: int
@@ -22,6 +23,7 @@ class Sizes:
     head_dim: int
     intermediate: int
     vocabulary: int
+    experts: int = 0
 
     @classmethod
     def of(cls, model: Model) -> Sizes:
@@ -35,4 +37,5 @@ class Sizes:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             intermediate=config.intermediate_size,
             vocabulary=config.vocab_size,
+            experts=config.num_experts_per_tok if getattr(config, "num_experts", 0) else 0,
         )

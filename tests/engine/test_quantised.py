@@ -412,9 +412,11 @@ def test_the_page_s_engine_loads_a_row_and_its_record_says_so(tmp_path: Path) ->
     assert engine.place(model) == f"CPU · int4 ({str(model.dtype).removeprefix('torch.')})"
     assert shape.weight_bytes == network_bytes(model.network) and shape.linear_flops == 2 * 4_459_776
     known = engine.known_shape("mini@int4")
-    assert replace(known, weight_bytes=0, number_bytes=0) == replace(
-        shape, weight_bytes=0, number_bytes=0, parameters=0
+    # It is known in 16 bits alone.
+    assert replace(known, weight_bytes=0, number_bytes=0, unpacked=0) == replace(
+        shape, weight_bytes=0, number_bytes=0, unpacked=0, parameters=0
     )
+    assert shape.unpacked == 512 * 256 * (1 + 3 * shape.number_bytes)
     run = sparsed.denoise(model, ids(100) + 1, sampler=sparsed.SamplerConfig(steps=3), attention="dense")
     list(run)
     trace.save(trace.record(run, prompt="x"), tmp_path / "run.json")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.cost import memory_needed
+from app.engine.cost import peak
 from app.engine.fewer_bits import OFFERED, bits_of, in_bits, without_bits
 from app.engine.interface import check_name
 from app.engine.local import SparsedEngine
@@ -86,7 +86,7 @@ def test_what_a_row_needs_are_its_weights_and_the_race(monkeypatch: pytest.Monke
         for kind, weights in {None: 16.03, "int8": 9.06, "int4": 5.73}.items():
             row = EIGHT if kind is None else in_bits(EIGHT, kind)
             shape = server.desk.engine.known_shape(row)
-            beside = memory_needed(shape, tokens + asked.gen_length, 128, asked.gen_length)
+            beside, _ = peak(shape, asked.resolve(tokens).lanes, tokens + asked.gen_length, 32)
             needed = server.desk.speed.needed(row, asked.resolve(tokens), tokens)
             assert shape.weight_bytes / GB == pytest.approx(weights, abs=0.01)
             assert needed == shape.weight_bytes + int(beside / 0.9)
@@ -100,11 +100,14 @@ def needs(server: Server, row: str, asked: Any) -> str:
 
 
 def test_the_list_says_what_is_needed_and_offers_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large machine: as it is, whatever else there is. 12 GB: int8 at 4k, nothing at 64k; 10 GB: int4."""
+    """A large machine: as it is, whatever else there is. 20 GB: int8 at 64k, nothing at 128k. 12 GB: int8 at 4k,
+    nothing at 64k; 10 GB: int4.
+    """
     download = "16.0 GB download · "
     wanted = {
         (100, "4k"): (EIGHT, f" · {download}{{}} in 16 bits, 100.0 GB here"),
-        (20, "64k"): (EIGHT, " · too large at 64k: {} in 16 bits, 20.0 GB here"),
+        (20, "64k"): (f"{EIGHT}@int8", f" in int8 · {download}{{}}, 20.0 GB here"),
+        (20, "128k"): (EIGHT, " · too large at 128k: {} in 16 bits, 20.0 GB here"),
         (12, "4k"): (f"{EIGHT}@int8", f" in int8 · {download}{{}}, 12.0 GB here"),
         (10, "4k"): (f"{EIGHT}@int4", f" in int4 · {download}{{}}, 10.0 GB here"),
         (12, "64k"): (EIGHT, " · too large here: 16.0 GB of weights, 12.0 GB of memory"),
