@@ -94,7 +94,4 @@ def _of_own(length: str, own: OwnRun | None) -> str:
 
 def _chart(length: str, own: OwnRun | None, measured: bool = False) -> dict[str, Any]:
     marks = own.marks if own is not None and own.length_of([length]) else ()
-    view = tradeoff(shipped(), length, measured, recommended=RECOMMENDED_METHOD, marks=marks)
-    # Drawn when it comes into sight: it has many parts, and stands far below the race.
-    view.figure["layout"]["meta"] = {"when_seen": True}
-    return view._asdict()
+    return tradeoff(shipped(), length, measured, recommended=RECOMMENDED_METHOD, marks=marks)._asdict()

@@ -5,6 +5,7 @@
   const { el, setAttribute, onThemeChange } = window.sparsed.tools;
   const PLOTLY = document.currentScript.dataset.plotly;
   const DRAW_EVERY_MS = 250;
+  const NEAR = "600px"; // of the window
 
   let plotlyLoading = null;
   let looked = null; // the layer and head of the last detailed view
@@ -42,21 +43,19 @@
     let figure = null;
     let timer = null;
     let last = 0;
-    let seen = false; // it has come into sight, or near it
-    let hidden = false; // a figure laid out without a size would have its titles one over the other
+    let near = false; // in sight, or soon: what stands far below or above costs no time while a run goes on
+    let waiting = false; // for that, or for a size: a figure laid out without one would have its titles one over the other
     async function draw() {
       timer = null;
       last = performance.now();
-      hidden = !root.offsetWidth;
-      if (hidden || (figure?.layout.meta?.when_seen && !seen)) return;
+      waiting = !near || !root.offsetWidth;
+      if (waiting) return;
       const Plotly = await loadPlotly();
       if (!figure) return;
       const styles = getComputedStyle(root);
       const font = { family: styles.fontFamily };
       const { data, layout } = resolveColours(figure, styles);
       await Plotly.react(plot, data, { ...layout, font: { ...font, ...layout.font } }, { displayModeBar: false, responsive: true });
-      // Plotly's own box loses its height when it is drawn anew and then made wider; what follows would slide below it.
-      if (layout.height) plot.style.minHeight = `${layout.height}px`;
       if (!plot.dataset.drawn) {
         // For what other scripts lay over a chart: it may have moved or grown.
         plot.on("plotly_afterplot", drawn);
@@ -68,12 +67,7 @@
       }
       plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
       drawn();
-      const { layer, head, heads } = layout.meta || {};
-      if (head !== undefined) {
-        looked = { layer, head };
-        document.dispatchEvent(new Event("sparsed:head"));
-      }
-      if (heads !== undefined) frame();
+      frame();
     }
     function drawn() {
       root.dispatchEvent(new CustomEvent("sparsed:drawn", { bubbles: true, detail: plot }));
@@ -83,7 +77,7 @@
       const { layer, heads } = (figure && figure.layout.meta) || {};
       if (heads === undefined || !window.Plotly || !plot.dataset.drawn) return;
       if (!root.offsetWidth) {
-        hidden = true;
+        waiting = true;
         return;
       }
       const shapes = resolveColours(figure.layout.shapes || [], getComputedStyle(root));
@@ -103,23 +97,29 @@
       if (timer === null) timer = setTimeout(draw, Math.max(0, last + DRAW_EVERY_MS - performance.now()));
     }
     onThemeChange(() => figure && soon());
-    // What has many parts and stands far below waits until somebody comes near.
-    const nearing = new IntersectionObserver((entries) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
-      nearing.disconnect();
-      seen = true;
-      if (figure && figure.layout.meta?.when_seen) soon();
-    }, { rootMargin: "300px" });
-    nearing.observe(root);
+    function wake() {
+      if (near && waiting && figure) soon();
+    }
+    new IntersectionObserver((entries) => {
+      near = entries.at(-1).isIntersecting;
+      wake();
+    }, { rootMargin: NEAR }).observe(root);
     new ResizeObserver(() => {
-      if (root.offsetWidth && hidden) return void soon();
-      if (root.offsetWidth && window.Plotly && plot.classList.contains("js-plotly-plot")) window.Plotly.Plots.resize(plot);
+      if (!root.offsetWidth || waiting) return wake();
+      if (window.Plotly && plot.classList.contains("js-plotly-plot")) window.Plotly.Plots.resize(plot);
     }).observe(root);
     return (value) => {
       if (!value || !value.figure) return;
       figure = value.figure;
       setAttribute(plot, "aria-label", value.label);
       setAttribute(plot, "data-empty", figure.data.length ? null : "");
+      // Its place from the beginning; and plotly's own box loses its height when it is drawn anew and then made wider.
+      if (figure.layout.height) plot.style.minHeight = `${figure.layout.height}px`;
+      const { layer, head } = figure.layout.meta || {};
+      if (head !== undefined) {
+        looked = { layer, head };
+        document.dispatchEvent(new Event("sparsed:head"));
+      }
       soon();
     };
   }

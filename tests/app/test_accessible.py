@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from visitor import run, serious, wait_for
+from visitor import come_near, run, serious, wait_for
 
 from sparsed.models.catalogue import find
 
@@ -64,8 +64,7 @@ def test_axe_finds_nothing_serious(visit, fake, scheme, width) -> None:
     for name in TABS:
         open_tab(page, name)
         assert serious(page, "#sd-tabs") == []
-    page.locator("#sd-tradeoff").scroll_into_view_if_needed()
-    page.wait_for_selector("#sd-tradeoff .sd-plot[data-drawn]")
+    come_near(page, "#sd-tradeoff")
     assert serious(page) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visitor import choose, race, reload
+from visitor import choose, come_near, race, reload
 
 from app.accuracy.shipped import shipped
 from app.accuracy.words import evidence, findings
@@ -19,18 +19,13 @@ def points_at(length: str) -> int:
     return sum(row["length"] == length for row in shipped()["lengths"])
 
 
-def come_near(page: Any) -> None:
-    page.locator("#sd-tradeoff").scroll_into_view_if_needed()
-    page.wait_for_selector(f"{PLOT}[data-drawn]")
-
-
 def test_the_figure_waits_for_who_comes_near_and_moves_nothing(visit, keeping) -> None:
     keeping.idle()
     page = visit(keeping)
     page.wait_for_selector("#sd-heatmap .sd-plot[data-drawn]")
     assert page.get_attribute(PLOT, "data-drawn") is None
     before = page.locator("#sd-accuracy").bounding_box()["height"]
-    come_near(page)
+    come_near(page, "#sd-tradeoff")
     assert page.evaluate(POINTS) == points_at("4k") and page.evaluate(OWN) is None
     assert abs(page.locator("#sd-accuracy").bounding_box()["height"] - before) < 2
     lines = page.locator("#sd-accuracy-said li").all_inner_texts()
@@ -50,13 +45,14 @@ def test_the_figure_waits_for_who_comes_near_and_moves_nothing(visit, keeping) -
 def test_a_run_lies_on_the_figure_of_its_length(visit, keeping) -> None:
     keeping.idle()
     page = visit(keeping, "?length=1k&steps=16&gen_length=32&block_length=32&lanes=sliding_window")
-    come_near(page)
+    come_near(page, "#sd-tradeoff")
     page.evaluate(
         "document.addEventListener('sparsed:stage', (e) => { if (!e.detail.replay) window.told = e.detail.lanes; })"
     )
     race(page)
     page.wait_for_selector("#sd-accuracy-said p:has-text('Your last run (')")
     page.wait_for_function("() => document.querySelector('#sd-accuracy-length input').value === '1k'")
+    come_near(page, "#sd-tradeoff")  # a figure out of sight is not drawn
     page.wait_for_function(f"() => ({OWN})() !== null")
     own, told = page.evaluate(OWN), page.evaluate("window.told")
     factors = [1.0 if lane["speedup"] is None else lane["speedup"]["ratio"] for lane in told]
@@ -93,7 +89,7 @@ def test_the_recommended_lane_says_so_where_it_is_chosen_and_where_it_runs(visit
 def test_on_a_phone_the_figure_scrolls_inside_itself(visit, keeping) -> None:
     keeping.idle()
     page = visit(keeping, viewport={"width": 390, "height": 844})
-    come_near(page)
+    come_near(page, "#sd-tradeoff")
     page.wait_for_function(f"() => document.querySelector('{PLOT}').clientWidth > 900")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#sd-tradeoff .sd-view").evaluate("(node) => node.scrollWidth > node.clientWidth")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from visitor import race, serious
+from visitor import come_near, race, serious
 
 from app.lengths.recorded import RECORDED
 
@@ -22,8 +22,7 @@ ABOVE = """() => [...document.querySelectorAll("#sd-race, #sd-series, #sd-explor
 def opened(visit: Any, server: Any, **window: Any) -> Any:
     server.idle()
     page = visit(server, "?steps=8", **window)
-    page.locator("#sd-gains-chart").scroll_into_view_if_needed()
-    page.wait_for_selector("#sd-gains-chart .sd-plot[data-drawn]")
+    come_near(page, "#sd-gains-chart")
     return page
 
 
@@ -34,6 +33,7 @@ def test_recorded_lines_are_there_and_runs_drop_points_on_them(visit, fake) -> N
     assert {trace["name"] for trace in before} == known and not any(trace["here"] for trace in before)
     place = page.evaluate(ABOVE)
     race(page)
+    come_near(page, "#sd-gains-chart")
     page.wait_for_function(DRAWN, arg=1)
     (point,) = [trace for trace in page.evaluate(TRACES) if trace["here"]]
     assert point["name"] == "SparseD, single runs" and point["x"] == [TOKENS]

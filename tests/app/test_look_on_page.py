@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from visitor import choose, choose_length, link, open_record, race, scrub, set_steps, take
+from visitor import choose, choose_length, come_near, link, open_record, race, scrub, set_steps, take
 
 from sparsed import trace as traces
 from sparsed.models.catalogue import find
@@ -93,6 +93,7 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
     pattern = record.lanes["sparse"].pattern
     assert pattern is not None
     page.get_by_role("tab", name="Heads of one layer").click()
+    come_near(page, "#sd-overview")
     for layer in (0, 3):
         page.fill("#sd-layer input[type=number]", str(layer))
         page.keyboard.press("Tab")
@@ -110,6 +111,7 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
             )
             assert np.array_equal(cells == 100, pattern.mask(layer)[0, meta["head"]]) and set(cells.flat) <= {0, 100}
     page.get_by_role("tab", name="Later steps").click()
+    come_near(page, "#sd-tracking")
     page.wait_for_function("() => document.querySelector('#sd-tracking .sd-plot').data?.length > 1")
     probes = record.lanes["sparse"].probes
     x = page.evaluate("document.querySelector('#sd-tracking .sd-plot').data.at(-1).x")
@@ -119,6 +121,7 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
 def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
     page, record = raced
     page.get_by_role("tab", name="Heads of one layer").click()
+    come_near(page, "#sd-overview")
     frame = (
         "() => { const { layout } = document.querySelector('#sd-overview .sd-plot');"
         " const found = layout.shapes.filter((shape) => shape.name === 'looked at');"
@@ -161,7 +164,7 @@ def test_shades_show_the_choice_or_the_importance(raced) -> None:
 def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:
     page, _ = raced
     page.get_by_role("tab", name="Whole model").click()
-    page.wait_for_selector("#sd-atlas .nsewdrag")
+    come_near(page, "#sd-atlas")
     place = page.evaluate(
         """() => {
             const plot = document.querySelector('#sd-atlas .sd-plot'), full = plot._fullLayout;
@@ -172,6 +175,7 @@ def test_a_click_on_a_head_of_the_model_chooses_it(raced) -> None:
     )
     page.mouse.move(*place)
     page.mouse.click(*place)
+    come_near(page, "#sd-heatmap")
     page.wait_for_function(
         "() => document.querySelector('#sd-heatmap .sd-plot').layout.title.text.startsWith('Layer 4, head 2')"
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import TimeoutError
-from visitor import choose, choose_length, facts, is_free, own_text, reload, run, run_to_end, state, wait_for
+from visitor import (
+    choose, choose_length, come_near, facts, is_free, own_text, reload, run, run_to_end, state, wait_for,
+)  # fmt: skip
 
 from app.texts import BUTTONS, EXAMPLES, button_titles, example_id
 
@@ -106,6 +108,7 @@ def test_the_heads_can_be_looked_at_while_the_run_goes_on(visit, fake) -> None:
         page.wait_for_function(f"() => ({said})().includes('comes here at its select step')")
         hold(40)
         page.wait_for_function(f"() => ({said})().startsWith('Your run, which goes on')")
+        come_near(page, "#sd-overview")
         heads = "() => document.querySelector('#sd-overview .sd-plot').data.filter((trace) => trace.meta).length"
         page.wait_for_function(f"() => ({heads})() === 2")  # of the stand-in; the recorded model has more
         assert state(page) == "running"
@@ -135,6 +138,7 @@ def test_a_value_set_just_before_run_counts(visit, fake) -> None:
 
 def test_a_head_beyond_the_last_is_the_last(raced) -> None:
     page = raced
+    come_near(page, "#sd-heatmap")
     page.wait_for_function("() => document.querySelector('#sd-heatmap .sd-plot').layout.title?.text.endsWith('head 0')")
     page.fill("#sd-head input[type=number]", "9")
     page.keyboard.press("Tab")

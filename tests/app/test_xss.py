@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from visitor import cells, facts, link, listen, open_record, run_to_end, take
+from visitor import cells, come_near, facts, link, listen, open_record, run_to_end, take
 
 from app.figures.shared import LONGEST_WORDS
 from app.race.fields import FIELDS
@@ -435,8 +435,7 @@ def hostile_record(fake_engine: ModuleType) -> traces.Trace:
 
 def hovered(page: Any, chart: str) -> str:
     """What the chart says of the cell in its middle when it is pointed at."""
-    page.wait_for_selector(f"{chart} .nsewdrag")
-    page.locator(chart).scroll_into_view_if_needed()
+    come_near(page, chart)
     box = page.locator(f"{chart} .nsewdrag").first.bounding_box()
     for share in (0.5, 0.45, 0.55):
         page.mouse.move(box["x"] + share * box["width"], box["y"] + share * box["height"])

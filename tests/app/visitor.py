@@ -162,6 +162,12 @@ def cells(page: Any, lane: str) -> list[str | None]:
     )
 
 
+def come_near(page: Any, chart: str) -> None:
+    """Scrolls to a chart, which is drawn while it is near the window, and waits until it has been."""
+    page.locator(chart).scroll_into_view_if_needed()
+    page.wait_for_selector(f"{chart} .sd-plot[data-drawn]")
+
+
 def scrub(page: Any, step: int) -> None:
     """Moves the replay to a step, where every lane has made it."""
     slider = page.locator("#sd-replay input[type=range]")
