@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from visitor import choose, come_near, race, reload
 
 from app.accuracy.shipped import shipped

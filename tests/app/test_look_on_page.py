@@ -93,10 +93,10 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
     pattern = record.lanes["sparse"].pattern
     assert pattern is not None
     page.get_by_role("tab", name="Heads of one layer").click()
-    come_near(page, "#sd-overview")
     for layer in (0, 3):
         page.fill("#sd-layer input[type=number]", str(layer))
         page.keyboard.press("Tab")
+        come_near(page, "#sd-overview")
         page.wait_for_function(
             "title => document.querySelector('#sd-overview .sd-plot').layout?.title.text.startsWith(title)",
             arg=f"Layer {layer},",
@@ -121,7 +121,6 @@ def test_the_tabs_show_the_record_s_own_pattern(raced) -> None:
 def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
     page, record = raced
     page.get_by_role("tab", name="Heads of one layer").click()
-    come_near(page, "#sd-overview")
     frame = (
         "() => { const { layout } = document.querySelector('#sd-overview .sd-plot');"
         " const found = layout.shapes.filter((shape) => shape.name === 'looked at');"
@@ -133,6 +132,7 @@ def test_the_head_that_is_looked_at_has_a_frame(raced) -> None:
         page.keyboard.press("Tab")
         axis = str(head + 1) if head else ""
         wanted = f"{layer},x{axis},y{axis}"
+        come_near(page, "#sd-overview")
         page.wait_for_function(f"wanted => String(({frame})()) === wanted", arg=wanted)
 
 

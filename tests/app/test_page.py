@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import TimeoutError
 from visitor import (
-    choose, choose_length, come_near, facts, is_free, own_text, reload, run, run_to_end, state, wait_for,
-)  # fmt: skip
+    choose,
+    choose_length,
+    come_near,
+    facts,
+    is_free,
+    own_text,
+    reload,
+    run,
+    run_to_end,
+    state,
+    wait_for,
+)
 
 from app.texts import BUTTONS, EXAMPLES, button_titles, example_id
 
