@@ -11,7 +11,7 @@ import torch
 from sparsed.machine import device_memory, dtype_name
 from sparsed.models import LoadError
 from sparsed.models.hub import GB
-from sparsed.models.numbers import numbers, weight_bytes
+from sparsed.models.numbers import QUANTISED, numbers, weight_bytes
 from sparsed.models.probe import fastest_cpu_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,7 +79,7 @@ def pick_dtype(
     kept: int = 0,
 ) -> torch.dtype:
     """The dtype asked for, else the device's best, for so many parameters, of which so many are kept in it where the
-    others are quantised. Raises LoadError if they do not fit.
+    others are quantised (0: none can be). Raises LoadError if they do not fit.
     """
     free = device_memory(device.type, device.index)
     if dtype is None:
@@ -95,13 +95,22 @@ def pick_dtype(
     needed = weight_bytes(parameters, kept, dtype.itemsize, quantize)
     if free is not None and needed > free:
         place = "this machine" if device.type == "cpu" else "the GPU"
-        advice = "Choose a smaller model, or spread it with device_map='auto'."
-        if quantize is None and 2 * parameters <= free:
-            half = 2 * parameters / GB
-            advice = f"In bfloat16 (dtype='bfloat16', --dtype bfloat16) they need {half:.1f} GB, which fit."
         raise LoadError(
             f"{label} needs {needed / GB:.1f} GB of memory for its weights in "
             f"{numbers(dtype_name(dtype), quantize)}; "
-            f"{place} has {free / GB:.1f} GB free. {advice}"
+            f"{place} has {free / GB:.1f} GB free. {_advice(parameters, free, quantize, kept)}"
         )
     return dtype
+
+
+def _advice(parameters: int, free: int, quantize: str | None, kept: int) -> str:
+    """What to do where weights do not fit; as in `pick_dtype`."""
+    if quantize is not None:
+        return "Choose a smaller model."
+    if 2 * parameters <= free:
+        return f"In bfloat16 (dtype='bfloat16', --dtype bfloat16) they need {2 * parameters / GB:.1f} GB, which fit."
+    sizes = {kind: weight_bytes(parameters, kept, 2, kind) for kind in QUANTISED if kept}
+    for kind, size in sizes.items():
+        if size <= free:
+            return f"In {kind} (quantize={kind!r}, --quantize {kind}) they need {size / GB:.1f} GB, which fit."
+    return "Choose a smaller model, or spread it with device_map='auto'."

@@ -109,7 +109,8 @@ def load(
     check_place(quantize, place, chosen, label)
     check_shape(quantize, checkpoint.config, label)
     parameters = sum(prod(shape) for _, _, shape in weights) // ways
-    kept = sum(prod(shape) for _, name, shape in weights if not is_quantised(renamed(name, checkpoint.keys)))
+    unlike = (prod(shape) for _, name, shape in weights if not is_quantised(renamed(name, checkpoint.keys)))
+    kept = 0 if checkpoint.stacked else sum(unlike)
     number = pick_dtype(chosen, place, parameters if device_map is None else 0, label, quantize, kept)
     tokenizer = load_tokenizer(folder)
     more_ends, unused = read_generation(folder)

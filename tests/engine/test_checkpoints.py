@@ -17,6 +17,8 @@ import torch
 from huggingface_hub import constants, errors
 
 import sparsed
+from sparsed.models import LoadError
+from sparsed.models.devices import pick_dtype
 
 # The HTTP library that this version of huggingface_hub uses: httpx, or httpx2.
 HTTP = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
@@ -840,7 +842,28 @@ def test_too_little_memory_is_said_with_what_would_fit(folder_of, monkeypatch) -
     monkeypatch.setattr("sparsed.models.devices.device_memory", lambda *_: needed // 2 - 1)
     for dtype in ("float32", "bfloat16", "float16"):
         text = refusal(folder_of("llada"), dtype=dtype)
-        assert text.endswith("Choose a smaller model, or spread it with device_map='auto'."), text
+        assert text.endswith("In int8 (quantize='int8', --quantize int8) they need 0.0 GB, which fit."), text
+    monkeypatch.setattr("sparsed.models.devices.device_memory", lambda *_: 1)
+    text = refusal(folder_of("llada"))
+    assert text.endswith("Choose a smaller model, or spread it with device_map='auto'."), text
+
+
+def test_what_would_fit_in_fewer_bits_is_said(monkeypatch) -> None:
+    """LLaDA-8B: 16.0 GB, in int8 9.1, in int4 5.7."""
+    parameters, kept = 8_015_581_184, 1_036_259_328
+
+    def advice(free: float, kept: int, quantize: str | None = None) -> str:
+        monkeypatch.setattr("sparsed.models.devices.device_memory", lambda *_: int(free * 1e9))
+        with pytest.raises(LoadError, match=r" free\. ") as raised:
+            pick_dtype(torch.bfloat16, torch.device("cpu"), parameters, "LLaDA", quantize, kept)
+        return str(raised.value).rpartition(" free. ")[2]
+
+    assert advice(12, kept) == "In int8 (quantize='int8', --quantize int8) they need 9.1 GB, which fit."
+    assert advice(8, kept) == "In int4 (quantize='int4', --quantize int4) they need 5.7 GB, which fit."
+    for free, unquantised in ((5, kept), (12, 0)):
+        assert advice(free, unquantised) == "Choose a smaller model, or spread it with device_map='auto'."
+    # Quantised weights are not spread.
+    assert advice(5, kept, "int4") == "Choose a smaller model."
 
 
 @pytest.mark.parametrize(
