@@ -71,8 +71,7 @@ def load_network(
     device_map: None puts everything on `device`; otherwise accelerate's ("auto", or module → device). share: this
     process reads its share alone, by transformers' tensor-parallel plan; all processes call this at the same time.
     on_weight: called with each weight's name in the network as it is loaded. quantize: see `sparsed.models.quantise`.
-    Raises LoadError where weights are
-    missing, left over, of another shape, or unreadable.
+    Raises LoadError where weights are missing, left over, of another shape, unreadable, or too large for the memory.
     """
     import transformers
     from safetensors import SafetensorError
@@ -108,10 +107,11 @@ def load_network(
         except SafetensorError as error:
             raise LoadError(f"The weights in {folder} cannot be read: {reason(error)}.") from error
         except torch.OutOfMemoryError as error:
+            alone = share is None and device_map is None and quantize is None
             raise LoadError(
                 f"There is too little memory on the device for the weights in {folder}: "
-                f"{'load it in bfloat16, ' if dtype == torch.float32 else ''}choose a smaller model, or spread it with "
-                f"device_map='auto'."
+                f"{'load it in bfloat16, ' if dtype == torch.float32 else ''}choose a smaller model"
+                f"{', or spread it with device_map=' + repr('auto') if alone else ''}."
             ) from error
         except (TypeError, ValueError, LookupError, ArithmeticError, OSError, RuntimeError) as error:
             if "offload_folder" in str(error):

@@ -372,6 +372,21 @@ def test_too_little_memory_is_told_in_these_numbers(folder_of, monkeypatch) -> N
         load(folder, "int4")
 
 
+@pytest.mark.parametrize(("kind", "advice"), [(None, "a smaller model, or spread it with device_map='auto'."),
+                                              ("int8", "choose a smaller model.")])  # fmt: skip
+def test_memory_that_ends_while_loading_is_a_sentence(folder_of, monkeypatch, kind: str | None, advice: str) -> None:
+    import transformers
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(transformers.Qwen3ForCausalLM, "from_pretrained", full)
+    with pytest.raises(LoadError) as error:
+        sparsed.load(folder_of("qwen3", **SIZES["qwen3"]), dtype="bfloat16", device="cpu", quantize=kind)
+    assert str(error.value).startswith("There is too little memory on the device for the weights in ")
+    assert str(error.value).endswith(advice)
+
+
 def test_results_in_other_numbers_are_of_another_plan(folder_of, model_of, tmp_path: Path) -> None:
     plain = model_of("llada")
     origin, changed = origin_of(plain), origin_of(replace(plain, quantize="int8"))
