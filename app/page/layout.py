@@ -23,7 +23,7 @@ from app.lengths.recorded import legend
 from app.page import accuracy
 from app.page.inputs import NAMES, Server
 from app.page.labels import lane_choices, length_choices, loading_header, model_label, preset_choices, stage_before
-from app.page.settings import Component, accordion, component
+from app.page.settings import Component, component, drawer
 from app.page.values import files_of, nothing, one_line, replay_of, view_of, what_if_view
 from app.race.fields import BY_NAME, MAX_CHARACTERS, OWN_TEXT
 from app.series.series import nothing as nothing_asked
@@ -163,7 +163,7 @@ def build(server: Server) -> Components:
         run = gr.Button("Run", variant="primary", elem_id="sd-run", min_width=80, scale=0)
         stop = gr.Button("Stop", interactive=False, elem_id="sd-stop", min_width=70, scale=0)
         another = gr.Button("Another question", elem_id="sd-another", min_width=80, scale=0)
-        made = accordion(models, desk.models.default, usual, any_model=desk.any_model)
+        made = drawer(models, desk.models.default, usual, any_model=desk.any_model)
     linked = gr.HTML("", apply_default_css=False, elem_id="sd-linked")
     trouble = view_of("trouble", {"sentence": ""}, "sd-trouble")
     with gr.Row(elem_id="sd-examples"):

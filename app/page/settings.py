@@ -37,12 +37,13 @@ _HOMES = {"sampler": "Sampler", "attention": "SparseD"}
 _SHARES = {"model": 4, "question": 1, "algorithm": 2, "steps": 1, "gen_length": 1}
 _NARROW, _WIDE = 200, 320
 ANY_MODEL_INFO = "Or type a Hub id (owner/name) or a folder. Nothing is downloaded before you press Run."
-# assets/page/drawer.js listens to it.
+# assets/page/drawer.js listens to both buttons.
+_HANDLE = '<button type="button" class="sd-handle" aria-expanded="false" aria-controls="sd-drawer">Settings</button>'
 _DRAWER_HEAD = '<h2>Settings</h2><button type="button" class="sd-close">Close</button>'
 STEPS_AT_MOST_INFO = "At most: the run may end before."
 
 
-def accordion(
+def drawer(
     models: list[tuple[str, str]], chosen: str, sampler: SamplerConfig, *, any_model: bool
 ) -> dict[str, Component]:
     """The components by name, made inside the page that is being built.
@@ -62,8 +63,10 @@ def accordion(
                 more |= {"info": ANY_MODEL_INFO} if any_model else {}
             made[name] = component(field, start.get(name, field.usual), **more)
 
-    # A drawer at the edge of the window (assets/page/drawer.css): it covers, and moves nothing.
-    with gr.Accordion("Settings", open=False, elem_id="sd-settings"):
+    # A drawer at the edge of the window (assets/page/drawer.css): it covers, and moves nothing. It is no gr.Accordion:
+    # what is in one gradio makes when it is opened, and a frame later it fills that anew, over what was typed by then.
+    gr.HTML(_HANDLE, apply_default_css=False, elem_id="sd-settings")
+    with gr.Column(elem_id="sd-drawer", min_width=0):
         gr.HTML(_DRAWER_HEAD, apply_default_css=False, elem_classes="sd-drawer-head")
         for heading in ROWS:
             if heading:

@@ -116,17 +116,17 @@ def test_the_drawer_of_settings_moves_nothing_and_files_are_one_press_away(visit
     # Beside it, what is to be seen is seen; on a phone it covers all but the bar with Run.
     counts, hidden = page.evaluate(HIDDEN)
     if size == "phone":
-        drawer = page.locator("#sd-settings > [data-testid=accordion-content]").bounding_box()
+        drawer = page.locator("#sd-drawer").bounding_box()
         assert (drawer["x"], drawer["y"], drawer["width"]) == (0, 0, width) and "sd-run" not in hidden
     else:
         assert hidden == [] and counts[3] >= 2
     page.focus("#sd-seed input")
     page.keyboard.press("Escape")
-    page.wait_for_selector("#sd-settings > button:not(.open)")
-    assert page.evaluate("document.activeElement.matches('#sd-settings > button')")
-    page.click("#sd-settings > button")
+    page.wait_for_selector(".sd-handle[aria-expanded=false]")
+    assert page.evaluate("document.activeElement.matches('.sd-handle')")
+    page.click(".sd-handle")
     page.click(".sd-close")
-    page.wait_for_selector("#sd-settings > button:not(.open)")
+    page.wait_for_selector(".sd-handle[aria-expanded=false]")
     assert page.evaluate(boxes) == before
     # The recorded race's files, before any run; the tab itself may be in a menu on a phone.
     page.click("#sd-take")

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 from app.page.inputs import NAMES, read
-from app.page.settings import accordion, follow, within
+from app.page.settings import drawer, follow, within
 from app.race.fields import BY_NAME, FIELDS, FOLLOWING, ON_PAGE, OWN_TEXT, usual
 from app.race.links import address, from_link, link, said_by_link
 from app.race.request import OF_OWN_TEXT, Request, parse
@@ -156,8 +156,8 @@ def test_the_inputs_are_read_by_name() -> None:
 
 def test_every_setting_has_a_component_of_its_name() -> None:
     with gr.Blocks():
-        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
-    # These stand above the accordion.
+        made = drawer([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+    # These stand above the drawer.
     assert set(made) == {field.name for field in ON_PAGE} - {"kind", "length", *OF_OWN_TEXT}
     for name, component in made.items():
         assert (component.label, component.elem_id) == (BY_NAME[name].label, f"sd-{name.replace('_', '-')}")
@@ -173,7 +173,7 @@ def test_what_is_typed_into_a_slider_counts_as_far_as_it_may_be() -> None:
 def test_of_what_stands_as_it_was_made_no_value_is_said(defaults: SamplerConfig) -> None:
     """A page prepares what it was made with while a link's values are on their way to it."""
     with gr.Blocks():
-        made = accordion([("Mini", "mini")], "mini", defaults, any_model=False)
+        made = drawer([("Mini", "mini")], "mini", defaults, any_model=False)
     held = {name: component.value for name, component in made.items()}
     asked = parse(**usual("mini", "about", "4k"), **{**KNOWN, "defaults": defaults})
     updates = follow(made, asked.resolve(0), held, ())
@@ -182,7 +182,7 @@ def test_of_what_stands_as_it_was_made_no_value_is_said(defaults: SamplerConfig)
 
 def test_a_slider_reaches_as_far_as_what_it_holds() -> None:
     with gr.Blocks():
-        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+        made = drawer([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
     held = {name: component.value for name, component in made.items()} | {"steps": 512, "gen_length": 512}
     touched = {"steps", "gen_length"}
     asked = parse(**{**usual("mini", "about", "4k"), **{name: held[name] for name in touched}}, **KNOWN).resolve(300)
@@ -235,7 +235,7 @@ def test_our_two_settings_come_last_and_are_off_until_somebody_wants_them() -> N
 
 def test_what_no_lane_has_a_cache_for_is_switched_off_with_the_reason() -> None:
     with gr.Blocks():
-        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+        made = drawer([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
     assert (made["cache_refresh"].value, made["cache_keys"].value) == (8, "all")
     held = {name: component.value for name, component in made.items()}
     for lanes, on in (
@@ -256,7 +256,7 @@ def test_what_no_lane_has_a_cache_for_is_switched_off_with_the_reason() -> None:
 
 def test_a_refresh_of_any_length_can_be_shown() -> None:
     with gr.Blocks():
-        made = accordion([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
+        made = drawer([("Mini", "mini")], "mini", GENERIC_DEFAULTS, any_model=False)
     assert made["refresh"].choices == [("off", 0), ("4", 4), ("8", 8), ("16", 16)] and made["refresh"].value == 0
     assert made["generation_rows"].choices == [
         ("Follow the pattern (the paper)", "pattern"), ("See all keys (ours)", "full"),
