@@ -69,7 +69,9 @@ def timeline(made: StepTimes) -> Figure:
     shapes, annotations = _phases(total, made, "" if large is None else large.method)
     apart = first and large and _gain_so_far(times[first.key], times[large.key], phases[large.key])
     if apart and switch_step is not None:
-        annotations.append(apart)
+        # By the last step, or beside the switch line, which a long text would cross.
+        long = apart["x"] - switch_step <= total / 2
+        annotations.append(apart | _beside(switch_step, total) if long else apart)
     slowest = max((max(seconds) for seconds in times.values() if seconds), default=0.0)
     most = max((sum(seconds) for seconds in times.values()), default=0.0)
     return {
@@ -125,6 +127,11 @@ def switch_line(switch_step: int) -> Figure:
     }
 
 
+def _beside(switch_step: int, total: int) -> Figure:
+    """Where a text stands beside the switch line: on the side that has room, at the left with the axis's numbers."""
+    return {"x": switch_step + 0.5, "xanchor": "left" if switch_step <= 0.4 * total else "right"}
+
+
 def _phases(total: int, made: StepTimes, name: str) -> tuple[list[Figure], list[Figure]]:
     """The switch line, the phases of the headline's lane behind it up to step `total`, and what is said of them. name:
     what that lane's method is called.
@@ -132,13 +139,11 @@ def _phases(total: int, made: StepTimes, name: str) -> tuple[list[Figure], list[
     switch_step = made.switch_step
     if switch_step is None:
         return [], []
-    right = switch_step <= total / 2
     said: Figure = {
-        "x": switch_step + 0.5,
+        **_beside(switch_step, total),
         "y": 1,
         "yref": "paper",
         "yanchor": "bottom",
-        "xanchor": "left" if right else "right",
         "showarrow": False,
         "text": f"{name} turns sparse after step {switch_step}",
         "font": {"color": INK, "size": 12},
@@ -176,7 +181,7 @@ def _gain_so_far(one: Sequence[float], other: Sequence[float], phases: Sequence[
     return {
         "text": f"{factor}{' slower' if said == 'slower' else ''} after {made} steps",
         "x": made,
-        "y": first,
+        "y": max(first, second),
         "xref": "x",
         "yref": "y2",
         "xanchor": "right",

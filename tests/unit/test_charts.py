@@ -84,14 +84,30 @@ def test_below_it_each_lane_s_clock_and_how_far_they_are_apart() -> None:
     times = {"dense": [3.0, 3.0], "sparse": [3.0, 1.0]}
     phases = {"dense": ["dense"] * 2, "sparse": ["select", "sparse"]}
     said = timeline.timeline(StepTimes(TWO, times, phases, total=4, ranges=ranges(4, 1)))["layout"]["annotations"]
-    assert said[1]["text"] == "1.50× after 2 steps" and (said[1]["x"], said[1]["y"]) == (2, 6.0)
+    assert said[1]["text"] == "1.50× after 2 steps" and said[1]["y"] == 6.0
     # As the stage says it: slower lanes, and those that are as good as equal.
     for last, words in ((5.0, "1.33× slower after 2 steps"), (3.05, "0.99× after 2 steps")):
         slow = {"dense": [3.0, 3.0], "sparse": [3.0, last]}
         found = timeline.timeline(StepTimes(TWO, slow, phases, total=4, ranges=ranges(4, 1)))["layout"]["annotations"]
-        assert found[1]["text"] == words
+        # Above both clocks.
+        assert (found[1]["text"], found[1]["y"]) == (words, pytest.approx(max(6.0, 3.0 + last)))
     # Before a lane is sparse a factor would be noise.
     assert len(figure_of({"dense": 3, "sparse": 3})["layout"]["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("switch", "made", "turns", "apart"),
+    [
+        (10, 48, (10.5, "left"), (48, "right")), (10, 20, (10.5, "left"), (10.5, "left")),
+        (24, 48, (24.5, "right"), (24.5, "right")), (40, 48, (40.5, "right"), (40.5, "right")),
+    ],
+)  # fmt: skip
+def test_no_text_crosses_the_switch_line(switch, made, turns, apart) -> None:
+    times = {lane: [0.1] * made for lane in ("dense", "sparse")}
+    phases = {"dense": ["dense"] * made, "sparse": ["dense"] * switch + ["sparse"] * (made - switch)}
+    steps = StepTimes(TWO, times, phases, total=48, ranges=ranges(48, switch))
+    said = timeline.timeline(steps)["layout"]["annotations"]
+    assert [(one["x"], one["xanchor"]) for one in said] == [turns, apart]
 
 
 def test_without_a_switch_there_is_no_line() -> None:
