@@ -206,7 +206,9 @@ class _Film:
         else:
             slower = score["words"].startswith("slower")
             faster = self.final["reference" if slower else "headline"]
-            x = self.large.draw(draw, x, y, score["text"], self.colours[self.lanes[faster]])
+            # As on the page (assets/page/stage.css): a few slow steps made it.
+            factor = f"≈ {score['text']}" if score.get("unsteady") else score["text"]
+            x = self.large.draw(draw, x, y, factor, self.colours[self.lanes[faster]])
             x = self.plain.draw(draw, x + self.px(10), y, score["words"], ink)
         same = self.final["agreement"] if over else None
         if same is not None:

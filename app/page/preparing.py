@@ -154,6 +154,7 @@ class Preparing:
         learned = measured.applied(material.estimated, loaded, material.asked, material.tokens)
         estimated = None if material.refused else learned
         said = [] if material.refused else notes(self.server.desk, material, loaded)
+        most = cost.span(material.most_seconds)
         return {
             "state": "ready",
             "question": material.question,
@@ -164,7 +165,8 @@ class Preparing:
             "gold": material.gold is not None,
             "lanes": lanes_named(material.asked),
             "estimate": f"{race_time(estimated, material.asked)} on this machine" if estimated else "",
-            "ends": f"a run longer than {cost.span(material.most_seconds)} is stopped" if estimated else "",
+            # Of a conversation its first question says it.
+            "ends": f"a run longer than {most} is stopped" if estimated and not material.asked.history else "",
             "notes": said,
         }
 

@@ -512,6 +512,22 @@ def test_what_is_taken_away_says_how_the_lanes_shared_the_machine(race, monkeypa
         assert f'"mode":{{"name":"{name}"' in to_html(trace)
 
 
+def test_an_animation_says_of_a_factor_that_a_slow_step_made_what_the_page_says(race, monkeypatch) -> None:
+    _, trace = race
+    dense = trace.lanes["dense"]
+    steady = tuple(replace(step, seconds=1.0) for step in dense.steps)
+    slow = (*steady[:-1], replace(steady[-1], seconds=60.0))
+    written: list[str] = []
+    draw = Typesetter.draw
+    monkeypatch.setattr(Typesetter, "draw", lambda own, *given: (written.append(given[3]), draw(own, *given))[1])
+    for steps, about in ((steady, False), (slow, True)):
+        written.clear()
+        film = _Film(replace(trace, lanes={**trace.lanes, "dense": replace(dense, steps=steps)}), 960, False, None)
+        film.frame(film.plan(4)[-1][0], {})
+        factor = next(text for text in written if text.endswith("×"))
+        assert factor.startswith("≈ ") is about and factor.endswith(film.final["speedup"]["text"])
+
+
 def test_three_lanes_get_a_wider_picture_that_tells_what_the_third_has_in_common(tmp_path) -> None:
     _, trace = make_race(18, 40, 12, (12, 12, 12), 0.2, None)
     to_animation(trace, tmp_path / "three.gif", seconds=4)
@@ -567,6 +583,7 @@ def test_what_no_font_has_is_drawn_as_a_box() -> None:
     body = Typesetter(20)
     assert [font is None for font, _ in body.runs("a\U0010fffdb")] == [False, True, False]
     assert body.width("\U0010fffd\U0010fffd") == pytest.approx(28)
+    assert body.runs("96.0\u00a0%") == body.runs("96.0 %")
     assert body.fit("word " * 100, 120).endswith(" …") and body.width(body.fit("word " * 100, 120)) <= 120
 
 
