@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Stands after a number of percent: no line ends between the two.
+PERCENT = "\N{NO-BREAK SPACE}%"
 # Two runs of the same thing differ by as much on a machine that has other things to do.
 SAME = 0.05
 

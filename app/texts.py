@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from app.phrases import PERCENT
+
 PAPER = "https://arxiv.org/abs/2509.24014"
 
 TITLE = "SparseD live"
@@ -141,7 +143,7 @@ SCENES = {
     "sparse": Scene(
         "Reuse: skip blocks",
         "Within a head the pattern hardly changes from step to step, so all later steps compute the kept blocks alone. "
-        "At 30 % kept, attention does about a third of its work; the rest of the network costs what it did.",
+        f"At 30{PERCENT} kept, attention does about a third of its work; the rest of the network costs what it did.",
     ),
     "cache": Scene(
         "Caches: skip rows",

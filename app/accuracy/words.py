@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from app.accuracy.shipped import PUBLISHED_METHOD, RECOMMENDED_METHOD, Row, Summary, most_asked, row_of
 from app.figures.points import in_words
 from app.lanes import additions
-from app.phrases import points
+from app.phrases import PERCENT, points
 from sparsed.config import RECOMMENDED
 from sparsed.evaluation.methods import parts_of, samples_apart
 from sparsed.evaluation.recommend import TYPE, recommend
@@ -48,7 +48,7 @@ def findings(summary: Summary, length: str) -> list[str]:
     if dense is not None:
         said.append(
             f"{summary['model']}, {dense['questions']} questions of {len(_kinds(summary, length))} kinds at {length}: "
-            f"full attention has {100 * dense['accuracy']:.1f} % right."
+            f"full attention has {100 * dense['accuracy']:.1f}{PERCENT} right."
         )
     paper, ours = row_of(summary, length, PUBLISHED_METHOD), row_of(summary, length, RECOMMENDED_METHOD)
     if paper is not None:

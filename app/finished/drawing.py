@@ -129,8 +129,10 @@ class Typesetter:
 
 
 def _clean(text: str) -> str:
-    """Without what has no picture: control characters become spaces, invisible ones go."""
-    kinds = ((character, unicodedata.category(character)) for character in text)
+    """Without what has no picture: control characters and the no-break space, which not every font has, become spaces,
+    invisible ones go.
+    """
+    kinds = ((character, unicodedata.category(character)) for character in text.replace("\N{NO-BREAK SPACE}", " "))
     return "".join(
         " " if kind == "Cc" else "\ufffd" if kind == "Cs" else character for character, kind in kinds if kind != "Cf"
     )

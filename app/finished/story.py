@@ -11,6 +11,7 @@ from app.figures.head import LEVELS, level_edges
 from app.figures.shared import cell_sizes
 from app.finished.run import Kept, recorded
 from app.lanes import LaneSpec, headline
+from app.phrases import PERCENT
 from app.race.canvas import Canvas
 from sparsed import trace as traces
 from sparsed.answer_text import answer_length
@@ -68,7 +69,7 @@ def _scenes(run: Kept, layer: int, head: int) -> dict[str, dict[str, Any]]:
         "step": selecting + 1,
         "drawing": _map(mask if weights is None else weights, pattern, "kept" if weights is None else "importance"),
     }
-    chosen = f"{100 * mask.mean():.1f} % of the pairs"
+    chosen = f"{100 * mask.mean():.1f}{PERCENT} of the pairs"
     since = "Chosen, and not used" if sparse is None else f"From step {sparse + 1} on"
     found["sparse"] = {
         "said": f"{since} ({where}): {chosen}.",
@@ -122,7 +123,7 @@ def _rows(run: Kept, lane: LaneSpec, made: Lane) -> dict[str, Any]:
     rows = [step.rows or positions for step in made.steps]
     share = 100 * sum(rows) / (positions * len(rows))
     return {
-        "said": f"{lane.label}, a bar a step: {share:.0f} % of the rows that {len(rows)} full steps compute.",
+        "said": f"{lane.label}, a bar a step: {share:.0f}{PERCENT} of the rows that {len(rows)} full steps compute.",
         "lane": lane.key,
         "step": len(rows),
         "drawing": {"kind": "rows", "shares": [round(100 * one / positions, 1) for one in rows]},

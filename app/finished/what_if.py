@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.finished.run import Kept
+from app.phrases import PERCENT
 from app.texts import NO_SELECTION, WHAT_IF_BY_RULE, WHAT_IF_LATER, WHAT_IF_UNKNOWN
 from sparsed.attention.masks import Masks
 
@@ -30,7 +31,7 @@ class WhatIf:
         """The shares of blocks and of attention that it keeps, in words."""
         # Down: less than all is never called all.
         share = math.floor(1000 * self.mass + 1e-6) / 10
-        return f"{100 * self.mask.mean():.1f} %", f"{share:.1f} %"
+        return f"{100 * self.mask.mean():.1f}{PERCENT}", f"{share:.1f}{PERCENT}"
 
 
 def why_not(run: Kept | Masks | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.lanes import LaneSpec, headline, reference
-from app.phrases import clock, gain, steps_in_words
+from app.phrases import PERCENT, clock, gain, steps_in_words
 from app.race.canvas import Canvas
 from app.race.lane_view import LaneView, Snapshot
 from app.race.notes import of_lanes
@@ -201,7 +201,7 @@ class Stage:
         return {
             "same": same,
             "compared": compared,
-            "text": f"{shown} %",
+            "text": f"{shown}{PERCENT}",
             "words": "same text",
             "detail": f"{same} of {compared} tokens are the same, the end token included"
             + (f"; {lane.label} was never sparse" if lane.never_sparse else ""),

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 from app.accuracy.shipped import SHIPPED, shipped
 from app.lanes import LaneSpec
+from app.phrases import PERCENT
 from app.race.request import Request
 from sparsed.config import NO_CACHE, AttentionConfig
 from sparsed.evaluation.methods import VARIED, parse_method
@@ -35,7 +36,7 @@ def found(asked: Request, tokens: int) -> dict[str, str] | None:
         cell = next((cell for cell in cells if _same(cell["method"], lane, length)), None)
         if cell is not None:
             low, high = cell["interval"]
-            at[lane.key] = f"{cell['right']} of {cell['questions']}, {100 * low:.0f}–{100 * high:.0f} %"
+            at[lane.key] = f"{cell['right']} of {cell['questions']}, {100 * low:.0f}–{100 * high:.0f}{PERCENT}"
     return at
 
 

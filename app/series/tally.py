@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.lanes import LaneSpec, reference
-from app.phrases import clock, gain, points
+from app.phrases import PERCENT, clock, gain, points
 from app.race.lane_view import Snapshot
 from sparsed.evaluation.scores import paired, wilson
 
@@ -61,7 +61,7 @@ def rows(lanes: Sequence[LaneSpec], questions: Sequence[Answered]) -> list[dict[
             "right": right,
             "questions": count,
             "interval": [low, high],
-            "range": f"{100 * low:.0f}–{100 * high:.0f} %",
+            "range": f"{100 * low:.0f}–{100 * high:.0f}{PERCENT}",
             "seconds": clock(spent / count) if count else None,
             "gain": None,
             "difference": None,

@@ -33,5 +33,8 @@
     return value < GIB ? `${Math.round(value / MIB)} MiB` : `${(value / GIB).toFixed(value < 10 * GIB ? 2 : 1)} GiB`;
   }
 
-  window.sparsed.format = { clock, milliseconds, number, bytes };
+  // No line ends between the two.
+  const percent = (digits) => `${digits}\u00a0%`;
+
+  window.sparsed.format = { clock, milliseconds, number, bytes, percent };
 })();

@@ -4,7 +4,7 @@
   "use strict";
 
   const { el, setText, setAttribute, show, stepOf } = window.sparsed.tools;
-  const { number } = window.sparsed.format;
+  const { number, percent } = window.sparsed.format;
   // Cells of less are not told apart by lines.
   const CELL = 4;
 
@@ -64,14 +64,14 @@
   const plain = (label) => [["<br>", " "], ["&lt;", "<"], ["&gt;", ">"], ["&amp;", "&"]]
     .reduce((text, [from, to]) => text.replaceAll(from, to), label);
 
-  function percent(share) {
-    const value = 100 * share;
-    return value < 0.01 ? "less than 0.01 %" : `${value < 10 ? value.toFixed(2) : Math.round(value)} %`;
+  function shareOf(part) {
+    const value = 100 * part;
+    return value < 0.01 ? `less than ${percent(0.01)}` : percent(value < 10 ? value.toFixed(2) : Math.round(value));
   }
 
   // What is said of a pair of blocks stands below the map: over it, it would cover the cell that it is about.
   function point({ points: [{ x, y, z, customdata, data }] }) {
-    const share = customdata === undefined ? "" : `${percent(Math.abs(customdata))} of the row's attention, `;
+    const share = customdata === undefined ? "" : `${shareOf(Math.abs(customdata))} of the row's attention, `;
     const would = tried(about()) ? "would be " : "";
     const kept = z >= data.meta.kept_from ? "kept" : "skipped";
     setText(tip, `query block ${plain(y)}\nkey block ${plain(x)}\n${share}${would}${kept}`);

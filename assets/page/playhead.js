@@ -6,7 +6,7 @@
   "use strict";
 
   const { el, setText, setAttribute, show } = window.sparsed.tools;
-  const { number } = window.sparsed.format;
+  const { number, percent } = window.sparsed.format;
 
   const share = (part, all) => Math.round(100 * (all ? 1 - part / all : 0));
 
@@ -30,7 +30,7 @@
     // While every pair was computed, a large "0 %" would be the first number that a visitor reads.
     const some = known[0] < known[1];
     show(skipped, some);
-    setText(skipped, some ? `${share(...known)} %` : "");
+    setText(skipped, some ? percent(share(...known)) : "");
     setText(words, some ? "of block pairs skipped" : "every block pair computed so far");
     const cached = value.lanes.filter((each) => each.step_rows && each.counted).map(rowsOf);
     setText(pairs, `${number(Math.round(known[0]))} of ${number(known[1])} a head computed`);

@@ -559,7 +559,7 @@ def test_a_sweep_streams_its_table_and_says_which_lengths_were_refused(client: C
         row = rows[name]
         assert row["state"] == "done" and row["dense_right"] is True and row["sparse_right"] is True
         assert row["speedup"]["ratio"] == pytest.approx(row["dense_seconds"] / row["sparse_seconds"], rel=1e-3)
-        assert row["agreement"] == {"same": 25, "compared": 25, "text": "100 %"}
+        assert row["agreement"] == {"same": 25, "compared": 25, "text": "100\u00a0%"}
         assert row["step"] == row["total"] == 128 and row["memory"] > 0
         assert list(row["lanes"]) == ["dense", "sparse"] and row["lanes"]["dense"]["speedup"] is None
         assert row["lanes"]["sparse"] == {

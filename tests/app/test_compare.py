@@ -168,7 +168,7 @@ def test_two_lengths_end_with_two_rows_that_hold_the_numbers_of_their_runs(engin
         # The stand-in writes the right answer in both lanes, and an end token.
         answer = len(fake_engine.SEED_WORDS.split()) + 1
         assert (row["agreement"]["same"], row["agreement"]["compared"]) == (answer, answer)
-        assert row["agreement"]["text"] == "100 %"
+        assert row["agreement"]["text"] == "100\u00a0%"
         assert row["dense_right"] is row["sparse_right"] is True and row["published"] is None
     json.dumps(seen, allow_nan=False)
     assert free(desk, visit)
@@ -265,7 +265,7 @@ def test_stop_in_the_second_length_keeps_the_first(engine: Noting) -> None:
     end = seen[-1]
     assert end["state"] == "stopped" and states(end) == {"short_context": "done", "1k": "stopped", "2k": "stopped"}
     first, second, third = end["rows"]
-    assert first["speedup"] and first["dense_seconds"] > 0 and first["agreement"]["text"] == "100 %"
+    assert first["speedup"] and first["dense_seconds"] > 0 and first["agreement"]["text"] == "100\u00a0%"
     assert second["dense_seconds"] is None and second["message"] == f"Stopped after {second['step']} of 128 steps."
     assert third["message"] == NOT_BEGUN and third["tokens"] is None
     # At most the step that was running when Stop was pressed.
@@ -307,7 +307,7 @@ def test_every_lane_is_raced_at_each_length(engine: Noting) -> None:
             # The stand-in's window is wrong.
             assert row[f"{key}_right"] is (key != "baseline") and row["infos"][key]["total"] == 16
             same = row[f"{key}_agreement"]
-            assert same is None if key == "dense" else (same["text"] == "100 %") is (key != "baseline")
+            assert same is None if key == "dense" else (same["text"] == "100\u00a0%") is (key != "baseline")
         assert row["speedup"] == row["sparse_speedup"]
     # A line a lane in its own colours, and its speed-up in them again; SparseD's is the one that is written.
     figure = gains(end["rows"])
@@ -826,7 +826,7 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[Row]) -> Non
     hostile = "<img src=x onerror='document.title=1'>"
     refused = {**table_module.row_of("32k", 32768, None), "state": "refused", "message": hostile}
     done = {**rows[1], "dense_right": True, "sparse_right": False, "sparse_verdict": hostile, "memory": 3 * 2**29}
-    done["agreement"] = {"same": 24, "compared": 25, "text": "96.0 %"}
+    done["agreement"] = {"same": 24, "compared": 25, "text": "96.0\u00a0%"}
     value = {
         "state": "running", "message": hostile, "label": "mini", "question": hostile, "progress": 0.25, "paper": "P.",
         "progress_text": "1 of 3 lengths done", "estimate": "", "memory": "M.",
@@ -835,7 +835,7 @@ def test_the_view_draws_every_row_as_text(chromium: Any, rows: list[Row]) -> Non
     values = [with_pins(None, ()), with_pins(value, [Pin(hostile, tuple(rows[:2]))]), with_pins(value, ())]
     # A pinned one of other lanes: they are columns of their own.
     window = table_module.row_of("4k", 4096, None, lanes_for(AttentionConfig(), ["sliding_window"]))
-    gain, same = {"text": "1.60×", "words": "faster"}, {"same": 3, "compared": 25, "text": "12.0 %"}
+    gain, same = {"text": "1.60×", "words": "faster"}, {"same": 3, "compared": 25, "text": "12.0\u00a0%"}
     window |= {**rows[1], "lanes": window["lanes"], "baseline_never_sparse": False, "baseline_verdict": "",
                "baseline_seconds": 44.0, "baseline_right": False, "baseline_speedup": gain,
                "baseline_agreement": same, "baseline_steps": None}  # fmt: skip

@@ -317,7 +317,7 @@ def test_more_lanes_race_like_three(fake_engine: Any, count: int, devices: int, 
     sent = sorted((one["lane"], one["step"]) for one in shown for one in one.stage["steps"])
     assert sent == sorted((key, n + 1) for key in keys for n in range(asked.steps))
     # Each is compared with full attention; the baselines of the stand-in get every third word wrong.
-    alike = [lane["same"] and lane["same"]["text"] == "100 %" for lane in last["lanes"]]
+    alike = [lane["same"] and lane["same"]["text"] == "100\u00a0%" for lane in last["lanes"]]
     assert alike == [None, True, *[False] * (count - 2)]
     assert [lane["speedup"] is None for lane in last["lanes"]] == [True, *[False] * (count - 1)]
     assert len({lane["style"] for lane in last["lanes"]}) == len({lane["label"] for lane in last["lanes"]}) == count

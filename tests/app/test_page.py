@@ -94,7 +94,7 @@ def test_a_run_from_beginning_to_end(raced, fake) -> None:
     page = raced
     assert re.fullmatch(r"\d\.\d\d×", page.inner_text(".sd-ratio"))
     assert page.inner_text(".sd-score-speed .sd-words") == "faster"
-    assert page.inner_text(".sd-same") == "100 %"
+    assert page.inner_text(".sd-same") == "100\u00a0%"
     for lane in ("dense", "sparse"):
         card = page.locator(f'[data-lane="{lane}"]')
         assert card.locator(".sd-canvas").text_content().startswith("Mara Velin was born in Tolm")

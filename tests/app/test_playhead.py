@@ -70,7 +70,7 @@ def agrees(page: Any, step: int, live: bool, layers: list[list[list[list[int]]]]
     assert shown["counter"] == [step, pytest.approx([computed, step * blocks**2], abs=0.5)]
     if step:
         share = 100 * (1 - computed / (step * blocks**2))
-        words = f"{share:.0f} % of block pairs skipped" if sparse else "every block pair computed so far"
+        words = f"{share:.0f}\u00a0% of block pairs skipped" if sparse else "every block pair computed so far"
         assert page.text_content(".sd-counter p").strip() == words
 
 

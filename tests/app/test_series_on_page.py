@@ -107,8 +107,8 @@ def test_the_count_is_drawn_as_text(chromium) -> None:
     hostile = "<img src=x onerror='document.title=1'>"
     full = {
         "key": "dense", "label": hostile, "style": 1, "full": True, "right": 4, "questions": 4, "interval": [0.51, 1.0],
-        "range": "51–100 %", "seconds": "2.00 s", "gain": None, "difference": None, "never_sparse": 0,
-        "shipped": "12 of 12, 76–100 %",
+        "range": "51–100\u00a0%", "seconds": "2.00 s", "gain": None, "difference": None, "never_sparse": 0,
+        "shipped": "12 of 12, 76–100\u00a0%",
     }  # fmt: skip
     about = {"key": "sparse", "label": "SparseD", "style": 2, "full": False, "never_sparse": 3, "shipped": None}
     sparse = {**full, **about, "gain": {"text": "1.02×", "words": "about the same speed"}}

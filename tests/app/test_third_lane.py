@@ -67,14 +67,14 @@ def test_three_lanes_end_on_the_page_as_in_the_engine(raced, keeping) -> None:
     # A window is a rule: there is nothing to select.
     assert phases[2] == ["dense steps 1–14", "sparse steps 15–64"]
     # The headline is SparseD's; the baseline gets it wrong, and says how much it has in common with full attention.
-    assert page.inner_text(".sd-score-speed .sd-words") == "faster" and page.inner_text(".sd-same") == "100 %"
+    assert page.inner_text(".sd-score-speed .sd-words") == "faster" and page.inner_text(".sd-same") == "100\u00a0%"
     assert page.inner_text('[data-lane="sparse"] .sd-verdict') == "✓ as expected"
     assert page.inner_text('[data-lane="baseline"] .sd-verdict') == "✗ not the expected answer"
     ends = [row[-1].index("<end>") + 1 for row in (written["dense"], written["sliding_window"])]
     assert ends[0] == ends[1]
     alike = sum(a == b for a, b in zip(written["dense"][-1][: ends[0]], written["sliding_window"][-1][: ends[0]]))
     said = page.inner_text('[data-lane="baseline"] .sd-lane-same')
-    assert said == f"{100 * alike / ends[0]:.1f} % same text as full attention"
+    assert said == f"{100 * alike / ends[0]:.1f}\u00a0% same text as full attention"
     assert page.locator(".sd-lane-same:visible").count() == 1
     # Its differences from full attention are marked.
     wavy = page.locator('[data-lane="baseline"] .sd-cell[data-differs]').count()

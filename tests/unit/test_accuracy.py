@@ -190,7 +190,7 @@ def test_what_wins_and_what_loses_is_said_by_how_much(tmp_path: Path) -> None:
     assert main([str(folder_of(tmp_path / "eval")), "--out", str(tmp_path / "small.json")]) == 0
     summary = unpacked(json.loads((tmp_path / "small.json").read_text("utf-8")))
     dense, paper_s, ours, cached = words.findings(summary, "1k")
-    assert dense == "tiny, 8 questions of 2 kinds at 1k: full attention has 87.5 % right."
+    assert dense == "tiny, 8 questions of 2 kinds at 1k: full attention has 87.5\u00a0% right."
     low, high = (f"{100 * bound:+.1f}".replace("-", "−") for bound in paired(1, 2, 8))
     speed = f"{next(row['speed'] for row in summary['lengths'] if row['method'] == 'sparsed'):.2f}×"
     assert paper_s == (

@@ -28,7 +28,7 @@ def cell(length: str, type_: str, method: str) -> str:
     rows = [dict(zip(columns, row, strict=True)) for row in table["rows"]]
     (one,) = [row for row in rows if (row["length"], row["type"], row["method"]) == (length, type_, method)]
     low, high = wilson(one["right"], one["questions"])
-    return f"{one['right']} of {one['questions']}, {100 * low:.0f}–{100 * high:.0f} %"
+    return f"{one['right']} of {one['questions']}, {100 * low:.0f}–{100 * high:.0f}\u00a0%"
 
 
 def test_each_lane_has_the_line_of_its_kind_length_and_settings() -> None:

@@ -92,7 +92,7 @@ def test_a_finished_race() -> None:
     json.dumps(value, allow_nan=False)
     assert value["state"] == "done" and value["run"] == 7 and value["notes"] == ["n"]
     assert value["speedup"]["text"] == "1.50×" and value["speedup"]["words"] == "faster"
-    assert value["agreement"]["text"] == "100 %" and value["agreement"]["compared"] == 4
+    assert value["agreement"]["text"] == "100\u00a0%" and value["agreement"]["compared"] == 4
     assert value["gold"] == "It is so"
     dense, sparse = value["lanes"]
     assert [(lane["right"], lane["verdict"]) for lane in (dense, sparse)] == [(True, "words")] * 2
@@ -115,7 +115,7 @@ def test_the_gold_answer_and_the_verdicts_wait_for_the_end() -> None:
 def test_a_wrong_answer_and_a_disagreement_are_said() -> None:
     value = whole({"dense": [1, 2, 3, END], "sparse": [1, 2, END, END]}, {"dense": 0.2, "sparse": 0.3})
     assert [lane["right"] for lane in value["lanes"]] == [True, False]
-    assert value["agreement"]["text"] == "75.0 %" and value["agreement"]["same"] == 3
+    assert value["agreement"]["text"] == "75.0\u00a0%" and value["agreement"]["same"] == 3
     assert value["speedup"] == {
         "ratio": 0.6667,
         "text": "1.50×",
@@ -179,7 +179,7 @@ def test_nearly_the_same_is_never_called_100_percent() -> None:
         )
         stage.apply(Update((LaneStep(lane.key, made),), "running", (lane.key,)))
     found = stage.agreement(stage.headline)
-    assert found is not None and found["text"] == "99.9 %"
+    assert found is not None and found["text"] == "99.9\u00a0%"
 
 
 def test_the_stream_holds_each_step_once_and_the_snapshots_are_complete() -> None:
@@ -335,7 +335,7 @@ def test_a_third_lane_has_an_agreement_of_its_own_and_leaves_the_headline_alone(
     assert (third["key"], third["label"]) == ("baseline", "Sliding window")
     assert (third["right"], third["seconds"]) == (False, 0.4)
     assert third["same"] == {
-        "same": 2, "compared": 4, "text": "50.0 %", "words": "same text as full attention",
+        "same": 2, "compared": 4, "text": "50.0\u00a0%", "words": "same text as full attention",
         "detail": "2 of 4 tokens are the same, the end token included",
     }  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_the_maps_are_those_of_the_head(run: Kept) -> None:
     ordered = drawn["select"].ravel()[np.argsort(shrunk(weights, per_cell), axis=None)]
     assert (np.diff(ordered) >= 0).all() and ordered[-1] == SHADES
     assert f"all {blocks**2:,} pairs" in made["dense"]["said"]
-    assert f"{100 * mask.sum() / blocks**2:.1f} % of the pairs" in made["sparse"]["said"]
+    assert f"{100 * mask.sum() / blocks**2:.1f}\u00a0% of the pairs" in made["sparse"]["said"]
     for key in drawn:
         assert "layer 3, head 2" in made[key]["said"]
         edge = run.pattern.layout.prompt_blocks / per_cell / len(drawn[key])
@@ -98,7 +98,7 @@ def test_the_cache_s_scene_counts_its_rows(run: Kept) -> None:
     positions = run.trace.prompt.tokens + run.trace.gen_length
     rows = [step.rows or positions for step in run.trace.lanes["sparsed+refresh"].steps]
     assert scene["drawing"]["shares"] == pytest.approx([100 * one / positions for one in rows], abs=0.06)
-    assert f"{100 * sum(rows) / (positions * len(rows)):.0f} % of the rows" in scene["said"]
+    assert f"{100 * sum(rows) / (positions * len(rows)):.0f}\u00a0% of the rows" in scene["said"]
 
 
 def test_what_a_run_has_not_done_is_not_drawn(run: Kept) -> None:

@@ -50,7 +50,7 @@ def test_each_lane_has_its_right_answers_their_interval_and_its_seconds(count: i
         assert (row["right"], row["questions"]) == (sum(right[place] for right in RIGHT[:count]), count)
         low, high = bounds(row["right"], count)
         assert row["interval"] == pytest.approx([low, high], abs=1e-6)
-        assert row["range"] == f"{100 * low:.0f}–{100 * high:.0f} %"
+        assert row["range"] == f"{100 * low:.0f}–{100 * high:.0f}\u00a0%"
     whole = sum(3.0 + number for number in range(count))
     assert [row["seconds"] for row in made] == [f"{whole / count:.2f} s", "2.00 s", "1.00 s"]
     assert [row["gain"] and row["gain"]["text"] for row in made] == [

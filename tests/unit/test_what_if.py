@@ -121,8 +121,8 @@ def test_both_are_said_and_less_than_all_is_not_called_all() -> None:
     run = run_of(BlockLayout(700, 600, 32))
     tried = replace(what_if(run, 0, 0, 0.5), mass=0.99996)
     assert said(run, 0, 0, tried) == (
-        f"At 0.5 this head would keep {100 * tried.mask.mean():.1f} % of blocks and 99.9 % of attention;"
-        " at the run’s own 0.3 it keeps 9.1 % and 50.0 %."
+        f"At 0.5 this head would keep {100 * tried.mask.mean():.1f}\u00a0% of blocks and 99.9\u00a0% of attention;"
+        " at the run’s own 0.3 it keeps 9.1\u00a0% and 50.0\u00a0%."
     )
     shown = what_if_view(run, 9, 9, None)  # a head that this run does not have: its last one
     assert shown == ({"value": 0.3, "interactive": True}, False, said(run, 1, 2, None))
