@@ -31,11 +31,15 @@ def test_a_dream_checkpoint_from_a_folder(visit, dream) -> None:
     phases = page.locator('[data-lane="sparse"] .sd-phases li').all_inner_texts()
     assert phases == ["dense steps 1–4", "select step 5", "sparse steps 6–16"]
     assert page.locator('.sd-canvas .sd-cell[data-state="masked"]').count() == 0
-    kept = page.evaluate(
-        "() => { const t = document.querySelector('#sd-heatmap .sd-plot')._fullData[0];"
-        " return [...t.z].map((row) => [...row].map((cell) => cell >= t.meta.kept_from)); }"
+    # The map is drawn a moment after the end.
+    page.wait_for_function(
+        """rows => {
+            const { z, meta } = document.querySelector("#sd-heatmap .sd-plot")._fullData[0];
+            const kept = [...z].map((row) => [...row].flatMap((cell, at) => (cell >= meta.kept_from ? [at] : [])));
+            return JSON.stringify(kept) === JSON.stringify(rows);
+        }""",
+        arg=dream.mask(1, 0),
     )
-    assert [[i for i, cell in enumerate(row) if cell] for row in kept] == dream.mask(1, 0)
 
     # The bundled model is loaded at once when it is chosen, and the settings follow, but for the visitor's own.
     choose(page, "sd-model", "mini")
