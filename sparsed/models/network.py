@@ -107,11 +107,12 @@ def load_network(
         except SafetensorError as error:
             raise LoadError(f"The weights in {folder} cannot be read: {reason(error)}.") from error
         except torch.OutOfMemoryError as error:
-            alone = share is None and device_map is None and quantize is None
+            half = "load it in bfloat16, " if dtype == torch.float32 else ""
+            whole = share is None and device_map is None and quantize is None
+            spread = ", or spread it with device_map='auto'" if whole else ""
             raise LoadError(
-                f"There is too little memory on the device for the weights in {folder}: "
-                f"{'load it in bfloat16, ' if dtype == torch.float32 else ''}choose a smaller model"
-                f"{', or spread it with device_map=' + repr('auto') if alone else ''}."
+                f"There is too little memory on the device for the weights in {folder}: {half}choose a smaller "
+                f"model{spread}."
             ) from error
         except (TypeError, ValueError, LookupError, ArithmeticError, OSError, RuntimeError) as error:
             if "offload_folder" in str(error):
