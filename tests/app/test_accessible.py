@@ -87,7 +87,7 @@ def test_axe_finds_nothing_serious_in_three_lanes(visit, keeping, scheme, width)
     assert names == ["Full attention", "SparseD", "StreamingLLM"]
     # What is said at the end names the third lane too.
     said = page.locator(".sd-stage > [role=status].sd-hidden").text_content()
-    assert re.fullmatch(r"All lanes are done\. SparseD: .+ StreamingLLM: [\d.]+ % same text as full attention\.", said)
+    assert re.fullmatch(r"All lanes are done\. SparseD: .+ StreamingLLM: [\d.]+\s% same text as full attention\.", said)
     # Its canvas is reached and read like the others.
     page.locator('[data-lane="baseline"] .sd-canvas').focus()
     page.keyboard.press("Home")
