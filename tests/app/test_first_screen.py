@@ -143,6 +143,14 @@ def test_old_numbers_are_said_to_be_old_and_a_run_is_seen_from_anywhere(visit, f
     page = visit(fake, viewport={"width": 1280, "height": 720})
     page.wait_for_selector(".sd-recorded:not([hidden])")
     assert page.get_attribute(".sd-stage", "data-old") is None
+    # The longest words beside the factor reach no other number.
+    free = page.evaluate(
+        "() => { const [speed, same] = document.querySelectorAll('.sd-score');"
+        " const words = speed.querySelector('.sd-words');"
+        " words.textContent = 'about the same speed so far';"
+        " return same.getBoundingClientRect().left - words.getBoundingClientRect().right; }"
+    )
+    assert free >= 16
     page.click("#sd-another")
     page.wait_for_selector(".sd-stage[data-old]")
     assert page.is_visible(".sd-recorded") and page.is_hidden(".sd-last")
