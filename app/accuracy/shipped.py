@@ -78,12 +78,6 @@ def lengths(summary: Summary) -> list[str]:
     return list(dict.fromkeys(row["length"] for row in summary["lengths"]))
 
 
-def most_asked(summary: Summary) -> str:
-    """The length at which most questions were asked."""
-    asked = {row["length"]: row["questions"] for row in summary["lengths"] if row["method"] == "dense"}
-    return max(asked, key=lambda length: asked[length])
-
-
 def row_of(summary: Summary, length: str, method: str) -> Row | None:
     """The row of a method at a length; None where it was not asked there."""
     found = (row for row in summary["lengths"] if (row["length"], row["method"]) == (length, method))

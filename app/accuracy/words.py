@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from app.accuracy.shipped import PUBLISHED_METHOD, RECOMMENDED_METHOD, Row, Summary, most_asked, row_of
+from app.accuracy.shipped import PUBLISHED_METHOD, RECOMMENDED_METHOD, Row, Summary, row_of
 from app.figures.points import in_words
 from app.lanes import additions
 from app.phrases import PERCENT, points
 from sparsed.config import RECOMMENDED
 from sparsed.evaluation.methods import parts_of, samples_apart
-from sparsed.evaluation.recommend import TYPE, recommend
+from sparsed.evaluation.recommend import TYPE, most_asked, recommend
 
 # Question types as the page says them (`sparsed.evaluation.plan.TYPES`).
 KINDS = {

@@ -13,7 +13,7 @@ from app.figures.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, R
 from app.figures.shared import View, title_of
 from sparsed.config import CACHE_LABELS
 from sparsed.evaluation.methods import own_settings, parts_of
-from sparsed.evaluation.recommend import MEAN, recommend
+from sparsed.evaluation.recommend import MEAN, most_asked, recommend
 
 __all__ = ["FAMILIES", "HEIGHT", "MOST_LENGTHS", "WIDTH", "family_of", "lengths_of", "tradeoff"]
 
@@ -97,10 +97,8 @@ def tradeoff(
             said = f"No setting has a known speed at {one}."
             return View(empty(said), said)
     how = "seconds of the steps" if measured else "operations executed"
-    if recommended is None:
-        asked = {one: row["questions"] for one, own in rows.items() for row in own if row["method"] == "dense"}
-        best = recommend(summary, max(lengths, key=lambda one: asked.get(one, 0)))
-        recommended = None if best is None else best.method
+    if recommended is None and (best := recommend(summary, most_asked(summary, lengths))) is not None:
+        recommended = best.method
     if len(lengths) == 1:
         view = _families(summary, lengths[0], rows[lengths[0]], speed, how, width, recommended, marks)
         return with_marks(view, marks)

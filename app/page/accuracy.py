@@ -10,10 +10,11 @@ import gradio as gr
 
 from app.accuracy import paper, words
 from app.accuracy.own import OwnRun
-from app.accuracy.shipped import RECOMMENDED_METHOD, lengths, most_asked, shipped
+from app.accuracy.shipped import RECOMMENDED_METHOD, lengths, shipped
 from app.figures.tradeoff import tradeoff
 from app.page.inputs import Server
 from app.page.values import Updates, as_json, view_of
+from sparsed.evaluation.recommend import most_asked
 
 # What the figure's speeds are → by the clock, or by operations.
 SPEEDS = {"operations executed": False, "the clock of the machine that answered": True}

@@ -16,12 +16,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from app.accuracy.shipped import RECOMMENDED_METHOD, SHIPPED, Row, most_asked, packed, row_of, unpacked
+from app.accuracy.shipped import RECOMMENDED_METHOD, SHIPPED, Row, packed, row_of, unpacked
 from app.figures.tradeoff import distinct
 from app.tools.tradeoff import summary_of
 from sparsed.config import ResolvedSampler
 from sparsed.edge import go_on, program
-from sparsed.evaluation.recommend import recommended
+from sparsed.evaluation.recommend import most_asked, recommended
 from sparsed.files import check, write
 from sparsed.options import ATTENTION, SAMPLER
 from sparsed.questions.lengths import token_budget

@@ -4,7 +4,7 @@ attention does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,12 @@ def candidates(summary: Mapping[str, Any], length: str, caches: bool = False) ->
             )
         )
     return found
+
+
+def most_asked(summary: Mapping[str, Any], lengths: Collection[str] | None = None) -> str:
+    """The prompt length at which full attention was asked most questions; of these, or of all that it was asked at."""
+    asked = {row["length"]: row["questions"] for row in summary["lengths"] if row["method"] == "dense"}
+    return max(asked if lengths is None else lengths, key=lambda length: asked.get(length, 0))
 
 
 def recommend(summary: Mapping[str, Any], length: str, caches: bool = False) -> Candidate | None:

@@ -23,7 +23,7 @@ from app.tools.evaluation import main
 from sparsed.config import RECOMMENDED, SparseDConfig
 from sparsed.evaluation.methods import parse_method, parts_of
 from sparsed.evaluation.plan import TYPES
-from sparsed.evaluation.recommend import candidates, recommend, recommended
+from sparsed.evaluation.recommend import candidates, most_asked, recommend, recommended
 from sparsed.evaluation.scores import Answer, paired, wilson
 from sparsed.models.fingerprint import fingerprint
 from sparsed.results_folder import Folder
@@ -48,7 +48,7 @@ def test_the_shipped_numbers_are_those_of_the_bundled_model() -> None:
 def test_the_recommended_setting_is_the_one_that_the_shipped_numbers_recommend() -> None:
     assert parse_method(RECOMMENDED_METHOD, SparseDConfig()).attention == RECOMMENDED
     summary = shipped.shipped()
-    length = shipped.most_asked(summary)
+    length = most_asked(summary)
     asked = {row["length"]: row["questions"] for row in table_of("lengths")}
     assert length == "4k" and asked["4k"] == max(asked.values()) >= 200
     best = recommend(summary, length)
